@@ -1,0 +1,58 @@
+"""zsRE records in the format of MEND (arXiv:2110.11309), as ROME and its successors read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from factpatch.data.records import read_text, read_texts
+from factpatch.facts import Fact, Neighbor
+
+_ZSRE_FIELDS = frozenset({"src", "rephrase", "loc", "loc_ans"})
+_LOCALITY_PREFIX = "nq question: "
+
+
+def is_zsre(record: Mapping[str, Any]) -> bool:
+    """Say whether a record is in the MEND format of zsRE."""
+    return not _ZSRE_FIELDS.isdisjoint(record)
+
+
+def fact_from_zsre(record: Mapping[str, Any], index: int) -> Fact:
+    """Return the fact of a zsRE record; its id is `index`, its place in the file.
+
+    The new target is the first of `answers`. There is no true target: `alt` and `pred` are not read. The one neighbor
+    is the unrelated question `loc`, which the files write without a question mark, so it gets one. The published
+    loader of ROME leaves the marker "nq question: " in front of it; here the neighbor is the bare question.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: A field is missing or blank, `answers` is empty, or `src` does not contain the subject.
+    """
+    question = read_text(record, "src")
+    start, end = _find_subject(question, read_text(record, "subject").strip())
+    answers = read_texts(record, "answers")
+    if not answers:
+        raise ValueError("field 'answers' is []; its first item is the new target, so it needs at least one.")
+    locality = read_text(record, "loc").removeprefix(_LOCALITY_PREFIX) + "?"
+    return Fact(
+        prompt=question[:start] + "{}" + question[end:],
+        # As the question spells it, so that the filled prompt is the published question to the letter.
+        subject=question[start:end],
+        target_new=answers[0],
+        id=str(index),
+        paraphrases=(read_text(record, "rephrase"),),
+        neighbors=(Neighbor(locality, read_text(record, "loc_ans")),),
+    )
+
+
+def _find_subject(question: str, subject: str) -> tuple[int, int]:
+    """Return where the subject starts and ends: spelled alike before otherwise cased, whole words before parts."""
+    part = re.escape(subject)
+    word = rf"(?<!\w){part}(?!\w)"
+    for flags in (0, re.IGNORECASE):
+        for pattern in (word, part):
+            match = re.search(pattern, question, flags)
+            if match:
+                return match.span()
+    raise ValueError(f"field 'src' is {question!r}; it does not contain the subject {subject!r}, in any case.")

@@ -1,0 +1,333 @@
+"""Editor: a model, a method and its memory of earlier keys. The editing loop is written here, once."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factpatch.facts import Fact, check_batch
+from factpatch.files import atomic_directory
+from factpatch.methods import Method, method_named
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.loading import dtype_named, load_language_model
+from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
+from factpatch.patch import Batch, Patch, write_shift
+from factpatch.presets import preset_for
+from factpatch.progress import bar
+from factpatch.second_moment import Corpus, SecondMoment, corpus_from
+from factpatch.settings import settings_of, with_settings
+from factpatch.shift import Shift, smaller
+from factpatch.strategies.regularizer import Acts
+from factpatch.strategies.spread import Step
+from factpatch.values.contexts import check_contexts, generate_contexts
+from factpatch.values.optimize import TargetValues, optimize_values
+from factpatch.values.reading import SubjectRows, read_keys, read_values
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One call of `Editor.edit`, as the editor remembers it."""
+
+    patch: Patch
+    targets: dict[int, TargetValues]
+    """The outcome of the value optimization, by target layer."""
+    keys: dict[int, Tensor]
+    """The keys of the facts in every written layer, (n, d_key), which later edits will preserve."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by stage."""
+
+
+class Editor:
+    """Edits a model in place, one batch of facts after another.
+
+    Args:
+        model: the name of an embedded model, a directory, an id of the Hugging Face Hub, or a loaded model.
+        tokenizer: the tokenizer of a loaded model.
+        method: a name from `factpatch.METHODS`, with the model's preset applied, or a `Method`, taken as it is.
+        critical_layers: the layers the method may write, ascending; from the model's preset by default.
+        settings: fields of the method's strategies to replace, by dotted name: `{"solver.weight": 5000}`.
+        contexts: templates with one `{}` for the prompt, the bare one first; by default the model generates them.
+        corpus: text for the second moment: see `factpatch.second_moment.corpus_from`.
+        corpus_tokens: how many of its tokens to read; 10 per key dimension by default.
+        second_moments: E[k kᵀ] by layer, (d_key, d_key), for those who have it already.
+        remember_keys: preserve the keys of facts that this editor edited before.
+        written_dtype: what a shift is rounded to before it is added; float32, or float64 for a float64 model.
+        seed: of the generated contexts.
+        device, dtype: where and in which precision to load the model; a float64 model is edited in exact mode.
+        progress: show a bar on a terminal during long work.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it and says what to do.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        method: str | Method = "memit-blue",
+        *,
+        critical_layers: Sequence[int] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        contexts: Sequence[str] | None = None,
+        corpus: str | Path | Sequence[str] | Corpus | None = None,
+        corpus_tokens: int | None = None,
+        second_moments: Mapping[int, Tensor] | None = None,
+        remember_keys: bool = True,
+        written_dtype: str | torch.dtype | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        progress: bool = True,
+    ) -> None:
+        row = method_named(method) if isinstance(method, str) else method
+        with_settings(row, settings or {})  # a wrong name should not wait for the model
+        self.lm: LanguageModel = load_language_model(model, tokenizer, device, dtype)
+        self.preset = preset_for(self.lm)
+        if isinstance(method, str) and self.preset is not None:
+            row = with_settings(row, self.preset.methods.get(method, {}))
+        self.method = with_settings(row, settings or {})
+        self.critical_layers = self._choose_layers(critical_layers)
+        self.remember_keys = remember_keys
+        self.seed = seed
+        self.edits: list[Edit] = []
+        self._progress = progress
+        self._corpus = corpus
+        self._corpus_tokens = corpus_tokens
+        self._contexts = None if contexts is None else check_contexts(contexts)
+        self._moments: dict[int, Tensor] = dict(second_moments or {})
+        self._prepared: dict[int, Tensor] = {}
+        self._base: dict[int, Tensor] = {}
+        self._stored_dtype = self.lm.work_dtype
+        self._written_dtype = dtype_named(written_dtype) or self.lm.work_dtype
+
+    @property
+    def model(self) -> Any:
+        return self.lm.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.lm.tokenizer
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """The templates that prompts are put into; generated once, with the editor's seed, on first use."""
+        if self._contexts is None:
+            with torch.inference_mode(), self.lm.quiet():
+                self._contexts = generate_contexts(self.lm, self.seed)
+        return self._contexts
+
+    @property
+    def patch(self) -> Patch:
+        """Everything this editor has changed and not undone, as one patch."""
+        if not self.edits:
+            raise ValueError("nothing has been edited yet; call edit first.")
+        return Patch.join([edit.patch for edit in self.edits])
+
+    def edit(self, facts: Sequence[Fact]) -> Patch:
+        """Edit the model in place, all facts in one batch.
+
+        Whatever goes wrong, NaN or an interruption included, the model is as it was before the call.
+
+        Returns:
+            What was changed; applying it to the unedited model gives the same bits.
+
+        Raises:
+            ValueError: a fact cannot be edited, or two facts of the batch contradict each other.
+            FloatingPointError: NaN or infinity at any stage.
+        """
+        facts = tuple(facts)
+        check_batch(facts)
+        steps = self.method.spread.steps(self.critical_layers)
+        layers = sorted({step.layer for step in steps})
+        self._check_untouched("edit")
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "second_moment"):
+            self._prepare(layers)
+        with _timed(seconds, "contexts"):
+            subjects = SubjectRows.of(self.lm, facts, self.contexts)
+        weights = self.lm.weights(layers)
+        copies = snapshot(weights)
+        hashes = {layer: content_hash(copies[layer]) for layer in layers}
+        try:
+            shifts, targets, keys = self._write_batch(facts, subjects, steps, weights, copies, seconds)
+            batch = Batch(facts, shifts, hashes, {layer: content_hash(weights[layer]) for layer in layers})
+            patch = self._describe(batch)
+        except BaseException:
+            restore(weights, copies)
+            raise
+        for layer in layers:
+            self._base.setdefault(layer, copies[layer])
+        self.edits.append(Edit(patch, targets, keys if self.remember_keys else {}, seconds))
+        return patch
+
+    def _write_batch(
+        self,
+        facts: Sequence[Fact],
+        subjects: SubjectRows,
+        steps: Sequence[Step],
+        weights: Mapping[int, Tensor],
+        copies: Mapping[int, Tensor],
+        seconds: dict[str, float],
+    ) -> tuple[dict[int, Shift], dict[int, TargetValues], dict[int, Tensor]]:
+        """The editing loop: solve and write one layer after another."""
+        lm, method = self.lm, self.method
+        shifts: dict[int, Shift] = {}
+        targets: dict[int, TargetValues] = {}
+        keys: dict[int, Tensor] = {}
+        for step in steps:
+            with _timed(seconds, "values"):
+                if step.target_layer not in targets:  # optimized on first use, then remembered
+                    targets[step.target_layer] = self._optimize(facts, step.target_layer)
+            with _timed(seconds, "keys"):
+                present = read_values(lm, subjects, step.target_layer, method.target.site)
+                keys[step.layer] = read_keys(lm, subjects, step.layer).cpu()
+            residual = step.share * (targets[step.target_layer].values - present)
+            with _timed(seconds, "solve"):
+                shifts[step.layer] = self._solve(step.layer, keys[step.layer], residual.cpu())
+            with _timed(seconds, "write"):
+                write_shift(weights[step.layer], shifts[step.layer], self._written_dtype)
+        if method.regularizer.acts is Acts.BATCH:
+            shifts = {
+                layer: smaller(shift).to(self._stored_dtype)
+                for layer, shift in method.regularizer.regularize(shifts, copies).items()
+            }
+            restore(weights, copies)
+            for layer, shift in shifts.items():
+                write_shift(weights[layer], shift, self._written_dtype)
+            # The weights below a layer are no longer those its keys were read on.
+            keys = {layer: read_keys(lm, subjects, layer).cpu() for layer in shifts}
+        return shifts, targets, keys
+
+    def undo(self) -> Patch:
+        """Take the last edit back, bit for bit; again for the one before.
+
+        Returns:
+            The patch of the edit that was undone.
+
+        Raises:
+            ValueError: nothing is left to undo, or the weights were changed by somebody else since.
+        """
+        if not self.edits:
+            raise ValueError("nothing to undo: this editor has not edited the model, or everything is undone.")
+        self._check_untouched("undo")
+        undone = self.edits.pop()
+        weights = self.lm.weights(list(self._base))
+        restore(weights, self._base)
+        for edit in self.edits:
+            for batch in edit.patch.batches:
+                for layer, shift in batch.shifts.items():
+                    write_shift(weights[layer], shift, self._written_dtype)
+        if not self.edits:
+            self._base.clear()
+        return undone.patch
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the edited model with its tokenizer to a directory that transformers loads.
+
+        Raises:
+            FileExistsError: the directory exists and is not empty.
+            OSError: it cannot be written; nothing is left behind.
+        """
+        with atomic_directory(Path(directory)) as temporary:
+            self.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+
+    def _choose_layers(self, critical_layers: Sequence[int] | None) -> tuple[int, ...]:
+        if critical_layers is None:
+            if self.preset is None:
+                raise ValueError(
+                    f"critical_layers=None: there is no preset for {self.lm.name}; say which layers may be written, for "
+                    "example those between a tenth and a third of its depth."
+                )
+            critical_layers = self.preset.critical_layers
+        self.lm.check_layers(critical_layers)
+        return tuple(critical_layers)
+
+    def _prepare(self, layers: Sequence[int]) -> None:
+        """Have the solver's view of every layer's second moment at hand."""
+        missing = [layer for layer in layers if layer not in self._prepared]
+        unread = [layer for layer in missing if layer not in self._moments]
+        if unread:
+            if self.edits:
+                raise ValueError(
+                    f"layers {unread} have no second moment yet, and the model is edited already; the second moment is of "
+                    "the unedited model."
+                )
+            corpus = self._corpus if isinstance(self._corpus, Corpus) else corpus_from(self._corpus)
+            with bar("reading the second moment", self._corpus_tokens or 10 * self.lm.d_key, self._progress) as advance:
+                moments = SecondMoment.read(self.lm, unread, corpus, self._corpus_tokens, progress=advance)
+            self._moments |= {layer: moment.matrix for layer, moment in moments.items()}
+        for layer in missing:
+            self._prepared[layer] = self.method.solver.prepare(self._moments.pop(layer))
+
+    def _optimize(self, facts: Sequence[Fact], layer: int) -> TargetValues:
+        target = self.method.target
+        with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
+            return optimize_values(self.lm, facts, layer, target, self.contexts, advance)
+
+    def _solve(self, layer: int, keys: Tensor, residual: Tensor) -> Shift:
+        earlier = [edit.keys[layer] for edit in self.edits if layer in edit.keys]
+        past = torch.cat([*earlier, keys[:0]])
+        _check_finite(f"keys of layer {layer}", keys)
+        _check_finite(f"residual of layer {layer}", residual)
+        shift = smaller(self.method.solver.solve(self._prepared[layer], keys, residual, past)).to(self._stored_dtype)
+        if not shift.is_finite():
+            raise FloatingPointError(f"the shift of layer {layer} is not finite")
+        return shift
+
+    def _check_untouched(self, action: str) -> None:
+        expected: dict[int, str] = {}
+        for edit in self.edits:
+            expected |= edit.patch.batches[-1].after
+        changed = changed_layers(self.lm.weights(list(expected)), expected, expected)
+        if changed:
+            raise ValueError(
+                f"{action}: the weights of layers {changed} were changed outside this editor since its last edit; "
+                "restore them, or go on with a new Editor."
+            )
+
+    def _describe(self, batch: Batch) -> Patch:
+        return Patch(
+            batches=(batch,),
+            method=self.method.name,
+            settings={
+                **settings_of(self.method),
+                "critical_layers": list(self.critical_layers),
+                "contexts": list(self.contexts),
+                "remember_keys": self.remember_keys,
+            },
+            config=self.lm.config.to_dict(),
+            weight_dtype=self.lm.dtype,
+            written_dtype=self._written_dtype,
+            versions=library_versions(),
+            seed=self.seed,
+        )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what an edit's numbers depend on."""
+    names = ("factpatch", "torch", "transformers", "tokenizers", "safetensors")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise FloatingPointError(f"{name} are not finite")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,60 @@
+"""Rows of tokens in batches of bounded size, and the head in chunks of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from factpatch.model.language_model import LanguageModel
+
+TOKEN_BUDGET = 4096
+"""Tokens in a batch, padding included."""
+HEAD_ENTRIES = 2**24
+"""Entries of a table of log probabilities, (positions, vocabulary): 64 MiB in float32, a few times that in passing."""
+
+
+def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> list[list[int]]:
+    """Group rows of similar length, so that each group padded to its longest row stays within a budget.
+
+    The longest rows come first: a batch that does not fit into memory fails at once.
+
+    Args:
+        lengths: Tokens of each row.
+        budget: Tokens of a group. A row that is longer by itself becomes a group of its own.
+
+    Returns:
+        Groups of indices of rows.
+    """
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not groups or (len(groups[-1]) + 1) * lengths[groups[-1][0]] > budget:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def padded(rows: Sequence[Sequence[int]], left: bool = False, padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one rectangle.
+
+    Returns:
+        The ids, (rows, tokens), and a mask of the same shape with 1 at real tokens and 0 at padding; both on the CPU.
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), padding, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        real = slice(width - len(row), width) if left else slice(len(row))
+        ids[index, real] = torch.tensor(row, dtype=torch.long)
+        mask[index, real] = 1
+    return ids, mask
+
+
+def log_probability_chunks(lm: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Apply the head to (positions, d_value) hidden states, a chunk of positions at a time."""
+    vocabulary = lm.model.get_output_embeddings().weight.shape[0]
+    size = max(1, HEAD_ENTRIES // vocabulary)
+    for first in range(0, hidden.shape[0], size):
+        chunk = slice(first, min(first + size, hidden.shape[0]))
+        yield chunk, lm.log_probabilities(hidden[chunk])

@@ -1,0 +1,66 @@
+"""Perplexity on ordinary text: whether a model still writes as it did."""
+
+from __future__ import annotations
+
+import math
+import re
+from importlib import resources
+
+import torch
+
+from factpatch.evaluation.batching import batches, log_probability_chunks, padded
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.tokens import tokenize
+
+
+def held_out_text() -> str:
+    """The text that the package ships for measuring perplexity; no statistics are collected from it."""
+    return resources.files("factpatch").joinpath("corpora", "held_out.txt").read_text(encoding="utf-8")
+
+
+def perplexity(lm: LanguageModel, text: str, window: int = 512) -> float:
+    """exp of the mean NLL per predicted token.
+
+    Blank lines separate documents. Each document is tokenized with the tokenizer's default special tokens and cut into
+    windows; the first token of a window is not predicted.
+
+    Args:
+        lm: The model; it is left as it was.
+        text: One or more documents.
+        window: Tokens that are read together.
+
+    Raises:
+        ValueError: `window` is below 2 or more than the model has positions for, or no document has two tokens.
+    """
+    if window < 2:
+        raise ValueError(f"window={window}: the first token of a window is not predicted; give at least 2.")
+    documents = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    rows = []
+    for document in tokenize(lm.tokenizer, documents) if documents else []:
+        rows += [document[first : first + window] for first in range(0, len(document), window)]
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise ValueError(f"text={text[:40]!r}: no document has two tokens; give a longer text.")
+    longest = max(len(row) for row in rows)
+    positions = getattr(lm.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"window={window}: {lm.name} reads at most {positions} tokens; give window={positions} or less."
+        )
+
+    total, count = 0.0, 0
+    with torch.inference_mode(), lm.quiet():
+        for batch in batches([len(row) - 1 for row in rows]):
+            ids, mask = padded([rows[row] for row in batch])
+            predicted = mask[:, 1:].bool()
+            labels = ids[:, 1:][predicted]
+            hidden = lm.body(input_ids=ids[:, :-1].to(lm.device), use_cache=False)
+            hidden = hidden[predicted.to(hidden.device)]
+            for chunk, table in log_probability_chunks(lm, hidden):
+                log_probability = table.gather(-1, labels[chunk, None].to(table.device))
+                total -= float(log_probability.sum(dtype=torch.float64))
+            count += len(labels)
+    try:
+        return math.exp(total / count)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,167 @@
+"""How probable a model finds a target behind a prompt: exact, batched, and nothing computed twice."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from factpatch.evaluation.batching import batches, log_probability_chunks, padded
+from factpatch.model.language_model import LanguageModel
+
+Progress = Callable[[int], None]
+"""Called with the number of requests that have been finished since the last call."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model thinks of one target behind one prompt.
+
+    Attributes:
+        nll: Mean nats per target token.
+        probability: Probability of the whole target, in [0, 1]: exp of the summed log probabilities of its tokens.
+        matched: For each token of the target whether it is the most probable one, given the prompt and the tokens
+            before it.
+    """
+
+    nll: float
+    probability: float
+    matched: tuple[bool, ...]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token of the target is the most probable one: greedy decoding would say the target."""
+        return all(self.matched)
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of the target's tokens that are the most probable ones, in [0, 1]."""
+        return sum(self.matched) / len(self.matched)
+
+
+def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[Score]:
+    """Score targets behind prompts.
+
+    Prompt and target are tokenized together, as `prompt + " " + target`, with the tokenizer's default special tokens.
+    The target's tokens are those that stand for a character behind the prompt; a token that reaches over the boundary
+    is one of them.
+
+    The last token of a text is predicted and never read, so a prompt with two targets of one token is one row of input.
+    In general a row that is the beginning of another row is read from that one: attention is causal.
+
+    Args:
+        lm: The model; it is left as it was.
+        requests: Prompts and targets. White space around a target does not count.
+        progress: Called after each batch.
+
+    Returns:
+        One score for each request, in the same order.
+
+    Raises:
+        ValueError: A target has no tokens, or nothing precedes its first token.
+    """
+    texts = _tokenize(lm.tokenizer, requests)
+    rows, row_of = _longest_rows([tuple(text.ids[:-1]) for text in texts])
+    members = defaultdict(list)
+    for index, row in enumerate(row_of):
+        members[row].append(index)
+
+    scores: dict[int, Score] = {}
+    with torch.inference_mode(), lm.quiet():
+        for batch in batches([len(row) for row in rows]):
+            indices = [index for row in batch for index in members[row]]
+            slots = [slot for slot, row in enumerate(batch) for _ in members[row]]
+            scores.update(_score_batch(lm, [rows[row] for row in batch], slots, indices, texts))
+            if progress is not None:
+                progress(len(indices))
+    return [scores[index] for index in range(len(texts))]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A prompt with its target."""
+
+    ids: list[int]
+    start: int
+    """Index of the target's first token."""
+
+
+def _tokenize(tokenizer: Any, requests: Sequence[tuple[str, str]]) -> list[_Text]:
+    if not requests:
+        return []
+    whole = [f"{prompt} {target.strip()}" for prompt, target in requests]
+    unique = list(dict.fromkeys(whole))
+    encoded = tokenizer(unique, return_offsets_mapping=True)
+    place = {text: index for index, text in enumerate(unique)}
+    texts = []
+    for (prompt, target), text in zip(requests, whole, strict=True):
+        ids, offsets = encoded["input_ids"][place[text]], encoded["offset_mapping"][place[text]]
+        # Token ends ascend, special tokens in front end at 0: the first token that ends behind the prompt.
+        start = bisect_right([end for _, end in offsets], len(prompt))
+        if not target.strip() or start == len(ids):
+            raise ValueError(f"target={target!r} has no tokens behind {prompt!r}; give another target.")
+        if start == 0:
+            raise ValueError(
+                f"prompt={prompt!r}: nothing precedes the first token of {target!r}, so it has no probability; give a "
+                "prompt of at least one token."
+            )
+        texts.append(_Text(ids, start))
+    return texts
+
+
+def _longest_rows(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Leave out the rows that are the beginning of another row.
+
+    Returns:
+        The rows that remain, and for each given row the index of one that begins with it.
+    """
+    kept: list[tuple[int, ...]] = []
+    holder: dict[tuple[int, ...], int] = {}
+    # Whatever begins with a row follows it at once in lexicographic order, so backwards the last kept row decides.
+    for row in sorted(set(rows), reverse=True):
+        if not kept or kept[-1][: len(row)] != row:
+            kept.append(row)
+        holder[row] = len(kept) - 1
+    return kept, [holder[row] for row in rows]
+
+
+def _score_batch(
+    lm: LanguageModel, rows: Sequence[tuple[int, ...]], slots: Sequence[int], indices: Sequence[int], texts: list[_Text]
+) -> dict[int, Score]:
+    """Score the requests `indices`, the i-th of which is read from row `slots[i]`."""
+    ids, _ = padded(rows)
+    width = ids.shape[1]
+    places, labels = [], []
+    for slot, index in zip(slots, indices, strict=True):
+        text = texts[index]
+        places += [slot * width + position - 1 for position in range(text.start, len(text.ids))]
+        labels += text.ids[text.start :]
+    read = sorted(set(places))
+    number = {place: index for index, place in enumerate(read)}
+    position = torch.tensor([number[place] for place in places])
+    label = torch.tensor(labels)
+
+    # No mask: what stands behind a token cannot reach it, and padding stands behind all.
+    hidden = lm.body(input_ids=ids.to(lm.device), use_cache=False).flatten(0, 1)
+    hidden = hidden[torch.tensor(read, device=hidden.device)]
+    log_probability = torch.empty(len(labels), dtype=torch.float64)
+    matched = torch.empty(len(labels), dtype=torch.bool)
+    for chunk, table in log_probability_chunks(lm, hidden):
+        here = torch.nonzero((position >= chunk.start) & (position < chunk.stop)).flatten()
+        at, wanted = (position[here] - chunk.start).to(table.device), label[here].to(table.device)
+        log_probability[here] = table[at, wanted].to("cpu", torch.float64)
+        matched[here] = (table.argmax(-1)[at] == wanted).cpu()
+
+    scores = {}
+    tokens = zip(log_probability.tolist(), matched.tolist(), strict=True)
+    for index in indices:
+        of_target = list(islice(tokens, len(texts[index].ids) - texts[index].start))
+        total = math.fsum(log for log, _ in of_target)
+        scores[index] = Score(-total / len(of_target), math.exp(total), tuple(hit for _, hit in of_target))
+    return scores

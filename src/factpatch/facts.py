@@ -1,0 +1,254 @@
+"""Facts: what a model should answer from now on, and the probes that show whether it does."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+_SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A complete prompt about another subject, whose answer must not move when a fact is edited.
+
+    Attributes:
+        prompt: The question as a text that ends right before its answer. It has no slot to fill.
+        target_true: The answer that is right before and after the edit, without a leading space.
+
+    Raises:
+        TypeError: A field is not a string.
+        ValueError: A field is blank.
+    """
+
+    prompt: str
+    target_true: str
+
+    def __post_init__(self) -> None:
+        _check_text("prompt", self.prompt)
+        object.__setattr__(self, "target_true", _check_text("target_true", self.target_true).strip())
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the neighbor as a JSON-able record that `from_dict` reads back."""
+        return {"prompt": self.prompt, "target_true": self.target_true}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Neighbor:
+        """Build a neighbor from a record with the fields `prompt` and `target_true`.
+
+        Raises:
+            TypeError: `record` is not a mapping, or a field is not a string.
+            ValueError: A field is missing, unknown or blank.
+        """
+        _check_fields(cls, record, required=("prompt", "target_true"))
+        return cls(prompt=record["prompt"], target_true=record["target_true"])
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One edit: after it, `prompt` filled with `subject` is answered by `target_new`.
+
+    The subject and the targets lose surrounding white space, since the editor itself puts exactly one space before a
+    target. Only the first `{}` is a slot; every other brace is text, so nothing here goes through `str.format`.
+
+    Attributes:
+        prompt: The question, with exactly one `{}` where the subject goes, ending right before the answer.
+        subject: What the fact is about.
+        target_new: The answer the edit puts in.
+        target_true: The answer before the edit. None where it is not known, as in zsRE.
+        id: A name for the fact in reports and messages; a number is turned into text.
+        paraphrases: Complete prompts that ask the same question in other words. Lists are accepted.
+        neighbors: Prompts about other subjects, which must keep their answers. Lists are accepted.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: `prompt` does not hold exactly one `{}`, or a text is blank.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    id: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighbors: tuple[Neighbor, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        object.__setattr__(self, "subject", _check_text("subject", self.subject).strip())
+        object.__setattr__(self, "target_new", _check_text("target_new", self.target_new).strip())
+        if self.target_true is not None:
+            object.__setattr__(self, "target_true", _check_text("target_true", self.target_true).strip())
+        object.__setattr__(self, "id", _check_id(self.id))
+        paraphrases = _check_items("paraphrases", self.paraphrases, "strings")
+        for i, paraphrase in enumerate(paraphrases):
+            _check_text(f"paraphrases[{i}]", paraphrase)
+        object.__setattr__(self, "paraphrases", paraphrases)
+        neighbors = _check_items("neighbors", self.neighbors, "Neighbor objects")
+        for i, neighbor in enumerate(neighbors):
+            if not isinstance(neighbor, Neighbor):
+                raise TypeError(f"neighbors[{i}]={neighbor!r} is {_kind(neighbor)}; each one must be a Neighbor.")
+        object.__setattr__(self, "neighbors", neighbors)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in its slot."""
+        return self.prompt.replace(_SLOT, self.subject, 1)
+
+    @property
+    def subject_end(self) -> int:
+        """The index in `text` of the last character of the subject."""
+        return self.prompt.index(_SLOT) + len(self.subject) - 1
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The question this fact answers: its prompt and subject. Facts with equal keys cannot both hold."""
+        return (self.prompt, self.subject)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fact as a JSON-able record that `from_dict` reads back, without its empty fields."""
+        record: dict[str, Any] = {"prompt": self.prompt, "subject": self.subject, "target_new": self.target_new}
+        if self.target_true is not None:
+            record["target_true"] = self.target_true
+        if self.id is not None:
+            record["id"] = self.id
+        if self.paraphrases:
+            record["paraphrases"] = list(self.paraphrases)
+        if self.neighbors:
+            record["neighbors"] = [neighbor.to_dict() for neighbor in self.neighbors]
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Fact:
+        """Build a fact from a record as `to_dict` makes it; an optional field may be absent or None.
+
+        Raises:
+            TypeError: `record` is not a mapping, or a field has the wrong type.
+            ValueError: A field is missing, unknown, or not acceptable to `Fact`.
+        """
+        _check_fields(cls, record, required=("prompt", "subject", "target_new"))
+        given = dict(record)
+        for name in ("target_true", "id", "paraphrases", "neighbors"):
+            if given.get(name) is None:
+                given.pop(name, None)
+        if "neighbors" in given:
+            items = _check_items("neighbors", given["neighbors"], "objects with prompt and target_true")
+            given["neighbors"] = tuple(_neighbor_at(i, item) for i, item in enumerate(items))
+        return cls(**given)
+
+
+def check_batch(facts: Sequence[Fact]) -> None:
+    """Check that a batch can be written at once: it is not empty and asks no question twice.
+
+    Raises:
+        ValueError: `facts` is empty, or two of its facts have the same prompt and subject.
+    """
+    if not facts:
+        raise ValueError("facts=[]: a batch needs at least one fact.")
+    seen: dict[tuple[str, str], int] = {}
+    for i, fact in enumerate(facts):
+        first = seen.setdefault(fact.key, i)
+        if first == i:
+            continue
+        pair = f"{_place(facts, first)} and {_place(facts, i)}"
+        if facts[first].target_new == fact.target_new:
+            raise ValueError(
+                f"{pair} are duplicates: both answer {fact.text!r} with {fact.target_new!r}. Drop one of them."
+            )
+        raise ValueError(
+            f"{pair} conflict: they answer {fact.text!r} with {facts[first].target_new!r} and {fact.target_new!r}. "
+            "A batch can hold one answer to a question; drop one, or edit them in successive batches."
+        )
+
+
+def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:
+    """Sort the facts of successive batches into those in force and those a later fact has replaced.
+
+    A fact replaces the earlier one with the same `key`, also where both have the same target.
+
+    Args:
+        facts_by_batch: The batches in the order in which they were edited.
+
+    Returns:
+        The facts in force, in the order of their last edit, and the superseded ones, in the order of their replacement.
+    """
+    in_force: dict[tuple[str, str], Fact] = {}
+    superseded: list[Fact] = []
+    for facts in facts_by_batch:
+        for fact in facts:
+            # Popping first moves an updated fact to the end; plain assignment would keep its old place.
+            replaced = in_force.pop(fact.key, None)
+            if replaced is not None:
+                superseded.append(replaced)
+            in_force[fact.key] = fact
+    return list(in_force.values()), superseded
+
+
+def _place(facts: Sequence[Fact], i: int) -> str:
+    name = facts[i].id
+    return f"facts[{i}]" if name is None else f"facts[{i}] (id {name!r})"
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _check_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={value!r} is {_kind(value)}; it must be a string.")
+    if not value.strip():
+        raise ValueError(f"{name}={value!r} is blank; give at least one character that is not white space.")
+    return value
+
+
+def _check_prompt(prompt: object) -> None:
+    text = _check_text("prompt", prompt)
+    slots = text.count(_SLOT)
+    if slots != 1:
+        found = "no {}" if slots == 0 else f"{slots} times {{}}"
+        raise ValueError(f"prompt={text!r} holds {found}; it must hold {{}} exactly once, where the subject goes.")
+
+
+def _check_id(value: object) -> str | None:
+    if value is None:
+        return None
+    # bool is an int to Python, but True is no identifier.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise TypeError(f"id={value!r} is {_kind(value)}; it must be a string, an integer or None.")
+    return _check_text("id", value)
+
+
+def _check_items(name: str, value: object, items: str) -> tuple[Any, ...]:
+    # A string is a sequence too, but of single characters: surely a forgotten pair of brackets.
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name}={value!r} is {_kind(value)}; it must be a list or tuple of {items}.")
+    return tuple(value)
+
+
+def _check_fields(cls: type[Fact] | type[Neighbor], record: object, required: Sequence[str]) -> None:
+    if not isinstance(record, Mapping):
+        raise TypeError(f"record={record!r} is {_kind(record)}; it must be a mapping of field names to values.")
+    known = [field.name for field in fields(cls)]
+    for name in record:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            suggestion = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown field {name!r}.{suggestion} Known: {', '.join(known)}.")
+    for name in required:
+        if name not in record:
+            raise ValueError(f"missing field {name!r}; required: {', '.join(required)}.")
+
+
+def _neighbor_at(i: int, item: object) -> Neighbor:
+    if isinstance(item, Neighbor):
+        return item
+    if not isinstance(item, Mapping):
+        raise TypeError(f"neighbors[{i}]={item!r} is {_kind(item)}; it must be an object with prompt and target_true.")
+    try:
+        return Neighbor.from_dict(item)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"neighbors[{i}]: {error}") from error

@@ -1,0 +1,154 @@
+"""Files and directories that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some room or choose a place on another disk",
+    errno.EDQUOT: "your disk quota is used up; free some room or choose another place",
+    errno.EFBIG: "the file is larger than this process may write or the file system can hold; raise the limit "
+    "(ulimit -f) or choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "you may not write there; change the permissions or choose another place",
+    errno.EPERM: "you may not write there; change the permissions or choose another place",
+}
+# Libraries written in Rust, safetensors among them, report the number in words only.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file, and put it at `path` once it is whole and on the disk.
+
+    It is made under a temporary name in the same folder. If anything fails, that file is removed and whatever was at
+    `path` before is still there. A symbolic link at `path` stays; what it points to is replaced.
+
+    Args:
+        path: Where the file goes; its folder must exist. A file that is there is replaced.
+        write: Given the temporary path, at which there is no file yet; it has to make one and close it.
+
+    Raises:
+        OSError: The file cannot be written; the message says why and what to do.
+        Exception: Whatever else `write` raises.
+    """
+    final = Path(os.path.realpath(path))
+    # Replacing a device or a pipe such as /dev/null by a file would break the system.
+    if final.exists() and not final.is_file():
+        raise FileExistsError(errno.EEXIST, "not a regular file, so it is not replaced; choose another name", str(path))
+    draft = _draft(final)
+    try:
+        with _explained(path, draft):
+            write(draft)
+            _sync(draft)
+            os.replace(draft, final)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    _sync_folder(final.parent)
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path` that becomes `path` when the block ends well.
+
+    If the block fails, or the directory cannot be put in place, it is removed with all it holds.
+
+    Args:
+        path: Where the directory goes; its folder must exist. It must not exist itself, or be an empty directory.
+
+    Raises:
+        FileExistsError: `path` is a file or a directory that is not empty.
+        OSError: The directory cannot be written; the message says why and what to do.
+    """
+    final = Path(os.path.realpath(path))
+    _check_vacant(path, final)
+    draft = _draft(final)
+    try:
+        with _explained(path, draft):
+            draft.mkdir()
+            yield draft
+            for file in sorted(draft.rglob("*")):
+                if file.is_file():
+                    _sync(file)
+                elif file.is_dir():
+                    _sync_folder(file)
+            _sync_folder(draft)
+        # Again, since writing a model takes long enough for another process to come first.
+        _check_vacant(path, final)
+        with _explained(path, draft):
+            if final.exists():
+                final.rmdir()
+            draft.rename(final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    _sync_folder(final.parent)
+
+
+def _draft(final: Path) -> Path:
+    # Not derived from the name, which may already be as long as the file system allows.
+    return final.with_name(f".factpatch-{secrets.token_hex(8)}.tmp")
+
+
+def _check_vacant(path: str | Path, final: Path) -> None:
+    if final.is_dir():
+        if any(final.iterdir()):
+            raise FileExistsError(
+                errno.EEXIST, "the directory is not empty; choose another name, or empty it first", str(path)
+            )
+    elif final.exists():
+        raise FileExistsError(errno.EEXIST, "there is a file of this name; a directory needs another name", str(path))
+
+
+@contextmanager
+def _explained(path: str | Path, draft: Path) -> Iterator[None]:
+    """Turn an error in writing `draft` into one that names `path` and says what to do."""
+    try:
+        yield
+    except Exception as error:
+        number = _errno(error)
+        if number is None or not _concerns(error, number, draft):
+            raise
+        if number == errno.ENOENT and not draft.parent.is_dir():
+            reason = f"the folder {draft.parent} does not exist; make it first"
+        else:
+            reason = _ADVICE.get(number, os.strerror(number))
+        raise OSError(number, f"could not be written: {reason}. Nothing was left behind", str(path)) from error
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
+    said = _RUST_ERROR.search(str(error))
+    return int(said[1]) if said else None
+
+
+def _concerns(error: Exception, number: int, draft: Path) -> bool:
+    """Whether the error is about `draft`, and not about some other file that was read on the way."""
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    return error.filename is None or str(error.filename).startswith(str(draft))
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    # Makes the new name survive a power cut. Not every system can open or sync a folder, and by now all is written.
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -1,0 +1,58 @@
+"""The table of named methods: four strategies and a citation each. BLUE is a row with another spread."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from factpatch.strategies import (
+    Boundary,
+    Even,
+    HiddenState,
+    NullSpace,
+    Regularizer,
+    Ridge,
+    Solver,
+    Spread,
+    Target,
+    Unchanged,
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """An editing method: which value is wanted, which layers are written, how a layer is solved, what is kept."""
+
+    name: str
+    target: Target
+    spread: Spread
+    solver: Solver
+    regularizer: Regularizer = Unchanged()
+    source: str = ""
+
+
+_memit = Method("memit", HiddenState(), Even(), Ridge(), source="MEMIT, arXiv:2210.07229")
+_alphaedit = Method("alphaedit", HiddenState(), Even(), NullSpace(), source="AlphaEdit, arXiv:2410.02355")
+
+
+def with_blue(method: Method) -> Method:
+    """The same method with the boundary layer update. Source: BLUE, arXiv:2502.03748."""
+    return replace(method, name=f"{method.name}-blue", spread=Boundary(), source=f"{method.source}; BLUE, arXiv:2502.03748")
+
+
+METHODS: dict[str, Method] = {
+    method.name: method for plain in (_memit, _alphaedit) for method in (plain, with_blue(plain))
+}
+
+
+def method_named(name: str) -> Method:
+    """Look a method up.
+
+    Raises:
+        ValueError: there is no such method; the message suggests the nearest name.
+    """
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown method {name!r}.{hint} Known: {', '.join(METHODS)}.")
+    return METHODS[name]

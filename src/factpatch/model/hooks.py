@@ -1,0 +1,150 @@
+"""Read activations, or start a forward pass in the middle of the model. Whatever is put on a model here comes off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+K = TypeVar("K")
+
+
+class _Reached(Exception):
+    """Raised inside a forward pass when nothing above is needed."""
+
+
+def first_tensor(output: Any) -> Tensor:
+    """A module's main output: some blocks return a tuple whose first member it is."""
+    tensor = output[0] if isinstance(output, tuple) else output
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+@contextmanager
+def captured(
+    inputs: Mapping[K, nn.Module] | None = None,
+    outputs: Mapping[K, nn.Module] | None = None,
+    stop_after: nn.Module | None = None,
+) -> Iterator[dict[K, Tensor]]:
+    """Collect the inputs or the outputs of modules during the forward passes made inside the context.
+
+    With `stop_after`, a forward pass ends as soon as that module has run, and the context swallows the interruption:
+    the statement that ran the model must be the last one inside the context.
+    """
+    found: dict[K, Tensor] = {}
+    handles = []
+
+    def keep_input(name: K) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            found[name] = args[0].detach()
+
+        return hook
+
+    def keep_output(name: K) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found[name] = first_tensor(output).detach()
+
+        return hook
+
+    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        raise _Reached
+
+    try:
+        for name, module in (inputs or {}).items():
+            handles.append(module.register_forward_pre_hook(keep_input(name)))
+        for name, module in (outputs or {}).items():
+            handles.append(module.register_forward_hook(keep_output(name)))
+        if stop_after is not None:
+            handles.append(stop_after.register_forward_hook(stop))
+        yield found
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tuples: bool) -> Iterator[None]:
+    """Let forward passes begin with `hidden` as the output of block `layer`; the blocks up to there do not run.
+
+    Args:
+        blocks: all blocks of the model, in order.
+        layer: the block whose output is given.
+        hidden: (rows, tokens, d_value).
+        tuples: whether the blocks of this model return a tuple.
+    """
+
+    def give(*args: Any, **kwargs: Any) -> Any:
+        return (hidden, None) if tuples else hidden
+
+    replaced = list(blocks[: layer + 1])
+    before = [block.__dict__.get("forward") for block in replaced]
+    try:
+        # An attribute of the instance shadows the class's `forward`; accelerate places its own hooks the same way.
+        for block in replaced:
+            block.forward = give
+        yield
+    finally:
+        for block, forward in zip(replaced, before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inference mode for the parameters: no dropout and no parameter gradients; both are restored afterwards."""
+    was_training = [module for module in model.modules() if module.training]
+    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in required:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
+        for parameter in required:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def masked_attention(model: Any) -> Iterator[None]:
+    """Make sure that attention honors a given mask: flash and flex kernels do not take one of our shape."""
+    implementation = getattr(model.config, "_attn_implementation", "eager")
+    if implementation in ("eager", "sdpa"):
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(implementation)
+
+
+def causal_mask(lengths: Tensor, queries: int, prefix_lengths: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
+    """Return the additive attention mask of right-padded rows behind frozen, right-padded prefixes.
+
+    Args:
+        lengths: (rows,), real query tokens of each row.
+        queries: number of query positions, padding included.
+        prefix_lengths: (rows,), real prefix tokens of each row.
+        prefix: number of prefix positions, padding included.
+
+    Returns:
+        (rows, 1, queries, prefix + queries): 0 where a query may look, the lowest finite number elsewhere. A padding
+        query sees itself, so that no row of the softmax is empty.
+    """
+    device = lengths.device
+    position = torch.arange(queries, device=device)
+    in_prefix = torch.arange(prefix, device=device)[None, None] < prefix_lengths[:, None, None]
+    causal = position[None, :] <= position[:, None]
+    real = (position[None] < lengths[:, None])[:, None] | torch.eye(queries, dtype=torch.bool, device=device)[None]
+    allowed = torch.cat([in_prefix.expand(-1, queries, -1), causal[None] & real], dim=-1)
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

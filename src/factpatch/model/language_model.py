@@ -1,0 +1,170 @@
+"""A causal language model with its tokenizer, seen the way an editor sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from factpatch.model.architectures import architecture_of
+from factpatch.model.hooks import frozen, masked_attention
+from factpatch.model.tokens import check_tokenizer
+from factpatch.model.weights import oriented
+
+
+def text_config(model: Any) -> Any:
+    """The config of a transformers model's text part, which for a text model is its config."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def model_name(config: Any) -> str:
+    """What to call a model in messages: where it was loaded from, or its family."""
+    return str(getattr(config, "_name_or_path", "") or config.model_type)
+
+
+def editable_names(model: Any) -> dict[int, str]:
+    """The name, as in `named_parameters`, of each layer's editable weight.
+
+    Raises:
+        ValueError: unknown family.
+    """
+    row = architecture_of(text_config(model))
+    blocks = model.get_submodule(row.blocks).named_children()
+    return {layer: f"{row.blocks}.{block}.{row.down_projection}.weight" for layer, (block, _) in enumerate(blocks)}
+
+
+def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+    """The editable weights of some layers of a transformers model, as (d_value, d_key) views; no tokenizer needed.
+
+    Raises:
+        ValueError: unknown family, quantized or absent weights.
+    """
+    config = text_config(model)
+    transposed = architecture_of(config).transposed
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
+        raise ValueError(
+            f"{model_name(config)} is quantized; its weights cannot take a small shift. Load it without "
+            "quantization_config (or call model.dequantize()), edit that model and quantize the result."
+        )
+    names = editable_names(model)
+    weights = {
+        layer: oriented(model.get_submodule(names[layer].removesuffix(".weight")), transposed) for layer in layers
+    }
+    for weight in weights.values():
+        if weight.is_meta:
+            raise ValueError(
+                f"{model_name(config)} has no weights (they are on the meta device or offloaded to disk); load them "
+                "first."
+            )
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"{model_name(config)} stores its weights as {weight.dtype}; editing needs a floating-point model."
+            )
+    return weights
+
+
+class LanguageModel:
+    """A transformers model and its tokenizer behind the few operations that editing needs.
+
+    Layers are counted from 0. Nothing here changes the model; the views returned by `weight` are what an edit writes to.
+
+    Raises:
+        ValueError: unknown family, quantized or absent weights, a tokenizer without offsets.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = text_config(model)
+        self.architecture = architecture_of(self.config)
+        check_tokenizer(tokenizer)
+        editable_weights(model, [0])
+
+    @cached_property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.get_submodule(self.architecture.blocks).children())
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def name(self) -> str:
+        return model_name(self.config)
+
+    def down_projection(self, layer: int) -> nn.Module:
+        return self.blocks[layer].get_submodule(self.architecture.down_projection)
+
+    def block(self, layer: int) -> nn.Module:
+        return self.blocks[layer]
+
+    def mlp(self, layer: int) -> nn.Module:
+        return self.blocks[layer].get_submodule(self.architecture.mlp)
+
+    def attention(self, layer: int) -> nn.Module:
+        return self.blocks[layer].get_submodule(self.architecture.attention)
+
+    def weight(self, layer: int) -> Tensor:
+        """The editable weight of a layer, a (d_value, d_key) view."""
+        return oriented(self.down_projection(layer), self.architecture.transposed)
+
+    def weights(self, layers: Sequence[int]) -> dict[int, Tensor]:
+        return {layer: self.weight(layer) for layer in layers}
+
+    @property
+    def d_value(self) -> int:
+        return self.weight(0).shape[0]
+
+    @property
+    def d_key(self) -> int:
+        return self.weight(0).shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its input."""
+        device = self.model.get_input_embeddings().weight.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight(0).dtype
+
+    @property
+    def work_dtype(self) -> torch.dtype:
+        """The dtype of losses, value vectors and optimizer states: float64 for a float64 model (exact mode), else float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def body(self, **inputs: Any) -> Tensor:
+        """Run everything but the head; return the last hidden states, (rows, tokens, d_value), after the final norm."""
+        hidden = self.model.base_model(**inputs).last_hidden_state
+        assert isinstance(hidden, Tensor)
+        return hidden
+
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """Apply the head to (positions, d_value) hidden states: (positions, vocabulary), in the work dtype."""
+        logits = self.model.get_output_embeddings()(hidden)
+        return torch.log_softmax(logits.to(self.work_dtype), dim=-1)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """No dropout, no parameter gradients, attention that honors our masks; all restored afterwards."""
+        with frozen(self.model), masked_attention(self.model):
+            yield
+
+    def check_layers(self, layers: Sequence[int], argument: str = "critical_layers") -> None:
+        """Raise ValueError for an empty, unordered or absent layer."""
+        if not layers:
+            raise ValueError(f"{argument}=[]: name at least one layer.")
+        for layer in layers:
+            if not 0 <= layer < self.num_layers:
+                raise ValueError(
+                    f"{argument}={list(layers)}: layer {layer} does not exist; {self.name} has layers 0 to "
+                    f"{self.num_layers - 1}."
+                )
+        if list(layers) != sorted(set(layers)):
+            raise ValueError(f"{argument}={list(layers)}: give each layer once, in ascending order.")

@@ -1,0 +1,94 @@
+"""From what a user names to a language model: an embedded model, a directory, an id of the Hub, or a loaded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from factpatch.model.embedded import EMBEDDED, embedded_directory
+from factpatch.model.language_model import LanguageModel
+from factpatch.settings import suggestion
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+
+
+def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype by name; None and 'auto' mean the checkpoint's own.
+
+    Raises:
+        ValueError: no such dtype.
+    """
+    if name is None or name == "auto":
+        return None
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r}: no such dtype.{suggestion(name, ['auto', *DTYPES])}")
+    dtype: torch.dtype = DTYPES[name]
+    return dtype
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """A device that can be used.
+
+    Raises:
+        ValueError: its name is not one of PyTorch's, or it is not on this machine.
+    """
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} cannot be used: {reason} Try cpu, cuda or cuda:0.") from None
+    return chosen
+
+
+def load_language_model(
+    model: Any,
+    tokenizer: Any = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> LanguageModel:
+    """Load what the user named, or wrap what the user loaded.
+
+    Args:
+        model: an embedded model's name, a directory, an id of the Hugging Face Hub, or a loaded transformers model.
+        tokenizer: the tokenizer of a loaded model; else it is loaded beside the model.
+        device: where to put the model, as PyTorch writes it; 'auto' spreads it over the devices there are.
+        dtype: float32, bfloat16, float16 or float64 (exact mode); the checkpoint's own by default.
+
+    Raises:
+        ValueError: nothing of that name can be loaded, or it cannot be edited; the message says why.
+    """
+    if isinstance(model, LanguageModel):
+        return model
+    wanted = dtype_named(dtype)
+    place = None if device is None or device == "auto" else check_device(device)
+    if not isinstance(model, (str, Path)):
+        if tokenizer is None:
+            raise ValueError("tokenizer=None: give the tokenizer of the loaded model as well.")
+        loaded = model
+    else:
+        loaded, tokenizer = _load(str(model), tokenizer, wanted, spread=device == "auto")
+    if wanted is not None and loaded.dtype != wanted:
+        loaded = loaded.to(wanted)
+    if place is not None:
+        loaded = loaded.to(place)
+    return LanguageModel(loaded, tokenizer)
+
+
+def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) -> tuple[Any, Any]:
+    source = str(embedded_directory(name)) if name in EMBEDDED else name
+    where = {"device_map": "auto"} if spread else {}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **where)
+        return loaded, tokenizer or AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        kind = "directory" if Path(name).is_dir() else "directory of this machine nor an id that the Hub gave"
+        raise ValueError(
+            f"model={name!r} cannot be loaded: it is no embedded model ({', '.join(EMBEDDED)}), and as a {kind} it "
+            f"failed with: {error}"
+        ) from error

@@ -1,0 +1,72 @@
+"""Where the subject and the target sit in a tokenized text.
+
+Special tokens are those the tokenizer adds by default, for keys, targets, statistics and evaluation alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Tokenizer = Any  # a transformers tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that cannot say which characters a token stands for, or that closes every text.
+
+    Raises:
+        ValueError: no offsets (a slow tokenizer), or special tokens appended behind the text.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"tokenizer={type(tokenizer).__name__}: the subject's last token is found from character offsets, which only "
+            "fast tokenizers give. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) or convert it to a "
+            "tokenizer.json."
+        )
+    ids = tokenizer("a")["input_ids"]
+    if len(ids) > 1 and ids[-1] in tokenizer.all_special_ids:
+        raise ValueError(
+            f"tokenizer={type(tokenizer).__name__} appends {tokenizer.decode(ids[-1:])!r} to every text; a continuation "
+            "could never be read. Configure it not to add an end token."
+        )
+
+
+def target_ids(tokenizer: Tokenizer, target: str) -> list[int]:
+    """Token ids of a target: one leading space, no special tokens."""
+    ids: list[int] = tokenizer(" " + target.strip(), add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"target={target!r} has no tokens under this tokenizer; give another target.")
+    return ids
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of whole texts, with the tokenizer's default special tokens."""
+    ids: list[list[int]] = tokenizer(list(texts))["input_ids"]
+    return ids
+
+
+def locate(tokenizer: Tokenizer, texts: Sequence[str], characters: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Tokenize texts and find in each the last token that stands for a given character.
+
+    A character may be spread over several tokens (byte-level tokenizers do so outside Latin script); the last of them
+    has seen the whole character.
+
+    Returns:
+        For each text its token ids and the index of that token.
+
+    Raises:
+        ValueError: no token stands for the character: the tokenizer drops or normalizes it away.
+    """
+    encoded = tokenizer(list(texts), return_offsets_mapping=True)
+    found = []
+    for text, character, ids, offsets in zip(
+        texts, characters, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
+        holders = [index for index, (start, end) in enumerate(offsets) if start <= character < end]
+        if not holders:
+            raise ValueError(
+                f"subject: the character {text[character]!r} that ends the subject in {text!r} disappears in "
+                "tokenization; write the subject in characters that the tokenizer knows."
+            )
+        found.append((ids, holders[-1]))
+    return found

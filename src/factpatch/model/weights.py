@@ -1,0 +1,53 @@
+"""Every edited weight seen as (d_value, d_key): identity, snapshot, restore, and the one way in which it is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def oriented(projection: nn.Module, transposed: bool) -> Tensor:
+    """The weight of a down-projection as a (d_value, d_key) view; writing to the view writes to the model."""
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().T if transposed else weight.detach()
+
+
+def content_hash(weight: Tensor) -> str:
+    """SHA-256 of a weight's dtype, shape and bytes."""
+    contiguous = weight.detach().to("cpu").contiguous()
+    digest = hashlib.sha256(f"{contiguous.dtype}{tuple(contiguous.shape)}".encode())
+    digest.update(contiguous.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def snapshot(weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Copies of weights, by layer."""
+    return {layer: weight.clone() for layer, weight in weights.items()}
+
+
+def restore(weights: Mapping[int, Tensor], copies: Mapping[int, Tensor]) -> None:
+    """Put copies back, bit for bit."""
+    for layer, copy in copies.items():
+        weights[layer].copy_(copy)
+
+
+def add_shift(weight: Tensor, shift: Tensor) -> None:
+    """Add a (d_value, d_key) shift in place: accumulated in float32 or wider, cast once.
+
+    Raises:
+        FloatingPointError: the sum is not finite in the weight's dtype; the weight is unchanged.
+    """
+    accumulator = torch.promote_types(torch.promote_types(weight.dtype, shift.dtype), torch.float32)
+    total = (weight.to(accumulator) + shift.to(weight.device, accumulator)).to(weight.dtype)
+    if not bool(torch.isfinite(total).all()):
+        raise FloatingPointError(f"the shift makes a weight of dtype {weight.dtype} infinite or undefined")
+    weight.copy_(total)
+
+
+def changed_layers(weights: Mapping[int, Tensor], expected: Mapping[int, str], layers: Iterable[int]) -> list[int]:
+    """Layers whose weight does not have the expected content hash."""
+    return [layer for layer in layers if content_hash(weights[layer]) != expected[layer]]

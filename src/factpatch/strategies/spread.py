@@ -1,0 +1,65 @@
+"""2. Which layers are written, in which order, and with what share of the residual."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One write."""
+
+    layer: int
+    """The layer whose weight is written."""
+    target_layer: int
+    """The layer at which the value is optimized and the residual measured."""
+    share: float
+    """The fraction of the residual, as it is just before this write, that this layer takes."""
+
+
+class Spread(ABC):
+    """Decide where the residual goes: which layers are written, in order, and with what share.
+
+    A target value is optimized when a step first asks for its layer, so after all writes of earlier steps.
+    """
+
+    @abstractmethod
+    def steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        """Return one step per write. `share` is a fraction of the residual still left, which is remeasured each time."""
+
+
+@dataclass(frozen=True)
+class Even(Spread):
+    """Spread the last critical layer's residual evenly over all of them, ascending. Source: MEMIT, eq. 20; BLUE, eq. 6."""
+
+    def steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        last = critical_layers[-1]
+        left = range(len(critical_layers), 0, -1)
+        return [Step(layer, last, 1.0 / n) for layer, n in zip(critical_layers, left, strict=True)]
+
+
+@dataclass(frozen=True)
+class Each(Spread):
+    """Write every critical layer toward its own target, ascending. Source: BLUE (arXiv:2502.03748), Table 1."""
+
+    def steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        return [Step(layer, layer, 1.0) for layer in critical_layers]
+
+
+@dataclass(frozen=True)
+class Boundary(Spread):
+    """Write the first and last critical layer, each toward its own target. Source: BLUE (arXiv:2502.03748), section 4.3."""
+
+    def steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        ends = dict.fromkeys((critical_layers[0], critical_layers[-1]))  # one end if there is one layer
+        return Each().steps(list(ends))
+
+
+@dataclass(frozen=True)
+class First(Spread):
+    """Write the first critical layer alone, toward its own target: an ablation of `Boundary`."""
+
+    def steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        return Each().steps(critical_layers[:1])

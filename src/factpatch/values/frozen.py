@@ -1,0 +1,174 @@
+"""A micro-batch of rows with everything that δ cannot change: computed once, read at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from factpatch.model.hooks import captured, causal_mask, starting_after
+from factpatch.model.language_model import LanguageModel
+from factpatch.values.reading import right_padded
+from factpatch.values.rows import Row
+
+
+class _FrozenLayer(DynamicLayer):
+    """Keys and values of the prefix, which attention reads and nothing appends to."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+
+
+@dataclass
+class FrozenRows:
+    """Rows of like suffix length behind their frozen prefixes, ready to be run from one layer on."""
+
+    fact: Tensor
+    """(rows,): the fact of each row."""
+    hidden: Tensor
+    """(rows, suffix, d_value): outputs of the layer's block from the subject's last token on."""
+    keys: list[Tensor]
+    """For every layer above, (rows, heads, prefix, d_head)."""
+    values: list[Tensor]
+    positions: Tensor
+    """(rows, suffix): position ids."""
+    mask: Tensor
+    """(rows, 1, suffix, prefix + suffix), additive."""
+    read_row: Tensor
+    """(reads,): the row of each position whose distribution a loss reads."""
+    read_position: Tensor
+    """(reads,): its position in the suffix."""
+    read_target: Tensor
+    """(reads,): the token whose NLL is read there, or -1 where the KL is read."""
+    read_weight: Tensor
+    """(reads,): its share in the fact's mean NLL; 0 for the KL."""
+    reference: Tensor | None = None
+    """(KL reads, vocabulary): log-probabilities before the first step."""
+
+    @property
+    def tokens(self) -> int:
+        return self.positions.numel()
+
+    @classmethod
+    def capture(cls, lm: LanguageModel, rows: Sequence[Row], layer: int) -> FrozenRows:
+        """Run the rows once and keep what lies below, and what lies before the subject's last token.
+
+        Raises:
+            ValueError: a row is longer than the model's attention window.
+        """
+        window = getattr(lm.config, "sliding_window", None)
+        longest = max(len(row.ids) for row in rows)
+        if window is not None and longest > window:
+            raise ValueError(f"a prompt takes {longest} tokens, more than the sliding window of {window}; shorten it.")
+        ids, attended = right_padded([row.ids for row in rows], lm.device)
+        cache = DynamicCache()
+        with torch.inference_mode(), captured(outputs={layer: lm.block(layer)}) as found:
+            lm.body(input_ids=ids, attention_mask=attended, past_key_values=cache, use_cache=True)
+        # Tensors made in inference mode cannot take part in a later backward pass; clones can.
+        block = found[layer].clone()
+        device = block.device
+        prefix_lengths = torch.tensor([row.subject for row in rows], device=device)
+        suffix_lengths = torch.tensor([row.suffix for row in rows], device=device)
+        prefix, suffix = int(prefix_lengths.max()), int(suffix_lengths.max())
+        positions = prefix_lengths[:, None] + torch.arange(suffix, device=device)[None]
+        inside = positions.clamp(max=block.shape[1] - 1)
+        above = cache.layers[layer + 1 :]
+        reads = [
+            (index, row.suffix - len(row.targets) + offset, target, row.weight)
+            for index, row in enumerate(rows)
+            for offset, target in enumerate(row.targets)
+        ] + [(index, 0, -1, 0.0) for index, row in enumerate(rows) if not row.targets]
+        return cls(
+            fact=torch.tensor([row.fact for row in rows], device=device),
+            hidden=block.gather(1, inside[..., None].expand(-1, -1, block.shape[-1])),
+            keys=[kept.keys[:, :, :prefix].clone() for kept in above],
+            values=[kept.values[:, :, :prefix].clone() for kept in above],
+            positions=inside,
+            mask=causal_mask(suffix_lengths, suffix, prefix_lengths, prefix, lm.dtype),
+            read_row=torch.tensor([read[0] for read in reads], device=device),
+            read_position=torch.tensor([read[1] for read in reads], device=device),
+            read_target=torch.tensor([read[2] for read in reads], device=device),
+            read_weight=torch.tensor([read[3] for read in reads], device=device, dtype=lm.work_dtype),
+        )
+
+    def run(self, lm: LanguageModel, layer: int, delta: Tensor) -> Tensor:
+        """Add δ at the subject's last token and run the layers above, the head only where a loss reads it.
+
+        Args:
+            delta: (facts, d_value), in the work dtype.
+
+        Returns:
+            (reads, vocabulary) log-probabilities, in the work dtype.
+        """
+        first = self.hidden[:, :1].to(delta.dtype) + delta[self.fact][:, None]
+        hidden = torch.cat([first.to(self.hidden.dtype), self.hidden[:, 1:]], dim=1)
+        below = [DynamicLayer() for _ in range(layer + 1)]
+        frozen = [_FrozenLayer(keys, values) for keys, values in zip(self.keys, self.values, strict=True)]
+        with starting_after(lm.blocks, layer, hidden, lm.architecture.returns_tuple):
+            last = lm.body(
+                # The embeddings of these ids are never used: the blocks that would read them do not run.
+                input_ids=torch.zeros_like(self.positions, device=lm.device),
+                attention_mask=self.mask,
+                position_ids=self.positions,
+                past_key_values=Cache(layers=[*below, *frozen]),
+                use_cache=True,
+            )
+        return lm.log_probabilities(last[self.read_row, self.read_position])
+
+    def losses(self, lm: LanguageModel, layer: int, delta: Tensor, kl_factor: float) -> tuple[Tensor, Tensor]:
+        """Return this micro-batch's share of every fact's NLL and of its weighted KL, each (facts,)."""
+        log_probabilities = self.run(lm, layer, delta)
+        fact = self.fact[self.read_row]
+        is_kl = self.read_target < 0
+        nll, kl = delta.new_zeros(len(delta)), delta.new_zeros(len(delta))
+        read = log_probabilities[~is_kl]
+        chosen = read.gather(1, self.read_target[~is_kl, None])[:, 0]
+        nll = nll.index_add(0, fact[~is_kl], -chosen * self.read_weight[~is_kl])
+        present = log_probabilities[is_kl]
+        if self.reference is None:
+            self.reference = present.detach().clone()
+        divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
+        return nll, kl.index_add(0, fact[is_kl], kl_factor * divergence)
+
+    def keep(self, renumbered: Tensor) -> FrozenRows | None:
+        """Drop the rows of facts that are finished.
+
+        Args:
+            renumbered: (facts,): the new number of each fact, -1 for a finished one.
+        """
+        fact = renumbered[self.fact]
+        rows = (fact >= 0).nonzero()[:, 0]
+        if len(rows) == 0:
+            return None
+        if len(rows) == len(fact):
+            self.fact = fact
+            return self
+        new_row = torch.full_like(fact, -1)
+        new_row[rows] = torch.arange(len(rows), device=rows.device)
+        read_row = new_row[self.read_row]
+        reads = (read_row >= 0).nonzero()[:, 0]
+        reference = self.reference
+        if reference is not None:
+            reference = reference[read_row[self.read_target < 0] >= 0]
+        return FrozenRows(
+            fact=fact[rows],
+            hidden=self.hidden[rows],
+            keys=[keys[rows] for keys in self.keys],
+            values=[values[rows] for values in self.values],
+            positions=self.positions[rows],
+            mask=self.mask[rows],
+            read_row=read_row[reads],
+            read_position=self.read_position[reads],
+            read_target=self.read_target[reads],
+            read_weight=self.read_weight[reads],
+            reference=reference,
+        )

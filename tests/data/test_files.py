@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.helpers import shared
+
+from factpatch.data import FactFileError, demo_facts, load_facts, save_facts
+from factpatch.facts import Fact, Neighbor, check_batch
+
+OWN: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "Peru", "target_new": "Oslo"}
+COUNTERFACT: dict[str, Any] = {
+    "case_id": 41,
+    "requested_rewrite": {
+        "prompt": "{} is the capital of",
+        "subject": "Lima",
+        "target_new": {"str": "Norway"},
+        "target_true": {"str": "Peru"},
+        "relation_id": "P1376",
+    },
+    "paraphrase_prompts": ["Lima is the seat of the government of"],
+    "neighborhood_prompts": ["Cusco is a town in", "Trujillo belongs to"],
+    "generation_prompts": ["Lima is"],
+}
+ZSRE: dict[str, Any] = {
+    "subject": "Lima",
+    "src": "Which country has Lima as its capital?",
+    "pred": "Chile",
+    "rephrase": "Lima is the capital of which country?",
+    "alt": "Bolivia",
+    "answers": ["Peru", "Republic of Peru"],
+    "loc": "nq question: who wrote the jungle book",
+    "loc_ans": "Rudyard Kipling",
+    "cond": "Chile >> Bolivia || Which country has Lima as its capital?",
+}
+DEMO_SUBJECTS = 28
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def without(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != name}
+
+
+def rewrite(**changes: Any) -> dict[str, Any]:
+    return {**COUNTERFACT, "requested_rewrite": {**COUNTERFACT["requested_rewrite"], **changes}}
+
+
+def test_a_list_and_an_object_with_facts_read_alike(tmp_path: Path) -> None:
+    as_list = write(tmp_path / "list.json", [OWN])
+    as_object = write(tmp_path / "object.json", {"about": "one fact", "facts": [OWN]})
+    assert load_facts(as_list) == load_facts(str(as_object)) == [Fact(**OWN)]
+
+
+def test_jsonl_reads_one_record_per_line_and_passes_over_blank_lines(tmp_path: Path) -> None:
+    separator = {**OWN, "id": 2, "paraphrases": ["Peru\u2028is run from"]}
+    lines = json.dumps(OWN) + "\r\n\n" + json.dumps(separator, ensure_ascii=False) + "\n"
+    facts = load_facts(write(tmp_path / "facts.jsonl", lines))
+    assert [(fact.id, fact.paraphrases) for fact in facts] == [(None, ()), ("2", ("Peru\u2028is run from",))]
+
+
+def test_csv_reads_quoted_cells_and_json_columns(tmp_path: Path) -> None:
+    text = (
+        "prompt,subject,target_new,target_true,id,paraphrases,neighbors\n"
+        '"In {}, people speak","Lima, Peru",German,Spanish,007,"[""They speak""]","[""In Cusco, people speak""]"\n'
+        "\n"
+        'The capital of {} is,"Per\u2028u",Oslo,,,,\n'
+    )
+    first, second = load_facts(write(tmp_path / "facts.csv", text))
+    assert first == Fact(
+        prompt="In {}, people speak",
+        subject="Lima, Peru",
+        target_new="German",
+        target_true="Spanish",
+        id="007",
+        paraphrases=("They speak",),
+        neighbors=(Neighbor("In Cusco, people speak", "Spanish"),),
+    )
+    assert second == Fact(prompt="The capital of {} is", subject="Per\u2028u", target_new="Oslo")
+
+
+def test_csv_needs_only_the_required_columns_in_any_order_and_accepts_a_byte_order_mark(tmp_path: Path) -> None:
+    path = write(tmp_path / "facts.CSV", "\ufefftarget_new, subject,prompt\r\nOslo,Peru,The capital of {} is\r\n")
+    assert load_facts(path) == [Fact(**OWN)]
+
+
+def test_a_plain_neighbor_takes_the_true_target_of_its_fact(tmp_path: Path) -> None:
+    neighbors = ["Cusco is a town in", {"prompt": "Quito is a town in", "target_true": "Ecuador"}]
+    record = {**OWN, "target_true": "Lima", "neighbors": neighbors}
+    (fact,) = load_facts(write(tmp_path / "facts.json", [record]))
+    assert fact.neighbors == (Neighbor("Cusco is a town in", "Lima"), Neighbor("Quito is a town in", "Ecuador"))
+
+
+def test_counterfact_neighbors_take_the_true_target_of_their_fact(tmp_path: Path) -> None:
+    assert load_facts(write(tmp_path / "facts.json", [COUNTERFACT])) == [
+        Fact(
+            prompt="{} is the capital of",
+            subject="Lima",
+            target_new="Norway",
+            target_true="Peru",
+            id="41",
+            paraphrases=("Lima is the seat of the government of",),
+            neighbors=(Neighbor("Cusco is a town in", "Peru"), Neighbor("Trujillo belongs to", "Peru")),
+        )
+    ]
+
+
+def test_zsre_takes_the_first_answer_and_no_true_target(tmp_path: Path) -> None:
+    _, fact = load_facts(write(tmp_path / "facts.json", [OWN, ZSRE]))
+    assert fact == Fact(
+        prompt="Which country has {} as its capital?",
+        subject="Lima",
+        target_new="Peru",
+        target_true=None,
+        id="1",
+        paraphrases=("Lima is the capital of which country?",),
+        neighbors=(Neighbor("who wrote the jungle book?", "Rudyard Kipling"),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("question", "subject", "prompt"),
+    [
+        ("Which country has lima as its capital?", "Lima", "Which country has {} as its capital?"),
+        ("Which artist painted Art?", "art", "Which artist painted {}?"),
+        ("Which art did artemis like?", "Art", "Which {} did artemis like?"),
+        ("Is Limabean from LIMA?", "Lima", "Is {}bean from LIMA?"),
+        ("Was C++ (language) older than C?", "C++ (language)", "Was {} older than C?"),
+        ("Is Lima larger than Lima?", "Lima", "Is {} larger than Lima?"),
+    ],
+)
+def test_zsre_subject_is_found_by_spelling_then_whole_word_then_without_case(
+    tmp_path: Path, question: str, subject: str, prompt: str
+) -> None:
+    (fact,) = load_facts(write(tmp_path / "facts.json", [{**ZSRE, "src": question, "subject": subject}]))
+    assert fact.prompt == prompt
+    assert fact.text == question
+
+
+def test_limit_reads_the_first_facts_and_does_not_check_the_rest(tmp_path: Path) -> None:
+    records = [{**OWN, "id": i} for i in range(3)]
+    bad = write(tmp_path / "facts.json", [*records, {"prompt": 1}])
+    lines = write(tmp_path / "facts.jsonl", "\n".join([*map(json.dumps, records), "{"]))
+    for path in (bad, lines):
+        assert [fact.id for fact in load_facts(path, limit=2)] == ["0", "1"]
+        assert [fact.id for fact in load_facts(path, limit=3)] == ["0", "1", "2"]
+    assert len(load_facts(write(bad, records), limit=10)) == 3
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(tmp_path: Path, limit: int) -> None:
+    with pytest.raises(ValueError, match=f"limit={limit} is not positive"):
+        load_facts(write(tmp_path / "facts.json", [OWN]), limit=limit)
+
+
+@pytest.mark.parametrize("limit", [2.0, True, "3"])
+def test_a_limit_that_is_no_integer_is_refused(tmp_path: Path, limit: Any) -> None:
+    with pytest.raises(TypeError, match=f"limit={limit!r} is of type"):
+        load_facts(write(tmp_path / "facts.json", [OWN]), limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("f.txt", "x", r"unknown extension '\.txt'; known: \.json, \.jsonl, \.csv"),
+        ("f", "x", "unknown extension ''"),
+        ("f.json", "", "the file is empty"),
+        ("f.csv", " \n", "the file is empty"),
+        ("f.json", "[]", "holds no facts"),
+        ("f.json", {"facts": []}, "holds no facts"),
+        ("f.csv", "prompt,subject,target_new\n", "holds no facts"),
+        ("f.json", '[\n  {"prompt": }]', "not JSON: Expecting value at line 2, column 14"),
+        ("f.json", "3", 'the top level is a number; it must be a list of records or an object .* "facts"'),
+        ("f.json", "null", "the top level is null"),
+        ("f.json", OWN, 'the top level is an object without the field "facts"'),
+        ("f.json", {"facts": OWN}, 'field "facts" is an object; it must be a list'),
+        ("f.json", [OWN, "x"], "record 1: 'x' is a string; a record must be an object"),
+        ("f.json", [{"a": 1}], r"record 0: fields \['a'\] belong to no known format; known: CounterFact"),
+        ("f.json", [OWN, without(OWN, "subject")], "record 1: missing field 'subject'"),
+        ("f.json", [{**OWN, "target_tru": "x"}], "record 0: unknown field 'target_tru'. Did you mean 'target_true'?"),
+        ("f.json", [{**OWN, "subject": 3}], "record 0: subject=3 is of type int"),
+        ("f.json", [{**OWN, "prompt": "no slot"}], "record 0: prompt='no slot' holds no {}"),
+        ("f.json", [{**OWN, "paraphrases": "x"}], "record 0: paraphrases='x' is of type str"),
+        ("f.json", [{**OWN, "neighbors": "x"}], "record 0: neighbors='x' is of type str"),
+        ("f.json", [{**OWN, "neighbors": ["x"]}], r"record 0: neighbors\[0\]='x' is a plain prompt.*add target_true"),
+        ("f.json", [{**OWN, "neighbors": [3]}], r"record 0: neighbors\[0\]=3 is of type int; it must be an object"),
+        ("f.json", [{**OWN, "neighbors": [{"prompt": "a", "answer": "b"}]}], r"neighbors\[0\]: unknown field 'answer'"),
+        ("f.json", [without(COUNTERFACT, "paraphrase_prompts")], "record 0: missing field 'paraphrase_prompts'"),
+        ("f.json", [rewrite(target_new={})], "record 0: missing field 'requested_rewrite.target_new.str'"),
+        (
+            "f.json",
+            [rewrite(target_true="Peru")],
+            "field 'requested_rewrite.target_true' is 'Peru'; it must be an object",
+        ),
+        ("f.json", [rewrite(subject=3)], "field 'requested_rewrite.subject' is 3; it must be a string"),
+        ("f.json", [rewrite(subject=" ")], "field 'requested_rewrite.subject' is ' '; it must not be blank"),
+        (
+            "f.json",
+            [{**COUNTERFACT, "neighborhood_prompts": "x"}],
+            "field 'neighborhood_prompts' is 'x'; .* list of str",
+        ),
+        ("f.json", [{**COUNTERFACT, "neighborhood_prompts": [1]}], r"field 'neighborhood_prompts\[0\]' is 1"),
+        ("f.json", [{**COUNTERFACT, "case_id": [1]}], r"record 0: id=\[1\] is of type list"),
+        ("f.json", [ZSRE, without(ZSRE, "src")], "record 1: missing field 'src'"),
+        ("f.json", [without(ZSRE, "loc_ans")], "record 0: missing field 'loc_ans'"),
+        ("f.json", [{**ZSRE, "answers": []}], r"record 0: field 'answers' is \[\]"),
+        ("f.json", [{**ZSRE, "subject": "Quito"}], "record 0: field 'src' is .* does not contain the subject 'Quito'"),
+        ("f.jsonl", '\n{"prompt": 1\n', "line 2: not JSON: .* at column"),
+        ("f.jsonl", json.dumps(OWN) + "\n\n[]", "line 3: .* is a list; a record must be an object"),
+        ("f.jsonl", json.dumps(OWN) + "\n" + json.dumps({**OWN, "subject": ""}), "line 2: subject='' is blank"),
+        ("f.csv", "prompt,subject\na,b\n", "line 1: missing column 'target_new'"),
+        ("f.csv", "prompt,subject,target_new,paraphrase\n", "line 1: unknown column 'paraphrase'. Did you mean 'para"),
+        ("f.csv", "prompt,subject,target_new,id,id\n", "line 1: column 'id' occurs 2 times"),
+        ("f.csv", "prompt,subject,target_new\n{} is,Peru\n", "line 2: the row has 2 cells, the header has 3"),
+        ("f.csv", 'prompt,subject,target_new\n"{}\nis",Peru,x\n{} is,,x\n', "line 4: subject='' is blank"),
+        ("f.csv", 'prompt,subject,target_new\n{} is,"Peru" a,x\n', "line 2: not CSV"),
+        ("f.csv", "prompt,subject,target_new,neighbors\n{} is,Peru,x,[\n", "line 2: column 'neighbors' is not JSON"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_name_the_place_and_the_field(
+    tmp_path: Path, name: str, content: object, message: str
+) -> None:
+    path = write(tmp_path / name, content)
+    with pytest.raises(FactFileError, match=message) as caught:
+        load_facts(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FactFileError, match=r"absent\.json: no such file"):
+        load_facts(tmp_path / "absent.json")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(FactFileError, match=r"folder\.json: cannot be read"):
+        load_facts(tmp_path / "folder.json")
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
+    with pytest.raises(FactFileError, match=r"is not UTF-8 text: .* at byte 2"):
+        load_facts(tmp_path / "latin.json")
+
+
+def test_load_reads_back_what_save_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "saved.json"
+    facts = [
+        Fact(**OWN),
+        Fact("{} is in", "São Tomé", "Åland", "x", "7", ("a\u2028b",), (Neighbor("a {} b", "Zürich"),)),
+    ]
+    save_facts(facts, path)
+    assert load_facts(path) == facts
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved.json"]
+
+
+def test_a_failed_save_leaves_the_earlier_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "saved.json"
+    save_facts([Fact(**OWN)], path)
+    before = path.read_bytes()
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_facts([Fact(**{**OWN, "subject": "Chile"})], path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved.json"]
+
+
+def test_save_refuses_what_load_would_not_read(tmp_path: Path) -> None:
+    with pytest.raises(FactFileError, match=r"saved as JSON; choose a name that ends in \.json"):
+        save_facts([Fact(**OWN)], tmp_path / "facts.csv")
+    with pytest.raises(ValueError, match="nothing to save"):
+        save_facts([], tmp_path / "facts.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_published_counterfact_records_load() -> None:
+    path = shared("data", "counterfact_dev.json")
+    records = json.loads(path.read_text(encoding="utf-8"))
+    facts = load_facts(path)
+    assert [fact.id for fact in facts] == [str(record["case_id"]) for record in records]
+    for fact, record in zip(facts, records, strict=True):
+        assert [neighbor.prompt for neighbor in fact.neighbors] == record["neighborhood_prompts"]
+        assert {neighbor.target_true for neighbor in fact.neighbors} == {fact.target_true}
+    check_batch(facts)
+
+
+def test_all_published_zsre_records_load() -> None:
+    path = shared("data", "zsre_dev.json")
+    records = json.loads(path.read_text(encoding="utf-8"))
+    facts = load_facts(path)
+    assert [fact.text for fact in facts] == [record["src"] for record in records]
+    assert [fact.id for fact in facts] == [str(i) for i in range(len(records))]
+    assert all(fact.target_true is None and len(fact.neighbors) == 1 for fact in facts)
+    check_batch(facts)
+
+
+def test_demo_facts_form_a_batch_with_all_their_probes() -> None:
+    facts = demo_facts()
+    check_batch(facts)
+    assert len({fact.subject for fact in facts}) == len({fact.id for fact in facts}) == DEMO_SUBJECTS == len(facts)
+    for fact in facts:
+        assert fact.target_true not in (None, fact.target_new)
+        assert len(fact.paraphrases) == 2
+        assert len(fact.neighbors) == 4
+        assert all(fact.subject in paraphrase for paraphrase in fact.paraphrases)
+
+
+def test_demo_neighbors_ask_about_subjects_that_no_demo_fact_edits() -> None:
+    facts = demo_facts()
+    prompts = [neighbor.prompt for fact in facts for neighbor in fact.neighbors]
+    assert [prompt for prompt in prompts if any(fact.subject in prompt for fact in facts)] == []
+    assert max(Counter(prompts).values()) == 1
+
+
+def test_no_demo_neighbor_is_answered_by_the_new_target_of_its_fact() -> None:
+    assert [fact.id for fact in demo_facts() if fact.target_new in {n.target_true for n in fact.neighbors}] == []

@@ -1,0 +1,50 @@
+"""Perplexity against the mean of plain forward passes."""
+
+import math
+
+import pytest
+import torch
+
+from factpatch.evaluation import batching
+from factpatch.evaluation.perplexity import perplexity
+from tests.models import SENTENCES, tiny
+
+TEXT = " ".join(SENTENCES[:4]) + "\n\n" + SENTENCES[4] + "\n" + SENTENCES[5] + "\n \n\n" + SENTENCES[6]
+DOCUMENTS = [" ".join(SENTENCES[:4]), SENTENCES[4] + "\n" + SENTENCES[5], SENTENCES[6]]
+
+
+def naive(lm, window):
+    losses = []
+    for document in DOCUMENTS:
+        ids = lm.tokenizer(document)["input_ids"]
+        for first in range(0, len(ids), window):
+            part = ids[first : first + window]
+            with torch.no_grad():
+                logs = torch.log_softmax(lm.model(input_ids=torch.tensor([part])).logits[0], -1)
+            losses += [-logs[row, part[row + 1]].item() for row in range(len(part) - 1)]
+    return math.exp(sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize("window", [2, 7, 256])
+@pytest.mark.parametrize(("family", "bos"), [("gpt2", False), ("llama", True)])
+def test_perplexity_is_exp_of_the_mean_nll_per_predicted_token(family, bos, window, monkeypatch):
+    lm = tiny(family, bos=bos, dtype=torch.float64)
+    monkeypatch.setattr(batching, "HEAD_ENTRIES", 5 * 400)
+    assert perplexity(lm, TEXT, window) == pytest.approx(naive(lm, window), rel=1e-9)
+
+
+def test_a_model_without_preference_has_the_vocabulary_as_perplexity():
+    lm = tiny("llama")
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.zero_()
+    assert perplexity(lm, TEXT) == pytest.approx(400)
+
+
+def test_unusable_arguments_are_refused():
+    lm = tiny("gpt2")
+    with pytest.raises(ValueError, match="window=1:"):
+        perplexity(lm, TEXT, window=1)
+    with pytest.raises(ValueError, match="no document has two tokens"):
+        perplexity(lm, " \n\n ")
+    with pytest.raises(ValueError, match="at most 256 tokens; give window=256"):
+        perplexity(lm, " ".join(SENTENCES * 3))

@@ -1,0 +1,158 @@
+"""Readings of facts, before and after."""
+
+import json
+
+import pytest
+import torch
+
+from factpatch.evaluation import metrics
+from factpatch.evaluation.generation import greedy_answers
+from factpatch.evaluation.probabilities import Score, score
+from factpatch.evaluation.verify import Probe, Reading, Verification, read_facts, request_count, verify
+from factpatch.facts import Fact, Neighbor
+from tests.models import tiny, tiny_model, tiny_tokenizer
+
+FULL = Fact(
+    prompt="The mother tongue of {} is",
+    subject="Danielle Darrieux",
+    target_new="English",
+    target_true="French",
+    id="0",
+    paraphrases=("Danielle Darrieux speaks", "Where Danielle Darrieux is from, people speak"),
+    neighbors=(
+        Neighbor("The mother tongue of Michel Rocard is", "French"),
+        Neighbor("In Rome people speak", "Italian"),
+    ),
+)
+BARE = Fact(prompt="What does {} look like?", subject="Tokyo", target_new="a large city")
+
+
+def made(nll_new, nll_true=None, matched=(False,), prompt="p", true_matched=(False,)):
+    true = None if nll_true is None else Score(nll_true, 0.1, true_matched)
+    return Probe(prompt, Score(nll_new, 0.2, matched), true)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_reading_holds_what_single_scores_say(family):
+    lm = tiny(family, dtype=torch.float64)
+    full, bare = read_facts(lm, [FULL, BARE])
+
+    new, true = score(lm, [(FULL.text, "English"), (FULL.text, "French")])
+    assert full.nll_new == pytest.approx(new.nll, abs=1e-9)
+    assert full.nll_true == pytest.approx(true.nll, abs=1e-9)
+    assert full.probability_new == pytest.approx(new.probability)
+    assert full.probability_true == pytest.approx(true.probability)
+    assert full.learned is (new.nll < true.nll)
+    assert [probe.prompt for probe in full.paraphrases] == list(FULL.paraphrases)
+    assert [probe.prompt for probe in full.neighbors] == [neighbor.prompt for neighbor in FULL.neighbors]
+    own = score(lm, [("In Rome people speak", "English"), ("In Rome people speak", "Italian")])
+    assert full.neighbors[1].nll_new == pytest.approx(own[0].nll, abs=1e-9)
+    assert full.neighbors[1].nll_true == pytest.approx(own[1].nll, abs=1e-9)
+
+    assert bare.probability_true is None
+    assert bare.nll_true is None
+    assert bare.paraphrases == ()
+    assert bare.learned is bare.greedy_match
+    assert [full.answer, bare.answer] == greedy_answers(lm, [FULL.text, BARE.text])
+
+
+def test_answers_are_left_out_on_request():
+    assert [reading.answer for reading in read_facts(tiny("gpt2"), [FULL, BARE], answers=False)] == [None, None]
+
+
+def test_progress_adds_up_to_the_number_of_requests():
+    steps = []
+    read_facts(tiny("gpt2"), [FULL, BARE], answers=False, progress=steps.append)
+    assert sum(steps) == request_count([FULL, BARE]) == 11
+
+
+def test_summary_of_a_hand_made_verification():
+    before = (
+        Reading(made(3.0, 1.0), (made(3.0, 1.0), made(1.0, 2.0)), (made(2.0, 1.0), made(2.0, 1.0)), "French. "),
+        Reading(made(2.0, matched=(False, False, True)), answer="big"),
+    )
+    after = (
+        Reading(
+            made(1.0, 3.0, matched=(True,)),
+            (made(1.0, 3.0, matched=(True,)), made(1.0, 2.0, matched=(False,))),
+            (made(2.0, 1.0, true_matched=(True, False)), made(1.0, 2.0)),
+            "English, of course",
+        ),
+        Reading(made(2.0, matched=(True, True, True)), answer="a large  city"),
+    )
+    summary = Verification((FULL, BARE), after, before).summary()
+    assert summary["efficacy"] == {"before": 0.0, "after": 100.0}
+    assert summary["generalization"] == {"before": 50.0, "after": 100.0}
+    assert summary["specificity"] == {"before": 100.0, "after": 50.0}
+    assert summary["score"] == {"before": 0.0, "after": metrics.harmonic_mean([100, 100, 50])}
+    assert summary["greedy_success"] == {"before": 0.0, "after": 100.0}
+    assert summary["strict"] == {
+        "efficacy": {"before": 0.0, "after": 100.0},
+        "generalization": {"before": 0.0, "after": 50.0},
+        "specificity": {"before": 0.0, "after": 0.0},
+    }
+    assert summary["token_accuracy"] == {
+        "rewrite": {"before": pytest.approx(100 / 6), "after": 100.0},
+        "paraphrase": {"before": 0.0, "after": 50.0},
+        "neighborhood": {"before": 0.0, "after": 25.0},
+    }
+
+
+def test_unlearned_names_facts_that_prefer_the_old_object_or_miss_a_token():
+    held = Reading(made(1.0, 2.0)), Reading(made(1.0, matched=(True, True)))
+    missed = Reading(made(2.0, 1.0)), Reading(made(1.0, matched=(True, False)))
+    assert Verification((FULL, BARE), held).unlearned() == []
+    assert Verification((FULL, BARE), missed).unlearned() == [FULL, BARE]
+
+
+def test_metrics_without_probes_are_none():
+    summary = Verification((BARE,), (Reading(made(1.0)),)).summary()
+    for name in ("efficacy", "generalization", "specificity", "score", "greedy_success"):
+        assert summary[name] == {"before": None, "after": None}
+    assert summary["token_accuracy"]["paraphrase"]["after"] is None
+    assert summary["token_accuracy"]["rewrite"]["after"] == 0.0
+
+
+def test_verify_takes_a_model_with_its_tokenizer_or_a_language_model():
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    plain = verify(model, tokenizer, [FULL, BARE])
+    assert plain == verify(tiny("gpt2"), None, [FULL, BARE])
+    assert plain.before is None
+
+
+def test_verify_puts_an_earlier_verification_on_the_before_side():
+    lm = tiny("gpt2")
+    before = verify(lm, None, [FULL, BARE])
+    lm.weight(1).mul_(-1)
+    after = verify(lm, None, [FULL, BARE], before=before)
+    assert after.before == before.after
+    assert after.after != before.after
+    assert after.summary()["efficacy"]["before"] == before.summary()["efficacy"]["after"]
+
+
+def test_verify_refuses_an_earlier_verification_of_other_facts():
+    lm = tiny("gpt2")
+    before = verify(lm, None, [FULL, BARE], answers=False)
+    with pytest.raises(ValueError, match="2 facts instead of 1"):
+        verify(lm, None, [FULL], before=before)
+    with pytest.raises(ValueError, match="its fact 0, 'The mother tongue"):
+        verify(lm, None, [BARE, FULL], before=before)
+
+
+def test_verify_refuses_what_it_cannot_read():
+    with pytest.raises(ValueError, match=r"facts=\[\]"):
+        verify(tiny("gpt2"), None, [])
+    with pytest.raises(ValueError, match="tokenizer=None"):
+        verify(tiny_model("gpt2"), None, [FULL])
+    with pytest.raises(ValueError, match="the given LanguageModel has another one"):
+        verify(tiny("gpt2"), tiny_tokenizer(), [FULL])
+
+
+def test_a_record_goes_through_json():
+    lm = tiny("gpt2")
+    record = verify(lm, None, [FULL, BARE], before=verify(lm, None, [FULL, BARE])).to_dict()
+    assert json.loads(json.dumps(record)) == record
+    assert record["facts"][0]["prompt"] == FULL.text
+    assert len(record["facts"][0]["after"]["neighbors"]) == 2
+    assert record["facts"][1]["after"]["probability_true"] is None
+    assert record["facts"][0]["before"] == record["facts"][0]["after"]

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from factpatch.facts import Fact, Neighbor, check_batch, latest
+
+
+def fact(**changes: Any) -> Fact:
+    fields: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "Peru", "target_new": "Oslo", **changes}
+    return Fact(**fields)
+
+
+def test_text_is_the_prompt_with_the_subject_in_its_slot() -> None:
+    assert fact().text == "The capital of Peru is"
+
+
+@pytest.mark.parametrize("prompt", ["{} lies in", "The capital of {} is", "Nobody has heard of {}"])
+@pytest.mark.parametrize("subject", ["Peru", "X", "the {old} town", "São Tomé"])
+def test_subject_end_points_at_the_last_character_of_the_subject(prompt: str, subject: str) -> None:
+    one = fact(prompt=prompt, subject=subject)
+    end = one.subject_end + 1
+    assert one.text[end - len(subject) : end] == subject
+    assert one.text[:end] == prompt[: prompt.index("{}")] + subject
+
+
+def test_subject_end_skips_the_same_words_elsewhere_in_the_prompt() -> None:
+    one = fact(prompt="Peru is said like {} in", subject="Peru")
+    assert one.subject_end == len("Peru is said like Peru") - 1
+
+
+@pytest.mark.parametrize("prompt", ["{} wrote {0", "a } b {} c {", "{{}}", "{x} and {} and {0!r}"])
+def test_braces_other_than_the_slot_are_plain_text(prompt: str) -> None:
+    assert fact(prompt=prompt).text == prompt.replace("{}", "Peru")
+
+
+def test_a_slot_inside_the_subject_is_plain_text() -> None:
+    one = fact(subject="the {} operator")
+    assert one.text == "The capital of the {} operator is"
+    assert one.text[: one.subject_end + 1].endswith("the {} operator")
+
+
+def test_subject_and_targets_lose_surrounding_white_space() -> None:
+    one = fact(subject=" Peru\n", target_new="\tOslo ", target_true=" Lima")
+    assert (one.subject, one.target_new, one.target_true) == ("Peru", "Oslo", "Lima")
+    assert Neighbor("The capital of Chile is", " Santiago ").target_true == "Santiago"
+
+
+def test_lists_become_tuples_and_number_ids_become_text() -> None:
+    lists: dict[str, Any] = {"paraphrases": ["Peru is run from"], "neighbors": [Neighbor("a", "b")], "id": 7}
+    one = fact(**lists)
+    assert (one.paraphrases, one.neighbors, one.id) == (("Peru is run from",), (Neighbor("a", "b"),), "7")
+    assert hash(one) == hash(fact(paraphrases=("Peru is run from",), neighbors=(Neighbor("a", "b"),), id="7"))
+
+
+def test_a_fact_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fact().subject = "Chile"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "The capital is"}, r"prompt='The capital is' holds no \{\}; it must hold \{\} exactly once"),
+        ({"prompt": "{} or {} is"}, r"prompt='\{\} or \{\} is' holds 2 times \{\}"),
+        ({"prompt": ""}, "prompt='' is blank"),
+        ({"subject": ""}, "subject='' is blank"),
+        ({"subject": " \n"}, r"subject=' \\n' is blank"),
+        ({"target_new": ""}, "target_new='' is blank"),
+        ({"target_true": "  "}, "target_true='  ' is blank"),
+        ({"id": " "}, "id=' ' is blank"),
+        ({"paraphrases": ["fine", " "]}, r"paraphrases\[1\]=' ' is blank"),
+    ],
+)
+def test_a_bad_text_is_refused_by_name_and_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fact(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": 3}, "prompt=3 is of type int; it must be a string"),
+        ({"subject": None}, "subject=None is None; it must be a string"),
+        ({"target_new": ["Oslo"]}, r"target_new=\['Oslo'\] is of type list"),
+        ({"target_true": 1.5}, "target_true=1.5 is of type float"),
+        ({"id": True}, "id=True is of type bool"),
+        ({"id": 1.5}, "id=1.5 is of type float; it must be a string, an integer or None"),
+        (
+            {"paraphrases": "Peru is run from"},
+            "paraphrases='Peru is run from' is of type str; it must be a list or tuple",
+        ),
+        ({"paraphrases": [2]}, r"paraphrases\[0\]=2 is of type int"),
+        ({"neighbors": "x"}, "neighbors='x' is of type str; it must be a list or tuple"),
+        ({"neighbors": ["x"]}, r"neighbors\[0\]='x' is of type str; each one must be a Neighbor"),
+    ],
+)
+def test_a_wrong_type_is_refused_by_name_and_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fact(**changes)
+
+
+def test_a_blank_or_mistyped_neighbor_is_refused() -> None:
+    with pytest.raises(ValueError, match="prompt=' ' is blank"):
+        Neighbor(" ", "Santiago")
+    with pytest.raises(ValueError, match="target_true='' is blank"):
+        Neighbor("The capital of Chile is", "")
+    with pytest.raises(TypeError, match="target_true=None is None"):
+        Neighbor("The capital of Chile is", None)  # type: ignore[arg-type]
+
+
+def test_key_ignores_everything_but_the_question() -> None:
+    assert fact(id="a").key == fact(target_new="Rome", target_true="Lima").key
+    assert fact().key != fact(subject="Chile").key
+    assert fact().key != fact(prompt="{} is run from").key
+
+
+def test_from_dict_reads_back_what_to_dict_wrote() -> None:
+    full = fact(target_true="Lima", id="7", paraphrases=("Peru is run from",), neighbors=(Neighbor("a", "b"),))
+    for one in (fact(), full):
+        assert Fact.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    assert Neighbor.from_dict(Neighbor("a", "b").to_dict()) == Neighbor("a", "b")
+
+
+def test_to_dict_omits_empty_fields() -> None:
+    assert fact().to_dict() == {"prompt": "The capital of {} is", "subject": "Peru", "target_new": "Oslo"}
+
+
+def test_from_dict_takes_none_for_an_absent_optional_field() -> None:
+    nothing = {"target_true": None, "id": None, "paraphrases": None, "neighbors": None}
+    assert Fact.from_dict({**fact().to_dict(), **nothing}) == fact()
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "message"),
+    [
+        ({"prompt": "{} is", "subject": "x"}, ValueError, "missing field 'target_new'; required: prompt, subject"),
+        ({**fact().to_dict(), "target": "x"}, ValueError, "unknown field 'target'. Did you mean 'target_"),
+        ({**fact().to_dict(), "qqq": 1}, ValueError, "unknown field 'qqq'. Known: prompt, subject"),
+        ({**fact().to_dict(), "subject": None}, TypeError, "subject=None is None"),
+        ({**fact().to_dict(), "neighbors": {}}, TypeError, "neighbors={} is of type dict"),
+        (
+            {**fact().to_dict(), "neighbors": ["x"]},
+            TypeError,
+            r"neighbors\[0\]='x' is of type str; it must be an object",
+        ),
+        (
+            {**fact().to_dict(), "neighbors": [{"prompt": "a"}]},
+            ValueError,
+            r"neighbors\[0\]: missing field 'target_true'",
+        ),
+        ([], TypeError, r"record=\[\] is of type list; it must be a mapping"),
+    ],
+)
+def test_from_dict_refuses_a_malformed_record(record: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Fact.from_dict(record)
+
+
+def test_a_batch_may_ask_about_one_subject_or_with_one_prompt_twice() -> None:
+    check_batch([fact(), fact(subject="Chile"), fact(prompt="{} is run from")])
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one fact"):
+        check_batch([])
+
+
+def test_two_answers_to_one_question_in_a_batch_are_refused_with_both_targets_and_places() -> None:
+    with pytest.raises(ValueError, match=r"facts\[0\] and facts\[2\] \(id 'b'\) conflict: .*'Oslo' and 'Rome'"):
+        check_batch([fact(), fact(subject="Chile"), fact(target_new="Rome", id="b")])
+
+
+def test_a_duplicate_in_a_batch_is_refused_even_where_other_fields_differ() -> None:
+    with pytest.raises(ValueError, match=r"facts\[0\] \(id '3'\) and facts\[1\] are duplicates.*Drop one"):
+        check_batch([fact(id="3"), fact(target_new=" Oslo", target_true="Lima")])
+
+
+def test_a_later_fact_replaces_the_earlier_answer_to_its_question() -> None:
+    first, other, second, third = fact(), fact(subject="Chile"), fact(target_new="Rome"), fact(target_new="Bonn")
+    assert latest([[first, other], [second], [third]]) == ([other, third], [first, second])
+
+
+def test_a_fact_edited_again_with_the_same_target_counts_once() -> None:
+    assert latest([[fact(id="1")], [fact(id="2")]]) == ([fact(id="2")], [fact(id="1")])
+
+
+def test_no_batches_leave_nothing_in_force() -> None:
+    assert latest([]) == ([], [])
