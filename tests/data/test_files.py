@@ -37,7 +37,7 @@ ZSRE: dict[str, Any] = {
     "loc_ans": "Rudyard Kipling",
     "cond": "Chile >> Bolivia || Which country has Lima as its capital?",
 }
-DEMO_SUBJECTS = 28
+DEMO_FACTS = 28
 
 
 def write(path: Path, content: object) -> Path:
@@ -129,7 +129,7 @@ def test_zsre_takes_the_first_answer_and_no_true_target(tmp_path: Path) -> None:
     ("question", "subject", "prompt"),
     [
         ("Which country has lima as its capital?", "Lima", "Which country has {} as its capital?"),
-        ("Which artist painted Art?", "art", "Which artist painted {}?"),
+        ("Which artist painted art?", "art", "Which artist painted {}?"),
         ("Which art did artemis like?", "Art", "Which {} did artemis like?"),
         ("Is Limabean from LIMA?", "Lima", "Is {}bean from LIMA?"),
         ("Was C++ (language) older than C?", "C++ (language)", "Was {} older than C?"),
@@ -294,7 +294,6 @@ def test_all_published_counterfact_records_load() -> None:
     for fact, record in zip(facts, records, strict=True):
         assert [neighbor.prompt for neighbor in fact.neighbors] == record["neighborhood_prompts"]
         assert {neighbor.target_true for neighbor in fact.neighbors} == {fact.target_true}
-    check_batch(facts)
 
 
 def test_all_published_zsre_records_load() -> None:
@@ -310,7 +309,7 @@ def test_all_published_zsre_records_load() -> None:
 def test_demo_facts_form_a_batch_with_all_their_probes() -> None:
     facts = demo_facts()
     check_batch(facts)
-    assert len({fact.subject for fact in facts}) == len({fact.id for fact in facts}) == DEMO_SUBJECTS == len(facts)
+    assert len({fact.subject for fact in facts}) == len({fact.id for fact in facts}) == len(facts) == DEMO_FACTS
     for fact in facts:
         assert fact.target_true not in (None, fact.target_new)
         assert len(fact.paraphrases) == 2

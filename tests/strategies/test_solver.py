@@ -1,0 +1,116 @@
+"""The solvers against the dense formulas of the papers, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from factpatch.strategies import NullSpace, Ridge
+
+D_KEY, D_VALUE = 24, 16
+
+
+def problem(facts: int, earlier: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Second moment, keys, residual, earlier keys."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    text = normal(200, D_KEY) * torch.logspace(-2, 1, D_KEY, dtype=torch.float64)
+    return text.T @ text / 200, normal(facts, D_KEY), normal(facts, D_VALUE), normal(earlier, D_KEY)
+
+
+@pytest.mark.parametrize("earlier", [0, 7])
+@pytest.mark.parametrize("facts", [1, 5, 40])
+def test_ridge_equals_the_dense_solution(facts: int, earlier: int) -> None:
+    moment, keys, residual, past = problem(facts, earlier)
+    solver = Ridge(weight=30.0)
+    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    system = 30.0 * moment + past.T @ past + keys.T @ keys
+    dense = torch.linalg.solve(system, keys.T @ residual).T
+    torch.testing.assert_close(shift, dense, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("earlier", [0, 7])
+@pytest.mark.parametrize("facts", [1, 5, 40])
+def test_null_space_equals_the_dense_solution(facts: int, earlier: int) -> None:
+    moment, keys, residual, past = problem(facts, earlier)
+    solver = NullSpace(threshold=0.5, l2=3.0)
+    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    values, vectors = torch.linalg.eigh(moment)
+    inside = vectors[:, values < 0.5]
+    projector = inside @ inside.T
+    system = projector @ (keys.T @ keys + past.T @ past) + 3.0 * torch.eye(D_KEY, dtype=torch.float64)
+    dense = torch.linalg.solve(system, projector @ keys.T @ residual).T
+    torch.testing.assert_close(shift, dense, rtol=1e-9, atol=1e-11)
+
+
+def test_ridge_minimizes_the_least_squares_of_the_paper() -> None:
+    moment, keys, residual, past = problem(5, 7)
+    solver = Ridge(weight=2.0)
+    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    # ‖K Δᵀ − R‖² + ‖K_p Δᵀ‖² + λ ‖C^½ Δᵀ‖² as one stacked least-squares problem.
+    root = torch.linalg.cholesky(2.0 * moment).T
+    rows = torch.cat([keys, past, root])
+    wanted = torch.cat([residual, torch.zeros(len(past) + D_KEY, D_VALUE, dtype=torch.float64)])
+    torch.testing.assert_close(shift, torch.linalg.lstsq(rows, wanted).solution.T, rtol=1e-8, atol=1e-10)
+
+
+def test_a_null_space_shift_leaves_preserved_keys_unchanged() -> None:
+    moment, keys, residual, past = problem(5, 0)
+    values, vectors = torch.linalg.eigh(moment)
+    solver = NullSpace(threshold=0.5, l2=1.0)
+    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    preserved = vectors[:, values >= 0.5]
+    assert preserved.shape[1] > 0
+    assert float((shift @ preserved).abs().max()) < 1e-12 * float(shift.abs().max()) * D_KEY
+
+
+@pytest.mark.parametrize("solver", [Ridge(weight=5.0), NullSpace(threshold=0.5, l2=1.0)], ids=["ridge", "null-space"])
+def test_zero_residual_gives_zero_shift(solver: Ridge | NullSpace) -> None:
+    moment, keys, residual, past = problem(5, 3)
+    assert not solver.solve(solver.prepare(moment), keys, torch.zeros_like(residual), past).matrix().any()
+
+
+@pytest.mark.parametrize("solver", [Ridge(weight=5.0), NullSpace(threshold=0.5, l2=1.0)], ids=["ridge", "null-space"])
+def test_the_order_of_facts_does_not_matter(solver: Ridge | NullSpace) -> None:
+    moment, keys, residual, past = problem(6, 4)
+    prepared, order = solver.prepare(moment), torch.tensor([3, 1, 5, 0, 4, 2])
+    one = solver.solve(prepared, keys, residual, past).matrix()
+    other = solver.solve(prepared, keys[order], residual[order], past.flip(0)).matrix()
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("facts", [1, 6])
+def test_the_shift_has_at_most_the_rank_of_the_batch(facts: int) -> None:
+    moment, keys, residual, past = problem(facts, 9)
+    shift = Ridge(weight=1.0).solve(Ridge(weight=1.0).prepare(moment), keys, residual, past)
+    assert shift.up.shape == (D_VALUE, facts)
+    assert shift.down.shape == (facts, D_KEY)
+
+
+def test_a_singular_second_moment_is_refused_with_what_to_do() -> None:
+    few = torch.randn(5, D_KEY, dtype=torch.float64)
+    with pytest.raises(ValueError, match="too few tokens"):
+        Ridge().prepare(few.T @ few / 5)
+
+
+def test_a_threshold_below_the_spectrum_is_refused_with_the_spectrum() -> None:
+    moment, *_ = problem(1, 0)
+    with pytest.raises(ValueError, match=r"threshold=1e-09.*smallest"):
+        NullSpace(threshold=1e-9).prepare(moment)
+
+
+def test_different_numbers_of_facts_are_refused() -> None:
+    moment, keys, residual, past = problem(4, 0)
+    solver = Ridge()
+    with pytest.raises(ValueError, match="keys hold 4 facts and residual 3"):
+        solver.solve(solver.prepare(moment), keys, residual[:3], past)
+
+
+@pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"weight": -1.0}])
+def test_a_ridge_without_weight_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        Ridge(**wrong)
