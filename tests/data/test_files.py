@@ -121,7 +121,7 @@ def test_zsre_takes_the_first_answer_and_no_true_target(tmp_path: Path) -> None:
         target_true=None,
         id="1",
         paraphrases=("Lima is the capital of which country?",),
-        neighbors=(Neighbor("who wrote the jungle book?", "Rudyard Kipling"),),
+        neighbors=(Neighbor("nq question: who wrote the jungle book?", "Rudyard Kipling"),),
     )
 
 

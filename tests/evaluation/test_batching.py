@@ -1,9 +1,9 @@
 """Groups of rows and the head in chunks."""
 
 import torch
+from tests.models import tiny
 
 from factpatch.evaluation import batching
-from tests.models import tiny
 
 
 def test_batches_hold_every_row_once_and_stay_within_the_budget():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tests.models import FAMILIES, tiny
 from transformers import GenerationConfig
 
 from factpatch.evaluation.generation import first_sentence, greedy_answers
-from tests.models import FAMILIES, tiny
 
 PROMPTS = [
     "The capital of France is",

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from tests.models import FAMILIES, tiny, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from factpatch.evaluation import batching, probabilities
 from factpatch.evaluation.probabilities import Score, score
 from factpatch.model.language_model import LanguageModel
-from tests.models import FAMILIES, tiny, tiny_model
 
 REQUESTS = [
     ("The capital of France is", "Paris"),
@@ -72,18 +72,23 @@ def test_the_order_of_requests_does_not_matter():
     assert_same(score(lm, REQUESTS[::-1])[::-1], score(lm, REQUESTS), 1e-12)
 
 
-def test_what_greedy_decoding_says_matches_in_every_token():
-    lm = tiny("gpt2", dtype=torch.float64)
-    prompt, said = "Ada Lovelace works in the field of", ""
-    for _ in range(60):
-        ids = torch.tensor([lm.tokenizer(prompt + said)["input_ids"]])
-        said += lm.tokenizer.decode(lm.model(input_ids=ids).logits[0, -1].argmax())
-        if said.startswith(" ") and said.strip() == said[1:]:
-            break
-    found = score(lm, [(prompt, "mathematics")])[0]
-    best = torch.log_softmax(lm.model(input_ids=torch.tensor([lm.tokenizer(prompt)["input_ids"]])).logits[0, -1], -1)
-    assert found.probability <= best.max().exp().item()
-    assert found.greedy is all(found.matched)
+def test_matched_tells_of_each_token_whether_it_is_the_most_probable():
+    lm = tiny("llama", dtype=torch.float64)
+    prompt, target = "The capital of France is", "Paris"
+    ids = lm.tokenizer(f"{prompt} {target}")["input_ids"]
+    count = len(ids) - len(lm.tokenizer(prompt)["input_ids"])
+    assert count == len(set(ids[-count:])) == 3
+    with torch.no_grad():
+        head = lm.model.get_output_embeddings().weight.zero_()
+        hidden = lm.body(input_ids=torch.tensor([ids]))[0, -count - 1 : -1]
+        # By Cauchy-Schwarz each token now wins at its own position.
+        head[ids[-count:]] = 10 * hidden / hidden.norm(dim=-1, keepdim=True)
+        all_three = score(lm, [(prompt, target)])[0]
+        head[ids[-1]] *= -1
+        but_the_last = score(lm, [(prompt, target)])[0]
+    assert (all_three.greedy, all_three.token_accuracy) == (True, 1.0)
+    assert but_the_last.matched == (True, True, False)
+    assert (but_the_last.greedy, but_the_last.token_accuracy) == (False, pytest.approx(2 / 3))
 
 
 def test_one_row_serves_a_prompt_with_two_targets_of_one_token(monkeypatch):

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from tests.models import tiny, tiny_model, tiny_tokenizer
 
 from factpatch.evaluation import metrics
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Score, score
 from factpatch.evaluation.verify import Probe, Reading, Verification, read_facts, request_count, verify
 from factpatch.facts import Fact, Neighbor
-from tests.models import tiny, tiny_model, tiny_tokenizer
 
 FULL = Fact(
     prompt="The mother tongue of {} is",

@@ -10,7 +10,6 @@ from factpatch.data.records import read_text, read_texts
 from factpatch.facts import Fact, Neighbor
 
 _ZSRE_FIELDS = frozenset({"src", "rephrase", "loc", "loc_ans"})
-_LOCALITY_PREFIX = "nq question: "
 
 
 def is_zsre(record: Mapping[str, Any]) -> bool:
@@ -22,8 +21,8 @@ def fact_from_zsre(record: Mapping[str, Any], index: int) -> Fact:
     """Return the fact of a zsRE record; its id is `index`, its place in the file.
 
     The new target is the first of `answers`. There is no true target: `alt` and `pred` are not read. The one neighbor
-    is the unrelated question `loc`, which the files write without a question mark, so it gets one. The published
-    loader of ROME leaves the marker "nq question: " in front of it; here the neighbor is the bare question.
+    is the unrelated question `loc`, which the files write without a question mark, so it gets one. Like the published
+    loader of ROME, this one leaves the marker "nq question: " in front of it: published figures are measured so.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -34,7 +33,7 @@ def fact_from_zsre(record: Mapping[str, Any], index: int) -> Fact:
     answers = read_texts(record, "answers")
     if not answers:
         raise ValueError("field 'answers' is []; its first item is the new target, so it needs at least one.")
-    locality = read_text(record, "loc").removeprefix(_LOCALITY_PREFIX) + "?"
+    locality = read_text(record, "loc") + "?"
     return Fact(
         prompt=question[:start] + "{}" + question[end:],
         # As the question spells it, so that the filled prompt is the published question to the letter.

@@ -9,6 +9,7 @@ new and of the true one. The strict one asks whether every token of the wanted o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 NllPair = tuple[float, float | None]
@@ -25,7 +26,7 @@ def percent(share: float | None) -> float | None:
 def mean_or_none(values: Iterable[float | None]) -> float | None:
     """The mean of the values that are not None; None if there is none."""
     known = [float(value) for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return math.fsum(known) / len(known) if known else None
 
 
 def mean_of_means(groups: Iterable[Iterable[float | None]]) -> float | None:

@@ -202,7 +202,7 @@ def verify(
         tokenizer: Its tokenizer; None with a `LanguageModel`, which has one.
         facts: What to ask about.
         before: An earlier verification of the same facts, made before an edit.
-        answers: Whether to ask for greedy answers, which take about as long as everything else.
+        answers: Whether to ask for greedy answers.
         progress: Called after each batch of probes with their number.
 
     Raises:

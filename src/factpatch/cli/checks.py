@@ -1,0 +1,144 @@
+"""From what was typed to what the library takes. Every error names the argument and comes as early as it can."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factpatch.cli.render import messages
+
+if TYPE_CHECKING:
+    from factpatch.model.language_model import LanguageModel
+
+
+class BadArgumentError(ValueError):
+    """What was given on the command line cannot be used; the message names it."""
+
+
+@contextmanager
+def argument(name: str) -> Iterator[None]:
+    """Blame an argument for the errors of the block.
+
+    Raises:
+        BadArgumentError: the block raised a ValueError or an OSError.
+    """
+    try:
+        yield
+    except BadArgumentError:
+        raise
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        raise BadArgumentError(f"{name}: {reason}") from error
+    except ValueError as error:
+        raise BadArgumentError(f"{name}: {error}") from error
+
+
+def check_output_file(option: str, path: Path | None) -> None:
+    """Raise BadArgumentError unless a file can be written there, as far as can be told without writing."""
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        raise BadArgumentError(f"{option} {path}: is not a file; choose another name.")
+    _check_folder(option, path)
+
+
+def check_output_directory(option: str, path: Path | None) -> None:
+    """Raise BadArgumentError unless a directory can be made there, as far as can be told without writing."""
+    if path is None:
+        return
+    if path.exists() and not path.is_dir():
+        raise BadArgumentError(f"{option} {path}: is a file; choose another name.")
+    _check_folder(option, path)
+    if path.is_dir() and any(path.iterdir()):
+        raise BadArgumentError(f"{option} {path}: the directory is not empty; choose another name, or empty it first.")
+
+
+def check_distinct(**paths: Path | None) -> None:
+    """Raise BadArgumentError if two options name the same place."""
+    seen: dict[str, str] = {}
+    for name, path in paths.items():
+        option = f"--{name.replace('_', '-')}"
+        if path is None:
+            continue
+        other = seen.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise BadArgumentError(f"{option} {path}: is the same place as {other}; choose another name.")
+
+
+def _check_folder(option: str, path: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise BadArgumentError(f"{option} {path}: the folder {folder} does not exist; make it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadArgumentError(f"{option} {path}: the folder {folder} cannot be written to; choose another place.")
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Layers as the command line takes them: numbers with commas between them."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise BadArgumentError(f"--layers {text}: write numbers with commas between them, as 4,5,6,7,8.") from None
+
+
+def check_place(device: str | None, dtype: str | None) -> None:
+    """Raise BadArgumentError unless there is such a device and such a dtype."""
+    from factpatch.model.loading import check_device, dtype_named
+
+    with argument("--dtype"):
+        dtype_named(dtype)
+    if device not in (None, "auto"):
+        with argument("--device"):
+            check_device(device)
+
+
+def load_model(model: str, device: str | None, dtype: Any) -> LanguageModel:
+    """Load a model, with a sign of life on a terminal and without the noise of other libraries."""
+    from factpatch.model.loading import load_language_model
+
+    silence_transformers()
+    with messages.status(f"loading {model}"):
+        return load_language_model(model, device=device, dtype=dtype)
+
+
+def silence_transformers() -> None:
+    """No progress bars and no warnings from transformers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def critical_layers(lm: LanguageModel, model: str, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The given layers, or those of the model's preset.
+
+    Raises:
+        BadArgumentError: a layer does not exist, or none are given and there is no preset.
+    """
+    from factpatch.presets import preset_for
+
+    if layers is None:
+        preset = preset_for(lm)
+        if preset is None:
+            raise BadArgumentError(
+                f"--layers: there is no preset for {model}; say which of its layers, 0 to {lm.num_layers - 1}, may be "
+                "written, for example some neighboring ones between a tenth and a third of its depth."
+            )
+        layers = tuple(preset.critical_layers)
+    with argument("--layers"):
+        lm.check_layers(layers, "layers")
+    return layers
+
+
+def save_model(lm: LanguageModel, directory: Path) -> None:
+    """Write a model and its tokenizer to a directory, whole or not at all."""
+    from factpatch.files import atomic_directory
+
+    with messages.status(f"writing {directory}"), atomic_directory(directory) as draft:
+        lm.model.save_pretrained(draft)
+        lm.tokenizer.save_pretrained(draft)

@@ -1,0 +1,120 @@
+"""`factpatch demo`: see a real model learn new facts, and forget them again to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from factpatch.cli import checks, options, render
+
+if TYPE_CHECKING:
+    from factpatch.evaluation.verify import Verification
+
+MODEL = "smollm2-135m"
+
+
+def demo(
+    method: options.Method = "memit-blue",
+    facts: Annotated[
+        int | None, typer.Option("--facts", min=1, metavar="N", help="Only the first N facts. Default: all.")
+    ] = None,
+    report: options.Report = None,
+) -> None:
+    """Edit the embedded model with facts that the package ships, show what changed, and undo it.
+
+    Nothing has to be prepared. The facts are wrong on purpose, so that no model can know them beforehand.
+    """
+    checks.check_output_file("--report", report)
+
+    from factpatch.data import demo_facts
+    from factpatch.editor import Editor
+    from factpatch.methods import method_named
+    from factpatch.model.embedded import EMBEDDED
+    from factpatch.report import edit_and_report, timed, write_json
+
+    with checks.argument("--method"):
+        method_named(method)
+    chosen = demo_facts()
+    if facts is not None and facts > len(chosen):
+        raise checks.BadArgumentError(f"--facts {facts}: the demo has {len(chosen)} facts.")
+    chosen = chosen[:facts]
+
+    render.heading("1. The model")
+    render.paragraph(f"{EMBEDDED[MODEL].source}. The first time, it is fetched and converted, which takes a minute.")
+    seconds: dict[str, float] = {}
+    with timed(seconds, "load"):
+        lm = checks.load_model(MODEL, None, None)
+    untouched = parameter_hash(lm.model)
+    size = sum(parameter.numel() for parameter in lm.model.parameters())
+    render.paragraph(f"Loaded in {seconds['load']:.1f} s: {size / 1e6:.0f} million parameters.")
+
+    render.heading(f"2. Editing {len(chosen)} facts with {method}")
+    editor = Editor(lm, method=method)
+    done = replace(edit_and_report(editor, [chosen], seconds=seconds), model=MODEL)
+    checked = done.verification
+    assert checked is not None
+    share = done.patch.num_bytes / sum(weight.numel() * weight.element_size() for weight in lm.model.parameters())
+    editing = sum(editor.edits[0].seconds.values())
+    render.paragraph(
+        f"Done in {editing:.1f} s. Written: layers {render.numbers(done.patch.layers)}, as a patch of "
+        f"{done.patch.num_bytes / 1e6:.2f} MB, {100 * share:.2g} % of the model's size."
+    )
+
+    render.heading("3. What it said, and says now")
+    render.screen.print(render.fact_table(checked))
+    render.screen.print(render.metric_table(checked, (done.perplexity_before, done.perplexity_after)))
+    _count_probes(checked)
+    render.show_unlearned(done.unlearned)
+    render.show_times(done.seconds)
+
+    render.heading("4. Undoing it")
+    edited = parameter_hash(lm.model)
+    editor.undo()
+    restored = parameter_hash(lm.model)
+    for name, digest in (("before the edit", untouched), ("edited", edited), ("after the undo", restored)):
+        render.say(f"  SHA-256 of all parameters, {name + ':':<17} {digest[:16]}...")
+    identical = restored == untouched
+    if report is not None:
+        hashes = {"before": untouched, "edited": edited, "undone": restored, "bit_identical": identical}
+        write_json(report, {**done.to_dict(), "undo": hashes})
+        render.say(f"Report: {report}")
+    if not identical:
+        raise RuntimeError("the undo did not restore the model bit for bit; this is a bug, please report it.")
+    render.say("The model is bit-identical to what it was.", "bold green")
+
+
+def parameter_hash(model: Any) -> str:
+    """SHA-256 of the names and bytes of all parameters and buffers of a PyTorch module."""
+    from itertools import chain
+
+    from factpatch.model.weights import content_hash
+
+    digest = hashlib.sha256()
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(f"{name}:{content_hash(tensor)}\n".encode())
+    return digest.hexdigest()
+
+
+def _count_probes(checked: Verification) -> None:
+    from factpatch.evaluation.metrics import prefers_new, prefers_true
+
+    assert checked.before is not None
+    agreed, agree = (
+        sum(prefers_new(probe.nlls) is True for reading in readings for probe in reading.paraphrases)
+        for readings in (checked.before, checked.after)
+    )
+    asked = sum(len(reading.paraphrases) for reading in checked.after)
+    neighbors = [
+        (prefers_true(earlier.nlls) is True, prefers_true(now.nlls) is True)
+        for before, after in zip(checked.before, checked.after, strict=True)
+        for earlier, now in zip(before.neighbors, after.neighbors, strict=True)
+    ]
+    right = sum(earlier for earlier, _ in neighbors)
+    kept = sum(earlier and now for earlier, now in neighbors)
+    render.paragraph(
+        f"Of {asked} paraphrases, {agreed} agreed with the new fact before and {agree} agree now. Of {len(neighbors)} "
+        f"questions about neighbors, {right} were answered rightly before, and {kept} of these still are."
+    )

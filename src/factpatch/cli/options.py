@@ -1,0 +1,76 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An embedded model (see `factpatch models`), a directory, or an id of the Hugging Face Hub.",
+        show_default=False,
+    ),
+]
+PatchFile = Annotated[
+    Path, typer.Argument(metavar="PATCH", help="A patch that `factpatch edit` wrote.", show_default=False)
+]
+Facts = Annotated[
+    Path,
+    typer.Option(
+        "--facts",
+        metavar="FILE",
+        help="Facts as .json, .jsonl or .csv; the CounterFact and zsRE formats are recognized.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N facts.")]
+Report = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write a report as JSON.")]
+OutDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--out", metavar="DIR", help="Where to write the model; a new or empty directory.", show_default=False
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, ...; auto spreads the model. Default: cpu."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="D",
+        help="float32, bfloat16, float16 or float64 (exact mode). Default: what the checkpoint has.",
+    ),
+]
+PatchDtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="D", help="Load the model in this dtype. Default: the dtype the patch is for."),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="L,L,...",
+        help="Critical layers, counted from 0, ascending, as 4,5,6,7,8. Default: those of the model's preset.",
+    ),
+]
+Corpus = Annotated[
+    str | None,
+    typer.Option(
+        "--corpus",
+        metavar="TEXT",
+        help="Text for the second moment of the keys: a file with blank lines between documents, or hf:NAME for a "
+        "dataset. Default: the text that the package ships.",
+    ),
+]
+CorpusTokens = Annotated[
+    int | None,
+    typer.Option("--corpus-tokens", min=1, metavar="N", help="How many tokens to read. Default: 10 per key dimension."),
+]
+Method = Annotated[str, typer.Option("--method", metavar="NAME", help="One that `factpatch methods` lists.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the texts that facts are embedded in.")]

@@ -1,0 +1,35 @@
+"""`factpatch show`: what a patch file says about itself."""
+
+from __future__ import annotations
+
+from factpatch.cli import checks, options, render
+
+
+def show(patch: options.PatchFile) -> None:
+    """Show what a patch holds, from its header alone: the model, the method, its settings and the facts."""
+    from factpatch.patch import describe
+
+    with checks.argument("PATCH"):
+        found = describe(patch)
+    config = found["config"]
+    lines = {
+        "file": f"{patch} ({render.size(patch)}, format {found['format']})",
+        "model": f"{config.get('_name_or_path') or '(unnamed)'} ({config.get('model_type')})",
+        "method": found["method"],
+        "layers": render.numbers(found["layers"]),
+        "weights": f"{found['weight_dtype']}, shifts rounded to {found['written_dtype']}",
+        "seed": str(found["seed"]),
+        "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "sha256": f"{found['sha256']} (as stated; not checked)",
+    }
+    for name, value in found["settings"].items():
+        if isinstance(value, dict):
+            fields = ", ".join(f"{field}={setting}" for field, setting in value.items() if field != "class")
+            lines[name] = f"{value.get('class', '')}({fields})"
+    for name, text in lines.items():
+        render.say(f"{name:<12} {text}")
+    for number, batch in enumerate(found["batches"], start=1):
+        render.heading(f"Batch {number} of {len(found['batches'])}: {len(batch['facts'])} facts")
+        for fact in batch["facts"]:
+            text = fact["prompt"].replace("{}", fact["subject"], 1)
+            render.say(f"  {render.printable(text)} {render.printable(fact['target_new'])}")

@@ -1,0 +1,57 @@
+"""`factpatch verify`: what a model says of facts, without and with a patch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factpatch.cli import checks, options, render
+
+
+def verify(
+    model: options.Model,
+    facts: options.Facts,
+    patch: Annotated[
+        Path | None,
+        typer.Option("--patch", metavar="PATCH", help="Ask without this patch and with it. The model stays as it is."),
+    ] = None,
+    limit: options.Limit = None,
+    report: options.Report = None,
+    device: options.Device = None,
+    dtype: options.PatchDtype = None,
+) -> None:
+    """Ask a model about facts and show, fact by fact, what it says; with --patch, before and after.
+
+    Of two facts in the file that answer the same question, the later one counts.
+    """
+    checks.check_output_file("--report", report)
+    checks.check_distinct(report=report, facts=facts, patch=patch)
+
+    from factpatch.data import load_facts
+    from factpatch.facts import latest
+    from factpatch.patch import Patch
+    from factpatch.report import ask, write_json
+
+    with checks.argument("--facts"):
+        in_force, superseded = latest([load_facts(facts, limit)])
+    with checks.argument("--patch"):
+        loaded = None if patch is None else Patch.load(patch)
+    checks.check_place(device, dtype)
+    lm = checks.load_model(model, device, dtype or (None if loaded is None else loaded.weight_dtype))
+    if loaded is None:
+        done = ask(lm, in_force, "asking")
+    else:
+        before = ask(lm, in_force, "asking without the patch")
+        with loaded.applied(lm):
+            done = ask(lm, in_force, "asking with the patch", before)
+    if report is not None:
+        about = {"model": model, "patch": None if patch is None else str(patch)}
+        write_json(report, {**about, **done.to_dict()})
+    render.screen.print(render.fact_table(done))
+    render.screen.print(render.metric_table(done))
+    render.show_unlearned(done.unlearned())
+    render.show_superseded(superseded)
+    if report is not None:
+        render.say(f"Report: {report}")

@@ -1,0 +1,277 @@
+"""An edit and its measurements: what the model said before and says now, its perplexity, the steps and the time."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factpatch.editor import Edit, Editor
+from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.verify import Verification, request_count, verify
+from factpatch.facts import Fact, check_batch, latest
+from factpatch.files import atomic_write
+from factpatch.model.language_model import LanguageModel
+from factpatch.patch import Patch
+from factpatch.progress import bar
+from factpatch.values.contexts import BARE
+from factpatch.values.rows import optimization_rows
+
+STAGES = (
+    "load",
+    "second_moment",
+    "contexts",
+    "values",
+    "keys",
+    "solve",
+    "write",
+    "verify_before",
+    "verify_after",
+    "perplexity",
+    "save_model",
+)
+METRICS = ("efficacy", "generalization", "specificity", "score", "greedy_success", "strict", "token_accuracy")
+_WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How far the value optimization went at one target layer, one entry per edited fact."""
+
+    evaluations: tuple[int, ...]
+    """Loss evaluations made."""
+    updates: tuple[int, ...]
+    """Updates made."""
+    loss: tuple[float, ...]
+    """The loss at the last evaluation, in nats."""
+
+    @classmethod
+    def of(cls, edits: Sequence[Edit], layer: int) -> Steps:
+        found = [edit.targets[layer] for edit in edits if layer in edit.targets]
+        return cls(
+            tuple(int(count) for targets in found for count in targets.evaluations),
+            tuple(int(count) for targets in found for count in targets.updates),
+            tuple(float(loss) for targets in found for loss in targets.loss),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record: the mean and the entries of each."""
+        return {
+            name: {"mean": math.fsum(entries) / len(entries), "per_fact": list(entries)}
+            for name, entries in (("evaluations", self.evaluations), ("updates", self.updates), ("loss", self.loss))
+        }
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What an edit did, and what was measured before and after it."""
+
+    model: str
+    """What the model is called."""
+    patch: Patch
+    """What the edit changed, batch by batch."""
+    settings: dict[str, Any]
+    """The resolved settings."""
+    steps: dict[int, Steps]
+    """The course of the value optimization, by target layer."""
+    seconds: dict[str, float]
+    """Wall time by stage, and "total"."""
+    verification: Verification | None = None
+    """What the model says of the facts in force; None if it was not asked."""
+    perplexity_before: float | None = None
+    """On a text that has nothing to do with the facts; None if it was not measured."""
+    perplexity_after: float | None = None
+    patch_file: Path | None = None
+    """Where the patch was saved."""
+
+    @property
+    def attempted(self) -> list[Fact]:
+        """All facts that were edited, in order."""
+        return [fact for batch in self.patch.batches for fact in batch.facts]
+
+    @property
+    def superseded(self) -> list[Fact]:
+        """The facts that a later batch replaced."""
+        return latest(batch.facts for batch in self.patch.batches)[1]
+
+    @property
+    def unlearned(self) -> list[Fact]:
+        """The facts in force that the model does not hold; empty if it was not asked."""
+        return [] if self.verification is None else self.verification.unlearned()
+
+    @property
+    def patch_bytes(self) -> int:
+        """The size of the patch's file, or of its shifts if it was not saved."""
+        return self.patch.num_bytes if self.patch_file is None else self.patch_file.stat().st_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record; metrics are in percent, each as {"before": x, "after": y}."""
+        checked = {} if self.verification is None else self.verification.to_dict()
+        summary = checked.get("summary", {})
+        return {
+            "model": self.model,
+            "method": self.patch.method,
+            "seed": self.patch.seed,
+            **{name: summary.get(name, {"before": None, "after": None}) for name in METRICS},
+            "perplexity_before": self.perplexity_before,
+            "perplexity_after": self.perplexity_after,
+            "seconds": dict(self.seconds),
+            "steps": {str(layer): steps.to_dict() for layer, steps in self.steps.items()},
+            "settings": self.settings,
+            "facts": {
+                "number": len(self.attempted),
+                "in_force": len(self.patch.facts),
+                "batches": [len(batch.facts) for batch in self.patch.batches],
+                "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
+            },
+            "superseded": [_named(fact) for fact in self.superseded],
+            "unlearned": [_named(fact) for fact in self.unlearned],
+            "versions": self.patch.versions,
+            "patch": {
+                "path": None if self.patch_file is None else str(self.patch_file),
+                "bytes": self.patch_bytes,
+                "layers": list(self.patch.layers),
+            },
+        }
+
+
+def edit_and_report(
+    editor: Editor,
+    batches: Sequence[Sequence[Fact]],
+    *,
+    text: str | None = None,
+    out: Path | None = None,
+    save_model: Path | None = None,
+    measure: bool = True,
+    seconds: Mapping[str, float] | None = None,
+    progress: bool = True,
+) -> EditReport:
+    """Edit a model in place, one batch after another, and measure before and after.
+
+    A later batch may answer a question again, which is an update: the facts in force are the ones that are verified.
+
+    Args:
+        editor: One that has not edited anything yet.
+        batches: The facts of each call of `Editor.edit`.
+        text: What to measure perplexity on; the package's held-out text by default.
+        out: Where to save the patch, which happens as soon as the last batch is edited.
+        save_model: Where to write the edited model, a new or empty directory; right after the patch.
+        measure: Whether to verify the facts and to measure perplexity.
+        seconds: What earlier stages took, such as {"load": 2.0}; it counts toward the total.
+        progress: Show bars on a terminal.
+
+    Raises:
+        ValueError: The editor has edited before, or a fact cannot be edited; in any batch, nothing was changed.
+        FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
+        OSError: `out` or `save_model` cannot be written; the model stays edited.
+    """
+    batches = [tuple(batch) for batch in batches]
+    if editor.edits:
+        raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
+    check_facts(editor.lm, batches)
+    text = held_out_text() if text is None else text
+    facts = latest(batches)[0]
+    lm = editor.lm
+    spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
+    earlier = sum(spent.values())
+    start = time.perf_counter()
+
+    before = after = fluent_before = fluent_after = None
+    if measure:
+        with timed(spent, "perplexity"):
+            fluent_before = perplexity(lm, text, _window(lm))
+        with timed(spent, "verify_before"):
+            before = ask(lm, facts, "asking before the edit", None, progress)
+    for batch in batches:
+        editor.edit(batch)
+    for edit in editor.edits:
+        for stage, took in edit.seconds.items():
+            spent[stage] = spent.get(stage, 0.0) + took
+    patch = editor.patch
+    if out is not None:
+        patch.save(out)
+    if save_model is not None:
+        with timed(spent, "save_model"):
+            editor.save_pretrained(save_model)
+    if measure:
+        with timed(spent, "verify_after"):
+            after = ask(lm, facts, "asking after the edit", before, progress)
+        with timed(spent, "perplexity"):
+            fluent_after = perplexity(lm, text, _window(lm))
+    return EditReport(
+        model=lm.name,
+        patch=patch,
+        settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
+        steps={layer: Steps.of(editor.edits, layer) for layer in sorted(editor.edits[0].targets)},
+        seconds={**spent, "total": earlier + time.perf_counter() - start},
+        verification=after,
+        perplexity_before=fluent_before,
+        perplexity_after=fluent_after,
+        patch_file=out,
+    )
+
+
+def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> None:
+    """Check that every batch can be edited, as far as tokens tell, so that no error waits until a later batch.
+
+    Raises:
+        ValueError: There is no batch, a batch is empty or contradicts itself, or a subject or a target has no tokens.
+    """
+    if not batches:
+        raise ValueError("batches=[]: give at least one batch of facts.")
+    for number, batch in enumerate(batches, start=1):
+        try:
+            check_batch(batch)
+            optimization_rows(lm, batch, (BARE,))
+        except ValueError as error:
+            raise error if len(batches) == 1 else ValueError(f"batch {number} of {len(batches)}: {error}") from None
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all. JSON has no infinity and no NaN: they are written as text.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write(path, lambda draft: draft.write_bytes(content.encode("utf-8", "surrogatepass")))
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall time of the block to a stage."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def ask(
+    lm: LanguageModel, facts: Sequence[Fact], what: str, before: Verification | None = None, progress: bool = True
+) -> Verification:
+    """As `factpatch.verify`, with a bar called `what` on a terminal."""
+    with bar(what, request_count(facts), progress) as advance:
+        return verify(lm, None, facts, before, progress=advance)
+
+
+def _window(lm: LanguageModel) -> int:
+    positions = getattr(lm.config, "max_position_embeddings", None)
+    return _WINDOW if positions is None else min(_WINDOW, int(positions))
+
+
+def _named(fact: Fact) -> dict[str, Any]:
+    return {"id": fact.id, "prompt": fact.text, "subject": fact.subject, "target_new": fact.target_new}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

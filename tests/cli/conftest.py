@@ -1,0 +1,83 @@
+"""A tiny model on disk, facts and a corpus, and a way to run commands on them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+from factpatch.cli.main import app
+
+Run = Callable[..., Any]
+
+FACTS: list[dict[str, Any]] = [
+    {
+        "id": "darrieux",
+        "prompt": "The mother tongue of {} is",
+        "subject": "Danielle Darrieux",
+        "target_new": "Finnish",
+        "target_true": "French",
+        "paraphrases": ["Danielle Darrieux speaks"],
+        "neighbors": [{"prompt": "The official language of Finland is", "target_true": "Finnish"}],
+    },
+    {"id": "tower", "prompt": "The {} is in", "subject": "Eiffel Tower", "target_new": "Rome", "target_true": "Paris"},
+    {
+        "id": "darrieux-again",
+        "prompt": "The mother tongue of {} is",
+        "subject": "Danielle Darrieux",
+        "target_new": "Italian",
+        "target_true": "French",
+    },
+]
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("llama").save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shuffled words, so that the second moment of 64 key dimensions has full rank."""
+    words = " ".join(SENTENCES).split()
+    shuffler = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(" ".join(shuffler.choices(words, k=30)) for _ in range(60)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def facts_file(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(FACTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in an empty cache; returns the result, whose `output` holds stdout and stderr."""
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def invoke(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def edit_arguments(model_directory: Path, facts_file: Path, corpus: Path) -> list[object]:
+    """An edit that works on the tiny model, all but --out."""
+    return [
+        "edit", model_directory, "--facts", facts_file, "--layers", "1,2", "--set", "target.steps=5",
+        "--corpus", corpus, "--batch-size", "2",
+    ]  # fmt: skip

@@ -1,0 +1,251 @@
+"""`factpatch edit`: the patch, the report, batches with an update, and bad input that leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.cli.conftest import FACTS, Run
+from transformers import AutoModelForCausalLM
+
+from factpatch.patch import Patch
+
+KEYS = {
+    "model", "method", "seed", "efficacy", "generalization", "specificity", "greedy_success", "token_accuracy",
+    "perplexity_before", "perplexity_after", "seconds", "steps", "settings", "facts", "superseded", "unlearned",
+    "versions", "patch",
+}  # fmt: skip
+STAGES = {
+    "load", "second_moment", "contexts", "values", "keys", "solve", "write", "verify_before", "verify_after",
+    "perplexity", "total",
+}  # fmt: skip
+
+
+def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(
+    run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path
+) -> None:
+    out, report, saved = tmp_path / "p.safetensors", tmp_path / "r.json", tmp_path / "edited"
+    result = run(*edit_arguments, "--out", out, "--report", report, "--save-model", saved, "--seed", 3)
+    assert result.exit_code == 0, result.output
+
+    patch = Patch.load(out)
+    assert [[fact.id for fact in batch.facts] for batch in patch.batches] == [["darrieux", "tower"], ["darrieux-again"]]
+    assert patch.seed == 3
+    found: dict[str, Any] = json.loads(report.read_text())
+    assert found.keys() >= KEYS
+    assert found["seconds"].keys() >= STAGES
+    stages = sum(took for stage, took in found["seconds"].items() if stage != "total")
+    assert 0 < stages <= found["seconds"]["total"]
+    for name in ("efficacy", "greedy_success"):
+        assert found[name].keys() == {"before", "after"}
+        assert all(0 <= number <= 100 for number in found[name].values())
+    assert found["perplexity_before"] > 0
+    assert found["perplexity_after"] > 0
+    assert found["model"] == str(model_directory)
+    assert found["settings"]["target"]["steps"] == 5
+    assert found["settings"]["critical_layers"] == [1, 2]
+    assert found["settings"]["batch_size"] == 2
+    assert found["patch"]["bytes"] == out.stat().st_size
+    for layer in ("1", "2"):
+        steps = found["steps"][layer]
+        assert steps["evaluations"]["per_fact"] == [5, 5, 5]
+        assert steps["updates"]["mean"] == 4
+
+    base = AutoModelForCausalLM.from_pretrained(model_directory)
+    patch.apply(base)
+    edited = AutoModelForCausalLM.from_pretrained(saved).state_dict()
+    assert all(torch.equal(tensor, edited[name]) for name, tensor in base.state_dict().items())
+
+
+def test_an_update_in_a_later_batch_is_what_counts(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    result = run(*edit_arguments, "--out", tmp_path / "p.safetensors", "--report", report)
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    assert [row["id"] for row in found["facts"]["rows"]] == ["tower", "darrieux-again"]
+    assert found["facts"]["number"] == 3
+    assert found["facts"]["batches"] == [2, 1]
+    assert [fact["id"] for fact in found["superseded"]] == ["darrieux"]
+    assert "Replaced by a later fact" in result.output
+
+
+def test_the_screen_shows_facts_metrics_unlearned_facts_and_the_patch(
+    run: Run, edit_arguments: list[object], tmp_path: Path
+) -> None:
+    out, report = tmp_path / "p.safetensors", tmp_path / "r.json"
+    # A single evaluation makes no update, so that nothing is learned.
+    result = run(*edit_arguments, "--out", out, "--report", report, "--set", "target.steps=1")
+    assert result.exit_code == 0, result.output
+    unlearned = json.loads(report.read_text())["unlearned"]
+    for fact in unlearned:
+        assert f"{fact['id']}: {fact['prompt']}" in result.output
+    assert bool(unlearned) == ("Not learned" in result.output)
+    for expected in ("The Eiffel Tower is in Rome", "efficacy", "perplexity", str(out)):
+        assert expected in result.output
+
+
+def test_without_verification_the_patch_is_the_same(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    first, second, report = tmp_path / "1.safetensors", tmp_path / "2.safetensors", tmp_path / "r.json"
+    assert run(*edit_arguments, "--out", first).exit_code == 0
+    result = run(*edit_arguments, "--out", second, "--no-verify", "--report", report)
+    assert result.exit_code == 0, result.output
+    assert first.read_bytes() == second.read_bytes()
+    found = json.loads(report.read_text())
+    assert found["efficacy"] == {"before": None, "after": None}
+    assert found["perplexity_before"] is None
+    assert len(found["facts"]["rows"]) == 2
+
+
+def test_forgetting_earlier_keys_is_in_the_settings(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    assert run(*edit_arguments, "--out", out, "--no-verify", "--no-remember-keys").exit_code == 0
+    assert Patch.load(out).settings["remember_keys"] is False
+
+
+BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
+    "method": (["--method", "memit-bleu"], "Did you mean 'memit-blue'"),
+    "layer": (["--layers", "1,9"], "--layers: layers=[1, 9]: layer 9 does not exist"),
+    "layers in disorder": (["--layers", "2,1"], "--layers"),
+    "layers in words": (["--layers", "first"], "--layers first"),
+    "device": (["--device", "cuda:77"], "--device: device='cuda:77'"),
+    "device name": (["--device", "gpu"], "--device: device='gpu'"),
+    "dtype": (["--dtype", "float8"], "--dtype: dtype='float8'"),
+    "setting": (["--set", "target.step=3"], "Did you mean 'steps'"),
+    "strategy": (["--set", "targets.steps=3"], "Did you mean 'target'"),
+    "assignment": (["--set", "target.steps"], "--set: setting 'target.steps': write it as"),
+    "value": (["--set", "target.steps=many"], "--set: setting target.steps='many'"),
+    "range": (["--set", "solver.weight=-1"], "--set: setting solver.weight='-1'"),
+    "limit": (["--limit", "0"], "--limit"),
+    "batch size": (["--batch-size", "none"], "--batch-size"),
+    "conflict in a batch": (["--batch-size", "3"], "--facts: facts[0] (id 'darrieux') and facts[2]"),
+    "corpus": (["--corpus", "nowhere.txt"], "--corpus: corpus='nowhere.txt'"),
+    "perplexity text": (["--perplexity-text", "nowhere.txt"], "--perplexity-text: nowhere.txt"),
+    "report in no folder": (["--report", "nowhere/r.json"], "--report nowhere/r.json"),
+    "report in the patch": (["--report", "p.safetensors"], "--out"),
+    "model in no folder": (["--save-model", "nowhere/model"], "--save-model nowhere/model"),
+    "unknown option": (["--methods", "memit"], "--methods"),
+}
+
+
+@pytest.mark.parametrize(("extra", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_a_bad_option_is_named_and_nothing_is_written(
+    run: Run,
+    edit_arguments: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*edit_arguments, "--out", "p.safetensors", *extra)
+    _refused(result, message, code=2)
+    assert {path.name for path in tmp_path.iterdir()} <= {"facts.json"}
+
+
+FACT = FACTS[1]
+BAD_FACTS: dict[str, tuple[str, str]] = {
+    "no slot": (json.dumps([{**FACT, "prompt": "The tower is in"}]), "record 0: prompt="),
+    "two slots": (json.dumps([{**FACT, "prompt": "The {} {} is in"}]), "2 times {}"),
+    "empty subject": (json.dumps([FACT, {**FACT, "subject": " "}]), "record 1: subject="),
+    "empty target": (json.dumps([{**FACT, "target_new": ""}]), "target_new"),
+    "missing field": (json.dumps([{name: FACT[name] for name in ("prompt", "subject")}]), "'target_new'"),
+    "not JSON": ("[{", "not JSON"),
+    "nothing": ("", "the file is empty"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_FACTS.values(), ids=BAD_FACTS)
+def test_bad_facts_are_named_and_nothing_is_written(
+    run: Run, edit_arguments: list[object], facts_file: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    facts_file.write_text(content)
+    result = run(*edit_arguments, "--out", tmp_path / "p.safetensors")
+    _refused(result, message, code=2)
+    assert f"--facts: {facts_file}" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_a_missing_facts_file_is_named(run: Run, edit_arguments: list[object], facts_file: Path) -> None:
+    facts_file.unlink()
+    _refused(run(*edit_arguments, "--out", facts_file.with_name("p")), f"--facts: {facts_file}: no such file", code=2)
+
+
+def test_a_model_that_is_not_there_is_named(
+    run: Run, edit_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    edit_arguments[1] = empty
+    _refused(run(*edit_arguments, "--out", tmp_path / "p"), f"model='{empty}' cannot be loaded", code=1)
+
+
+def test_a_model_without_a_preset_asks_for_layers(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    at = edit_arguments.index("--layers")
+    del edit_arguments[at : at + 2]
+    _refused(run(*edit_arguments, "--out", tmp_path / "p"), "--layers: there is no preset for", code=2)
+
+
+def test_a_directory_in_use_is_not_written_to(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "keep").write_text("mine")
+    result = run(*edit_arguments, "--out", tmp_path / "p", "--save-model", used)
+    _refused(result, f"--save-model {used}: the directory is not empty", code=2)
+    assert [path.name for path in used.iterdir()] == ["keep"]
+
+
+def test_a_disk_that_is_full_leaves_no_patch(
+    run: Run, edit_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    # The first edit fills the cache, which is on that disk too.
+    assert run(*edit_arguments, "--out", tmp_path / "first", "--no-verify").exit_code == 0
+    monkeypatch.setattr("factpatch.files.os.replace", full)
+    out = tmp_path / "p.safetensors"
+    result = run(*edit_arguments, "--out", out, "--no-verify")
+    _refused(result, "the disk is full", code=1)
+    assert str(out) in result.output
+    assert not out.exists()
+
+
+def test_a_failure_in_the_edit_writes_nothing(
+    run: Run, edit_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr("factpatch.editor.optimize_values", fail)
+    out, report, saved = tmp_path / "p", tmp_path / "r.json", tmp_path / "model"
+    result = run(*edit_arguments, "--out", out, "--report", report, "--save-model", saved)
+    _refused(result, "error: the loss is not finite", code=1)
+    assert not any(path.exists() for path in (out, report, saved))
+
+
+def test_an_interruption_ends_with_130(
+    run: Run, edit_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("factpatch.editor.optimize_values", interrupt)
+    result = run(*edit_arguments, "--out", tmp_path / "p", "--no-verify")
+    assert result.exit_code == 130
+    assert "interrupted" in result.output
+
+
+def test_debug_lets_the_traceback_through(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    result = run("--debug", *edit_arguments, "--out", tmp_path / "p", "--method", "none")
+    assert isinstance(result.exception, ValueError)
+
+
+def _refused(result: Any, message: str, code: int) -> None:
+    assert result.exit_code == code, result.output
+    # Usage errors come in a box, whose frame may stand between words.
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert "Traceback" not in result.output

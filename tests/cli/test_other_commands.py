@@ -1,0 +1,224 @@
+"""The commands beside `edit` and `demo`: apply, undo, verify, show, second-moment, methods, models, help."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.cli.conftest import Run
+from transformers import AutoModelForCausalLM
+
+import factpatch
+from factpatch.methods import METHODS
+from factpatch.strategies import NullSpace, Ridge
+
+COMMANDS = ("demo", "edit", "verify", "apply", "undo", "show", "second-moment", "methods", "models")
+
+
+@pytest.fixture
+def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
+    path = tmp_path / "p.safetensors"
+    result = run(*edit_arguments, "--out", path, "--no-verify")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (first, second))
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_applied_and_undone_with_base_a_model_is_bit_identical(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    edited, restored = tmp_path / "edited", tmp_path / "restored"
+    result = run("apply", model_directory, patch, "--out", edited)
+    assert result.exit_code == 0, result.output
+    assert not same_weights(model_directory, edited)
+    result = run("undo", edited, patch, "--out", restored, "--base", model_directory)
+    assert result.exit_code == 0, result.output
+    assert "bit-identical" in result.output
+    assert same_weights(model_directory, restored)
+    assert (restored / "tokenizer.json").is_file()
+
+
+def test_undone_without_base_a_model_is_restored_to_rounding(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    edited, restored = tmp_path / "edited", tmp_path / "restored"
+    assert run("apply", model_directory, patch, "--out", edited).exit_code == 0
+    result = run("undo", edited, patch, "--out", restored)
+    assert result.exit_code == 0, result.output
+    assert ("to rounding" in result.output) is not same_weights(model_directory, restored)
+    base, found = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model_directory, restored))
+    assert all(torch.allclose(tensor, found[name], rtol=0, atol=1e-5) for name, tensor in base.items())
+
+
+def test_a_patch_for_other_weights_is_refused(run: Run, patch: Path, model_directory: Path, tmp_path: Path) -> None:
+    edited, again = tmp_path / "edited", tmp_path / "again"
+    assert run("apply", model_directory, patch, "--out", edited).exit_code == 0
+    result = run("apply", edited, patch, "--out", again)
+    assert result.exit_code == 1
+    assert "already holds this patch" in result.output
+    result = run("undo", model_directory, patch, "--out", again)
+    assert result.exit_code == 1
+    assert "does not hold this patch" in result.output
+    assert not again.exists()
+
+
+@pytest.mark.parametrize("command", ["apply", "undo"])
+def test_a_damaged_patch_is_refused_before_the_model_is_loaded(
+    run: Run, patch: Path, tmp_path: Path, command: str
+) -> None:
+    content = bytearray(patch.read_bytes())
+    for damaged in (bytes(content[:-10]), bytes(content[:-1]) + bytes([content[-1] ^ 1]), b"no patch"):
+        patch.write_bytes(damaged)
+        result = run(command, "no-such-model", patch, "--out", tmp_path / "out")
+        assert result.exit_code == 2
+        assert f"PATCH: {patch}" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["apply", "undo"])
+def test_the_place_of_a_model_is_checked_first(run: Run, patch: Path, tmp_path: Path, command: str) -> None:
+    for out in (tmp_path / "no" / "folder", patch, tmp_path):
+        result = run(command, "no-such-model", patch, "--out", out)
+        assert result.exit_code == 2
+        assert f"--out {out}" in result.output
+
+
+def test_verify_shows_what_a_patch_changes_and_leaves_the_model(
+    run: Run, patch: Path, model_directory: Path, facts_file: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "r.json"
+    result = run("verify", model_directory, "--facts", facts_file, "--patch", patch, "--report", report)
+    assert result.exit_code == 0, result.output
+    assert "it says now" in result.output
+    assert "The Eiffel Tower is in Rome" in result.output
+    found = json.loads(report.read_text())
+    assert [row["id"] for row in found["facts"]] == ["tower", "darrieux-again"]
+    assert all(row["before"]["nll_new"] != row["after"]["nll_new"] for row in found["facts"])
+    assert found["patch"] == str(patch)
+
+
+def test_verify_without_a_patch_asks_once(run: Run, model_directory: Path, facts_file: Path) -> None:
+    result = run("verify", model_directory, "--facts", facts_file, "--limit", 2)
+    assert result.exit_code == 0, result.output
+    assert "it said" not in result.output
+    assert "->" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--patch", "nowhere"], "--patch: nowhere: no such file"),
+        (["--report", "nowhere/r.json"], "--report nowhere/r.json"),
+        (["--facts", "nowhere.json"], "--facts: nowhere.json: no such file"),
+        (["--device", "gpu"], "--device"),
+        (["--dtype", "float"], "--dtype"),
+    ],
+)
+def test_verify_names_a_bad_argument(run: Run, facts_file: Path, extra: list[str], message: str) -> None:
+    result = run("verify", "no-such-model", "--facts", facts_file, *extra)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_show_reads_the_header(run: Run, patch: Path, tmp_path: Path) -> None:
+    result = run("show", patch)
+    assert result.exit_code == 0, result.output
+    for expected in ("memit-blue", "Ridge(weight=", "steps=5", "Batch 2 of 2", "Danielle Darrieux is Italian"):
+        assert expected in result.output
+    result = run("show", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "no such file" in result.output
+
+
+def test_second_moment_shows_the_spectrum_and_fills_the_cache(
+    run: Run, model_directory: Path, corpus: Path, tmp_path: Path
+) -> None:
+    arguments = ("second-moment", model_directory, "--layers", "1,2", "--corpus", corpus, "--tokens", 300)
+    result = run(*arguments, "--threshold", 1000)
+    assert result.exit_code == 0, result.output
+    rows = re.findall(r"^\s*([12])\s+300\s.*64 of 64", result.output, re.MULTILINE)
+    assert rows == ["1", "2"]
+    assert str(tmp_path / "cache" / "second_moment") in result.output
+    assert len(list((tmp_path / "cache" / "second_moment").iterdir())) == 2
+    assert f"below {NullSpace().threshold:g}" in " ".join(run(*arguments).output.split())
+
+
+def test_a_short_corpus_is_warned_about(run: Run, model_directory: Path, corpus: Path) -> None:
+    result = run("second-moment", model_directory, "--layers", 1, "--corpus", corpus, "--tokens", 10**6)
+    assert result.exit_code == 0, result.output
+    assert "warning: the corpus ended" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--layers", "7"], "--layers"),
+        (["--tokens", "0"], "--tokens"),
+        (["--threshold", "0"], "--threshold"),
+        (["--corpus", "nowhere"], "--corpus"),
+        (["--device", "gpu"], "--device"),
+        (["--dtype", "half"], "--dtype"),
+    ],
+)
+def test_second_moment_names_a_bad_argument(
+    run: Run, model_directory: Path, corpus: Path, extra: list[str], message: str
+) -> None:
+    result = run("second-moment", model_directory, "--layers", "1", "--corpus", corpus, *extra)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_methods_lists_every_method_and_setting(run: Run) -> None:
+    result = run("methods")
+    assert result.exit_code == 0, result.output
+    for name in (*METHODS, "Boundary", "NullSpace", "2502.03748"):
+        assert name in result.output
+    assert "solver.weight" not in result.output
+    output = run("methods", "--settings").output
+    for name in ("target.steps", "solver.weight", "solver.threshold", str(Ridge().weight), "Largest number of loss"):
+        assert name in output
+
+
+def test_models_lists_models_presets_and_families(run: Run) -> None:
+    result = run("models")
+    assert result.exit_code == 0, result.output
+    for name in ("smollm2-135m", "4, 5, 6, 7, 8", "gpt_neox", "gemma2", "no: this family"):
+        assert name in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_command(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"factpatch {command}" in result.output or f"{command} [OPTIONS]" in result.output
+    assert command in run("--help").output
+
+
+def test_an_unknown_command_is_refused_with_a_suggestion(run: Run) -> None:
+    result = run("edti")
+    assert result.exit_code == 2
+    assert "edit" in result.output
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert factpatch.__version__ in run("--version").output
+
+
+def test_the_command_line_itself_does_not_load_pytorch() -> None:
+    # The package's own __init__ is left out: it lists the library's names and so imports the library.
+    script = (
+        "import sys, types; package = types.ModuleType('factpatch'); "
+        f"package.__path__ = [{str(Path(factpatch.__file__).parent)!r}]; sys.modules['factpatch'] = package; "
+        "import factpatch.cli.main; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

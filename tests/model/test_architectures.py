@@ -1,0 +1,164 @@
+"""The table of architectures against tiny random models, and against the published sizes on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.models import FAMILIES, INNER, NUM_LAYERS, WIDTH, tiny, tiny_model, tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from factpatch.model.architectures import ARCHITECTURES, Architecture, architecture_of, register_architecture
+from factpatch.model.hooks import captured, first_tensor
+from factpatch.model.language_model import LanguageModel
+
+PUBLISHED: dict[str, tuple[dict[str, Any], int, int, int]] = {
+    # name: config, layers, d_value, d_key
+    "gpt2-xl": ({"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}, 48, 1600, 6400),
+    "gpt-j-6b": (
+        {"model_type": "gptj", "n_embd": 4096, "n_layer": 28, "n_head": 16, "rotary_dim": 64, "vocab_size": 50400},
+        28,
+        4096,
+        16384,
+    ),
+    "llama-3-8b": (
+        {
+            "model_type": "llama",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        },
+        32,
+        4096,
+        14336,
+    ),
+}
+
+
+def test_every_editable_family_is_tested() -> None:
+    editable = {name for name, row in ARCHITECTURES.items() if row.refuse is architecture_of_nothing().refuse}
+    assert editable | {"opt"} == set(FAMILIES)
+
+
+def architecture_of_nothing() -> Architecture:
+    return Architecture("", "", "", "", "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weight_is_seen_as_d_value_by_d_key(family: str) -> None:
+    lm = tiny(family)
+    assert lm.num_layers == NUM_LAYERS
+    assert all(tuple(lm.weight(layer).shape) == (WIDTH, INNER) for layer in range(NUM_LAYERS))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weight_maps_keys_to_what_the_block_adds(family: str) -> None:
+    """A shift Δ of the weight changes the block's output by exactly Δ k, which is what every solver assumes."""
+    lm = tiny(family, dtype=torch.float64)
+    ids = torch.tensor([[5, 17, 90, 33]])
+    layer = 1
+
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad(), captured(inputs={"k": lm.down_projection(layer)}, outputs={"h": lm.block(layer)}) as found:
+            lm.body(input_ids=ids)
+        return found["k"].reshape(4, -1), found["h"][0]
+
+    keys, before = read()
+    shift = torch.randn(WIDTH, INNER, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lm.weight(layer).add_(shift)
+    _, after = read()
+    torch.testing.assert_close(after - before, keys @ shift.T, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_blocks_return_what_the_table_says(family: str) -> None:
+    lm = tiny(family)
+    kinds: list[bool] = []
+    handle = lm.block(2).register_forward_hook(lambda module, args, output: kinds.append(isinstance(output, tuple)))
+    with torch.no_grad():
+        lm.body(input_ids=torch.tensor([[1, 2, 3]]))
+    handle.remove()
+    assert kinds == [lm.architecture.returns_tuple]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_and_mlp_are_where_the_table_says(family: str) -> None:
+    lm = tiny(family, dtype=torch.float64)
+    modules = {"attention": lm.attention(1), "mlp": lm.mlp(1), "block": lm.block(1), "below": lm.block(0)}
+    with torch.no_grad(), captured(outputs=modules) as found:
+        lm.body(input_ids=torch.tensor([[5, 17, 90]]))
+    added = found["attention"] + found["mlp"].reshape(found["attention"].shape)
+    torch.testing.assert_close(first_tensor(found["below"]) + added, found["block"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_alone_gives_the_models_probabilities(family: str) -> None:
+    lm = tiny(family, dtype=torch.float64)
+    ids = torch.tensor([[5, 17, 90]])
+    with torch.no_grad():
+        whole = lm.model(input_ids=ids).logits.log_softmax(-1)
+        torch.testing.assert_close(lm.log_probabilities(lm.body(input_ids=ids)), whole)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_names_shapes_and_orientation_of_the_table(name: str) -> None:
+    config, layers, d_value, d_key = PUBLISHED[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    row = architecture_of(model.config)
+    blocks = model.get_submodule(row.blocks)
+    assert len(blocks) == layers
+    weight = blocks[layers - 1].get_submodule(row.down_projection).weight
+    assert tuple(weight.T.shape if row.transposed else weight.shape) == (d_value, d_key)
+    assert blocks[0].get_submodule(row.attention) is not None
+    assert blocks[0].get_submodule(row.mlp) is not None
+
+
+def test_an_unknown_family_is_refused_with_what_has_to_be_known() -> None:
+    with pytest.raises(ValueError, match=r"model_type='bloom'.*Six facts.*register_architecture"):
+        architecture_of(AutoConfig.for_model("bloom"))
+
+
+def test_a_registered_family_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "bloom", ARCHITECTURES["gpt2"])
+    row = Architecture("bloom", "transformer.h", "mlp.dense_4h_to_h", "mlp", "self_attention")
+    register_architecture(row)
+    assert architecture_of(AutoConfig.for_model("bloom")) is row
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_a_norm_behind_the_mlp_is_refused(family: str) -> None:
+    with pytest.raises(ValueError, match="puts a norm between the MLP and the residual stream"):
+        architecture_of(AutoConfig.for_model(family))
+
+
+def test_opt_with_its_norm_behind_the_residual_is_refused() -> None:
+    with pytest.raises(ValueError, match="do_layer_norm_before=False"):
+        architecture_of(AutoConfig.for_model("opt", do_layer_norm_before=False))
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no weights"):
+        LanguageModel(tiny_model("llama").to("meta"), tiny_tokenizer())
+
+
+def test_a_quantized_model_is_refused_with_what_to_do() -> None:
+    model = tiny_model("llama")
+    model.is_quantized = True
+    with pytest.raises(ValueError, match=r"quantized.*quantization_config"):
+        LanguageModel(model, tiny_tokenizer())
+
+
+def test_an_absent_layer_is_refused_with_the_range() -> None:
+    with pytest.raises(ValueError, match=r"critical_layers=\[1, 9\]: layer 9 does not exist; .* layers 0 to 3"):
+        tiny("gpt2").check_layers([1, 9])
+
+
+@pytest.mark.parametrize("layers", [[], [2, 1], [1, 1]])
+def test_layers_are_given_once_and_ascending(layers: list[int]) -> None:
+    with pytest.raises(ValueError, match="critical_layers"):
+        tiny("gpt2").check_layers(layers)

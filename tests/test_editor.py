@@ -1,0 +1,357 @@
+"""The editing loop on tiny models: every named method, its algebra, undo, and what must leave the model unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from tests.models import FAMILIES, INNER, SENTENCES, tiny, tiny_model, tiny_tokenizer
+from torch import Tensor
+
+import factpatch.editor as editor_module
+from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch, Ridge
+from factpatch.shift import Dense, Shift
+from factpatch.strategies.regularizer import Acts, Regularizer
+from factpatch.values.reading import SubjectRows, read_keys, read_values
+
+LAYERS = (1, 2, 3)
+CONTEXTS = ("{}", "The tower in the city. {}")
+QUICK = {"target.steps": 4, "target.learning_rate": 0.3}
+SOLVER: dict[type, dict[str, float]] = {Ridge: {"solver.weight": 5.0}, NullSpace: {"solver.threshold": 0.4, "solver.l2": 0.5}}
+FACTS = (
+    Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
+    Fact("{} plays the sport of", "Messi", "basketball"),
+    Fact("The capital of {} is", "Finland", "Rome"),
+    Fact("{} works in the field of", "Ada Lovelace", "football"),
+)
+EXACT = torch.float64
+
+
+def second_moments(seed: int = 0) -> dict[int, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    moments = {}
+    for layer in LAYERS:
+        keys = torch.randn(300, INNER, generator=generator, dtype=EXACT) * torch.logspace(-1, 0.5, INNER, dtype=EXACT)
+        moments[layer] = keys.T @ keys / len(keys)
+    return moments
+
+
+def make(method: str | Method = "memit-blue", family: str = "llama", dtype: torch.dtype = EXACT, **options: Any) -> Editor:
+    row = METHODS[method] if isinstance(method, str) else method
+    settings = {**QUICK, **SOLVER[type(row.solver)], **options.pop("settings", {})}
+    given = {"critical_layers": LAYERS, "contexts": CONTEXTS, "second_moments": second_moments(), **options}
+    return Editor(tiny(family, dtype=dtype), method=method, settings=settings, **given)
+
+
+def state(editor: Editor) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in editor.model.state_dict().items()}
+
+
+def same(editor: Editor, before: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, before[name]) for name, value in editor.model.state_dict().items())
+
+
+def shifts(patch: Patch) -> dict[int, Tensor]:
+    return {layer: shift.matrix() for layer, shift in patch.batches[0].shifts.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_edit_moves_the_target_layer_toward_the_targets_and_undo_restores_every_bit(method: str, family: str) -> None:
+    editor = make(method, family, torch.float32)
+    before = state(editor)
+    last = LAYERS[-1]
+    subjects = SubjectRows.of(editor.lm, FACTS, CONTEXTS)
+    start = read_values(editor.lm, subjects, last, "block")
+    patch = editor.edit(FACTS)
+    assert not same(editor, before)
+    target = editor.edits[0].targets[last].values
+    if isinstance(METHODS[method].spread, Even):
+        # Boundary's last target is measured after its first write, from where `start` is not the right origin.
+        assert float((read_values(editor.lm, subjects, last, "block") - target).norm()) < float((start - target).norm())
+    assert set(patch.layers) == {step.layer for step in METHODS[method].spread.steps(LAYERS)}
+    editor.undo()
+    assert same(editor, before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_batch_equals_the_closed_form(method: str) -> None:
+    """The shift of the first written layer, from keys and values read here and the papers' dense formulas."""
+    editor = make(method)
+    row = editor.method
+    step = row.spread.steps(LAYERS)[0]
+    subjects = SubjectRows.of(editor.lm, FACTS, CONTEXTS)
+    keys = read_keys(editor.lm, subjects, step.layer)
+    present = read_values(editor.lm, subjects, step.target_layer, "block")
+    found = shifts(editor.edit(FACTS))[step.layer]
+    residual = step.share * (editor.edits[0].targets[step.target_layer].values - present)
+    moment = second_moments()[step.layer]
+    torch.testing.assert_close(found, dense(row, moment, keys, residual, keys[:0]), rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_second_batch_preserves_the_keys_of_the_first_as_the_closed_form_says(method: str) -> None:
+    editor = make(method)
+    editor.edit(FACTS[:2])
+    step = editor.method.spread.steps(LAYERS)[0]
+    earlier = editor.edits[0].keys[step.layer]
+    subjects = SubjectRows.of(editor.lm, FACTS[2:], CONTEXTS)
+    keys = read_keys(editor.lm, subjects, step.layer)
+    present = read_values(editor.lm, subjects, step.target_layer, "block")
+    found = shifts(editor.edit(FACTS[2:]))[step.layer]
+    residual = step.share * (editor.edits[1].targets[step.target_layer].values - present)
+    moment = second_moments()[step.layer]
+    torch.testing.assert_close(found, dense(editor.method, moment, keys, residual, earlier), rtol=1e-8, atol=1e-11)
+
+
+def dense(row: Method, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
+    gram = keys.T @ keys + earlier.T @ earlier
+    if isinstance(row.solver, Ridge):
+        return torch.linalg.solve(row.solver.weight * moment + gram, keys.T @ residual).T
+    assert isinstance(row.solver, NullSpace)
+    values, vectors = torch.linalg.eigh(moment)
+    inside = vectors[:, values < row.solver.threshold]
+    projector = inside @ inside.T
+    system = projector @ gram + row.solver.l2 * torch.eye(INNER, dtype=EXACT)
+    return torch.linalg.solve(system, projector @ keys.T @ residual).T
+
+
+def test_keys_that_are_not_remembered_do_not_matter() -> None:
+    forgetful, fresh = make(remember_keys=False), make()
+    forgetful.edit(FACTS[:2])
+    fresh.edit(FACTS[:2])
+    second_without = shifts(forgetful.edit(FACTS[2:]))[1]
+    second_with = shifts(fresh.edit(FACTS[2:]))[1]
+    assert not torch.allclose(second_without, second_with, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_order_of_facts_does_not_matter(method: str) -> None:
+    one, other = shifts(make(method).edit(FACTS)), shifts(make(method).edit(FACTS[::-1]))
+    for layer, shift in one.items():
+        torch.testing.assert_close(shift, other[layer], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_call_gives_the_same_patch(method: str) -> None:
+    one, other = make(method, dtype=torch.float32).edit(FACTS), make(method, dtype=torch.float32).edit(FACTS)
+    assert one.batches[0].after == other.batches[0].after
+
+
+def test_contexts_are_generated_once_from_the_seed_and_kept_with_the_patch() -> None:
+    one, same_seed, other = make(contexts=None), make(contexts=None), make(contexts=None, seed=1)
+    assert one.contexts == same_seed.contexts != other.contexts
+    assert one.contexts[0] == "{}"
+    assert len(one.contexts) == 6
+    assert all(context.endswith(". {}") and context.count("{}") == 1 for context in one.contexts[1:])
+    patch = one.edit(FACTS[:1])
+    assert patch.settings["contexts"] == list(one.contexts)
+    assert patch.seed == 0
+
+
+def test_blue_optimizes_the_last_target_after_the_first_write() -> None:
+    """The second target starts from an activation that the first write has changed."""
+    editor = make("memit-blue")
+    subjects = SubjectRows.of(editor.lm, FACTS, CONTEXTS)
+    unedited = read_values(editor.lm, subjects, 3, "block")
+    editor.edit(FACTS)
+    target = editor.edits[0].targets[3]
+    assert float((target.values - target.delta - unedited).norm()) > 1e-3
+    assert set(editor.edits[0].targets) == {1, 3}
+
+
+@pytest.mark.parametrize("spread", [Each(), First(), Boundary(), Even()], ids=lambda spread: type(spread).__name__)
+def test_any_combination_can_be_built_by_hand(spread: Any) -> None:
+    method = Method("mine", HiddenState(), spread, NullSpace())
+    patch = make(method).edit(FACTS)
+    assert patch.method == "mine"
+    assert patch.settings["spread"]["class"] == type(spread).__name__
+
+
+@dataclass(frozen=True)
+class Halved(Regularizer):
+    """Keep half of every shift, densely."""
+
+    acts = Acts.BATCH
+
+    def regularize(self, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
+        return {layer: Dense(shift.matrix() / 2) for layer, shift in shifts.items()}
+
+
+def test_a_regularizer_acts_on_the_whole_batch_and_keys_are_read_after_it() -> None:
+    method = replace(METHODS["memit"], regularizer=Halved())
+    plain, halved = make("memit"), make(method)
+    before = halved.lm.weight(1).clone()
+    full = shifts(plain.edit(FACTS))
+    patch = halved.edit(FACTS)
+    torch.testing.assert_close(shifts(patch)[3], full[3] / 2)
+    torch.testing.assert_close(halved.lm.weight(1) - before, full[1] / 2, rtol=1e-7, atol=1e-12)
+    keys = read_keys(halved.lm, SubjectRows.of(halved.lm, FACTS, CONTEXTS), 3)
+    assert torch.equal(halved.edits[0].keys[3], keys)
+
+
+def test_undo_goes_back_edit_by_edit_to_the_very_bits() -> None:
+    editor = make("alphaedit-blue", dtype=torch.float32)
+    states = [state(editor)]
+    for fact in FACTS[:3]:
+        editor.edit([fact])
+        states.append(state(editor))
+    for expected in states[-2::-1]:
+        editor.undo()
+        assert same(editor, expected)
+    with pytest.raises(ValueError, match="nothing to undo"):
+        editor.undo()
+
+
+def test_an_undone_edit_is_forgotten() -> None:
+    editor, fresh = make(dtype=torch.float32), make(dtype=torch.float32)
+    editor.edit(FACTS[:2])
+    editor.undo()
+    assert editor.edit(FACTS[2:]).batches[0].after == fresh.edit(FACTS[2:]).batches[0].after
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_applying_the_saved_patch_gives_the_very_bits_of_the_edit(dtype: torch.dtype, tmp_path: Any) -> None:
+    editor = make("memit-blue", dtype=dtype)
+    for batch in (FACTS[:2], FACTS[2:]):
+        editor.edit(batch)
+    editor.patch.save(tmp_path / "p.safetensors")
+    fresh = tiny_model("llama", dtype=dtype)
+    Patch.load(tmp_path / "p.safetensors").apply(fresh)
+    assert same(editor, fresh.state_dict())
+
+
+def test_factors_are_float32_and_float64_in_exact_mode() -> None:
+    assert {part.dtype for part in make(dtype=torch.bfloat16).edit(FACTS).batches[0].shifts[1].tensors().values()} == {
+        torch.float32
+    }
+    assert {part.dtype for part in make().edit(FACTS).batches[0].shifts[1].tensors().values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("stage", ["optimize_values", "read_keys", "write_shift"])
+@pytest.mark.parametrize("error", [FloatingPointError("not finite"), KeyboardInterrupt(), MemoryError()])
+def test_whatever_interrupts_an_edit_the_model_is_restored(
+    stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = make("memit")
+    before = state(editor)
+    real, calls = getattr(editor_module, stage), []
+
+    def fail_the_second_time(*args: Any, **kwargs: Any) -> Any:
+        calls.append(stage)
+        if len(calls) == 2 or stage == "optimize_values":
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(editor_module, stage, fail_the_second_time)
+    with pytest.raises(type(error)):
+        editor.edit(FACTS)
+    assert same(editor, before)
+    assert editor.edits == []
+    monkeypatch.setattr(editor_module, stage, real)
+    editor.edit(FACTS)
+
+
+def test_an_infinite_key_stops_the_edit_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = make()
+    before = state(editor)
+    monkeypatch.setattr(editor_module, "read_keys", lambda *args: torch.full((4, INNER), float("inf"), dtype=EXACT))
+    with pytest.raises(FloatingPointError, match="keys of layer 1"):
+        editor.edit(FACTS)
+    assert same(editor, before)
+
+
+def test_a_shift_too_large_for_half_precision_stops_the_edit() -> None:
+    editor = make("memit-blue", dtype=torch.float16)
+    editor.lm.weight(1)[0, 0] = 65504.0
+    before = state(editor)
+    huge = replace(editor.edits[0], keys={}) if editor.edits else None
+    assert huge is None
+    editor._solve = lambda layer, keys, residual: Dense(torch.full((32, INNER), 1e5))  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="float16"):
+        editor.edit(FACTS)
+    assert same(editor, before)
+
+
+def test_weights_changed_by_somebody_else_are_noticed() -> None:
+    editor = make()
+    editor.edit(FACTS[:1])
+    editor.lm.weight(1)[0, 0] += 1
+    for action in (editor.undo, lambda: editor.edit(FACTS[1:])):
+        with pytest.raises(ValueError, match=r"layers \[1\] were changed outside this editor"):
+            action()
+
+
+def test_contradicting_facts_are_refused_and_nothing_changes() -> None:
+    editor = make()
+    before = state(editor)
+    with pytest.raises(ValueError, match="Messi"):
+        editor.edit([FACTS[1], replace(FACTS[1], target_new="football")])
+    assert same(editor, before)
+
+
+def test_a_later_batch_updates_a_fact() -> None:
+    editor = make()
+    editor.edit(FACTS)
+    editor.edit([replace(FACTS[1], target_new="football")])
+    assert [fact.target_new for fact in editor.patch.facts if fact.subject == "Messi"] == ["football"]
+    assert len(editor.patch.facts) == len(FACTS)
+
+
+def test_a_model_without_preset_needs_layers() -> None:
+    with pytest.raises(ValueError, match="critical_layers=None: there is no preset"):
+        make(critical_layers=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "alphaedt"}, "Did you mean 'alphaedit'"),
+        ({"settings": {"solver.wight": 1}}, "Did you mean 'weight'"),
+        ({"settings": {"slover.weight": 1}}, "Did you mean 'solver'"),
+        ({"settings": {"solver.weight": "much"}}, "valid number"),
+        ({"settings": {"solver.weight": -1}}, "must be positive"),
+        ({"critical_layers": [1, 40]}, "layer 40 does not exist"),
+        ({"dtype": "flot32"}, "Did you mean 'float32'"),
+        ({"device": "gpu"}, "device='gpu' cannot be used"),
+        ({"contexts": ["no slot"]}, "contexts"),
+        ({"contexts": ["{}", "two {} {}"]}, "contexts"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"method": "memit-blue", "critical_layers": LAYERS, **options}
+    with pytest.raises(ValueError, match=message):
+        Editor(tiny_model("llama"), tiny_tokenizer(), **given)
+
+
+def test_a_loaded_model_needs_its_tokenizer() -> None:
+    with pytest.raises(ValueError, match="tokenizer=None"):
+        Editor(tiny_model("llama"), critical_layers=LAYERS)
+
+
+def test_a_name_that_cannot_be_loaded_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        Editor(str(tmp_path), critical_layers=LAYERS)
+
+
+def test_the_saved_model_loads_elsewhere_and_a_full_directory_is_refused(tmp_path: Any) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    editor = make(dtype=torch.float32)
+    editor.edit(FACTS)
+    editor.save_pretrained(tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert same(editor, loaded.state_dict())
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")("Messi")["input_ids"] == editor.tokenizer("Messi")["input_ids"]
+    with pytest.raises(FileExistsError):
+        editor.save_pretrained(tmp_path / "model")
+
+
+def test_the_second_moment_is_read_from_the_corpus_when_none_is_given(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
+    editor = make(second_moments=None, corpus=list(SENTENCES), corpus_tokens=150, settings={"solver.weight": 50.0})
+    editor.edit(FACTS[:2])
+    assert len(list((tmp_path / "second_moment").iterdir())) == 2  # boundary layers only
