@@ -240,6 +240,12 @@ My neighbor keeps chickens, and
 The weather forecast said
 """.strip().splitlines()
 
+# What a sampled text may say is not in our hands, but what ships is: documents with these words are left out.
+REFUSED = re.compile(
+    r"https?:|www\.|@|\b(?:fuck\w*|shit\w*|bitch\w*|porn\w*|perv\w*|rap(?:e|ed|ist)|genital\w*|sex|suicid\w*|nazi\w*"
+    r"|jews?|muslims?|islam\w*|terroris\w*|ass)\b",
+    re.IGNORECASE,
+)
 SENTENCE_END = re.compile(r"""[.!?]["')\]]*(?=\s|$)""")
 
 
@@ -296,7 +302,7 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path, help="directory of the model and its tokenizer")
     parser.add_argument("output", type=Path, help="text file to write; documents are separated by one blank line")
-    parser.add_argument("--tokens", type=int, default=26_000, help="stop after so many tokens (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=24_000, help="stop after so many tokens (default %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=180, help="tokens after each opening (default %(default)s)")
     parser.add_argument("--shortest", type=int, default=40, help="fewest tokens of a document (default %(default)s)")
     parser.add_argument(
@@ -314,7 +320,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
 
     documents: list[str] = []
-    total = short = repetitive = 0
+    total = short = repetitive = refused = 0
     for text in sample(model, tokenizer, openings, options.batch_size, options.new_tokens, options.top_p):
         document = cut_at_sentence_end(clean(text))
         tokens = tokenizer(document, add_special_tokens=False)["input_ids"]
@@ -322,13 +328,18 @@ def main() -> None:
             short += 1
         elif repeated_share(tokens) > options.repeated:
             repetitive += 1
+        elif REFUSED.search(document):
+            refused += 1
         else:
             documents.append(document)
             total += len(tokens)
         if total >= options.tokens:
             break
     options.output.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="\n")
-    print(f"{len(documents)} documents, {total} tokens; dropped {short} short and {repetitive} repetitive ones")
+    print(
+        f"{len(documents)} documents, {total} tokens; dropped {short} as short, {repetitive} as repetitive, "
+        f"{refused} for their words"
+    )
 
 
 if __name__ == "__main__":

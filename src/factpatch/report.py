@@ -184,7 +184,7 @@ def edit_and_report(
     before = after = fluent_before = fluent_after = None
     if measure:
         with timed(spent, "perplexity"):
-            fluent_before = perplexity(lm, text, _window(lm))
+            fluent_before = _perplexity(lm, text, progress)
         with timed(spent, "verify_before"):
             before = ask(lm, facts, "asking before the edit", None, progress)
     for batch in batches:
@@ -202,7 +202,7 @@ def edit_and_report(
         with timed(spent, "verify_after"):
             after = ask(lm, facts, "asking after the edit", before, progress)
         with timed(spent, "perplexity"):
-            fluent_after = perplexity(lm, text, _window(lm))
+            fluent_after = _perplexity(lm, text, progress)
     return EditReport(
         model=lm.name,
         patch=patch,
@@ -260,9 +260,10 @@ def ask(
         return verify(lm, None, facts, before, progress=advance)
 
 
-def _window(lm: LanguageModel) -> int:
+def _perplexity(lm: LanguageModel, text: str, progress: bool) -> float:
     positions = getattr(lm.config, "max_position_embeddings", None)
-    return _WINDOW if positions is None else min(_WINDOW, int(positions))
+    with bar("measuring perplexity", 1, progress):
+        return perplexity(lm, text, _WINDOW if positions is None else min(_WINDOW, int(positions)))
 
 
 def _named(fact: Fact) -> dict[str, Any]:

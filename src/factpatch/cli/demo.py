@@ -52,6 +52,11 @@ def demo(
     render.paragraph(f"Loaded in {seconds['load']:.1f} s: {size / 1e6:.0f} million parameters.")
 
     render.heading(f"2. Editing {len(chosen)} facts with {method}")
+    render.paragraph(
+        "The model is asked about all facts. Ordinary text shows which directions of its memory are in use (this is "
+        "kept for the next time). For every fact, the value is sought that makes the model say the new answer, and a "
+        "few weights are shifted so that they give it. Then the model is asked again."
+    )
     editor = Editor(lm, method=method)
     done = replace(edit_and_report(editor, [chosen], seconds=seconds), model=MODEL)
     checked = done.verification

@@ -54,7 +54,7 @@ def edit(
     ] = None,
     no_verify: Annotated[
         bool,
-        typer.Option("--no-verify", help="Do not ask the model before and after the edit, nor measure perplexity."),
+        typer.Option("--no-verify", help="Neither ask the model before and after the edit nor measure perplexity."),
     ] = False,
 ) -> None:
     """Edit a model so that it knows new facts, and write the change as a patch.

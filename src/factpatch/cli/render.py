@@ -95,7 +95,7 @@ def _answer(fact: Fact, now: Reading) -> Text:
 
 def metric_table(verification: Verification, perplexity: tuple[float | None, float | None] = (None, None)) -> Table:
     """A line per metric: before -> after."""
-    made = Table.grid(padding=(0, 1))
+    made = Table.grid(padding=(0, 1), pad_edge=False)
     for justify in ("left", "right", "left", "right", "left"):
         made.add_column(justify=justify, no_wrap=True)
     made.columns[-1].overflow = "ellipsis"

@@ -18,7 +18,7 @@ def held_out_text() -> str:
     return resources.files("factpatch").joinpath("corpora", "held_out.txt").read_text(encoding="utf-8")
 
 
-def perplexity(lm: LanguageModel, text: str, window: int = 512) -> float:
+def perplexity(lm: LanguageModel, text: str | None = None, window: int = 512) -> float:
     """exp of the mean NLL per predicted token.
 
     Blank lines separate documents. Each document is tokenized with the tokenizer's default special tokens and cut into
@@ -26,7 +26,7 @@ def perplexity(lm: LanguageModel, text: str, window: int = 512) -> float:
 
     Args:
         lm: The model; it is left as it was.
-        text: One or more documents.
+        text: One or more documents; by default `held_out_text()`.
         window: Tokens that are read together.
 
     Raises:
@@ -34,6 +34,8 @@ def perplexity(lm: LanguageModel, text: str, window: int = 512) -> float:
     """
     if window < 2:
         raise ValueError(f"window={window}: the first token of a window is not predicted; give at least 2.")
+    if text is None:
+        text = held_out_text()
     documents = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     rows = []
     for document in tokenize(lm.tokenizer, documents) if documents else []:

@@ -36,7 +36,7 @@ WEIGHTS = "model.safetensors"
 FORMAT = 1
 
 
-class EmbeddedModelUnavailable(RuntimeError):
+class EmbeddedModelUnavailable(RuntimeError):  # noqa: N818 - the name says what happened
     """The weights of an embedded model could not be had; the message says what was tried and what to do."""
 
 
@@ -345,5 +345,8 @@ def _explain_full_disk(directory: Path) -> Iterator[None]:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

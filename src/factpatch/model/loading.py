@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from factpatch.model.embedded import EMBEDDED, embedded_directory
 from factpatch.model.language_model import LanguageModel
@@ -84,6 +84,12 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) ->
     source = str(embedded_directory(name)) if name in EMBEDDED else name
     where = {"device_map": "auto"} if spread else {}
     try:
+        # Before loading, which would first ask for the package of that quantization.
+        if getattr(AutoConfig.from_pretrained(source), "quantization_config", None) is not None:
+            raise ValueError(
+                "it is quantized, and such weights cannot take a small shift. Edit the model that it was made from and "
+                "quantize the result."
+            )
         loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **where)
         return loaded, tokenizer or AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:

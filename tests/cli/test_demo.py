@@ -1,0 +1,53 @@
+"""`factpatch demo`, on a tiny model in place of the embedded one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Run
+from tests.models import tiny
+
+from factpatch.cli import checks
+from factpatch.editor import Editor
+from factpatch.presets import Preset
+
+
+@pytest.fixture(autouse=True)
+def tiny_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = Preset("tiny", {}, [1, 2], "made up", {"memit-blue": {"target.steps": 3}})
+    monkeypatch.setattr(checks, "load_model", lambda model, device, dtype: tiny("llama"))
+    monkeypatch.setattr("factpatch.editor.preset_for", lambda lm: preset)
+
+
+def test_the_demo_edits_and_undoes_to_the_last_bit(run: Run, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    result = run("demo", "--facts", 2, "--report", report)
+    assert result.exit_code == 0, result.output
+    for expected in ("Editing 2 facts with memit-blue", "it says now", "Of 4 paraphrases", "bit-identical"):
+        assert expected in result.output
+    found = json.loads(report.read_text())
+    assert found["model"] == "smollm2-135m"
+    assert found["undo"]["before"] == found["undo"]["undone"] != found["undo"]["edited"]
+
+
+def test_an_undo_that_leaves_something_behind_fails_the_demo(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Editor, "undo", lambda self: None)
+    result = run("demo", "--facts", 1)
+    assert result.exit_code == 1
+    assert "bit for bit" in result.output
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--method", "memitt"], "--method: unknown method 'memitt'"),
+        (["--facts", "1000"], "--facts 1000: the demo has"),
+        (["--report", "nowhere/r.json"], "--report nowhere/r.json"),
+    ],
+)
+def test_a_bad_option_is_named(run: Run, extra: list[str], message: str) -> None:
+    result = run("demo", *extra)
+    assert result.exit_code == 2
+    assert message in result.output
