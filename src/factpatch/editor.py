@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,14 +13,13 @@ import torch
 from torch import Tensor
 
 from factpatch.facts import Fact, check_batch
-from factpatch.files import atomic_directory
 from factpatch.methods import Method, method_named
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
 from factpatch.patch import Batch, Patch, write_shift
 from factpatch.presets import preset_for
-from factpatch.progress import bar
+from factpatch.progress import bar, timed
 from factpatch.second_moment import Corpus, SecondMoment, corpus_from
 from factpatch.settings import settings_of, with_settings
 from factpatch.shift import Shift, smaller
@@ -150,9 +147,9 @@ class Editor:
         layers = sorted({step.layer for step in steps})
         self._check_untouched("edit")
         seconds: dict[str, float] = {}
-        with _timed(seconds, "second_moment"):
+        with timed(seconds, "second_moment"):
             self._prepare(layers)
-        with _timed(seconds, "contexts"):
+        with timed(seconds, "contexts"):
             subjects = SubjectRows.of(self.lm, facts, self.contexts)
         weights = self.lm.weights(layers)
         copies = snapshot(weights)
@@ -184,16 +181,16 @@ class Editor:
         targets: dict[int, TargetValues] = {}
         keys: dict[int, Tensor] = {}
         for step in steps:
-            with _timed(seconds, "values"):
+            with timed(seconds, "values"):
                 if step.target_layer not in targets:  # optimized on first use, then remembered
                     targets[step.target_layer] = self._optimize(facts, step.target_layer)
-            with _timed(seconds, "keys"):
+            with timed(seconds, "keys"):
                 present = read_values(lm, subjects, step.target_layer, method.target.site)
                 keys[step.layer] = read_keys(lm, subjects, step.layer).cpu()
             residual = step.share * (targets[step.target_layer].values - present)
-            with _timed(seconds, "solve"):
+            with timed(seconds, "solve"):
                 shifts[step.layer] = self._solve(step.layer, keys[step.layer], residual.cpu())
-            with _timed(seconds, "write"):
+            with timed(seconds, "write"):
                 write_shift(weights[step.layer], shifts[step.layer], self._written_dtype)
         if method.regularizer.acts is Acts.BATCH:
             shifts = {
@@ -237,9 +234,7 @@ class Editor:
             FileExistsError: the directory exists and is not empty.
             OSError: it cannot be written; nothing is left behind.
         """
-        with atomic_directory(Path(directory)) as temporary:
-            self.model.save_pretrained(temporary)
-            self.tokenizer.save_pretrained(temporary)
+        self.lm.save_pretrained(directory)
 
     def _choose_layers(self, critical_layers: Sequence[int] | None) -> tuple[int, ...]:
         if critical_layers is None:
@@ -323,11 +318,3 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise FloatingPointError(f"{name} are not finite")
 
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

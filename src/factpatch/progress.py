@@ -1,7 +1,8 @@
-"""Progress bars for long work: on a terminal's error stream, and nowhere else."""
+"""Progress bars for long work, on a terminal's error stream and nowhere else; and what a stage of it took."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,3 +24,13 @@ def bar(description: str, total: int, shown: bool = True) -> Iterator[Callable[[
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda steps: progress.update(task, advance=steps)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall time of the block to a stage."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from factpatch.facts import Fact, check_batch, latest
 from factpatch.files import atomic_write
 from factpatch.model.language_model import LanguageModel
 from factpatch.patch import Patch
-from factpatch.progress import bar
+from factpatch.progress import bar, timed
 from factpatch.values.contexts import BARE
 from factpatch.values.rows import optimization_rows
 
@@ -242,16 +241,6 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     atomic_write(path, lambda draft: draft.write_bytes(content.encode("utf-8", "surrogatepass")))
 
 
-@contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the wall time of the block to a stage."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
 def ask(
     lm: LanguageModel, facts: Sequence[Fact], what: str, before: Verification | None = None, progress: bool = True
 ) -> Verification:
@@ -261,9 +250,8 @@ def ask(
 
 
 def _perplexity(lm: LanguageModel, text: str, progress: bool) -> float:
-    positions = getattr(lm.config, "max_position_embeddings", None)
     with bar("measuring perplexity", 1, progress):
-        return perplexity(lm, text, _WINDOW if positions is None else min(_WINDOW, int(positions)))
+        return perplexity(lm, text, lm.window(_WINDOW))
 
 
 def _named(fact: Fact) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class SecondMoment:
                 "layer": str(layer),
                 "corpus": corpus.identity,
                 "tokens": str(tokens),
-                "window": str(WINDOW),
+                "window": str(lm.window(WINDOW)),
                 "dtype": str(lm.dtype).removeprefix("torch."),
             }
             for layer, print_ in fingerprints(lm, layers).items()
@@ -190,12 +190,13 @@ def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
 def _windows(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[list[list[int]]]:
     """Token windows of the corpus in lists of documents, `tokens` in all."""
     left = tokens
+    size = lm.window(WINDOW)
     documents = (document for document in corpus.documents() if document.strip())
     while left > 0 and (some := list(islice(documents, _DOCUMENTS_AT_ONCE))):
         windows = []
         for ids in tokenize(lm.tokenizer, some):
-            for start in range(0, len(ids), WINDOW):
-                window = ids[start : start + WINDOW][:left]
+            for start in range(0, len(ids), size):
+                window = ids[start : start + size][:left]
                 if window:
                     windows.append(window)
                     left -= len(window)
@@ -240,9 +241,12 @@ def _path(folder: Path, identity: dict[str, str]) -> Path:
 
 
 def _store(folder: Path, identity: dict[str, str], moment: SecondMoment) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {**identity, "read": str(moment.tokens), "sha256": content_hash(moment.matrix)}
-    atomic_write(_path(folder, identity), lambda path: save_file({"matrix": moment.matrix}, path, metadata))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(_path(folder, identity), lambda path: save_file({"matrix": moment.matrix}, path, metadata))
+    except OSError as error:
+        logger.warning("the second moment of layer %s is not kept for the next time: %s", identity["layer"], error)
 
 
 def _cached(folder: Path, identity: dict[str, str]) -> SecondMoment | None:

@@ -136,9 +136,6 @@ def critical_layers(lm: LanguageModel, model: str, layers: tuple[int, ...] | Non
 
 
 def save_model(lm: LanguageModel, directory: Path) -> None:
-    """Write a model and its tokenizer to a directory, whole or not at all."""
-    from factpatch.files import atomic_directory
-
-    with messages.status(f"writing {directory}"), atomic_directory(directory) as draft:
-        lm.model.save_pretrained(draft)
-        lm.tokenizer.save_pretrained(draft)
+    """Write a model and its tokenizer, with a sign of life on a terminal."""
+    with messages.status(f"writing {directory}"):
+        lm.save_pretrained(directory)

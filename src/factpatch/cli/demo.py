@@ -33,7 +33,8 @@ def demo(
     from factpatch.editor import Editor
     from factpatch.methods import method_named
     from factpatch.model.embedded import EMBEDDED
-    from factpatch.report import edit_and_report, timed, write_json
+    from factpatch.progress import timed
+    from factpatch.report import edit_and_report, write_json
 
     with checks.argument("--method"):
         method_named(method)

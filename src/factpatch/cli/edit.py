@@ -72,7 +72,8 @@ def edit(
     from factpatch.editor import Editor
     from factpatch.facts import check_batch
     from factpatch.methods import method_named
-    from factpatch.report import edit_and_report, timed, write_json
+    from factpatch.progress import timed
+    from factpatch.report import edit_and_report, write_json
     from factpatch.second_moment import corpus_from
     from factpatch.settings import parse_assignments, with_settings
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from factpatch.files import atomic_directory
 from factpatch.model.architectures import architecture_of
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.tokens import check_tokenizer
@@ -155,6 +157,22 @@ class LanguageModel:
         """No dropout, no parameter gradients, attention that honors our masks; all restored afterwards."""
         with frozen(self.model), masked_attention(self.model):
             yield
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the model with its tokenizer to a directory that transformers loads, whole or not at all.
+
+        Raises:
+            FileExistsError: the directory exists and is not empty.
+            OSError: it cannot be written; nothing is left behind.
+        """
+        with atomic_directory(directory) as draft:
+            self.model.save_pretrained(draft)
+            self.tokenizer.save_pretrained(draft)
+
+    def window(self, wanted: int) -> int:
+        """The longest text to run at once: `wanted` tokens, or fewer if the model has fewer positions."""
+        positions = getattr(self.config, "max_position_embeddings", None)
+        return wanted if positions is None else min(wanted, int(positions))
 
     def check_layers(self, layers: Sequence[int], argument: str = "critical_layers") -> None:
         """Raise ValueError for an empty, unordered or absent layer."""

@@ -91,6 +91,8 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) ->
                 "quantize the result."
             )
         loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **where)
+        if name in EMBEDDED:
+            loaded.config._name_or_path = name  # a patch would otherwise name a folder of this machine
         return loaded, tokenizer or AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         kind = "directory" if Path(name).is_dir() else "directory of this machine nor an id that the Hub gave"
