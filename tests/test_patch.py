@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights
 from factpatch.model.weights import content_hash
-from factpatch.patch import FORMAT, Batch, Patch, PatchFileError, PatchMismatchError, describe, write_shift
+from factpatch.patch import Batch, Patch, PatchMismatchError, write_shift
+from factpatch.patch_file import FORMAT, PatchFileError, describe
 from factpatch.shift import Dense, LowRank, Shift
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -1,14 +1,18 @@
 """Change what an open-weight language model knows, without retraining: facts in, a small reversible patch out."""
 
-from factpatch.data import load_facts
-from factpatch.editor import Editor
-from factpatch.evaluation.verify import Verification, verify
-from factpatch.facts import Fact, Neighbor
-from factpatch.methods import METHODS, Method
-from factpatch.model.architectures import Architecture, register_architecture
-from factpatch.patch import Patch
-from factpatch.second_moment import SecondMoment
-from factpatch.strategies import Boundary, Each, Even, First, HiddenState, NullSpace, Ridge, Unchanged
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from factpatch.data import load_facts
+    from factpatch.editor import Editor
+    from factpatch.evaluation.verify import Verification, verify
+    from factpatch.facts import Fact, Neighbor
+    from factpatch.methods import METHODS, Method
+    from factpatch.model.architectures import Architecture, register_architecture
+    from factpatch.patch import Patch
+    from factpatch.second_moment import SecondMoment
+    from factpatch.strategies import Boundary, Each, Even, First, HiddenState, NullSpace, Ridge, Unchanged
 
 __all__ = [
     "METHODS",
@@ -33,3 +37,38 @@ __all__ = [
     "verify",
 ]
 __version__ = "0.1.0"
+
+# Imported when first used: PyTorch takes seconds, and whoever asks for help should not wait for it.
+_MODULES = {
+    "METHODS": "factpatch.methods",
+    "Architecture": "factpatch.model.architectures",
+    "Boundary": "factpatch.strategies",
+    "Each": "factpatch.strategies",
+    "Editor": "factpatch.editor",
+    "Even": "factpatch.strategies",
+    "Fact": "factpatch.facts",
+    "First": "factpatch.strategies",
+    "HiddenState": "factpatch.strategies",
+    "Method": "factpatch.methods",
+    "Neighbor": "factpatch.facts",
+    "NullSpace": "factpatch.strategies",
+    "Patch": "factpatch.patch",
+    "Ridge": "factpatch.strategies",
+    "SecondMoment": "factpatch.second_moment",
+    "Unchanged": "factpatch.strategies",
+    "Verification": "factpatch.evaluation.verify",
+    "load_facts": "factpatch.data",
+    "register_architecture": "factpatch.model.architectures",
+    "verify": "factpatch.evaluation.verify",
+}
+
+# Hidden from type checkers, for which a module with `__getattr__` has every name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -240,8 +240,8 @@ class Editor:
         if critical_layers is None:
             if self.preset is None:
                 raise ValueError(
-                    f"critical_layers=None: there is no preset for {self.lm.name}; say which layers may be written, for "
-                    "example those between a tenth and a third of its depth."
+                    f"critical_layers=None: there is no preset for {self.lm.name}; say which layers may be written, "
+                    "for example those between a tenth and a third of its depth."
                 )
             critical_layers = self.preset.critical_layers
         self.lm.check_layers(critical_layers)
@@ -254,8 +254,8 @@ class Editor:
         if unread:
             if self.edits:
                 raise ValueError(
-                    f"layers {unread} have no second moment yet, and the model is edited already; the second moment is of "
-                    "the unedited model."
+                    f"layers {unread} have no second moment yet, and the model is edited already; the second moment is "
+                    "of the unedited model."
                 )
             corpus = self._corpus if isinstance(self._corpus, Corpus) else corpus_from(self._corpus)
             with bar("reading the second moment", self._corpus_tokens or 10 * self.lm.d_key, self._progress) as advance:
@@ -317,4 +317,3 @@ def library_versions() -> dict[str, str]:
 def _check_finite(name: str, tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise FloatingPointError(f"{name} are not finite")
-

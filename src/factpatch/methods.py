@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from factpatch.strategies import (
     Boundary,
@@ -27,7 +27,7 @@ class Method:
     target: Target
     spread: Spread
     solver: Solver
-    regularizer: Regularizer = Unchanged()
+    regularizer: Regularizer = field(default_factory=Unchanged)
     source: str = ""
 
 
@@ -37,7 +37,8 @@ _alphaedit = Method("alphaedit", HiddenState(), Even(), NullSpace(), source="Alp
 
 def with_blue(method: Method) -> Method:
     """The same method with the boundary layer update. Source: BLUE, arXiv:2502.03748."""
-    return replace(method, name=f"{method.name}-blue", spread=Boundary(), source=f"{method.source}; BLUE, arXiv:2502.03748")
+    source = f"{method.source}; BLUE, arXiv:2502.03748"
+    return replace(method, name=f"{method.name}-blue", spread=Boundary(), source=source)
 
 
 METHODS: dict[str, Method] = {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,35 +15,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from factpatch.facts import Fact, latest
-from factpatch.files import atomic_write
 from factpatch.model.architectures import architecture_of
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
 from factpatch.model.weights import add_shift, changed_layers, content_hash, restore, snapshot
-from factpatch.shift import LowRank, Shift, shift_from_tensors
+from factpatch.patch_file import (
+    PatchFileError,
+    dtype_name,
+    dtype_named,
+    read_patch_file,
+    shifts_by_batch,
+    tensors_by_name,
+    write_patch_file,
+)
+from factpatch.shift import LowRank, Shift
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Raised by one when files are written differently; a file of a newer format is refused."""
-
 # What a model of the same kind must share with the one that was edited, and how older families call it.
-_DIMENSIONS = {
-    "model_type": (),
-    "hidden_size": ("n_embd",),
-    "intermediate_size": ("n_inner", "ffn_dim"),
-    "num_hidden_layers": ("n_layer",),
-}
-_DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-# The safetensors format allows no longer header.
-_LONGEST_HEADER = 100_000_000
+_DIMENSIONS = (
+    ("model_type",),
+    ("hidden_size", "n_embd"),
+    ("intermediate_size", "n_inner", "ffn_dim"),
+    ("num_hidden_layers", "n_layer"),
+)
+# The fields of a patch that a file holds as they are, and those that it holds by name.
+_PLAIN_FIELDS = ("method", "settings", "config", "versions", "seed")
+_DTYPE_FIELDS = ("weight_dtype", "written_dtype")
 
 
 class PatchMismatchError(ValueError):
     """A patch and a model do not belong together; the model is unchanged and the message says what differs."""
-
-
-class PatchFileError(ValueError):
-    """A file is not a patch that can be read; the message names the file and says what is wrong with it."""
 
 
 def write_shift(weight: Tensor, shift: Shift, written_dtype: torch.dtype) -> None:
@@ -123,7 +122,12 @@ class Patch:
             raise ValueError("batches=(): a patch needs at least one batch; edit something first.")
         # A patch is then the same before and after it was saved: JSON has no tuples and no integer keys.
         for name in ("settings", "config", "versions"):
-            object.__setattr__(self, name, _as_json(name, getattr(self, name)))
+            try:
+                object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"{name} cannot be written as JSON: {error}; give plain numbers, texts, lists and dicts."
+                ) from error
         left: dict[int, str] = {}
         for index, batch in enumerate(self.batches):
             broken = [layer for layer, found in batch.before.items() if left.get(layer, found) != found]
@@ -147,7 +151,8 @@ class Patch:
     @property
     def num_bytes(self) -> int:
         """The size of all shifts."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+        shifts = [shift for batch in self.batches for shift in batch.shifts.values()]
+        return sum(tensor.nbytes for shift in shifts for tensor in shift.tensors().values())
 
     def apply(self, model: Any) -> None:
         """Write all batches to a model, in order.
@@ -197,7 +202,7 @@ class Patch:
         originals = self._base_weights(model, base)
         if changed_layers(weights, self._states()[-1], self.layers) and not self._made_here(weights, originals):
             self._check_state(weights, model, wanted=len(self.batches))
-        with _unchanged_on_failure(weights), torch.no_grad():
+        with _unchanged_on_failure(weights):
             restore(weights, originals)
 
     @contextmanager
@@ -205,9 +210,7 @@ class Patch:
         """Hold the patch in a model while the block runs; the edited weights are then restored bit for bit.
 
         Raises:
-            PatchMismatchError: As in `apply`.
-            FloatingPointError: As in `apply`.
-            ValueError: As in `apply`.
+            PatchMismatchError, FloatingPointError, ValueError: As in `apply`.
         """
         weights = self._weights(model)
         self._check_state(weights, model, wanted=0)
@@ -217,9 +220,8 @@ class Patch:
             self._warn_of_rounding(weights)
             yield
         finally:
-            with torch.no_grad():
-                # Looked up again, since the block may have moved the model to another device.
-                restore(editable_weights(_transformers_model(model), self.layers), copies)
+            # Looked up again, since the block may have moved the model to another device.
+            restore(editable_weights(_transformers_model(model), self.layers), copies)
 
     @classmethod
     def join(cls, patches: Sequence[Patch]) -> Patch:
@@ -236,15 +238,20 @@ class Patch:
             raise ValueError("patches=[]: give at least one patch.")
         first = patches[0]
         for index, patch in enumerate(patches):
-            for name in ("method", "settings", "weight_dtype", "written_dtype"):
+            for name in ("method", "settings", *_DTYPE_FIELDS):
                 mine, its = getattr(first, name), getattr(patch, name)
                 if mine != its:
                     raise ValueError(
                         f"patches[{index}] has {name}={its!r} and patches[0] {mine!r}; only patches of one session can "
                         "be joined. Apply them one after another instead."
                     )
-            mine, its = _comparable(first.config), _comparable(patch.config)
-            differing = sorted(name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
+            differing = [
+                name
+                for name in sorted(first.config.keys() | patch.config.keys())
+                # Where a model was loaded from, and with which version, does not make it another model.
+                if not name.startswith("_") and name != "transformers_version"
+                if first.config.get(name) != patch.config.get(name)
+            ]
             if differing:
                 raise ValueError(
                     f"patches[{index}] was made for another model than patches[0]: the configs differ in "
@@ -255,30 +262,21 @@ class Patch:
     def save(self, path: str | Path) -> None:
         """Write the patch to one safetensors file, which replaces a file that is there.
 
-        The tensors are named batch.layer.part. The metadata holds everything else as JSON under "factpatch", and under
-        "sha256" a checksum of that JSON and all tensors. The same patch gives the same bytes every time.
+        `factpatch.patch_file` says what is in it. The same patch gives the same bytes every time.
 
         Raises:
             ValueError: The facts need more room than the format's header has.
             OSError: The file cannot be written; nothing is left behind.
         """
-        tensors = self._tensors()
-        text = json.dumps(self._document(), sort_keys=True)
-        header = _header(tensors, {"factpatch": text, "sha256": _checksum(text, tensors)})
-        if len(header) > _LONGEST_HEADER:
-            raise ValueError(
-                f"the facts take {len(header)} bytes and a safetensors header holds {_LONGEST_HEADER}; save the patch "
-                "in several parts, or leave out paraphrases and neighbors."
-            )
-
-        # Not safetensors' own writer, which orders the metadata at random.
-        def write(draft: Path) -> None:
-            with draft.open("xb") as file:
-                file.write(struct.pack("<Q", len(header)) + header)
-                for name in _file_order(tensors):
-                    file.write(_bytes(tensors[name]))
-
-        atomic_write(path, write)
+        document = {
+            **{name: getattr(self, name) for name in _PLAIN_FIELDS},
+            **{name: dtype_name(getattr(self, name)) for name in _DTYPE_FIELDS},
+            "batches": [
+                {"facts": [fact.to_dict() for fact in batch.facts], "before": batch.before, "after": batch.after}
+                for batch in self.batches
+            ],
+        }
+        write_patch_file(path, document, tensors_by_name(batch.shifts for batch in self.batches))
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
@@ -287,83 +285,76 @@ class Patch:
         Raises:
             PatchFileError: There is no such file, it is no patch, of a newer format, cut short, or altered anywhere.
         """
-        text, _ = _metadata(path)
-        document = _document_in(path, text)
-        altered = PatchFileError(f"{path}: was altered: its checksum does not fit its content. Get an intact copy.")
+        document, tensors = read_patch_file(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                # Copies, since a tensor that is still mapped changes with the file.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            with Path(path).open("rb") as opened:
-                (length,) = struct.unpack("<Q", opened.read(8))
-                header = opened.read(length)
-        except (OSError, SafetensorError) as error:
-            raise PatchFileError(f"{path}: cannot be read: {error}.") from error
-        if not {tensor.dtype for tensor in tensors.values()} <= set(_DTYPE_CODES):
-            raise altered
-        # The header holds the checksum. Comparing all of it also finds what a checksum of the content cannot see, such
-        # as an exchanged space.
-        if header != _header(tensors, {"factpatch": text, "sha256": _checksum(text, tensors)}):
-            raise altered
-        try:
-            return cls._from_document(document, tensors)
+            shifts = shifts_by_batch(tensors)
+            batches = tuple(
+                Batch(
+                    facts=tuple(Fact.from_dict(fact) for fact in batch["facts"]),
+                    shifts=shifts.pop(index, {}),
+                    before={int(layer): digest for layer, digest in batch["before"].items()},
+                    after={int(layer): digest for layer, digest in batch["after"].items()},
+                )
+                for index, batch in enumerate(document["batches"])
+            )
+            if shifts:
+                raise ValueError(f"shifts of no batch: {sorted(shifts)}")
+            fields: dict[str, Any] = {name: document[name] for name in _PLAIN_FIELDS}
+            fields.update({name: dtype_named(document[name]) for name in _DTYPE_FIELDS})
+            return cls(batches=batches, **fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PatchFileError(f"{path}: holds an incomplete patch: {type(error).__name__}: {error}.") from error
-
-    # --- to a model
 
     def _weights(self, model: Any) -> dict[int, Tensor]:
         """The weights to edit, of a model that has the right architecture, shapes and dtype."""
         model = _transformers_model(model)
-        config = text_config(model)
-        self._check_config(config.to_dict(), model_name(config))
+        self._check_config(model)
+        name = model_name(text_config(model))
         known = editable_names(model)
         missing = [layer for layer in self.layers if layer not in known]
         if missing:
             raise PatchMismatchError(
-                f"the patch edits {_layers(missing)}, but {model_name(config)} has layers 0 to {len(known) - 1}."
+                f"the patch edits {_layers(missing)}, but {name} has layers 0 to {len(known) - 1}."
             )
         weights = editable_weights(model, self.layers)
         for batch in self.batches:
             for layer, shift in batch.shifts.items():
                 if _shape(shift) != tuple(weights[layer].shape):
                     raise PatchMismatchError(
-                        f"layer {layer}: the patch shifts a weight of shape {_shape(shift)}, but that of "
-                        f"{model_name(config)} has shape {tuple(weights[layer].shape)}."
+                        f"layer {layer}: the patch shifts a weight of shape {_shape(shift)}, but that of {name} has "
+                        f"shape {tuple(weights[layer].shape)}."
                     )
         others = [layer for layer in self.layers if weights[layer].dtype != self.weight_dtype]
         if others:
             raise PatchMismatchError(
-                f"the patch was made for {_dtype_name(self.weight_dtype)} weights, but the weights of "
-                f"{_layers(others)} are {_dtype_name(weights[others[0]].dtype)}; load the model with "
+                f"the patch was made for {dtype_name(self.weight_dtype)} weights, but the weights of "
+                f"{_layers(others)} are {dtype_name(weights[others[0]].dtype)}; load the model with "
                 f"dtype={self.weight_dtype}."
             )
         return weights
 
-    def _check_config(self, found: Mapping[str, Any], name: str) -> None:
+    def _check_config(self, model: Any) -> None:
+        config = text_config(model)
         differing = []
-        for field, aliases in _DIMENSIONS.items():
+        for names in _DIMENSIONS:
             ours, its = (
-                [config[key] for key in (field, *aliases) if config.get(key) is not None]
-                for config in (self.config, found)
+                [d[name] for name in names if d.get(name) is not None] for d in (self.config, config.to_dict())
             )
             # A field that is open in one of them decides nothing; shapes and hashes will.
             if ours and its and ours[0] != its[0]:
-                differing.append(f"{field} is {ours[0]!r} in the patch and {its[0]!r} in the model")
+                differing.append(f"{names[0]} is {ours[0]!r} in the patch and {its[0]!r} in the model")
         if differing:
             raise PatchMismatchError(
-                f"the patch was made for another architecture than {name}: {'; '.join(differing)}."
+                f"the patch was made for another architecture than {model_name(config)}: {'; '.join(differing)}."
             )
 
     def _states(self) -> list[dict[int, str]]:
         """The content hashes of the edited weights before the first batch and after each one."""
-        state: dict[int, str] = {}
+        states: list[dict[int, str]] = [{}]
         for batch in reversed(self.batches):
-            state.update(batch.before)
-        states = [state]
+            states[0].update(batch.before)
         for batch in self.batches:
-            state = {**state, **batch.after}
-            states.append(state)
+            states.append({**states[-1], **batch.after})
         return states
 
     def _check_state(self, weights: Mapping[int, Tensor], model: Any, wanted: int) -> None:
@@ -403,12 +394,10 @@ class Patch:
         for index, batch in enumerate(self.batches):
             for layer, shift in batch.shifts.items():
                 try:
-                    with torch.no_grad():
-                        write_shift(weights[layer], shift, self.written_dtype)
+                    write_shift(weights[layer], shift, self.written_dtype)
                 except FloatingPointError as error:
-                    raise FloatingPointError(
-                        f"batches[{index}], layer {layer}: {error}; nothing was changed"
-                    ) from error
+                    where = f"batches[{index}], layer {layer}"
+                    raise FloatingPointError(f"{where}: {error}; nothing was changed") from error
 
     def _subtract(self, weights: Mapping[int, Tensor]) -> None:
         accumulator = torch.promote_types(torch.promote_types(self.weight_dtype, self.written_dtype), torch.float32)
@@ -422,8 +411,7 @@ class Patch:
                 raise FloatingPointError(
                     f"layer {layer}: without the patch the weight is not finite in {weight.dtype}; nothing was changed"
                 )
-            with torch.no_grad():
-                weight.copy_(restored)
+            weight.copy_(restored)
 
     def _warn_of_rounding(self, weights: Mapping[int, Tensor]) -> None:
         # The end alone is compared: what a machine rounds differently on the way shows there or does not matter.
@@ -449,7 +437,7 @@ class Patch:
         else:
             base = _transformers_model(base)
             name = model_name(text_config(base))
-            self._check_config(text_config(base).to_dict(), name)
+            self._check_config(base)
             found = editable_weights(base, self.layers)
         # As loading a saved model in the patch's dtype does.
         weights = {layer: weight.to(self.weight_dtype) for layer, weight in found.items()}
@@ -460,81 +448,6 @@ class Patch:
                 f"{self._made_for()}."
             )
         return weights
-
-    # --- to a file
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{index}.{layer}.{part}": tensor.detach().to("cpu").contiguous()
-            for index, batch in enumerate(self.batches)
-            for layer, shift in batch.shifts.items()
-            for part, tensor in shift.tensors().items()
-        }
-
-    def _document(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "method": self.method,
-            "settings": self.settings,
-            "config": self.config,
-            "weight_dtype": _dtype_name(self.weight_dtype),
-            "written_dtype": _dtype_name(self.written_dtype),
-            "versions": self.versions,
-            "seed": self.seed,
-            "batches": [
-                {"facts": [fact.to_dict() for fact in batch.facts], "before": batch.before, "after": batch.after}
-                for batch in self.batches
-            ],
-        }
-
-    @classmethod
-    def _from_document(cls, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Patch:
-        parts: dict[tuple[int, int], dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            index, layer, part = name.split(".")
-            parts.setdefault((int(index), int(layer)), {})[part] = tensor
-        batches = tuple(
-            Batch(
-                facts=tuple(Fact.from_dict(fact) for fact in batch["facts"]),
-                shifts={
-                    layer: shift_from_tensors(parts.pop((index, layer))) for layer in sorted(map(int, batch["before"]))
-                },
-                before={int(layer): digest for layer, digest in batch["before"].items()},
-                after={int(layer): digest for layer, digest in batch["after"].items()},
-            )
-            for index, batch in enumerate(document["batches"])
-        )
-        if parts:
-            raise ValueError(f"shifts of no batch: {sorted(parts)}")
-        return cls(
-            batches=batches,
-            method=document["method"],
-            settings=document["settings"],
-            config=document["config"],
-            weight_dtype=_dtype_named(document["weight_dtype"]),
-            written_dtype=_dtype_named(document["written_dtype"]),
-            versions=document["versions"],
-            seed=document["seed"],
-        )
-
-
-def describe(path: str | Path) -> dict[str, Any]:
-    """Return what a patch file says about itself, without reading its tensors and so without its checksum.
-
-    Returns:
-        The fields of `Patch`, with dtypes by name and batches without shifts, plus "format", "layers", the "sha256"
-        that the file states, and the file's size as "bytes".
-
-    Raises:
-        PatchFileError: There is no such file, it is no patch, of a newer format, or cut short.
-    """
-    text, checksum = _metadata(path)
-    document = _document_in(path, text)
-    try:
-        layers = sorted({int(layer) for batch in document["batches"] for layer in batch["before"]})
-    except (KeyError, TypeError, ValueError) as error:
-        raise PatchFileError(f"{path}: was altered: its batches cannot be read. Get an intact copy.") from error
-    return {**document, "layers": layers, "sha256": checksum, "bytes": Path(path).stat().st_size}
 
 
 def _transformers_model(model: Any) -> Any:
@@ -547,8 +460,7 @@ def _unchanged_on_failure(weights: Mapping[int, Tensor]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            restore(weights, copies)
+        restore(weights, copies)
         raise
 
 
@@ -564,126 +476,29 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[i
     names = editable_names(model)
     weights = {}
     try:
-        shards = {} if single.is_file() else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if single.is_file():
+            with safe_open(single, framework="pt") as file:
+                shards = dict.fromkeys(file.keys(), single.name)
+        else:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         for layer in layers:
             # A checkpoint of the body alone, such as the original GPT-2, lacks the name of the body.
             bare = names[layer].removeprefix(f"{model.base_model_prefix}.")
-            for name in (names[layer], bare):
-                if shards and name not in shards:
-                    continue
-                with safe_open(directory / shards.get(name, single.name), framework="pt") as file:
-                    if name not in file.keys():  # noqa: SIM118
-                        continue
-                    tensor = file.get_tensor(name)
-                weights[layer] = tensor.T if transposed else tensor
-                break
-            else:
+            name = names[layer] if names[layer] in shards else bare
+            if name not in shards:
                 raise PatchMismatchError(f"base={str(directory)!r} has no weight named {names[layer]}.")
+            with safe_open(directory / shards[name], framework="pt") as file:
+                tensor = file.get_tensor(name)
+            weights[layer] = tensor.T if transposed else tensor
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise PatchMismatchError(f"base={str(directory)!r} cannot be read: {error}.") from error
     return weights
-
-
-def _metadata(path: str | Path) -> tuple[str, str]:
-    """The JSON text and the checksum that a patch file states."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise PatchFileError(f"{path}: no such file.") from error
-    except OSError as error:
-        raise PatchFileError(f"{path}: cannot be read: {error}.") from error
-    except SafetensorError as error:
-        raise PatchFileError(
-            f"{path}: is not a safetensors file, or one that was cut short or altered ({error}). Get an intact copy."
-        ) from error
-    if not {"factpatch", "sha256"} <= metadata.keys():
-        raise PatchFileError(f"{path}: is a safetensors file, but not one that factpatch wrote.")
-    return metadata["factpatch"], metadata["sha256"]
-
-
-def _document_in(path: str | Path, text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-        version = document["format"]
-        newer = version > FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise PatchFileError(f"{path}: was altered: its description cannot be read. Get an intact copy.") from error
-    if newer:
-        raise PatchFileError(
-            f"{path}: is of format {version}, which a newer factpatch wrote; this one reads up to {FORMAT}. Upgrade "
-            "factpatch."
-        )
-    assert isinstance(document, dict)
-    return document
-
-
-def _file_order(tensors: Mapping[str, Tensor]) -> list[str]:
-    # Wide numbers first, so that every tensor begins at a multiple of its width.
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-
-
-def _header(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    start = 0
-    for name in _file_order(tensors):
-        tensor = tensors[name]
-        end = start + tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": _DTYPE_CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-        start = end
-    text = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)
-
-
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-    for name in sorted(tensors):
-        digest.update(f"{name}{_DTYPE_CODES[tensors[name].dtype]}{tuple(tensors[name].shape)}".encode())
-        digest.update(_bytes(tensors[name]))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _as_json(name: str, value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        plain = json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} cannot be written as JSON: {error}; give plain numbers, texts, lists and dicts."
-        ) from error
-    assert isinstance(plain, dict)
-    return plain
-
-
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    # Where a model was loaded from, and with which version, does not make it another model.
-    return {
-        name: value for name, value in config.items() if not name.startswith("_") and name != "transformers_version"
-    }
 
 
 def _shape(shift: Shift) -> tuple[int, ...]:
     if isinstance(shift, LowRank):
         return (shift.up.shape[0], shift.down.shape[1])
     return tuple(shift.full.shape)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype_named(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name!r} is not a dtype")
-    return dtype
 
 
 def _layers(layers: Sequence[int]) -> str:

@@ -60,8 +60,8 @@ def corpus_from(source: str | Path | Sequence[str] | None) -> Corpus:
 
     Args:
         source: a text file with documents separated by blank lines; `hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]`, a dataset of
-            the Hugging Face Hub or a local one, streamed (needs the `datasets` extra); a list of documents; None for the
-            text that the package ships, sampled from the embedded model.
+            the Hugging Face Hub or a local one, streamed (needs the `datasets` extra); a list of documents; None for
+            the text that the package ships, sampled from the embedded model.
 
     Raises:
         ValueError: there is no such file, or the dataset cannot be opened.

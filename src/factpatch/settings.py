@@ -1,4 +1,7 @@
-"""Settings by dotted name: a strategy and one of its fields, as `solver.weight=5000`. Types decide, unknown names are errors."""
+"""Settings by dotted name: a strategy and one of its fields, as `solver.weight=5000`.
+
+Types decide, unknown names are errors.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,7 @@ def settings_of(method: Method) -> dict[str, Any]:
         "method": method.name,
         "source": method.source,
         **{
-            part: {"class": type(getattr(method, part)).__name__, **asdict(getattr(method, part))} for part in STRATEGIES
+            part: {"class": type(getattr(method, part)).__name__, **asdict(getattr(method, part))}
+            for part in STRATEGIES
         },
     }

@@ -7,7 +7,7 @@ from factpatch.cli import checks, options, render
 
 def show(patch: options.PatchFile) -> None:
     """Show what a patch holds, from its header alone: the model, the method, its settings and the facts."""
-    from factpatch.patch import describe
+    from factpatch.patch_file import describe
 
     with checks.argument("PATCH"):
         found = describe(patch)

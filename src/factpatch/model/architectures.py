@@ -89,11 +89,12 @@ def architecture_of(config: Config) -> Architecture:
     row = ARCHITECTURES.get(str(model_type))
     if row is None:
         raise ValueError(
-            f"model_type={model_type!r} is not in the table of architectures (known: {', '.join(sorted(ARCHITECTURES))}). "
-            "Six facts are needed about it: the path from the model to its list of blocks, the paths from a block to the "
-            "MLP's down-projection, to the MLP and to the attention module, whether the down-projection's weight is "
-            "stored as (d_key, d_value), and whether a block returns a tuple. Register them with factpatch.register_architecture(Architecture("
-            f"model_type={model_type!r}, blocks=..., down_projection=..., mlp=..., attention=..., transposed=..., returns_tuple=...))."
+            f"model_type={model_type!r} is not in the table of architectures (known: "
+            f"{', '.join(sorted(ARCHITECTURES))}). Six facts are needed about it: the path from the model to its list "
+            "of blocks, the paths from a block to the MLP's down-projection, to the MLP and to the attention module, "
+            "whether the down-projection's weight is stored as (d_key, d_value), and whether a block returns a tuple. "
+            f"Register them with factpatch.register_architecture(Architecture(model_type={model_type!r}, blocks=..., "
+            "down_projection=..., mlp=..., attention=..., transposed=..., returns_tuple=...))."
         )
     reason = row.refuse(config)
     if reason is not None:

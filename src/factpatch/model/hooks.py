@@ -12,7 +12,7 @@ from torch import Tensor, nn
 K = TypeVar("K")
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 (a signal, not an error)
     """Raised inside a forward pass when nothing above is needed."""
 
 

@@ -72,7 +72,7 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
 class LanguageModel:
     """A transformers model and its tokenizer behind the few operations that editing needs.
 
-    Layers are counted from 0. Nothing here changes the model; the views returned by `weight` are what an edit writes to.
+    Layers are counted from 0. Nothing here changes the model; an edit writes to the views that `weight` returns.
 
     Raises:
         ValueError: unknown family, quantized or absent weights, a tokenizer without offsets.
@@ -138,7 +138,7 @@ class LanguageModel:
 
     @property
     def work_dtype(self) -> torch.dtype:
-        """The dtype of losses, value vectors and optimizer states: float64 for a float64 model (exact mode), else float32."""
+        """The dtype of losses, values and optimizer states: float64 for a float64 model (exact mode), else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def body(self, **inputs: Any) -> Tensor:

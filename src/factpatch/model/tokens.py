@@ -19,15 +19,15 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
     """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"tokenizer={type(tokenizer).__name__}: the subject's last token is found from character offsets, which only "
-            "fast tokenizers give. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) or convert it to a "
-            "tokenizer.json."
+            f"tokenizer={type(tokenizer).__name__}: the subject's last token is found from character offsets, which "
+            "only fast tokenizers give. Load it with AutoTokenizer.from_pretrained(..., use_fast=True) or convert it "
+            "to a tokenizer.json."
         )
     ids = tokenizer("a")["input_ids"]
     if len(ids) > 1 and ids[-1] in tokenizer.all_special_ids:
         raise ValueError(
-            f"tokenizer={type(tokenizer).__name__} appends {tokenizer.decode(ids[-1:])!r} to every text; a continuation "
-            "could never be read. Configure it not to add an end token."
+            f"tokenizer={type(tokenizer).__name__} appends {tokenizer.decode(ids[-1:])!r} to every text; a "
+            "continuation could never be read. Configure it not to add an end token."
         )
 
 

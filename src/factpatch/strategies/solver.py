@@ -46,7 +46,9 @@ class Solver(ABC):
 def _stacked(keys: Tensor, residual: Tensor, earlier_keys: Tensor, d_key: int) -> Tensor:
     """Check the shapes and return Z = [K_p; K], (m + n, d_key), in float64."""
     if keys.shape[0] != residual.shape[0]:
-        raise ValueError(f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts.")
+        raise ValueError(
+            f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts."
+        )
     for name, tensor in (("keys", keys), ("earlier_keys", earlier_keys)):
         if tensor.shape[1] != d_key:
             raise ValueError(f"{name} has width {tensor.shape[1]}, but the second moment has {d_key}.")
@@ -75,6 +77,7 @@ class Ridge(Solver):
 
     def prepare(self, second_moment: Tensor) -> Tensor:
         """The lower Cholesky factor L of λ C₀."""
+        factor: Tensor
         factor, info = torch.linalg.cholesky_ex(self.weight * second_moment.double())
         if int(info) != 0:
             raise ValueError(
@@ -84,7 +87,7 @@ class Ridge(Solver):
         return factor
 
     def solve(self, prepared: Tensor, keys: Tensor, residual: Tensor, earlier_keys: Tensor) -> LowRank:
-        """See `Solver.solve`. With λC₀ = L Lᵀ and Y = L⁻¹ Zᵀ, Woodbury gives Δᵀ = L⁻ᵀ Y (I + Yᵀ Y)⁻¹ E R, where E picks K."""
+        """See `Solver.solve`. With λC₀ = L Lᵀ and Y = L⁻¹ Zᵀ, Woodbury gives Δᵀ = L⁻ᵀ Y (I + Yᵀ Y)⁻¹ E R; E picks K."""
         z = _stacked(keys, residual, earlier_keys, prepared.shape[0])
         y = torch.linalg.solve_triangular(prepared, z.T, upper=False)
         gram = y.T @ y
@@ -114,7 +117,7 @@ class NullSpace(Solver):
     def prepare(self, second_moment: Tensor) -> Tensor:
         """U, (d_key, r): the eigenvectors of C₀ with eigenvalue below the threshold."""
         values, vectors = torch.linalg.eigh(second_moment.double())
-        basis = vectors[:, values < self.threshold]
+        basis: Tensor = vectors[:, values < self.threshold]
         if basis.shape[1] == 0:
             raise ValueError(
                 f"threshold={self.threshold}: no eigenvalue of the second moment is below it (the smallest is "

@@ -27,12 +27,12 @@ class Spread(ABC):
 
     @abstractmethod
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
-        """Return one step per write. `share` is a fraction of the residual still left, which is remeasured each time."""
+        """Return one step per write. `share` is a fraction of the residual still left, remeasured each time."""
 
 
 @dataclass(frozen=True)
 class Even(Spread):
-    """Spread the last critical layer's residual evenly over all of them, ascending. Source: MEMIT, eq. 20; BLUE, eq. 6."""
+    """Spread the last critical layer's residual evenly over all, ascending. Source: MEMIT, eq. 20; BLUE, eq. 6."""
 
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
         last = critical_layers[-1]
@@ -50,7 +50,7 @@ class Each(Spread):
 
 @dataclass(frozen=True)
 class Boundary(Spread):
-    """Write the first and last critical layer, each toward its own target. Source: BLUE (arXiv:2502.03748), section 4.3."""
+    """Write the first and last critical layer, each toward its own target. Source: BLUE (arXiv:2502.03748), 4.3."""
 
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
         ends = dict.fromkeys((critical_layers[0], critical_layers[-1]))  # one end if there is one layer

@@ -11,8 +11,9 @@ class Target:
     """The value optimization: what it minimizes, how it moves and when it stops.
 
     For one fact and one layer, Adam minimizes over δ, added to the activation at the subject's last token,
-    mean over contexts of NLL + `kl_factor` · KL + `weight_decay` · ‖δ‖ / ‖h‖², with h the activation of the bare prompt.
-    A member says which activation that is. Source: ROME (arXiv:2202.05262), eq. 4; MEMIT (arXiv:2210.07229), eq. 15.
+    mean over contexts of NLL + `kl_factor` · KL + `weight_decay` · ‖δ‖ / ‖h‖², with h the activation of the bare
+    prompt. A member says which activation that is.
+    Source: ROME (arXiv:2202.05262), eq. 4; MEMIT (arXiv:2210.07229), eq. 15.
     """
 
     site: ClassVar[str]

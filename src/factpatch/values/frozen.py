@@ -16,7 +16,7 @@ from factpatch.values.reading import right_padded
 from factpatch.values.rows import Row
 
 
-class _FrozenLayer(DynamicLayer):
+class _FrozenLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped to mypy
     """Keys and values of the prefix, which attention reads and nothing appends to."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:

@@ -48,7 +48,7 @@ class Adam:
         self.step += 1
         self.mean = self.mean.lerp(gradient, 0.1)
         self.square = 0.999 * self.square + 0.001 * gradient * gradient
-        scale = (self.square.sqrt() / (1 - 0.999**self.step) ** 0.5).add_(1e-8)
+        scale: Tensor = (self.square.sqrt() / (1 - 0.999**self.step) ** 0.5).add_(1e-8)
         return parameter - self.learning_rate / (1 - 0.9**self.step) * self.mean / scale
 
     def keep(self, rows: Tensor) -> None:
@@ -147,7 +147,8 @@ def _evaluate(
             nll, kl = group.losses(lm, layer, delta, target.kl_factor)
             part = nll + kl
             if with_gradient:
-                part.sum().backward()  # now, so that one micro-batch's activations are alive at a time
+                # Now, so that one micro-batch's activations are alive at a time.
+                part.sum().backward()  # type: ignore[no-untyped-call]
             total += part.detach()
         decay = target.weight_decay * torch.linalg.vector_norm(delta, dim=1) / norm**2
         if with_gradient:

@@ -1,0 +1,92 @@
+"""The main job on the embedded model: facts in, a verified patch out, taken back and applied elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.helpers import shared
+
+from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def model_directory() -> Path:
+    try:
+        return embedded_directory("smollm2-135m")
+    except EmbeddedModelUnavailable as error:
+        pytest.skip(f"the embedded model cannot be had: {error}")
+
+
+def factpatch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "factpatch", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Eight CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
+    folder = tmp_path_factory.mktemp("edited")
+    facts = shared("data", "counterfact_dev.json")
+    options = ("--limit", "8", "--method", "memit-blue", "--save-model", folder / "model")
+    factpatch(
+        "edit", "smollm2-135m", "--facts", facts, *options, "--out", folder / "p.safetensors", "--report", folder / "r.json"
+    )
+    yield folder
+
+
+def test_facts_are_learned_and_neighbors_and_ordinary_text_stay(edited: Path) -> None:
+    report = json.loads((edited / "r.json").read_text())
+    assert report["efficacy"]["before"] < 60
+    assert report["efficacy"]["after"] == 100
+    assert report["generalization"]["after"] >= 85
+    assert report["specificity"]["after"] >= report["specificity"]["before"] - 5
+    assert report["perplexity_after"] < 1.03 * report["perplexity_before"]
+    assert report["greedy_success"]["after"] >= 75
+    assert set(report["steps"]) == {str(layer) for layer in report["patch"]["layers"]}
+    assert report["patch"]["bytes"] < 300_000
+
+
+def test_the_patch_gives_the_same_bits_in_a_new_process_and_leaves_none_behind(edited: Path) -> None:
+    """`apply` and `undo` with the base, each in a process of its own, on freshly loaded models."""
+    patch = edited / "p.safetensors"
+    factpatch("apply", "smollm2-135m", patch, "--out", edited / "applied")
+    assert weights(edited / "applied") == weights(edited / "model")
+    factpatch("undo", edited / "applied", patch, "--out", edited / "undone", "--base", "smollm2-135m")
+    assert weights(edited / "undone") == weights(embedded_directory("smollm2-135m"))
+
+
+def weights(directory: Path) -> dict[str, str]:
+    from safetensors.torch import load_file
+
+    from factpatch.model.weights import content_hash
+
+    return {name: content_hash(tensor) for name, tensor in load_file(directory / "model.safetensors").items()}
+
+
+def test_the_demo_learns_and_ends_bit_identical(model_directory: Path, tmp_path: Path) -> None:
+    done = factpatch("demo", "--facts", "4", "--report", tmp_path / "r.json")
+    assert "bit-identical" in done.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["undo"]["bit_identical"] is True
+    assert report["undo"]["edited"] != report["undo"]["before"]
+    assert report["efficacy"] == {"before": 0.0, "after": 100.0}
+
+
+def test_the_code_of_the_readme_runs(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "darrieux.safetensors").is_file()

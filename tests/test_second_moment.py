@@ -1,0 +1,181 @@
+"""The second moment against a plain computation, and its cache, which is trusted only where it is right."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.models import FAMILIES, SENTENCES, tiny
+
+import factpatch.second_moment as module
+from factpatch import SecondMoment
+from factpatch.model.hooks import captured
+from factpatch.model.language_model import LanguageModel
+from factpatch.second_moment import Corpus, corpus_from, documents_in, fingerprints
+
+DOCUMENTS = [*SENTENCES, "A long one. " * 40, "Short."]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Counts the passes over a corpus."""
+    counted: list[int] = []
+    real = module._read
+
+    def count(*args: object, **kwargs: object) -> object:
+        counted.append(1)
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_read", count)
+    yield counted
+
+
+def read(lm: LanguageModel, cache: Path, layers: tuple[int, ...] = (1, 3), tokens: int = 200) -> dict[int, SecondMoment]:
+    return SecondMoment.read(lm, layers, corpus_from(DOCUMENTS), tokens, cache)
+
+
+def plainly(lm: LanguageModel, layer: int, tokens: int) -> torch.Tensor:
+    """One document after another, no padding, no early end."""
+    total, left = torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64), tokens
+    for document in DOCUMENTS:
+        ids = lm.tokenizer(document, return_tensors="pt")["input_ids"][:, :left]
+        if ids.shape[1] == 0:
+            break
+        with torch.no_grad(), captured(inputs={0: lm.down_projection(layer)}) as found:
+            lm.model(input_ids=ids)
+        keys = found[0].reshape(-1, lm.d_key)
+        total += keys.T @ keys
+        left -= len(keys)
+    assert left == 0
+    return total / tokens
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_pass_for_all_layers_equals_a_plain_pass_for_each(family: str, bos: bool, tmp_path: Path) -> None:
+    lm = tiny(family, bos=bos, dtype=torch.float64)
+    found = read(lm, tmp_path)
+    for layer in (1, 3):
+        # GPT-J keeps attention scores in float32, whose rounding depends on the padding.
+        torch.testing.assert_close(found[layer].matrix, plainly(lm, layer, 200), rtol=1e-5, atol=1e-7)
+        assert found[layer].tokens == 200
+
+
+def test_a_second_call_reads_the_cache_and_a_new_layer_is_computed_alone(tmp_path: Path, passes: list[int]) -> None:
+    lm = tiny("llama")
+    first = read(lm, tmp_path)
+    assert torch.equal(read(lm, tmp_path)[3].matrix, first[3].matrix)
+    assert len(passes) == 1
+    read(lm, tmp_path, layers=(1, 2, 3))
+    assert len(passes) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "swap", "empty"])
+def test_a_damaged_or_foreign_entry_is_computed_again_and_never_used(
+    damage: str, tmp_path: Path, passes: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = tiny("llama")
+    right = read(lm, tmp_path, layers=(1,))[1].matrix
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        path.write_bytes(content[:-5] + bytes([content[-5] ^ 255]) + content[-4:])
+    elif damage == "swap":
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        save_file(load_file(path), path, {**header, "layer": "2"})
+    else:
+        path.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(read(lm, tmp_path, layers=(1,))[1].matrix, right)
+    assert len(passes) == 2
+    assert "computed again" in caplog.text
+    read(lm, tmp_path, layers=(1,))
+    assert len(passes) == 2
+
+
+def test_whatever_the_keys_depend_on_is_part_of_the_cache_key(tmp_path: Path, passes: list[int]) -> None:
+    read(tiny("llama"), tmp_path, layers=(2,))
+    read(tiny("llama", seed=1), tmp_path, layers=(2,))
+    read(tiny("llama", dtype=torch.float64), tmp_path, layers=(2,))
+    read(tiny("llama"), tmp_path, layers=(1,))
+    read(tiny("llama"), tmp_path, layers=(2,), tokens=150)
+    SecondMoment.read(tiny("llama"), (2,), corpus_from(DOCUMENTS[1:]), 200, tmp_path)
+    assert len(passes) == 6
+    read(tiny("llama"), tmp_path, layers=(2,))
+    assert len(passes) == 6
+
+
+def test_an_edit_below_changes_the_fingerprint_and_an_edit_above_does_not() -> None:
+    lm = tiny("gpt2")
+    before = fingerprints(lm, [1, 3])
+    lm.weight(2)[0, 0] += 1
+    after = fingerprints(lm, [1, 3])
+    assert after[1] == before[1]
+    assert after[3] != before[3]
+
+
+def test_a_short_corpus_is_read_to_its_end_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lm = tiny("llama")
+    with caplog.at_level(logging.WARNING):
+        found = SecondMoment.read(lm, (1,), corpus_from(["Two words."]), 500, tmp_path)
+    assert 0 < found[1].tokens < 500
+    assert "ended after" in caplog.text
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no text"):
+        SecondMoment.read(tiny("llama"), (1,), corpus_from([" ", ""]), 10, tmp_path)
+
+
+def test_a_disk_that_takes_no_cache_does_not_stop_the_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        assert read(tiny("llama"), occupied / "cache")[1].tokens == 200
+    assert "not kept for the next time" in caplog.text
+
+
+def test_documents_are_separated_by_blank_lines() -> None:
+    text = "one\ntwo\n\n  \nthree\n"
+    assert list(documents_in(text.splitlines(keepends=True))) == ["one\ntwo", "three"]
+
+
+def test_a_file_and_the_same_documents_give_the_same_moment(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(SENTENCES), "utf-8")
+    lm = tiny("gpt2")
+    one = SecondMoment.read(lm, (1,), corpus_from(path), 100, tmp_path / "a")
+    other = SecondMoment.read(lm, (1,), corpus_from(list(SENTENCES)), 100, tmp_path / "b")
+    assert torch.equal(one[1].matrix, other[1].matrix)
+
+
+def test_a_local_dataset_is_streamed(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": sentence}) for sentence in SENTENCES))
+    corpus = corpus_from(f"hf:{folder}")
+    assert list(corpus.documents()) == list(SENTENCES)
+    assert list(corpus.documents()) == list(SENTENCES)
+    with pytest.raises(ValueError, match="no column 'words'"):
+        corpus_from(f"hf:{folder}:::words")
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"corpus='.*absent.txt': no such text file"):
+        corpus_from(str(tmp_path / "absent.txt"))
+
+
+def test_the_shipped_corpus_is_the_default_and_has_an_identity() -> None:
+    corpus = corpus_from(None)
+    assert isinstance(corpus, Corpus)
+    assert corpus.identity == corpus_from(None).identity
+    assert sum(1 for _ in corpus.documents()) > 100
