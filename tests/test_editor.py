@@ -20,7 +20,10 @@ from factpatch.values.reading import SubjectRows, read_keys, read_values
 LAYERS = (1, 2, 3)
 CONTEXTS = ("{}", "The tower in the city. {}")
 QUICK = {"target.steps": 4, "target.learning_rate": 0.3}
-SOLVER: dict[type, dict[str, float]] = {Ridge: {"solver.weight": 5.0}, NullSpace: {"solver.threshold": 0.4, "solver.l2": 0.5}}
+SOLVER: dict[type, dict[str, float]] = {
+    Ridge: {"solver.weight": 5.0},
+    NullSpace: {"solver.threshold": 0.4, "solver.l2": 0.5},
+}
 FACTS = (
     Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
     Fact("{} plays the sport of", "Messi", "basketball"),
@@ -39,7 +42,9 @@ def second_moments(seed: int = 0) -> dict[int, Tensor]:
     return moments
 
 
-def make(method: str | Method = "memit-blue", family: str = "llama", dtype: torch.dtype = EXACT, **options: Any) -> Editor:
+def make(
+    method: str | Method = "memit-blue", family: str = "llama", dtype: torch.dtype = EXACT, **options: Any
+) -> Editor:
     row = METHODS[method] if isinstance(method, str) else method
     settings = {**QUICK, **SOLVER[type(row.solver)], **options.pop("settings", {})}
     given = {"critical_layers": LAYERS, "contexts": CONTEXTS, "second_moments": second_moments(), **options}
@@ -60,7 +65,9 @@ def shifts(patch: Patch) -> dict[int, Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_an_edit_moves_the_target_layer_toward_the_targets_and_undo_restores_every_bit(method: str, family: str) -> None:
+def test_an_edit_moves_the_target_layer_toward_the_targets_and_undo_restores_every_bit(
+    method: str, family: str
+) -> None:
     editor = make(method, family, torch.float32)
     before = state(editor)
     last = LAYERS[-1]
@@ -268,8 +275,6 @@ def test_a_shift_too_large_for_half_precision_stops_the_edit() -> None:
     editor = make("memit-blue", dtype=torch.float16)
     editor.lm.weight(1)[0, 0] = 65504.0
     before = state(editor)
-    huge = replace(editor.edits[0], keys={}) if editor.edits else None
-    assert huge is None
     editor._solve = lambda layer, keys, residual: Dense(torch.full((32, INNER), 1e5))  # type: ignore[method-assign]
     with pytest.raises(FloatingPointError, match="float16"):
         editor.edit(FACTS)
@@ -345,7 +350,10 @@ def test_the_saved_model_loads_elsewhere_and_a_full_directory_is_refused(tmp_pat
     editor.save_pretrained(tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert same(editor, loaded.state_dict())
-    assert AutoTokenizer.from_pretrained(tmp_path / "model")("Messi")["input_ids"] == editor.tokenizer("Messi")["input_ids"]
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "model")("Messi")["input_ids"]
+        == editor.tokenizer("Messi")["input_ids"]
+    )
     with pytest.raises(FileExistsError):
         editor.save_pretrained(tmp_path / "model")
 

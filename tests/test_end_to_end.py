@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,15 +33,23 @@ def factpatch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
     folder = tmp_path_factory.mktemp("edited")
     facts = shared("data", "counterfact_dev.json")
     options = ("--limit", "8", "--method", "memit-blue", "--save-model", folder / "model")
     factpatch(
-        "edit", "smollm2-135m", "--facts", facts, *options, "--out", folder / "p.safetensors", "--report", folder / "r.json"
+        "edit",
+        "smollm2-135m",
+        "--facts",
+        facts,
+        *options,
+        "--out",
+        folder / "p.safetensors",
+        "--report",
+        folder / "r.json",
     )
-    yield folder
+    return folder
 
 
 def test_facts_are_learned_and_neighbors_and_ordinary_text_stay(edited: Path) -> None:

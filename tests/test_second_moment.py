@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ DOCUMENTS = [*SENTENCES, "A long one. " * 40, "Short."]
 
 
 @pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the passes over a corpus."""
     counted: list[int] = []
     real = module._read
@@ -32,10 +31,12 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_read", count)
-    yield counted
+    return counted
 
 
-def read(lm: LanguageModel, cache: Path, layers: tuple[int, ...] = (1, 3), tokens: int = 200) -> dict[int, SecondMoment]:
+def read(
+    lm: LanguageModel, cache: Path, layers: tuple[int, ...] = (1, 3), tokens: int = 200
+) -> dict[int, SecondMoment]:
     return SecondMoment.read(lm, layers, corpus_from(DOCUMENTS), tokens, cache)
 
 

@@ -35,7 +35,7 @@ def test_wrong_settings_are_refused_with_a_suggestion(name: str, value: object, 
 
 def test_an_assignment_needs_an_equals_sign() -> None:
     assert parse_assignments(["a.b=1", "c.d = x=y "]) == {"a.b": "1", "c.d": "x=y"}
-    with pytest.raises(ValueError, match="strategy.field=value"):
+    with pytest.raises(ValueError, match=r"strategy\.field=value"):
         parse_assignments(["solver.weight"])
 
 

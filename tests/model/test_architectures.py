@@ -63,7 +63,10 @@ def test_the_weight_maps_keys_to_what_the_block_adds(family: str) -> None:
     layer = 1
 
     def read() -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad(), captured(inputs={"k": lm.down_projection(layer)}, outputs={"h": lm.block(layer)}) as found:
+        with (
+            torch.no_grad(),
+            captured(inputs={"k": lm.down_projection(layer)}, outputs={"h": lm.block(layer)}) as found,
+        ):
             lm.body(input_ids=ids)
         return found["k"].reshape(4, -1), found["h"][0]
 

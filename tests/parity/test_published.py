@@ -101,7 +101,7 @@ def test_shifts_equal_the_published_ones(architecture: str, row: str) -> None:
         critical_layers=LAYERS,
         settings=settings,
         contexts=contexts,
-        second_moments={layer: expected["cov"] for layer in LAYERS},
+        second_moments=dict.fromkeys(LAYERS, expected["cov"]),
         written_dtype=written,
     )
     original = {layer: lm.weight(layer).clone() for layer in LAYERS}

@@ -26,7 +26,9 @@ FACTS = (
 TARGET = HiddenState(steps=6, learning_rate=0.3, clamp=0.8)
 
 
-def plainly(lm: LanguageModel, fact: Fact, layer: int, target: HiddenState, contexts: Sequence[str]) -> tuple[Tensor, int]:
+def plainly(
+    lm: LanguageModel, fact: Fact, layer: int, target: HiddenState, contexts: Sequence[str]
+) -> tuple[Tensor, int]:
     """The value and the number of evaluations for one fact, straight from the formula."""
     tokenizer, model = lm.tokenizer, lm.model
     wanted = tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
@@ -71,7 +73,9 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: HiddenState, cont
             reference.append(present.detach())
         kl = (present.exp() * (present - reference[0])).sum()
         start = original[0]
-        loss = torch.stack(losses).mean() + target.kl_factor * kl + target.weight_decay * delta.norm() / start.norm() ** 2
+        loss = (
+            torch.stack(losses).mean() + target.kl_factor * kl + target.weight_decay * delta.norm() / start.norm() ** 2
+        )
         if loss < target.stop_loss or evaluation == target.steps:
             break
         optimizer.zero_grad()
@@ -84,7 +88,9 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: HiddenState, cont
     return (original[0] + delta).detach(), evaluation
 
 
-def batched(lm: LanguageModel, target: HiddenState = TARGET, facts: Sequence[Fact] = FACTS, tokens: int = 1024) -> TargetValues:
+def batched(
+    lm: LanguageModel, target: HiddenState = TARGET, facts: Sequence[Fact] = FACTS, tokens: int = 1024
+) -> TargetValues:
     return optimize_values(lm, facts, 1, target, CONTEXTS, tokens_at_once=tokens)
 
 

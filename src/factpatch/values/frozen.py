@@ -122,7 +122,9 @@ class FrozenRows:
                 past_key_values=Cache(layers=[*below, *frozen]),
                 use_cache=True,
             )
-        return lm.log_probabilities(last[self.read_row, self.read_position])
+        read = last[self.read_row.to(last.device), self.read_position.to(last.device)]
+        # A model spread over devices ends on another one than it was edited on.
+        return lm.log_probabilities(read).to(delta.device)
 
     def losses(self, lm: LanguageModel, layer: int, delta: Tensor, kl_factor: float) -> tuple[Tensor, Tensor]:
         """Return this micro-batch's share of every fact's NLL and of its weighted KL, each (facts,)."""
