@@ -27,6 +27,10 @@ class Preset:
     """The layers a method may write, ascending."""
     source: str
     """Where the numbers come from."""
+    corpus_tokens: int | None = None
+    """How many tokens to read for the second moment; ten per key dimension if absent."""
+    shipped_corpus: bool = False
+    """Whether the text that the package ships is good enough for this model's second moment."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings by method, as dotted names."""
 
