@@ -76,9 +76,10 @@ def test_an_edit_moves_the_target_layer_toward_the_targets_and_undo_restores_eve
     patch = editor.edit(FACTS)
     assert not same(editor, before)
     target = editor.edits[0].targets[last].values
-    if isinstance(METHODS[method].spread, Even):
-        # Boundary's last target is measured after its first write, from where `start` is not the right origin.
-        assert float((read_values(editor.lm, subjects, last, "block") - target).norm()) < float((start - target).norm())
+    if isinstance(METHODS[method].spread, Boundary):
+        # The last target belongs to the activation behind the first write.
+        start = target - editor.edits[0].targets[last].delta
+    assert float((read_values(editor.lm, subjects, last, "block") - target).norm()) < float((start - target).norm())
     assert set(patch.layers) == {step.layer for step in METHODS[method].spread.steps(LAYERS)}
     editor.undo()
     assert same(editor, before)
@@ -211,6 +212,88 @@ def test_undo_goes_back_edit_by_edit_to_the_very_bits() -> None:
         assert same(editor, expected)
     with pytest.raises(ValueError, match="nothing to undo"):
         editor.undo()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no more")])
+def test_an_interrupted_undo_leaves_the_edited_model_and_can_be_tried_again(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = make(dtype=torch.float32)
+    editor.edit(FACTS[:2])
+    first = state(editor)
+    editor.edit(FACTS[2:])
+    second = state(editor)
+
+    def fail(*args: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(editor_module, "write_shift", fail)
+        with pytest.raises(type(error)):
+            editor.undo()
+    assert same(editor, second)
+    editor.undo()
+    assert same(editor, first)
+
+
+def test_an_undo_that_would_give_other_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    editor = make(dtype=torch.float32)
+    editor.edit(FACTS[:2])
+    editor.edit(FACTS[2:])
+    before = state(editor)
+    monkeypatch.setattr(editor_module, "write_shift", lambda weight, *args: weight.add_(1e-3))
+    with pytest.raises(RuntimeError, match="other bits"):
+        editor.undo()
+    assert same(editor, before)
+
+
+def test_given_second_moments_survive_a_failed_attempt() -> None:
+    singular = {layer: torch.zeros(INNER, INNER, dtype=EXACT) for layer in LAYERS}
+    editor = make(second_moments=singular)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not positive definite"):
+            editor.edit(FACTS)
+
+
+def test_a_model_without_preset_needs_a_corpus() -> None:
+    with pytest.raises(ValueError, match="corpus=None"):
+        make(second_moments=None)
+
+
+def test_a_corpus_with_fewer_tokens_than_key_dimensions_is_refused(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="fewer than the 64 dimensions"):
+        make(second_moments=None, corpus=["Two words."]).edit(FACTS)
+
+
+def test_the_patch_says_what_its_second_moment_was_read_from(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
+    settings = {"solver.weight": 50.0}
+    editor = make(second_moments=None, corpus=list(SENTENCES), corpus_tokens=150, settings=settings)
+    statistics = editor.edit(FACTS[:1]).settings["second_moment"]
+    assert statistics["corpus"].startswith("documents:")
+    assert statistics["corpus_tokens"] == 150
+
+
+def test_a_wrapped_model_is_taken_as_it_is() -> None:
+    with pytest.raises(ValueError, match="dtype='float64': a LanguageModel is taken as it is"):
+        Editor(tiny("llama"), dtype="float64", critical_layers=LAYERS)
+
+
+def test_a_refused_model_is_not_moved_to_another_dtype() -> None:
+    model = tiny_model("llama")
+    model.is_quantized = True
+    with pytest.raises(ValueError, match="quantized"):
+        Editor(model, tiny_tokenizer(), dtype="float64", critical_layers=LAYERS)
+    assert model.dtype == torch.float32
+
+
+def test_a_prompt_longer_than_the_model_reads_is_refused() -> None:
+    editor = make()
+    before = state(editor)
+    with pytest.raises(ValueError, match="reads 256"):
+        editor.edit([Fact("word " * 300 + "{} is", "Messi", "here")])
+    assert same(editor, before)
 
 
 def test_an_undone_edit_is_forgotten() -> None:

@@ -110,8 +110,10 @@ def test_whatever_the_keys_depend_on_is_part_of_the_cache_key(tmp_path: Path, pa
     read(tiny("llama"), tmp_path, layers=(2,), tokens=150)
     SecondMoment.read(tiny("llama"), (2,), corpus_from(DOCUMENTS[1:]), 200, tmp_path)
     assert len(passes) == 6
+    read(tiny("llama", bos=True), tmp_path, layers=(2,))
+    assert len(passes) == 7
     read(tiny("llama"), tmp_path, layers=(2,))
-    assert len(passes) == 6
+    assert len(passes) == 7
 
 
 def test_an_edit_below_changes_the_fingerprint_and_an_edit_above_does_not() -> None:
@@ -166,6 +168,9 @@ def test_a_local_dataset_is_streamed(tmp_path: Path) -> None:
     corpus = corpus_from(f"hf:{folder}")
     assert list(corpus.documents()) == list(SENTENCES)
     assert list(corpus.documents()) == list(SENTENCES)
+    identity = corpus.identity
+    (folder / "train.jsonl").write_text(json.dumps({"text": "Something else."}))
+    assert corpus_from(f"hf:{folder}").identity != identity
     with pytest.raises(ValueError, match="no column 'words'"):
         corpus_from(f"hf:{folder}:::words")
 

@@ -20,7 +20,7 @@ from factpatch.model.weights import changed_layers, content_hash, restore, snaps
 from factpatch.patch import Batch, Patch, write_shift
 from factpatch.presets import preset_for
 from factpatch.progress import bar, timed
-from factpatch.second_moment import Corpus, SecondMoment, corpus_from
+from factpatch.second_moment import TOKENS_PER_DIMENSION, Corpus, SecondMoment, corpus_from
 from factpatch.settings import settings_of, with_settings
 from factpatch.shift import Shift, smaller
 from factpatch.strategies.regularizer import Acts
@@ -98,11 +98,17 @@ class Editor:
         self.edits: list[Edit] = []
         self._progress = progress
         self._corpus = corpus
+        if corpus_tokens is not None and corpus_tokens < 1:
+            raise ValueError(f"corpus_tokens={corpus_tokens}: must be positive.")
+        if corpus_tokens is None and self.preset is not None:
+            corpus_tokens = self.preset.corpus_tokens
         self._corpus_tokens = corpus_tokens
         self._contexts = None if contexts is None else check_contexts(contexts)
         self._moments: dict[int, Tensor] = dict(second_moments or {})
         self._prepared: dict[int, Tensor] = {}
+        self._statistics: dict[str, Any] = {"corpus": "given as matrices"}
         self._base: dict[int, Tensor] = {}
+        self._check_corpus()
         self._stored_dtype = self.lm.work_dtype
         self._written_dtype = dtype_named(written_dtype) or self.lm.work_dtype
 
@@ -212,17 +218,31 @@ class Editor:
 
         Raises:
             ValueError: nothing is left to undo, or the weights were changed by somebody else since.
+            RuntimeError: the earlier edits cannot be written with the same bits; the model stays as it is.
         """
         if not self.edits:
             raise ValueError("nothing to undo: this editor has not edited the model, or everything is undone.")
         self._check_untouched("undo")
-        undone = self.edits.pop()
+        *kept, undone = self.edits
         weights = self.lm.weights(list(self._base))
-        restore(weights, self._base)
-        for edit in self.edits:
-            for batch in edit.patch.batches:
-                for layer, shift in batch.shifts.items():
-                    write_shift(weights[layer], shift, self._written_dtype)
+        edited = snapshot(weights)
+        try:
+            restore(weights, self._base)
+            for edit in kept:
+                for batch in edit.patch.batches:
+                    for layer, shift in batch.shifts.items():
+                        write_shift(weights[layer], shift, self._written_dtype)
+            (batch,) = undone.patch.batches
+            differing = changed_layers(weights, batch.before, batch.before)
+            if differing:
+                raise RuntimeError(
+                    f"undo: writing the earlier edits again gave other bits in layers {differing}; was the number of "
+                    "threads changed? The model is as it was before the call."
+                )
+        except BaseException:
+            restore(weights, edited)
+            raise
+        self.edits.pop()
         if not self.edits:
             self._base.clear()
         return undone.patch
@@ -247,6 +267,16 @@ class Editor:
         self.lm.check_layers(critical_layers)
         return tuple(critical_layers)
 
+    def _check_corpus(self) -> None:
+        """Raise ValueError if the second moment would have to be read from nothing."""
+        needed = {step.layer for step in self.method.spread.steps(self.critical_layers)}
+        shipped = self.preset is not None and self.preset.shipped_corpus
+        if self._corpus is None and not shipped and not needed <= set(self._moments):
+            raise ValueError(
+                f"corpus=None: {self.lm.name} needs a text for its second moment; give a file, or hf:NAME for a "
+                f"dataset. About {TOKENS_PER_DIMENSION * self.lm.d_key} tokens of ordinary text are enough."
+            )
+
     def _prepare(self, layers: Sequence[int]) -> None:
         """Have the solver's view of every layer's second moment at hand."""
         missing = [layer for layer in layers if layer not in self._prepared]
@@ -257,12 +287,25 @@ class Editor:
                     f"layers {unread} have no second moment yet, and the model is edited already; the second moment is "
                     "of the unedited model."
                 )
-            corpus = self._corpus if isinstance(self._corpus, Corpus) else corpus_from(self._corpus)
-            with bar("reading the second moment", self._corpus_tokens or 10 * self.lm.d_key, self._progress) as advance:
-                moments = SecondMoment.read(self.lm, unread, corpus, self._corpus_tokens, progress=advance)
+            moments = self._read_moments(unread)
             self._moments |= {layer: moment.matrix for layer, moment in moments.items()}
         for layer in missing:
-            self._prepared[layer] = self.method.solver.prepare(self._moments.pop(layer))
+            self._prepared[layer] = self.method.solver.prepare(self._moments[layer])
+            del self._moments[layer]  # only now: after an error it is still there for the next try
+
+    def _read_moments(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
+        corpus = self._corpus if isinstance(self._corpus, Corpus) else corpus_from(self._corpus)
+        tokens = self._corpus_tokens or TOKENS_PER_DIMENSION * self.lm.d_key
+        with bar("reading the second moment", tokens, self._progress) as advance:
+            moments = SecondMoment.read(self.lm, layers, corpus, tokens, progress=advance)
+        read = min(moment.tokens for moment in moments.values())
+        if read < self.lm.d_key:
+            raise ValueError(
+                f"corpus: it holds {read} tokens, fewer than the {self.lm.d_key} dimensions of a key, so that "
+                "directions in daily use would count as unused; give a longer text."
+            )
+        self._statistics = {"corpus": corpus.identity, "corpus_tokens": read}
+        return moments
 
     def _optimize(self, facts: Sequence[Fact], layer: int) -> TargetValues:
         target = self.method.target
@@ -299,6 +342,7 @@ class Editor:
                 "critical_layers": list(self.critical_layers),
                 "contexts": list(self.contexts),
                 "remember_keys": self.remember_keys,
+                "second_moment": self._statistics,
             },
             config=self.lm.config.to_dict(),
             weight_dtype=self.lm.dtype,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
+
+from factpatch.suggestions import suggestion
 
 _SLOT = "{}"
 
@@ -235,9 +236,7 @@ def _check_fields(cls: type[Fact] | type[Neighbor], record: object, required: Se
     known = [field.name for field in fields(cls)]
     for name in record:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            suggestion = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown field {name!r}.{suggestion} Known: {', '.join(known)}.")
+            raise ValueError(f"unknown field {name!r}.{suggestion(str(name), known)}")
     for name in required:
         if name not in record:
             raise ValueError(f"missing field {name!r}; required: {', '.join(required)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, replace
 
 from factpatch.strategies import (
@@ -17,6 +16,7 @@ from factpatch.strategies import (
     Target,
     Unchanged,
 )
+from factpatch.suggestions import suggestion
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,5 @@ def method_named(name: str) -> Method:
         ValueError: there is no such method; the message suggests the nearest name.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown method {name!r}.{hint} Known: {', '.join(METHODS)}.")
+        raise ValueError(f"unknown method {name!r}.{suggestion(name, METHODS)}")
     return METHODS[name]

@@ -18,7 +18,6 @@ from factpatch.files import atomic_write
 from factpatch.model.language_model import LanguageModel
 from factpatch.patch import Patch
 from factpatch.progress import bar, timed
-from factpatch.values.contexts import BARE
 from factpatch.values.rows import optimization_rows
 
 STAGES = (
@@ -172,7 +171,7 @@ def edit_and_report(
     batches = [tuple(batch) for batch in batches]
     if editor.edits:
         raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
-    check_facts(editor.lm, batches)
+    check_facts(editor.lm, batches, editor.contexts)
     text = held_out_text() if text is None else text
     facts = latest(batches)[0]
     lm = editor.lm
@@ -215,7 +214,7 @@ def edit_and_report(
     )
 
 
-def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> None:
+def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: Sequence[str]) -> None:
     """Check that every batch can be edited, as far as tokens tell, so that no error waits until a later batch.
 
     Raises:
@@ -226,7 +225,7 @@ def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> None:
     for number, batch in enumerate(batches, start=1):
         try:
             check_batch(batch)
-            optimization_rows(lm, batch, (BARE,))
+            optimization_rows(lm, batch, contexts)
         except ValueError as error:
             raise error if len(batches) == 1 else ValueError(f"batch {number} of {len(batches)}: {error}") from None
 

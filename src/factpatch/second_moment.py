@@ -19,11 +19,11 @@ from torch import Tensor
 
 from factpatch.cache import cache_directory
 from factpatch.files import atomic_write
+from factpatch.model.batching import batches, padded
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
 from factpatch.model.weights import content_hash
-from factpatch.values.reading import by_length, right_padded
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ WINDOW = 512
 TOKENS_PER_DIMENSION = 10
 """Default length of the corpus, in tokens per key dimension (arXiv:2506.04226)."""
 _DOCUMENTS_AT_ONCE = 64
-_TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,18 @@ def _dataset(source: str) -> Corpus:
     column = column or "text"
     if stream.column_names is not None and column not in stream.column_names:
         raise ValueError(f"corpus={source!r}: no column {column!r}; it has {', '.join(stream.column_names)}.")
-    return Corpus(f"{source}@{stream.info.version}:{stream.info.dataset_size}", lambda: (row[column] for row in stream))
+    return Corpus(f"{source}@{_revision(name)}", lambda: (row[column] for row in stream))
+
+
+def _revision(dataset: str) -> str:
+    """The content of a local dataset, or the commit of one of the Hub."""
+    folder = Path(dataset)
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return _digest([f"{path.relative_to(folder)}:{_file_digest(path)}" for path in files])
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(dataset).sha)
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class SecondMoment:
     """E[k kᵀ] of the keys of one layer."""
 
     matrix: Tensor
-    """(d_key, d_key), activations squared, averaged over tokens; float32, or float64 for a float64 model."""
+    """(d_key, d_key), activations squared, averaged over tokens; float64."""
     tokens: int
     """How many tokens were averaged."""
 
@@ -144,7 +154,7 @@ class SecondMoment:
             ValueError: the corpus is empty.
             FloatingPointError: a key is not finite.
         """
-        tokens = tokens or TOKENS_PER_DIMENSION * lm.d_key
+        tokens = TOKENS_PER_DIMENSION * lm.d_key if tokens is None else tokens
         if tokens < 1:
             raise ValueError(f"tokens={tokens}: must be positive.")
         folder = cache or cache_directory() / "second_moment"
@@ -170,9 +180,11 @@ class SecondMoment:
 
 
 def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
-    """For each layer a digest of everything its keys depend on: the config, the embeddings and the blocks up to it."""
+    """For each layer a digest of all its keys depend on: config, tokenizer, embeddings and the blocks up to it."""
     config = {name: value for name, value in lm.config.to_dict().items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(lm.tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(repr(tokenize(lm.tokenizer, [""])).encode())  # special tokens can also be set outside the backend
     in_blocks = {id(parameter) for block in lm.blocks for parameter in block.parameters()}
 
     def add(named: Iterable[tuple[str, Tensor]]) -> None:
@@ -211,14 +223,15 @@ def _read(
     projections = {layer: lm.down_projection(layer) for layer in layers}
     with torch.inference_mode(), lm.quiet():
         for windows in _windows(lm, corpus, tokens):
-            for group in by_length([len(window) for window in windows], _TOKENS_AT_ONCE):
-                ids, mask = right_padded([windows[index] for index in group], lm.device)
+            for group in batches([len(window) for window in windows]):
+                ids, mask = padded([windows[index] for index in group], device=lm.device)
                 with captured(inputs=projections, stop_after=lm.block(max(layers))) as keys:
                     lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
                 for layer in layers:
                     flat = keys[layer].reshape(-1, lm.d_key)
-                    real = flat[mask.to(flat.device).flatten().bool()].to(lm.work_dtype)
-                    sums[layer] += (real.T @ real).to("cpu", torch.float64)
+                    # One direction can be a thousand times larger than the rest, which float32 would bury.
+                    real = flat[mask.to(flat.device).flatten().bool()].double()
+                    sums[layer] += (real.T @ real).cpu()
                 read = int(mask.sum())
                 count += read
                 progress(read)
@@ -232,7 +245,7 @@ def _read(
     for layer, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise FloatingPointError(f"keys of layer {layer} are not finite on the corpus")
-    return {layer: SecondMoment((total / count).to(lm.work_dtype), count) for layer, total in sums.items()}
+    return {layer: SecondMoment(total / count, count) for layer, total in sums.items()}
 
 
 def _path(folder: Path, identity: dict[str, str]) -> Path:
@@ -265,6 +278,9 @@ def _cached(folder: Path, identity: dict[str, str]) -> SecondMoment | None:
         logger.warning("the cached second moment %s belongs to something else; it is computed again", path)
         return None
     if metadata.get("sha256") != content_hash(matrix):
+        logger.warning("the cached second moment %s is damaged; it is computed again", path)
+        return None
+    if not metadata.get("read", "").isdigit():
         logger.warning("the cached second moment %s is damaged; it is computed again", path)
         return None
     return SecondMoment(matrix, int(metadata["read"]))

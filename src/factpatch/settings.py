@@ -5,7 +5,6 @@ Types decide, unknown names are errors.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, get_type_hints
@@ -13,16 +12,9 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from factpatch.methods import Method
+from factpatch.suggestions import suggestion
 
 STRATEGIES = ("target", "spread", "solver", "regularizer")
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """' Did you mean …? Known: ….' for an error message."""
-    names = [str(name) for name in known]
-    near = difflib.get_close_matches(word, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{hint} Known: {', '.join(names) or 'none'}."
 
 
 def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:

@@ -146,6 +146,28 @@ def test_a_bad_option_is_named_and_nothing_is_written(
     assert {path.name for path in tmp_path.iterdir()} <= {"facts.json"}
 
 
+@pytest.mark.parametrize("option", ["--out", "--report"])
+def test_an_output_in_the_directory_of_the_new_model_is_refused_before_the_edit(
+    run: Run, edit_arguments: list[object], tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "new").mkdir()
+    other = ["--out", tmp_path / "p.safetensors"] if option == "--report" else []
+    result = run(*edit_arguments, *other, "--save-model", tmp_path / "new", option, tmp_path / "new" / "x")
+    _refused(result, "lies in the model's directory", code=2)
+    assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("option", ["--out", "--report"])
+def test_an_output_never_lands_in_the_model_or_on_an_input(
+    run: Run, edit_arguments: list[object], model_directory: Path, corpus: Path, tmp_path: Path, option: str
+) -> None:
+    other = ["--out", tmp_path / "p.safetensors"] if option == "--report" else []
+    for place in (model_directory / "model.safetensors", model_directory / "new.json", corpus):
+        before = place.read_bytes() if place.exists() else None
+        _refused(run(*edit_arguments, *other, option, place), option, code=2)
+        assert (place.read_bytes() if place.exists() else None) == before
+
+
 FACT = FACTS[1]
 BAD_FACTS: dict[str, tuple[str, str]] = {
     "no slot": (json.dumps([{**FACT, "prompt": "The tower is in"}]), "record 0: prompt="),

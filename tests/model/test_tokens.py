@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models import SENTENCES, tiny_tokenizer
+from tests.models import SENTENCES, tiny, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from factpatch import Fact
 from factpatch.model.tokens import check_tokenizer, locate, target_ids
+from factpatch.values.rows import optimization_rows
 
 PROMPTS = (
     ("{} was born in", "Ada Lovelace"),
@@ -42,7 +43,8 @@ def sentencepiece_like() -> Any:
     """Metaspace pieces with byte fallback and a prepended space, as in Llama 2's tokenizer."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>"], show_progress=False)
-    trained.train_from_iterator([sentence.replace(" ", "▁") for sentence in SENTENCES], trainer)
+    # Word by word: SentencePiece does not merge across a space.
+    trained.train_from_iterator([f"▁{word}" for sentence in SENTENCES for word in sentence.split()], trainer)
     learned = json.loads(trained.to_str())["model"]
     vocabulary = learned["vocab"]
     vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
@@ -112,6 +114,28 @@ def test_targets_begin_with_one_space_and_have_no_special_tokens() -> None:
     assert target_ids(made, "Rome") == target_ids(made, " Rome ")
     assert made.decode(target_ids(made, "Rome")) == " Rome"
     assert made.bos_token_id not in target_ids(made, "Rome")
+
+
+def test_a_target_under_a_tokenizer_that_prepends_a_space_gets_no_second_one() -> None:
+    made = sentencepiece_like()
+    assert target_ids(made, "Rome") == made("Rome", add_special_tokens=False)["input_ids"]
+    assert made.decode(target_ids(made, "Rome")).strip() == "Rome"
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("prompt", ["The capital of {} is", "They all live in {}"])
+def test_a_row_ends_with_the_target_without_its_last_token(tokenizer: Any, prompt: str) -> None:
+    """Read at the last positions, the NLL is then that of the target behind the prompt."""
+    lm = tiny("llama")
+    lm.tokenizer = tokenizer()
+    target = target_ids(lm.tokenizer, "Rio de Janeiro")
+    assert len(target) > 1
+    *rows, kl = optimization_rows(lm, [Fact(prompt, "Finland", "Rio de Janeiro")], ("{}", "Because of this. {}"))
+    for row in rows:
+        assert row.targets == tuple(target)
+        assert list(row.ids[-len(target) + 1 :]) == target[:-1]
+        assert row.subject < len(row.ids) - len(target) + 1
+    assert kl.suffix == 1
 
 
 def test_a_tokenizer_without_offsets_is_refused() -> None:

@@ -68,6 +68,16 @@ def check_distinct(**paths: Path | None) -> None:
             raise BadArgumentError(f"{option} {path}: is the same place as {other}; choose another name.")
 
 
+def check_outside(folder: Path | None, **paths: Path | None) -> None:
+    """Raise BadArgumentError if an output would land in a model's directory."""
+    if folder is None:
+        return
+    inside = Path(os.path.realpath(folder))
+    for name, path in paths.items():
+        if path is not None and inside in Path(os.path.realpath(path)).parents:
+            raise BadArgumentError(f"--{name} {path}: lies in the model's directory {folder}; choose another place.")
+
+
 def _check_folder(option: str, path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():

@@ -66,7 +66,17 @@ def edit(
     checks.check_output_file("--out", out)
     checks.check_output_file("--report", report)
     checks.check_output_directory("--save-model", save_model)
-    checks.check_distinct(out=out, report=report, save_model=save_model, facts=facts)
+    checks.check_distinct(
+        model=Path(model),
+        facts=facts,
+        corpus=None if corpus is None else Path(corpus),
+        perplexity_text=perplexity_text,
+        out=out,
+        report=report,
+        save_model=save_model,
+    )
+    for folder in (Path(model), save_model):
+        checks.check_outside(folder, out=out, report=report)
 
     from factpatch.data import load_facts
     from factpatch.editor import Editor

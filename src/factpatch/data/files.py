@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import importlib.resources
 import io
 import json
@@ -18,6 +17,7 @@ from factpatch.data.records import fact_from_own, is_own
 from factpatch.data.zsre import fact_from_zsre, is_zsre
 from factpatch.facts import Fact
 from factpatch.files import atomic_write
+from factpatch.suggestions import suggestion
 
 
 class FactFileError(ValueError):
@@ -205,9 +205,7 @@ def _csv_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
 def _check_columns(place: str, columns: Sequence[str]) -> None:
     for name in columns:
         if name not in _CSV_COLUMNS:
-            close = difflib.get_close_matches(name, _CSV_COLUMNS, n=1)
-            suggestion = f" Did you mean {close[0]!r}?" if close else ""
-            raise FactFileError(f"{place}: unknown column {name!r}.{suggestion} Known: {', '.join(_CSV_COLUMNS)}.")
+            raise FactFileError(f"{place}: unknown column {name!r}.{suggestion(name, _CSV_COLUMNS)}")
         if columns.count(name) > 1:
             raise FactFileError(f"{place}: column {name!r} occurs {columns.count(name)} times; keep one.")
     for name in _CSV_REQUIRED:

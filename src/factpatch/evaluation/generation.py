@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from factpatch.evaluation.batching import batches, padded
+from factpatch.model.batching import batches, padded
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
 

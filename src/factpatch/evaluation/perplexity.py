@@ -8,7 +8,7 @@ from importlib import resources
 
 import torch
 
-from factpatch.evaluation.batching import batches, log_probability_chunks, padded
+from factpatch.model.batching import batches, log_probability_chunks, padded
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
 

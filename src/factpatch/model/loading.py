@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from factpatch.model.embedded import EMBEDDED, embedded_directory
 from factpatch.model.language_model import LanguageModel
-from factpatch.settings import suggestion
+from factpatch.suggestions import suggestion
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 
@@ -24,6 +24,8 @@ def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
     if name is None or name == "auto":
         return None
     if isinstance(name, torch.dtype):
+        if name not in DTYPES.values():
+            raise ValueError(f"dtype={name}: editing works in {', '.join(DTYPES)}.")
         return name
     if name not in DTYPES:
         raise ValueError(f"dtype={name!r}: no such dtype.{suggestion(name, ['auto', *DTYPES])}")
@@ -63,14 +65,17 @@ def load_language_model(
     Raises:
         ValueError: nothing of that name can be loaded, or it cannot be edited; the message says why.
     """
-    if isinstance(model, LanguageModel):
-        return model
     wanted = dtype_named(dtype)
+    if isinstance(model, LanguageModel):
+        for name, value in (("tokenizer", tokenizer), ("device", device), ("dtype", dtype)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r}: a LanguageModel is taken as it is; leave {name} out.")
+        return model
     place = None if device is None or device == "auto" else check_device(device)
     if not isinstance(model, (str, Path)):
         if tokenizer is None:
             raise ValueError("tokenizer=None: give the tokenizer of the loaded model as well.")
-        loaded = model
+        loaded = LanguageModel(model, tokenizer).model  # what cannot be edited is refused before it is moved
     else:
         loaded, tokenizer = _load(str(model), tokenizer, wanted, spread=device == "auto")
     if wanted is not None and loaded.dtype != wanted:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Tokenizer = Any  # a transformers tokenizer
+_SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level vocabularies write a leading space
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:
@@ -34,6 +35,10 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
 def target_ids(tokenizer: Tokenizer, target: str) -> list[int]:
     """Token ids of a target: one leading space, no special tokens."""
     ids: list[int] = tokenizer(" " + target.strip(), add_special_tokens=False)["input_ids"]
+    bare: list[int] = tokenizer(target.strip(), add_special_tokens=False)["input_ids"]
+    if bare and ids[1:] == bare and tokenizer.convert_ids_to_tokens(bare[0]).startswith(_SPACES):
+        # This tokenizer puts a space before every text by itself; ours became a token of its own.
+        ids = bare
     if not ids:
         raise ValueError(f"target={target!r} has no tokens under this tokenizer; give another target.")
     return ids

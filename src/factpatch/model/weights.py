@@ -20,7 +20,7 @@ def content_hash(weight: Tensor) -> str:
     """SHA-256 of a weight's dtype, shape and bytes."""
     contiguous = weight.detach().to("cpu").contiguous()
     digest = hashlib.sha256(f"{contiguous.dtype}{tuple(contiguous.shape)}".encode())
-    digest.update(contiguous.view(torch.uint8).numpy().data)
+    digest.update(contiguous.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

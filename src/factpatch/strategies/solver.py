@@ -6,6 +6,7 @@ large as the number of facts; what costs d_key³ depends on the second moment al
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -72,8 +73,8 @@ class Ridge(Solver):
     """λ: how many tokens of ordinary text the preserved associations count for."""
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight={self.weight!r}: λ must be positive, or the system is singular.")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight={self.weight!r}: λ must be positive and finite, or the system is singular.")
 
     def prepare(self, second_moment: Tensor) -> Tensor:
         """The lower Cholesky factor L of λ C₀."""

@@ -20,7 +20,6 @@ def generate_contexts(lm: LanguageModel, seed: int, tokens: int = 10, top_k: int
     spaces and ". " is appended. Source: MEMIT (arXiv:2210.07229), section 4.2 of its appendix.
     """
     generator = torch.Generator().manual_seed(seed)
-    special = [token for token in lm.tokenizer.all_special_ids if token is not None]
     templates = [BARE]
     for opening in OPENINGS:
         (start,) = tokenize(lm.tokenizer, [opening])
@@ -29,7 +28,8 @@ def generate_contexts(lm: LanguageModel, seed: int, tokens: int = 10, top_k: int
         while len(ids) - added < tokens:
             hidden = lm.body(input_ids=torch.tensor([ids], device=lm.device))[0, -1:]
             scores = lm.log_probabilities(hidden)[0].to("cpu", torch.float64)
-            scores[special] = -torch.inf
+            # A special token, an end token above all, would break the text; some tokenizers hold more than the head.
+            scores[[token for token in lm.tokenizer.all_special_ids if token < len(scores)]] = -torch.inf
             best, candidates = scores.topk(top_k)
             choice = torch.multinomial(best.exp(), 1, generator=generator)
             ids.append(int(candidates[choice]))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from factpatch.model.batching import padded
 from factpatch.model.hooks import captured, causal_mask, starting_after
 from factpatch.model.language_model import LanguageModel
-from factpatch.values.reading import right_padded
 from factpatch.values.rows import Row
 
 
@@ -54,22 +54,10 @@ class FrozenRows:
     reference: Tensor | None = None
     """(KL reads, vocabulary): log-probabilities before the first step."""
 
-    @property
-    def tokens(self) -> int:
-        return self.positions.numel()
-
     @classmethod
     def capture(cls, lm: LanguageModel, rows: Sequence[Row], layer: int) -> FrozenRows:
-        """Run the rows once and keep what lies below, and what lies before the subject's last token.
-
-        Raises:
-            ValueError: a row is longer than the model's attention window.
-        """
-        window = getattr(lm.config, "sliding_window", None)
-        longest = max(len(row.ids) for row in rows)
-        if window is not None and longest > window:
-            raise ValueError(f"a prompt takes {longest} tokens, more than the sliding window of {window}; shorten it.")
-        ids, attended = right_padded([row.ids for row in rows], lm.device)
+        """Run the rows once and keep what lies below, and what lies before the subject's last token."""
+        ids, attended = padded([row.ids for row in rows], device=lm.device)
         cache = DynamicCache()
         with torch.inference_mode(), captured(outputs={layer: lm.block(layer)}) as found:
             lm.body(input_ids=ids, attention_mask=attended, past_key_values=cache, use_cache=True)
@@ -164,8 +152,8 @@ class FrozenRows:
         return FrozenRows(
             fact=fact[rows],
             hidden=self.hidden[rows],
-            keys=[keys[rows] for keys in self.keys],
-            values=[values[rows] for values in self.values],
+            keys=[keys[rows.to(keys.device)] for keys in self.keys],
+            values=[values[rows.to(values.device)] for values in self.values],
             positions=self.positions[rows],
             mask=self.mask[rows],
             read_row=read_row[reads],

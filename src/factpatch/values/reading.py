@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from factpatch.facts import Fact
+from factpatch.model.batching import batches, padded
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate
 from factpatch.values.contexts import fill
-
-_TOKENS_AT_ONCE = 4096
-
-
-def by_length(lengths: Sequence[int], tokens: int) -> Iterable[list[int]]:
-    """Group row indices, sorted by length, so that a group's padded size stays within `tokens`."""
-    group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if group and (len(group) + 1) * lengths[row] > tokens:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
-
-
-def right_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, (rows, longest)."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, (torch.arange(longest, device=device)[None] < lengths[:, None]).long()
 
 
 @dataclass(frozen=True)
@@ -63,13 +42,13 @@ def _read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, sit
     module = getattr(lm, site)(layer)
     out: list[Tensor | None] = [None] * len(rows)
     with torch.inference_mode(), lm.quiet():
-        for group in by_length([len(row) for row in rows], _TOKENS_AT_ONCE):
-            ids, mask = right_padded([rows[row] for row in group], lm.device)
+        for group in batches([len(row) for row in rows]):
+            ids, mask = padded([rows[row] for row in group], device=lm.device)
             wanted = {side: {0: module}}
             with captured(**wanted, stop_after=lm.block(layer)) as found:
                 lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
             width = found[0].shape[-1]
-            # OPT up to transformers 4 flattens rows and tokens before its MLP.
+            # OPT flattens rows and tokens before its MLP.
             activation = found[0].reshape(len(group), -1, width)
             last = mask.sum(dim=1).to(activation.device) - 1
             picked = activation[torch.arange(len(group), device=activation.device), last].to(lm.work_dtype)

@@ -44,6 +44,8 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     targets = [target_ids(lm.tokenizer, fact.target_new) for fact in facts]
     for fact, target in zip(facts, targets, strict=True):
         continuation = lm.tokenizer.decode(target[:-1])
+        if continuation and not continuation.startswith(" "):
+            continuation = " " + continuation  # SentencePiece decoders drop the leading space of a text
         for context in contexts:
             texts.append(fill(context, fact.text + continuation))
             ends.append(context.index("{}") + fact.subject_end)
@@ -54,6 +56,7 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     for index, target in enumerate(targets):
         for _ in contexts:
             ids, subject = next(located)
+            lm.check_length(ids, facts[index].text)
             if len(ids) - len(target) < subject:
                 raise ValueError(
                     f"fact {facts[index].prompt!r} with subject {facts[index].subject!r}: the target "
@@ -70,19 +73,22 @@ def micro_batches(rows: Sequence[Row], tokens: int, padding: float = 0.15) -> li
     """Group rows of like suffix length.
 
     Args:
-        tokens: largest number of suffix positions in a group, padding included.
+        tokens: largest number of suffix positions in a group, padding included; eight times as many positions in all,
+            which run once and without gradients.
         padding: largest share of padding among a group's suffix positions.
     """
     groups: list[list[Row]] = []
     group: list[Row] = []
-    real = 0
+    real = longest = 0
     for row in sorted(rows, key=lambda row: (row.suffix, len(row.ids), row.fact)):
         size = (len(group) + 1) * row.suffix
-        if group and (size > tokens or real + row.suffix < (1 - padding) * size):
+        whole = (len(group) + 1) * max(longest, len(row.ids))
+        if group and (size > tokens or whole > 8 * tokens or real + row.suffix < (1 - padding) * size):
             groups.append(group)
-            group, real = [], 0
+            group, real, longest = [], 0, 0
         group.append(row)
         real += row.suffix
+        longest = max(longest, len(row.ids))
     if group:
         groups.append(group)
     return groups

@@ -3,7 +3,7 @@
 import torch
 from tests.models import tiny
 
-from factpatch.evaluation import batching
+from factpatch.model import batching
 
 
 def test_batches_hold_every_row_once_and_stay_within_the_budget():

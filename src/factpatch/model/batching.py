@@ -35,11 +35,14 @@ def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> list[list[int
     return groups
 
 
-def padded(rows: Sequence[Sequence[int]], left: bool = False, padding: int = 0) -> tuple[Tensor, Tensor]:
+def padded(
+    rows: Sequence[Sequence[int]], left: bool = False, padding: int = 0, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows of token ids as one rectangle.
 
     Returns:
-        The ids, (rows, tokens), and a mask of the same shape with 1 at real tokens and 0 at padding; both on the CPU.
+        The ids, (rows, tokens), and a mask of the same shape with 1 at real tokens and 0 at padding; both on `device`,
+        by default the CPU.
     """
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), padding, dtype=torch.long)
@@ -48,7 +51,7 @@ def padded(rows: Sequence[Sequence[int]], left: bool = False, padding: int = 0) 
         real = slice(width - len(row), width) if left else slice(len(row))
         ids[index, real] = torch.tensor(row, dtype=torch.long)
         mask[index, real] = 1
-    return ids, mask
+    return ids.to(device), mask.to(device)
 
 
 def log_probability_chunks(lm: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
