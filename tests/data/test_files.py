@@ -37,7 +37,7 @@ ZSRE: dict[str, Any] = {
     "loc_ans": "Rudyard Kipling",
     "cond": "Chile >> Bolivia || Which country has Lima as its capital?",
 }
-DEMO_FACTS = 28
+DEMO_FACTS = 24
 
 
 def write(path: Path, content: object) -> Path:
