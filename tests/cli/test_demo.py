@@ -16,7 +16,8 @@ from factpatch.presets import Preset
 
 @pytest.fixture(autouse=True)
 def tiny_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = Preset("tiny", {}, [1, 2], "made up", {"memit-blue": {"target.steps": 3}})
+    steps = {"memit-blue": {"target.steps": 3}}
+    preset = Preset("tiny", {}, [1, 2], "made up", shipped_corpus=True, methods=steps)
     monkeypatch.setattr(checks, "load_model", lambda model, device, dtype: tiny("llama"))
     monkeypatch.setattr("factpatch.editor.preset_for", lambda lm: preset)
 

@@ -69,26 +69,47 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     return rows
 
 
-def micro_batches(rows: Sequence[Row], tokens: int, padding: float = 0.15) -> list[list[Row]]:
-    """Group rows of like suffix length.
+def micro_batches(rows: Sequence[Row], tokens: int, overhead: int = 80) -> list[list[Row]]:
+    """Group rows of like suffix length, and of unlike ones where padding costs less than another pass.
 
     Args:
         tokens: largest number of suffix positions in a group, padding included; eight times as many positions in all,
             which run once and without gradients.
-        padding: largest share of padding among a group's suffix positions.
+        overhead: what a pass costs whatever its size, in positions. Measured on two CPU cores with SmolLM2-135M: 0.3 s
+            for a forward and backward pass, and 0.0035 s more for each position.
     """
     groups: list[list[Row]] = []
-    group: list[Row] = []
-    real = longest = 0
-    for row in sorted(rows, key=lambda row: (row.suffix, len(row.ids), row.fact)):
-        size = (len(group) + 1) * row.suffix
-        whole = (len(group) + 1) * max(longest, len(row.ids))
-        if group and (size > tokens or whole > 8 * tokens or real + row.suffix < (1 - padding) * size):
-            groups.append(group)
-            group, real, longest = [], 0, 0
-        group.append(row)
-        real += row.suffix
-        longest = max(longest, len(row.ids))
-    if group:
+    for together in _cheapest_partition(rows, overhead):
+        group: list[Row] = []
+        longest = 0
+        for row in together:
+            size = len(group) + 1
+            if group and (size * row.suffix > tokens or size * max(longest, len(row.ids)) > 8 * tokens):
+                groups.append(group)
+                group, longest = [], 0
+            group.append(row)
+            longest = max(longest, len(row.ids))
         groups.append(group)
     return groups
+
+
+def _cheapest_partition(rows: Sequence[Row], overhead: int) -> list[list[Row]]:
+    """Split rows, sorted by suffix length, so that padded sizes and overheads sum to the least."""
+    ordered = sorted(rows, key=lambda row: (row.suffix, len(row.ids), row.fact))
+    ends = [index for index in range(1, len(ordered) + 1) if index == len(ordered) or _longer(ordered, index)]
+    # The best way to run the rows up to an end, and where its last group begins.
+    best: dict[int, tuple[int, int]] = {0: (0, 0)}
+    for end in ends:
+        length = ordered[end - 1].suffix
+        best[end] = min((cost + overhead + (end - start) * length, start) for start, (cost, _) in best.items())
+    groups: list[list[Row]] = []
+    end = len(ordered)
+    while end > 0:
+        start = best[end][1]
+        groups.insert(0, ordered[start:end])
+        end = start
+    return groups
+
+
+def _longer(rows: Sequence[Row], index: int) -> bool:
+    return rows[index].suffix > rows[index - 1].suffix
