@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.models import SENTENCES, tiny
 
-from factpatch.evaluation import batching
 from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.model import batching
 
 TEXT = " ".join(SENTENCES[:4]) + "\n\n" + SENTENCES[4] + "\n" + SENTENCES[5] + "\n \n\n" + SENTENCES[6]
 DOCUMENTS = [" ".join(SENTENCES[:4]), SENTENCES[4] + "\n" + SENTENCES[5], SENTENCES[6]]

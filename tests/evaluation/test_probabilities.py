@@ -8,8 +8,9 @@ from tests.models import FAMILIES, tiny, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from factpatch.evaluation import batching, probabilities
+from factpatch.evaluation import probabilities
 from factpatch.evaluation.probabilities import Score, score
+from factpatch.model import batching
 from factpatch.model.language_model import LanguageModel
 
 REQUESTS = [
