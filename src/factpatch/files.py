@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -90,6 +91,15 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     _sync_folder(final.parent)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in blocks: a model's file may be larger than the memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _draft(final: Path) -> Path:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from factpatch.cache import cache_directory
-from factpatch.files import atomic_write
+from factpatch.files import atomic_write, file_digest
 from factpatch.model.batching import batches, padded
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
@@ -81,15 +81,7 @@ def corpus_from(source: str | Path | Sequence[str] | None) -> Corpus:
         with path.open(encoding="utf-8") as lines:
             yield from documents_in(lines)
 
-    return Corpus(f"file:{_file_digest(path)}", stream)
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return Corpus(f"file:{file_digest(path)}", stream)
 
 
 def _digest(texts: Sequence[str]) -> str:
@@ -119,7 +111,7 @@ def _revision(dataset: str) -> str:
     folder = Path(dataset)
     if folder.is_dir():
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return _digest([f"{path.relative_to(folder)}:{_file_digest(path)}" for path in files])
+        return _digest([f"{path.relative_to(folder)}:{file_digest(path)}" for path in files])
     from huggingface_hub import HfApi
 
     return str(HfApi().dataset_info(dataset).sha)

