@@ -22,9 +22,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from factpatch.facts import Fact
+from factpatch.fitting import PatchMismatchError
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights
 from factpatch.model.weights import content_hash
-from factpatch.patch import Batch, Patch, PatchMismatchError, write_shift
+from factpatch.patch import Batch, Patch, write_shift
 from factpatch.patch_file import FORMAT, PatchFileError, describe
 from factpatch.shift import Dense, LowRank, Shift
 

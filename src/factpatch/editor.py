@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from factpatch.presets import preset_for
 from factpatch.progress import bar, timed
 from factpatch.second_moment import TOKENS_PER_DIMENSION, Corpus, SecondMoment, corpus_from
 from factpatch.settings import settings_of, with_settings
-from factpatch.shift import Shift, smaller
+from factpatch.shift import Shift, smaller, total
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.spread import Step
 from factpatch.values.contexts import check_contexts, generate_contexts
@@ -107,7 +108,9 @@ class Editor:
         self._moments: dict[int, Tensor] = dict(second_moments or {})
         self._prepared: dict[int, Tensor] = {}
         self._statistics: dict[str, Any] = {"corpus": "given as matrices"}
-        self._base: dict[int, Tensor] = {}
+        self._base: dict[int, Tensor] = {}  # the unedited weights
+        self._full: dict[int, Tensor] = {}  # the weights with every edit, where the model shows something else
+        self._read_out: Patch | None = None  # what it then shows
         self._check_corpus()
         self._stored_dtype = self.lm.work_dtype
         self._written_dtype = dtype_named(written_dtype) or self.lm.work_dtype
@@ -130,9 +133,11 @@ class Editor:
 
     @property
     def patch(self) -> Patch:
-        """Everything this editor has changed and not undone, as one patch."""
+        """Everything this editor has changed and not undone, as one patch: what the model now holds."""
         if not self.edits:
             raise ValueError("nothing has been edited yet; call edit first.")
+        if self._read_out is not None:
+            return self._read_out
         return Patch.join([edit.patch for edit in self.edits])
 
     def edit(self, facts: Sequence[Fact]) -> Patch:
@@ -141,7 +146,8 @@ class Editor:
         Whatever goes wrong, NaN or an interruption included, the model is as it was before the call.
 
         Returns:
-            What was changed; applying it to the unedited model gives the same bits.
+            What this batch changed. Applying the patches of all batches in order to the unedited model gives the same
+            bits; under a regularizer that acts on the session, `patch` does so instead.
 
         Raises:
             ValueError: a fact cannot be edited, or two facts of the batch contradict each other.
@@ -158,19 +164,20 @@ class Editor:
         with timed(seconds, "contexts"):
             subjects = SubjectRows.of(self.lm, facts, self.contexts)
         weights = self.lm.weights(layers)
-        copies = snapshot(weights)
-        hashes = {layer: content_hash(copies[layer]) for layer in layers}
+        shown = snapshot(weights)
         try:
+            restore(weights, self._full)
+            copies = snapshot(weights)
             shifts, targets, keys = self._write_batch(facts, subjects, steps, weights, copies, seconds)
-            batch = Batch(facts, shifts, hashes, {layer: content_hash(weights[layer]) for layer in layers})
-            patch = self._describe(batch)
+            before = {layer: content_hash(copies[layer]) for layer in layers}
+            batch = Batch(facts, shifts, before, {layer: content_hash(weights[layer]) for layer in layers})
+            edit = Edit(self._describe(batch), targets, keys if self.remember_keys else {}, seconds)
+            with timed(seconds, "regularize"):
+                self._remember([*self.edits, edit], {**shown, **self._base}, weights)
         except BaseException:
-            restore(weights, copies)
+            restore(weights, shown)
             raise
-        for layer in layers:
-            self._base.setdefault(layer, copies[layer])
-        self.edits.append(Edit(patch, targets, keys if self.remember_keys else {}, seconds))
-        return patch
+        return edit.patch
 
     def _write_batch(
         self,
@@ -195,20 +202,57 @@ class Editor:
                 keys[step.layer] = read_keys(lm, subjects, step.layer).cpu()
             residual = step.share * (targets[step.target_layer].values - present)
             with timed(seconds, "solve"):
-                shifts[step.layer] = self._solve(step.layer, keys[step.layer], residual.cpu())
+                solved = {step.layer: self._solve(step.layer, keys[step.layer], residual.cpu())}
+                shifts |= self._regularized(Acts.LAYER, solved, copies)
             with timed(seconds, "write"):
                 write_shift(weights[step.layer], shifts[step.layer], self._written_dtype)
         if method.regularizer.acts is Acts.BATCH:
-            shifts = {
-                layer: smaller(shift).to(self._stored_dtype)
-                for layer, shift in method.regularizer.regularize(shifts, copies).items()
-            }
-            restore(weights, copies)
-            for layer, shift in shifts.items():
-                write_shift(weights[layer], shift, self._written_dtype)
+            with timed(seconds, "regularize"):
+                shifts = self._regularized(Acts.BATCH, shifts, copies)
+                restore(weights, copies)
+                self._write(weights, shifts)
             # The weights below a layer are no longer those its keys were read on.
             keys = {layer: read_keys(lm, subjects, layer).cpu() for layer in shifts}
         return shifts, targets, keys
+
+    def _regularized(self, acts: Acts, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
+        """What the regularizer keeps of some shifts, if this is when it acts, in the dtype that is stored."""
+        if self.method.regularizer.acts is not acts:
+            return dict(shifts)
+        kept = self.method.regularizer.regularize(shifts, before)
+        return {layer: smaller(shift).to(self._stored_dtype) for layer, shift in kept.items()}
+
+    def _write(self, weights: Mapping[int, Tensor], shifts: Mapping[int, Shift]) -> None:
+        for layer, shift in shifts.items():
+            write_shift(weights[layer], shift, self._written_dtype)
+
+    def _remember(self, edits: list[Edit], base: dict[int, Tensor], weights: Mapping[int, Tensor]) -> None:
+        """Take note of all edits in force, which the weights hold, and let the model show what is kept of them.
+
+        A regularizer that acts on the session replaces their sum in the model. The full shifts are kept aside, so that
+        the session goes on as if it had not been read out.
+        """
+        full: dict[int, Tensor] = {}
+        read_out = None
+        if edits and self.method.regularizer.acts is Acts.SESSION:
+            full = snapshot(weights)
+            shifts = {
+                layer: total([batch.shifts[layer] for batch in _batches(edits) if layer in batch.shifts])
+                for layer in weights
+            }
+            kept = self._regularized(Acts.SESSION, shifts, base)
+            restore(weights, base)
+            self._write(weights, kept)
+            read_out = self._describe(
+                Batch(
+                    facts=tuple(fact for batch in _batches(edits) for fact in batch.facts),
+                    shifts=kept,
+                    before={layer: content_hash(base[layer]) for layer in weights},
+                    after={layer: content_hash(weight) for layer, weight in weights.items()},
+                    edits=tuple(len(batch.facts) for batch in _batches(edits)),
+                )
+            )
+        self.edits, self._base, self._full, self._read_out = edits, base if edits else {}, full, read_out
 
     def undo(self) -> Patch:
         """Take the last edit back, bit for bit; again for the one before.
@@ -228,10 +272,8 @@ class Editor:
         edited = snapshot(weights)
         try:
             restore(weights, self._base)
-            for edit in kept:
-                for batch in edit.patch.batches:
-                    for layer, shift in batch.shifts.items():
-                        write_shift(weights[layer], shift, self._written_dtype)
+            for batch in _batches(kept):
+                self._write(weights, batch.shifts)
             (batch,) = undone.patch.batches
             differing = changed_layers(weights, batch.before, batch.before)
             if differing:
@@ -239,13 +281,61 @@ class Editor:
                     f"undo: writing the earlier edits again gave other bits in layers {differing}; was the number of "
                     "threads changed? The model is as it was before the call."
                 )
+            self._remember(kept, self._base, weights)
         except BaseException:
             restore(weights, edited)
             raise
-        self.edits.pop()
-        if not self.edits:
-            self._base.clear()
         return undone.patch
+
+    def replay(self, patch: Patch) -> None:
+        """Write batches that were edited before, and go on as if this editor had edited them.
+
+        The keys of their facts are read again, on the weights that each batch leaves.
+
+        Args:
+            patch: of the same method, settings and seed, made on what the model now is.
+
+        Raises:
+            ValueError: other settings, or other weights; the model is unchanged and the message says what differs.
+            RuntimeError: this machine writes other bits than the one that edited; the model is unchanged.
+        """
+        self._check_untouched("replay")
+        self._prepare(patch.layers)
+        mine, its = self._settings(), patch.settings
+        differing = [name for name in sorted(mine.keys() | its.keys()) if mine.get(name) != its.get(name)]
+        if differing:
+            raise ValueError(
+                f"replay: the patch was made with other settings: {', '.join(differing)}; "
+                f"{differing[0]} is {its.get(differing[0])!r} there and {mine.get(differing[0])!r} here."
+            )
+        layers = patch.layers
+        weights = self.lm.weights(layers)
+        shown = snapshot(weights)
+        edits = list(self.edits)
+        try:
+            restore(weights, self._full)
+            for batch in patch.batches:
+                differing = list(map(str, changed_layers(weights, batch.before, batch.before)))
+                if differing:
+                    raise ValueError(
+                        f"replay: the patch was made for other weights than the model has in layers "
+                        f"{', '.join(differing)}; load the model that was edited."
+                    )
+                self._write(weights, batch.shifts)
+                if changed_layers(weights, batch.after, batch.after):
+                    raise RuntimeError(
+                        "replay: this machine rounds the shifts differently than the one that edited, so that the "
+                        "edits cannot be continued here bit for bit. Apply their patch instead, and edit on from there."
+                    )
+                keys: dict[int, Tensor] = {}
+                if self.remember_keys:
+                    subjects = SubjectRows.of(self.lm, batch.facts, self.contexts)
+                    keys = {layer: read_keys(self.lm, subjects, layer).cpu() for layer in batch.shifts}
+                edits.append(Edit(replace(patch, batches=(batch,)), {}, keys))
+            self._remember(edits, {**shown, **self._base}, weights)
+        except BaseException:
+            restore(weights, shown)
+            raise
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the edited model with its tokenizer to a directory that transformers loads.
@@ -317,15 +407,16 @@ class Editor:
         past = torch.cat([*earlier, keys[:0]])
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
-        shift = smaller(self.method.solver.solve(self._prepared[layer], keys, residual, past)).to(self._stored_dtype)
+        solved = self.method.solver.solve(self._prepared[layer], keys, residual, past)
+        shift = smaller(solved).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
         return shift
 
     def _check_untouched(self, action: str) -> None:
         expected: dict[int, str] = {}
-        for edit in self.edits:
-            expected |= edit.patch.batches[-1].after
+        for batch in _batches(self.edits) if self._read_out is None else self._read_out.batches:
+            expected |= batch.after
         changed = changed_layers(self.lm.weights(list(expected)), expected, expected)
         if changed:
             raise ValueError(
@@ -333,23 +424,32 @@ class Editor:
                 "restore them, or go on with a new Editor."
             )
 
+    def _settings(self) -> dict[str, Any]:
+        settings = {
+            **settings_of(self.method),
+            "critical_layers": list(self.critical_layers),
+            "contexts": list(self.contexts),
+            "remember_keys": self.remember_keys,
+            "second_moment": self._statistics,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a patch file gives them back
+        return plain
+
     def _describe(self, batch: Batch) -> Patch:
         return Patch(
             batches=(batch,),
             method=self.method.name,
-            settings={
-                **settings_of(self.method),
-                "critical_layers": list(self.critical_layers),
-                "contexts": list(self.contexts),
-                "remember_keys": self.remember_keys,
-                "second_moment": self._statistics,
-            },
+            settings=self._settings(),
             config=self.lm.config.to_dict(),
             weight_dtype=self.lm.dtype,
             written_dtype=self._written_dtype,
             versions=library_versions(),
             seed=self.seed,
         )
+
+
+def _batches(edits: Sequence[Edit]) -> list[Batch]:
+    return [batch for edit in edits for batch in edit.patch.batches]
 
 
 def library_versions() -> dict[str, str]:

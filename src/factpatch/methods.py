@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from factpatch.strategies import (
+    AttentionAndMlp,
     Boundary,
+    CapSingularValues,
     Even,
     HiddenState,
+    KeepLargest,
     NullSpace,
     Regularizer,
     Ridge,
     Solver,
     Spread,
+    SquareRoot,
     Target,
     Unchanged,
 )
@@ -33,6 +37,9 @@ class Method:
 
 _memit = Method("memit", HiddenState(), Even(), Ridge(), source="MEMIT, arXiv:2210.07229")
 _alphaedit = Method("alphaedit", HiddenState(), Even(), NullSpace(), source="AlphaEdit, arXiv:2410.02355")
+_rect = replace(_memit, name="rect", regularizer=KeepLargest(), source="RECT, arXiv:2401.04700")
+_prune = replace(_memit, name="prune", regularizer=CapSingularValues(), source="PRUNE, arXiv:2405.16821")
+_pmet = Method("pmet", AttentionAndMlp(), SquareRoot(), Ridge(), source="PMET, arXiv:2308.08742")
 
 
 def with_blue(method: Method) -> Method:
@@ -42,7 +49,7 @@ def with_blue(method: Method) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    method.name: method for plain in (_memit, _alphaedit) for method in (plain, with_blue(plain))
+    method.name: method for plain in (_memit, _alphaedit, _rect, _prune, _pmet) for method in (plain, with_blue(plain))
 }
 
 

@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from factpatch.facts import Fact, latest
-from factpatch.model.architectures import architecture_of
-from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
+from factpatch.fitting import (
+    base_weights,
+    check_config,
+    check_state,
+    fitting_weights,
+    layer_list,
+    transformers_model,
+)
+from factpatch.model.language_model import editable_weights
 from factpatch.model.weights import add_shift, changed_layers, content_hash, restore, snapshot
 from factpatch.patch_file import (
     PatchFileError,
@@ -27,24 +33,13 @@ from factpatch.patch_file import (
     tensors_by_name,
     write_patch_file,
 )
-from factpatch.shift import LowRank, Shift
+from factpatch.shift import LowRank, Shift, decomposed, smaller, total
 
 logger = logging.getLogger(__name__)
 
-# What a model of the same kind must share with the one that was edited, and how older families call it.
-_DIMENSIONS = (
-    ("model_type",),
-    ("hidden_size", "n_embd"),
-    ("intermediate_size", "n_inner", "ffn_dim"),
-    ("num_hidden_layers", "n_layer"),
-)
 # The fields of a patch that a file holds as they are, and those that it holds by name.
 _PLAIN_FIELDS = ("method", "settings", "config", "versions", "seed")
 _DTYPE_FIELDS = ("weight_dtype", "written_dtype")
-
-
-class PatchMismatchError(ValueError):
-    """A patch and a model do not belong together; the model is unchanged and the message says what differs."""
 
 
 def write_shift(weight: Tensor, shift: Shift, written_dtype: torch.dtype) -> None:
@@ -65,10 +60,10 @@ def write_shift(weight: Tensor, shift: Shift, written_dtype: torch.dtype) -> Non
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one call of the editor changed.
+    """What one call of the editor changed, or several together.
 
     Raises:
-        ValueError: `shifts`, `before` and `after` do not hold the same layers.
+        ValueError: `shifts`, `before` and `after` do not hold the same layers, or `edits` does not count the facts.
     """
 
     facts: tuple[Fact, ...]
@@ -78,11 +73,16 @@ class Batch:
     before: dict[int, str]
     """The content hash of each edited weight before the batch."""
     after: dict[int, str]
-    """The content hash of each edited weight after the batch."""
+    """The content hash of each edited weight after the batch; empty if nobody has computed the weights yet."""
+    edits: tuple[int, ...] = ()
+    """How many facts each edit had whose shifts were summed; one edit by default."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", tuple(self.facts))
-        for name in ("before", "after"):
+        object.__setattr__(self, "edits", tuple(self.edits) or (len(self.facts),))
+        if sum(self.edits) != len(self.facts):
+            raise ValueError(f"edits={self.edits} count {sum(self.edits)} facts, but there are {len(self.facts)}.")
+        for name in ("before", "after") if self.after else ("before",):
             if set(getattr(self, name)) != set(self.shifts):
                 raise ValueError(
                     f"{name} holds the layers {sorted(getattr(self, name))}, but shifts holds {sorted(self.shifts)}; "
@@ -134,9 +134,9 @@ class Patch:
             if broken:
                 raise ValueError(
                     f"batches[{index}] does not begin where the batch before it ended: the weights of "
-                    f"{_layers(broken)} differ. Give batches that were edited one after another."
+                    f"{layer_list(broken)} differ. Give batches that were edited one after another."
                 )
-            left.update(batch.after)
+            left.update(batch.after or dict.fromkeys(batch.shifts, ""))
 
     @property
     def facts(self) -> list[Fact]:
@@ -149,10 +149,24 @@ class Patch:
         return tuple(sorted({layer for batch in self.batches for layer in batch.shifts}))
 
     @property
+    def sealed(self) -> bool:
+        """Whether the patch says what weights it leaves."""
+        return all(batch.after for batch in self.batches)
+
+    @property
     def num_bytes(self) -> int:
         """The size of all shifts."""
         shifts = [shift for batch in self.batches for shift in batch.shifts.values()]
         return sum(tensor.nbytes for shift in shifts for tensor in shift.tensors().values())
+
+    def states(self) -> list[dict[int, str]]:
+        """The content hashes of the edited weights before the first batch and after each one; "" if unknown."""
+        states: list[dict[int, str]] = [{}]
+        for batch in reversed(self.batches):
+            states[0].update(batch.before)
+        for batch in self.batches:
+            states.append({**states[-1], **(batch.after or dict.fromkeys(batch.shifts, ""))})
+        return states
 
     def apply(self, model: Any) -> None:
         """Write all batches to a model, in order.
@@ -168,8 +182,8 @@ class Patch:
             FloatingPointError: A shift makes a weight infinite or undefined.
             ValueError: The model is of no known family, quantized, or its weights are not loaded.
         """
-        weights = self._weights(model)
-        self._check_state(weights, model, wanted=0)
+        weights = fitting_weights(self, model)
+        check_state(self, weights, model, wanted=0)
         with _unchanged_on_failure(weights):
             self._write(weights)
             self._warn_of_rounding(weights)
@@ -193,15 +207,15 @@ class Patch:
             FloatingPointError: A restored weight is infinite or undefined.
             ValueError: The model is of no known family, quantized, or its weights are not loaded.
         """
-        weights = self._weights(model)
+        weights = fitting_weights(self, model)
         if base is None:
-            self._check_state(weights, model, wanted=len(self.batches))
+            check_state(self, weights, model, wanted=len(self.batches))
             with _unchanged_on_failure(weights):
                 self._subtract(weights)
             return
-        originals = self._base_weights(model, base)
-        if changed_layers(weights, self._states()[-1], self.layers) and not self._made_here(weights, originals):
-            self._check_state(weights, model, wanted=len(self.batches))
+        originals = base_weights(self, model, base)
+        if changed_layers(weights, self.states()[-1], self.layers) and not self._made_here(weights, originals):
+            check_state(self, weights, model, wanted=len(self.batches))
         with _unchanged_on_failure(weights):
             restore(weights, originals)
 
@@ -212,8 +226,8 @@ class Patch:
         Raises:
             PatchMismatchError, FloatingPointError, ValueError: As in `apply`.
         """
-        weights = self._weights(model)
-        self._check_state(weights, model, wanted=0)
+        weights = fitting_weights(self, model)
+        check_state(self, weights, model, wanted=0)
         copies = snapshot(weights)
         try:
             self._write(weights)
@@ -221,7 +235,7 @@ class Patch:
             yield
         finally:
             # Looked up again, since the block may have moved the model to another device.
-            restore(editable_weights(_transformers_model(model), self.layers), copies)
+            restore(editable_weights(transformers_model(model), self.layers), copies)
 
     @classmethod
     def join(cls, patches: Sequence[Patch]) -> Patch:
@@ -259,6 +273,138 @@ class Patch:
                 )
         return replace(first, batches=tuple(batch for patch in patches for batch in patch.batches))
 
+    @classmethod
+    def compose(cls, patches: Sequence[Patch]) -> Patch:
+        """Sum several patches of one model into a patch of a single batch, which a weight is rounded for only once.
+
+        They may be successive, or made independently on the same weights, by different methods too. What comes out does
+        not say which weights it leaves, since that takes the base model: `rebase` onto it tells.
+
+        Args:
+            patches: In the order in which they were edited.
+
+        Raises:
+            ValueError: There are no patches, they are of different models or dtypes, one was made on weights that
+                neither the base model nor the patches before it have, or independent ones edit the same fact.
+        """
+        if not patches:
+            raise ValueError("patches=[]: give at least one patch.")
+        first = patches[0]
+        base: dict[int, str] = {}
+        present: dict[int, str] = {}
+        for index, patch in enumerate(patches):
+            for name in _DTYPE_FIELDS:
+                if getattr(patch, name) != getattr(first, name):
+                    raise ValueError(
+                        f"patches[{index}] has {name}={getattr(patch, name)} and patches[0] {getattr(first, name)}; "
+                        "patches of one dtype can be composed."
+                    )
+            before = patch.states()[0]
+            successive = all(present.get(layer, found) == found for layer, found in before.items())
+            independent = all(base.get(layer, found) == found for layer, found in before.items())
+            if not successive and not independent:
+                broken = [layer for layer, found in before.items() if present.get(layer, found) != found]
+                raise ValueError(
+                    f"patches[{index}] was made on weights of {layer_list(broken)} that neither the base model nor the "
+                    "patches before it have; rebase it first, if it is meant for these."
+                )
+            if not successive:
+                _check_apart(patches[:index], patch, index)
+            base = {**before, **base}
+            present |= patch.states()[-1] if successive else dict.fromkeys(patch.layers, "")
+        batches = [batch for patch in patches for batch in patch.batches]
+        methods = list(dict.fromkeys(patch.method for patch in patches))
+        alike = all(patch.settings == first.settings for patch in patches)
+        composed = [{"method": patch.method, **patch.settings} for patch in patches]
+        layers = sorted(base)
+        batch = Batch(
+            facts=tuple(fact for batch in batches for fact in batch.facts),
+            shifts={
+                layer: _stored(total([batch.shifts[layer] for batch in batches if layer in batch.shifts]), batches)
+                for layer in layers
+            },
+            before={layer: base[layer] for layer in layers},
+            after={},
+            edits=tuple(count for batch in batches for count in batch.edits),
+        )
+        settings = first.settings if alike else {"composed": composed}
+        return replace(first, batches=(batch,), method=" + ".join(methods), settings=settings)
+
+    def rebase(self, base: Any) -> Patch:
+        """The same shifts for other weights of the same shape, such as those of a fine-tuned model.
+
+        Nothing tells whether the facts hold there: verify them.
+
+        Args:
+            base: A transformers model or a `LanguageModel` that the patch is to be applied to; it stays as it is.
+
+        Raises:
+            PatchMismatchError: Another architecture.
+            FloatingPointError: A shift makes a weight infinite or undefined.
+        """
+        model = transformers_model(base)
+        check_config(self, model)
+        patch = replace(self, weight_dtype=next(iter(editable_weights(model, self.layers[:1]).values())).dtype)
+        weights = snapshot(fitting_weights(patch, model))
+        batches = []
+        for batch in self.batches:
+            before = {layer: content_hash(weights[layer]) for layer in batch.shifts}
+            for layer, shift in batch.shifts.items():
+                write_shift(weights[layer], shift, self.written_dtype)
+            after = {layer: content_hash(weights[layer]) for layer in batch.shifts}
+            batches.append(replace(batch, before=before, after=after))
+        return replace(patch, batches=tuple(batches))
+
+    def shrink(self, rank: int | None = None, energy: float | None = None) -> Patch:
+        """A smaller patch that does almost the same: its total shift by its largest singular values.
+
+        Its settings say under "shrunk" what was asked for and, by layer, the rank and the relative error in the
+        Frobenius norm. Like a composed patch it does not say which weights it leaves; `rebase` tells.
+
+        Args:
+            rank: The largest rank to keep.
+            energy: The least share to keep of the sum of squared singular values, above 0 and at most 1.
+
+        Raises:
+            ValueError: Not exactly one of them is given, or it is out of range.
+        """
+        if (rank is None) == (energy is None):
+            raise ValueError(f"rank={rank!r}, energy={energy!r}: give one of them.")
+        if rank is not None and rank < 1:
+            raise ValueError(f"rank={rank}: must be at least 1.")
+        if energy is not None and not 0 < energy <= 1:
+            raise ValueError(f"energy={energy}: must be a share above 0, at most 1.")
+        whole = Patch.compose([self]).batches[0]
+        shifts: dict[int, Shift] = {}
+        kept: dict[str, Any] = {}
+        for layer, shift in whole.shifts.items():
+            left, singular, right = decomposed(shift)
+            squares = singular.square().cumsum(0)
+            size = rank or int(torch.searchsorted(squares, (energy or 1.0) * squares[-1])) + 1
+            size = min(size, len(singular))
+            short = LowRank(left[:, :size] * singular[:size], right[:size])
+            shifts[layer] = _stored(smaller(short), [whole])
+            full = shift.matrix()
+            error = float(torch.linalg.matrix_norm(shifts[layer].matrix() - full) / torch.linalg.matrix_norm(full))
+            kept[str(layer)] = {"rank": size, "error": error}
+        shrunk = {"rank": rank, "energy": energy, "layers": kept}
+        return replace(self, batches=(replace(whole, shifts=shifts),), settings={**self.settings, "shrunk": shrunk})
+
+    def to_lora(self, directory: str | Path, rank: int | None = None) -> None:
+        """Write the patch as a LoRA adapter that peft, and servers that take LoRA, load on the base model.
+
+        Args:
+            directory: A new or empty directory.
+            rank: The largest rank to write; by default what it takes to be exact to float32 rounding.
+
+        Raises:
+            ValueError: The shift has no low rank and `rank` is not given; the message says what it needs.
+            FileExistsError: The directory exists and is not empty.
+        """
+        from factpatch.lora import write_lora  # peft is an extra
+
+        write_lora(self, directory, rank)
+
     def save(self, path: str | Path) -> None:
         """Write the patch to one safetensors file, which replaces a file that is there.
 
@@ -272,7 +418,12 @@ class Patch:
             **{name: getattr(self, name) for name in _PLAIN_FIELDS},
             **{name: dtype_name(getattr(self, name)) for name in _DTYPE_FIELDS},
             "batches": [
-                {"facts": [fact.to_dict() for fact in batch.facts], "before": batch.before, "after": batch.after}
+                {
+                    "facts": [fact.to_dict() for fact in batch.facts],
+                    "before": batch.before,
+                    "after": batch.after,
+                    "edits": batch.edits,
+                }
                 for batch in self.batches
             ],
         }
@@ -294,6 +445,7 @@ class Patch:
                     shifts=shifts.pop(index, {}),
                     before={int(layer): digest for layer, digest in batch["before"].items()},
                     after={int(layer): digest for layer, digest in batch["after"].items()},
+                    edits=tuple(batch.get("edits", ())),
                 )
                 for index, batch in enumerate(document["batches"])
             )
@@ -304,91 +456,6 @@ class Patch:
             return cls(batches=batches, **fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PatchFileError(f"{path}: holds an incomplete patch: {type(error).__name__}: {error}.") from error
-
-    def _weights(self, model: Any) -> dict[int, Tensor]:
-        """The weights to edit, of a model that has the right architecture, shapes and dtype."""
-        model = _transformers_model(model)
-        self._check_config(model)
-        name = model_name(text_config(model))
-        known = editable_names(model)
-        missing = [layer for layer in self.layers if layer not in known]
-        if missing:
-            raise PatchMismatchError(
-                f"the patch edits {_layers(missing)}, but {name} has layers 0 to {len(known) - 1}."
-            )
-        weights = editable_weights(model, self.layers)
-        for batch in self.batches:
-            for layer, shift in batch.shifts.items():
-                if _shape(shift) != tuple(weights[layer].shape):
-                    raise PatchMismatchError(
-                        f"layer {layer}: the patch shifts a weight of shape {_shape(shift)}, but that of {name} has "
-                        f"shape {tuple(weights[layer].shape)}."
-                    )
-        others = [layer for layer in self.layers if weights[layer].dtype != self.weight_dtype]
-        if others:
-            raise PatchMismatchError(
-                f"the patch was made for {dtype_name(self.weight_dtype)} weights, but the weights of "
-                f"{_layers(others)} are {dtype_name(weights[others[0]].dtype)}; load the model with "
-                f"dtype={self.weight_dtype}."
-            )
-        return weights
-
-    def _check_config(self, model: Any) -> None:
-        config = text_config(model)
-        differing = []
-        for names in _DIMENSIONS:
-            ours, its = (
-                [d[name] for name in names if d.get(name) is not None] for d in (self.config, config.to_dict())
-            )
-            # A field that is open in one of them decides nothing; shapes and hashes will.
-            if ours and its and ours[0] != its[0]:
-                differing.append(f"{names[0]} is {ours[0]!r} in the patch and {its[0]!r} in the model")
-        if differing:
-            raise PatchMismatchError(
-                f"the patch was made for another architecture than {model_name(config)}: {'; '.join(differing)}."
-            )
-
-    def _states(self) -> list[dict[int, str]]:
-        """The content hashes of the edited weights before the first batch and after each one."""
-        states: list[dict[int, str]] = [{}]
-        for batch in reversed(self.batches):
-            states[0].update(batch.before)
-        for batch in self.batches:
-            states.append({**states[-1], **batch.after})
-        return states
-
-    def _check_state(self, weights: Mapping[int, Tensor], model: Any, wanted: int) -> None:
-        """Raise unless the weights are those after the first `wanted` batches, and say what they are instead."""
-        states = self._states()
-        found = {layer: content_hash(weights[layer]) for layer in self.layers}
-        if found == states[wanted]:
-            return
-        last = len(self.batches)
-        name = model_name(text_config(_transformers_model(model)))
-        held = states.index(found) if found in states else None
-        if held == last:
-            raise PatchMismatchError(f"{name} already holds this patch; it was not applied a second time.")
-        if held == 0:
-            raise PatchMismatchError(f"{name} does not hold this patch: its weights are those from before the edit.")
-        if held is not None:
-            raise PatchMismatchError(
-                f"{name} holds only the first {held} of the patch's {last} batches; restore the base model first."
-            )
-        differing = _layers([layer for layer in self.layers if found[layer] != states[wanted][layer]])
-        if wanted == 0:
-            raise PatchMismatchError(
-                f"the weights of {differing} of {name} are not those that the patch was made for"
-                f"{self._made_for()}. Load that model, without other edits."
-            )
-        raise PatchMismatchError(
-            f"the weights of {differing} of {name} are not those that the patch leaves. If they were edited after it, "
-            "remove the later edits first. If applying the patch warned that they are rounded differently on this "
-            "machine, give base."
-        )
-
-    def _made_for(self) -> str:
-        origin = self.config.get("_name_or_path")
-        return f" ({origin})" if origin else ""
 
     def _write(self, weights: Mapping[int, Tensor]) -> None:
         for index, batch in enumerate(self.batches):
@@ -415,12 +482,12 @@ class Patch:
 
     def _warn_of_rounding(self, weights: Mapping[int, Tensor]) -> None:
         # The end alone is compared: what a machine rounds differently on the way shows there or does not matter.
-        rounded = changed_layers(weights, self._states()[-1], self.layers)
+        rounded = changed_layers(weights, self.states()[-1], self.layers) if self.sealed else []
         if rounded:
             logger.warning(
                 "%s: this machine rounds the shift differently than the one that made the patch; the edit is equal to "
                 "rounding, not bit for bit. To remove it, give the base model.",
-                _layers(rounded),
+                layer_list(rounded),
             )
 
     def _made_here(self, weights: Mapping[int, Tensor], originals: Mapping[int, Tensor]) -> bool:
@@ -428,30 +495,6 @@ class Patch:
         copies = {layer: original.to(weights[layer].device, copy=True) for layer, original in originals.items()}
         self._write(copies)
         return all(torch.equal(copies[layer], weights[layer]) for layer in self.layers)
-
-    def _base_weights(self, model: Any, base: Any) -> dict[int, Tensor]:
-        """The unedited weights from a model or a directory, checked."""
-        if isinstance(base, (str, Path)):
-            name = str(base)
-            found = _saved_weights(Path(base), _transformers_model(model), self.layers)
-        else:
-            base = _transformers_model(base)
-            name = model_name(text_config(base))
-            self._check_config(base)
-            found = editable_weights(base, self.layers)
-        # As loading a saved model in the patch's dtype does.
-        weights = {layer: weight.to(self.weight_dtype) for layer, weight in found.items()}
-        differing = changed_layers(weights, self._states()[0], self.layers)
-        if differing:
-            raise PatchMismatchError(
-                f"base={name}: the weights of {_layers(differing)} are not those that the patch was made for"
-                f"{self._made_for()}."
-            )
-        return weights
-
-
-def _transformers_model(model: Any) -> Any:
-    return model.model if isinstance(model, LanguageModel) else model
 
 
 @contextmanager
@@ -464,42 +507,20 @@ def _unchanged_on_failure(weights: Mapping[int, Tensor]) -> Iterator[None]:
         raise
 
 
-def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
-    """Read the editable weights of some layers of a saved `model` from its safetensors, as (d_value, d_key) views."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if not single.is_file() and not index.is_file():
-        raise FileNotFoundError(
-            f"base={str(directory)!r} holds neither {single.name} nor {index.name}; give the directory of a model that "
-            "was saved with save_pretrained."
-        )
-    transposed = architecture_of(text_config(model)).transposed
-    names = editable_names(model)
-    weights = {}
-    try:
-        if single.is_file():
-            with safe_open(single, framework="pt") as file:
-                shards = dict.fromkeys(file.keys(), single.name)
-        else:
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        for layer in layers:
-            # A checkpoint of the body alone, such as the original GPT-2, lacks the name of the body.
-            bare = names[layer].removeprefix(f"{model.base_model_prefix}.")
-            name = names[layer] if names[layer] in shards else bare
-            if name not in shards:
-                raise PatchMismatchError(f"base={str(directory)!r} has no weight named {names[layer]}.")
-            with safe_open(directory / shards[name], framework="pt") as file:
-                tensor = file.get_tensor(name)
-            weights[layer] = tensor.T if transposed else tensor
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise PatchMismatchError(f"base={str(directory)!r} cannot be read: {error}.") from error
-    return weights
+def _check_apart(patches: Sequence[Patch], patch: Patch, index: int) -> None:
+    """Raise ValueError if a patch edits a fact that an independent one edits too: the sum would go too far."""
+    known = {fact.key for earlier in patches for batch in earlier.batches for fact in batch.facts}
+    for batch in patch.batches:
+        for fact in batch.facts:
+            if fact.key in known:
+                raise ValueError(
+                    f"patches[{index}] edits {fact.text!r}, which an independent patch before it edits too; their sum "
+                    "would hold neither. Leave one of the patches out."
+                )
 
 
-def _shape(shift: Shift) -> tuple[int, ...]:
-    if isinstance(shift, LowRank):
-        return (shift.up.shape[0], shift.down.shape[1])
-    return tuple(shift.full.shape)
-
-
-def _layers(layers: Sequence[int]) -> str:
-    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, sorted(layers)))}"
+def _stored(shift: Shift, batches: Sequence[Batch]) -> Shift:
+    """A sum in the dtype of its terms."""
+    parts = [tensor for batch in batches for part in batch.shifts.values() for tensor in part.tensors().values()]
+    exact = any(tensor.dtype == torch.float64 for tensor in parts)
+    return shift.to(torch.float64 if exact else torch.float32)

@@ -19,10 +19,17 @@ from torch import Tensor
 from factpatch.files import atomic_write
 from factpatch.shift import Shift, shift_from_tensors
 
-FORMAT = 1
+FORMAT = 2
 """Raised by one when files are written differently; a file of a newer format is refused."""
 
-_DTYPE_CODES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPE_CODES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint8: "U8",
+}
 # The safetensors format allows no longer header.
 _LONGEST_HEADER = 100_000_000
 
@@ -80,7 +87,7 @@ def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Map
     Args:
         path: Where the file goes; its folder must exist.
         document: What JSON can hold.
-        tensors: By name, contiguous and on the CPU, in float64, float32, bfloat16 or float16.
+        tensors: By name, contiguous and on the CPU, in one of the dtypes of the shifts' parts.
 
     Raises:
         ValueError: The facts need more room than the format's header has.

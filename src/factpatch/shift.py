@@ -1,9 +1,12 @@
-"""The change of one weight: low-rank factors where the solver gives them, a dense matrix where it cannot."""
+"""The change of one weight: low-rank factors where the solver gives them, other forms where it is no such product."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +19,10 @@ class LowRank:
     """(d_value, rank)"""
     down: Tensor
     """(rank, d_key)"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.up.shape[0], self.down.shape[1]
 
     def matrix(self) -> Tensor:
         """Δ in float64, (d_value, d_key).
@@ -42,6 +49,10 @@ class Dense:
     full: Tensor
     """(d_value, d_key)"""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.full.shape[0], self.full.shape[1]
+
     def matrix(self) -> Tensor:
         """Δ in float64, (d_value, d_key)."""
         return self.full.to(torch.float64)
@@ -56,20 +67,127 @@ class Dense:
         return bool(torch.isfinite(self.full).all())
 
 
-Shift = LowRank | Dense
+@dataclass(frozen=True)
+class Masked:
+    """Δ is a low-rank product at some entries and zero at all others: smaller than these entries at low rank."""
+
+    product: LowRank
+    kept: Tensor
+    """(⌈d_value · d_key / 8⌉,), uint8: one bit per entry, row by row."""
+
+    @classmethod
+    def of(cls, shift: Shift, mask: Tensor) -> Shift:
+        """The shift where `mask`, (d_value, d_key), is true: in whichever form is the smallest."""
+        kept = torch.from_numpy(np.packbits(mask.cpu().numpy()))
+        matrix = shift.matrix()
+        if isinstance(shift, LowRank) and shift.up.numel() + shift.down.numel() < int(mask.sum()):
+            return cls(shift, kept)
+        return Sparse(matrix[mask.cpu()], kept, torch.tensor(matrix.shape))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.product.shape
+
+    def matrix(self) -> Tensor:
+        """Δ in float64, (d_value, d_key)."""
+        return torch.where(_mask(self.kept, self.shape), self.product.matrix(), 0.0)
+
+    def to(self, dtype: torch.dtype) -> Masked:
+        return Masked(self.product.to(dtype), self.kept)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**self.product.tensors(), "kept": self.kept}
+
+    def is_finite(self) -> bool:
+        return self.product.is_finite()
 
 
-def shift_from_tensors(tensors: dict[str, Tensor]) -> Shift:
-    """The inverse of `tensors()`."""
-    if set(tensors) == {"up", "down"}:
-        return LowRank(tensors["up"], tensors["down"])
-    if set(tensors) == {"full"}:
-        return Dense(tensors["full"])
-    raise ValueError(f"a shift is stored as up and down, or as full; found {sorted(tensors)}")
+@dataclass(frozen=True)
+class Sparse:
+    """Δ by its entries that are not zero."""
+
+    values: Tensor
+    """(entries,), row by row."""
+    kept: Tensor
+    """(⌈d_value · d_key / 8⌉,), uint8: one bit per entry of Δ, row by row."""
+    size: Tensor
+    """(2,), int64: d_value and d_key."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.size[0]), int(self.size[1])
+
+    def matrix(self) -> Tensor:
+        """Δ in float64, (d_value, d_key)."""
+        matrix = torch.zeros(self.shape, dtype=torch.float64)
+        matrix[_mask(self.kept, self.shape)] = self.values.to(torch.float64)
+        return matrix
+
+    def to(self, dtype: torch.dtype) -> Sparse:
+        return Sparse(self.values.to("cpu", dtype), self.kept, self.size)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"values": self.values, "kept": self.kept, "size": self.size}
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.values).all())
+
+
+Shift = LowRank | Dense | Masked | Sparse
+_PARTS: dict[frozenset[str], Callable[..., Shift]] = {
+    frozenset({"up", "down"}): LowRank,
+    frozenset({"full"}): Dense,
+    frozenset({"up", "down", "kept"}): lambda up, down, kept: Masked(LowRank(up, down), kept),
+    frozenset({"values", "kept", "size"}): Sparse,
+}
+
+
+def shift_from_tensors(tensors: Mapping[str, Tensor]) -> Shift:
+    """The inverse of `tensors()`.
+
+    Raises:
+        ValueError: no shift has these parts.
+    """
+    made = _PARTS.get(frozenset(tensors))
+    if made is None:
+        known = " or ".join(" and ".join(sorted(parts)) for parts in _PARTS)
+        raise ValueError(f"a shift is stored as {known}; found {sorted(tensors)}")
+    return made(**tensors)
 
 
 def smaller(shift: Shift) -> Shift:
     """The same shift, dense if its factors are larger than the matrix."""
-    if isinstance(shift, LowRank) and shift.up.numel() + shift.down.numel() > shift.up.shape[0] * shift.down.shape[1]:
+    if isinstance(shift, LowRank) and shift.up.numel() + shift.down.numel() > math.prod(shift.shape):
         return Dense(shift.matrix())
     return shift
+
+
+def total(shifts: Sequence[Shift]) -> Shift:
+    """The sum of shifts of one weight: in factors where all are, dense otherwise; in float64."""
+    if all(isinstance(shift, LowRank) for shift in shifts):
+        factors = [shift for shift in shifts if isinstance(shift, LowRank)]
+        up = torch.cat([shift.up.double() for shift in factors], dim=1)
+        return smaller(LowRank(up, torch.cat([shift.down.double() for shift in factors])))
+    matrix = shifts[0].matrix()
+    for shift in shifts[1:]:
+        matrix = matrix + shift.matrix()
+    return Dense(matrix)
+
+
+def decomposed(shift: Shift) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition: left (d_value, r), descending values (r,), right (r, d_key), in float64.
+
+    Of factors of low rank only a rank × rank matrix is decomposed.
+    """
+    if isinstance(shift, LowRank) and shift.up.shape[1] < min(shift.shape):
+        up, inner_up = torch.linalg.qr(shift.up.double())
+        down, inner_down = torch.linalg.qr(shift.down.double().T)
+        left, singular, right = torch.linalg.svd(inner_up @ inner_down.T, full_matrices=False)
+        return up @ left, singular, right @ down.T
+    left, singular, right = torch.linalg.svd(shift.matrix(), full_matrices=False)
+    return left, singular, right
+
+
+def _mask(kept: Tensor, shape: tuple[int, int]) -> Tensor:
+    bits = np.unpackbits(kept.numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits).bool().view(shape)

@@ -37,6 +37,10 @@ ROWS: dict[str, tuple[str, dict[str, float], str | None, tuple[int, ...]]] = {
     "memit-blue": ("memit-blue", RIDGE, "float32", (4,)),
     "memit-sequential": ("memit", RIDGE, "float32", (2, 2)),
     "memit-sequential-blue": ("memit-blue", RIDGE, "float32", (2, 2)),
+    "rect": ("rect", RIDGE, "float32", (4,)),
+    "rect-blue": ("rect-blue", RIDGE, "float32", (4,)),
+    "pmet": ("pmet", RIDGE, "float32", (4,)),
+    "pmet-blue": ("pmet-blue", RIDGE, "float32", (4,)),
     "alphaedit-sequential": ("alphaedit", NULL_SPACE, None, (2, 2)),
     "alphaedit-sequential-blue": ("alphaedit-blue", NULL_SPACE, None, (2, 2)),
 }

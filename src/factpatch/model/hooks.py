@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 K = TypeVar("K")
+_HIDDEN = "hidden_states"  # what transformers calls the input of a block
 
 
 class _Reached(Exception):  # noqa: N818 (a signal, not an error)
@@ -38,8 +39,8 @@ def captured(
     handles = []
 
     def keep_input(name: K) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            found[name] = args[0].detach()
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[name] = (args[0] if args else kwargs[_HIDDEN]).detach()
 
         return hook
 
@@ -54,7 +55,7 @@ def captured(
 
     try:
         for name, module in (inputs or {}).items():
-            handles.append(module.register_forward_pre_hook(keep_input(name)))
+            handles.append(module.register_forward_pre_hook(keep_input(name), with_kwargs=True))
         for name, module in (outputs or {}).items():
             handles.append(module.register_forward_hook(keep_output(name)))
         if stop_after is not None:
@@ -73,7 +74,7 @@ def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tupl
 
     Args:
         blocks: all blocks of the model, in order.
-        layer: the block whose output is given.
+        layer: the block whose output is given; -1 for the input of the first block, which then runs.
         hidden: (rows, tokens, d_value).
         tuples: whether the blocks of this model return a tuple.
     """
@@ -83,17 +84,52 @@ def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tupl
 
     replaced = list(blocks[: layer + 1])
     before = [block.__dict__.get("forward") for block in replaced]
+
+    def put_in(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, _HIDDEN: hidden})
+
+    entrance = blocks[0].register_forward_pre_hook(put_in, with_kwargs=True) if layer < 0 else None
     try:
         # An attribute of the instance shadows the class's `forward`; accelerate places its own hooks the same way.
         for block in replaced:
             block.forward = give
         yield
     finally:
+        if entrance is not None:
+            entrance.remove()
         for block, forward in zip(replaced, before, strict=True):
             if forward is None:
                 del block.forward
             else:
                 block.forward = forward
+
+
+@contextmanager
+def adding(modules: Sequence[nn.Module], shifts: Tensor) -> Iterator[None]:
+    """Add something to the first token of some modules' outputs, summed in the dtype of what is added.
+
+    Args:
+        modules: blocks, attention modules or MLPs.
+        shifts: (rows, modules, d_value).
+    """
+
+    def adder(index: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            found = first_tensor(output)
+            # OPT flattens rows and tokens before its MLP.
+            rows = found.reshape(len(shifts), -1, found.shape[-1])
+            first = rows[:, :1].to(shifts.dtype) + shifts[:, index, None].to(found.device)
+            changed = torch.cat([first.to(found.dtype), rows[:, 1:]], dim=1).reshape(found.shape)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return hook
+
+    handles = [module.register_forward_hook(adder(index)) for index, module in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -1,21 +1,25 @@
 """The four independent choices that make an editing method: target, spread, solver, regularizer."""
 
-from factpatch.strategies.regularizer import Regularizer, Unchanged
+from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, Unchanged
 from factpatch.strategies.solver import NullSpace, Ridge, Solver
-from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, Step
-from factpatch.strategies.target import HiddenState, Target
+from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
+from factpatch.strategies.target import AttentionAndMlp, HiddenState, Target
 
 __all__ = [
+    "AttentionAndMlp",
     "Boundary",
+    "CapSingularValues",
     "Each",
     "Even",
     "First",
     "HiddenState",
+    "KeepLargest",
     "NullSpace",
     "Regularizer",
     "Ridge",
     "Solver",
     "Spread",
+    "SquareRoot",
     "Step",
     "Target",
     "Unchanged",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class Even(Spread):
         last = critical_layers[-1]
         left = range(len(critical_layers), 0, -1)
         return [Step(layer, last, 1.0 / n) for layer, n in zip(critical_layers, left, strict=True)]
+
+
+@dataclass(frozen=True)
+class SquareRoot(Spread):
+    """As `Even`, with the share 1/√(layers left): more for the lower layers. Source: PMET (arXiv:2308.08742)."""
+
+    def steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        return [replace(step, share=math.sqrt(step.share)) for step in Even().steps(critical_layers)]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from factpatch.model.batching import padded
-from factpatch.model.hooks import captured, causal_mask, starting_after
+from factpatch.model.hooks import adding, captured, causal_mask, starting_after
 from factpatch.model.language_model import LanguageModel
 from factpatch.values.rows import Row
 
@@ -28,16 +28,30 @@ class _FrozenLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyp
         return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
+@dataclass(frozen=True)
+class Losses:
+    """What one micro-batch adds to every fact's loss; each (facts,)."""
+
+    nll: Tensor
+    """Its share of the mean NLL, in nats."""
+    kl: Tensor
+    """Its share of the KL, without its factor, in nats."""
+    missed: Tensor
+    """How many of its target tokens are not the most probable one."""
+
+
 @dataclass
 class FrozenRows:
     """Rows of like suffix length behind their frozen prefixes, ready to be run from one layer on."""
 
+    start: int
+    """The last layer that does not run again; -1 if all do."""
     fact: Tensor
     """(rows,): the fact of each row."""
     hidden: Tensor
-    """(rows, suffix, d_value): outputs of the layer's block from the subject's last token on."""
+    """(rows, suffix, d_value): outputs of block `start` from the subject's last token on."""
     keys: list[Tensor]
-    """For every layer above, (rows, heads, prefix, d_head)."""
+    """For every layer behind `start`, (rows, heads, prefix, d_head)."""
     values: list[Tensor]
     positions: Tensor
     """(rows, suffix): position ids."""
@@ -55,27 +69,29 @@ class FrozenRows:
     """(KL reads, vocabulary): log-probabilities before the first step."""
 
     @classmethod
-    def capture(cls, lm: LanguageModel, rows: Sequence[Row], layer: int) -> FrozenRows:
-        """Run the rows once and keep what lies below, and what lies before the subject's last token."""
+    def capture(cls, lm: LanguageModel, rows: Sequence[Row], start: int) -> FrozenRows:
+        """Run the rows once and keep what layer `start` puts out, and what lies before the subject's last token."""
         ids, attended = padded([row.ids for row in rows], device=lm.device)
         cache = DynamicCache()
-        with torch.inference_mode(), captured(outputs={layer: lm.block(layer)}) as found:
+        wanted: Any = {"outputs": {start: lm.block(start)}} if start >= 0 else {"inputs": {start: lm.block(0)}}
+        with torch.inference_mode(), captured(**wanted) as found:
             lm.body(input_ids=ids, attention_mask=attended, past_key_values=cache, use_cache=True)
         # Tensors made in inference mode cannot take part in a later backward pass; clones can.
-        block = found[layer].clone()
+        block = found[start].clone()
         device = block.device
         prefix_lengths = torch.tensor([row.subject for row in rows], device=device)
         suffix_lengths = torch.tensor([row.suffix for row in rows], device=device)
         prefix, suffix = int(prefix_lengths.max()), int(suffix_lengths.max())
         positions = prefix_lengths[:, None] + torch.arange(suffix, device=device)[None]
         inside = positions.clamp(max=block.shape[1] - 1)
-        above = cache.layers[layer + 1 :]
+        above = cache.layers[start + 1 :]
         reads = [
             (index, row.suffix - len(row.targets) + offset, target, row.weight)
             for index, row in enumerate(rows)
             for offset, target in enumerate(row.targets)
         ] + [(index, 0, -1, 0.0) for index, row in enumerate(rows) if not row.targets]
         return cls(
+            start=start,
             fact=torch.tensor([row.fact for row in rows], device=device),
             hidden=block.gather(1, inside[..., None].expand(-1, -1, block.shape[-1])),
             keys=[kept.keys[:, :, :prefix].clone() for kept in above],
@@ -88,20 +104,20 @@ class FrozenRows:
             read_weight=torch.tensor([read[3] for read in reads], device=device, dtype=lm.work_dtype),
         )
 
-    def run(self, lm: LanguageModel, layer: int, delta: Tensor) -> Tensor:
-        """Add δ at the subject's last token and run the layers above, the head only where a loss reads it.
+    def run(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Tensor:
+        """Add δ at the subject's last token and run what it reaches, the head only where a loss reads it.
 
         Args:
-            delta: (facts, d_value), in the work dtype.
+            sites: modules whose outputs get a δ each: block `start`, or parts of the block behind it.
+            delta: (facts, sites, d_value), in the work dtype.
 
         Returns:
             (reads, vocabulary) log-probabilities, in the work dtype.
         """
-        first = self.hidden[:, :1].to(delta.dtype) + delta[self.fact][:, None]
-        hidden = torch.cat([first.to(self.hidden.dtype), self.hidden[:, 1:]], dim=1)
-        below = [DynamicLayer() for _ in range(layer + 1)]
+        below = [DynamicLayer() for _ in range(self.start + 1)]
         frozen = [_FrozenLayer(keys, values) for keys, values in zip(self.keys, self.values, strict=True)]
-        with starting_after(lm.blocks, layer, hidden, lm.architecture.returns_tuple):
+        skipping = starting_after(lm.blocks, self.start, self.hidden, lm.architecture.returns_tuple)
+        with skipping, adding(sites, delta[self.fact]):
             last = lm.body(
                 # The embeddings of these ids are never used: the blocks that would read them do not run.
                 input_ids=torch.zeros_like(self.positions, device=lm.device),
@@ -114,20 +130,23 @@ class FrozenRows:
         # A model spread over devices ends on another one than it was edited on.
         return lm.log_probabilities(read).to(delta.device)
 
-    def losses(self, lm: LanguageModel, layer: int, delta: Tensor, kl_factor: float) -> tuple[Tensor, Tensor]:
-        """Return this micro-batch's share of every fact's NLL and of its weighted KL, each (facts,)."""
-        log_probabilities = self.run(lm, layer, delta)
+    def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
+        """Run the rows with δ and read their losses; the arguments are those of `run`."""
+        log_probabilities = self.run(lm, sites, delta)
         fact = self.fact[self.read_row]
         is_kl = self.read_target < 0
-        nll, kl = delta.new_zeros(len(delta)), delta.new_zeros(len(delta))
-        read = log_probabilities[~is_kl]
-        chosen = read.gather(1, self.read_target[~is_kl, None])[:, 0]
-        nll = nll.index_add(0, fact[~is_kl], -chosen * self.read_weight[~is_kl])
+        nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
+        read, target = log_probabilities[~is_kl], self.read_target[~is_kl]
+        chosen = read.gather(1, target[:, None])[:, 0]
         present = log_probabilities[is_kl]
         if self.reference is None:
             self.reference = present.detach().clone()
         divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
-        return nll, kl.index_add(0, fact[is_kl], kl_factor * divergence)
+        return Losses(
+            nll.index_add(0, fact[~is_kl], -chosen * self.read_weight[~is_kl]),
+            kl.index_add(0, fact[is_kl], divergence),
+            missed.index_add(0, fact[~is_kl], (read.argmax(dim=-1) != target).to(missed)),
+        )
 
     def keep(self, renumbered: Tensor) -> FrozenRows | None:
         """Drop the rows of facts that are finished.
@@ -150,6 +169,7 @@ class FrozenRows:
         if reference is not None:
             reference = reference[read_row[self.read_target < 0] >= 0]
         return FrozenRows(
+            start=self.start,
             fact=fact[rows],
             hidden=self.hidden[rows],
             keys=[keys[rows.to(keys.device)] for keys in self.keys],

@@ -11,11 +11,14 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies.target import Target
-from factpatch.values.frozen import FrozenRows
+from factpatch.values.frozen import FrozenRows, Losses
 from factpatch.values.reading import SubjectRows, read_values
 from factpatch.values.rows import micro_batches, optimization_rows
 
 TOKENS_AT_ONCE = 1024
+# Gradients of a float16 model are computed times this, since small ones would become zero; times less where that
+# overflows. The result is divided by it again.
+LOSS_SCALES = (1024.0, 32.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class TargetValues:
     """The outcome of the value optimization at one layer, one row per fact."""
 
     values: Tensor
-    """(n, d_value): activation plus δ."""
+    """(n, d_value): activation plus δ, at the target's site."""
     delta: Tensor
-    """(n, d_value)"""
+    """(n, d_value): δ at that site."""
     evaluations: Tensor
     """(n,): loss evaluations made."""
     updates: Tensor
@@ -56,9 +59,9 @@ class Adam:
 
 
 def clamped(delta: Tensor, largest: Tensor) -> Tensor:
-    """Project each row of (n, d) onto the ball of radius `largest`, (n,)."""
-    norm = torch.linalg.vector_norm(delta, dim=1)
-    return torch.where(norm > largest, largest / norm, torch.ones_like(norm))[:, None] * delta
+    """Project each vector of (..., d) onto the ball of radius `largest`, (...)."""
+    norm = torch.linalg.vector_norm(delta, dim=-1)
+    return torch.where(norm > largest, largest / norm, torch.ones_like(norm))[..., None] * delta
 
 
 def optimize_values(
@@ -77,7 +80,7 @@ def optimize_values(
     batched, beyond rounding.
 
     Args:
-        layer: where δ is added and the value is wanted.
+        layer: where the δs are added and the value is wanted.
         target: the loss, the step size, the stops.
         contexts: templates, the bare prompt first.
         progress: called after each evaluation with the number of evaluations that will not be needed any more.
@@ -88,69 +91,95 @@ def optimize_values(
     """
     with lm.quiet():
         rows = optimization_rows(lm, facts, contexts)
-        groups = [FrozenRows.capture(lm, group, layer) for group in micro_batches(rows, tokens_at_once)]
-        start = read_values(lm, SubjectRows.of(lm, facts, contexts[:1]), layer, target.site)
-        return _descend(lm, groups, layer, target, start, progress)
+        start = layer - 1 if target.inside else layer
+        groups = [FrozenRows.capture(lm, group, start) for group in micro_batches(rows, tokens_at_once)]
+        subjects = SubjectRows.of(lm, facts, contexts[:1])
+        present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
+        return _Descent(lm, groups, layer, target, present).run(progress)
 
 
-def _descend(
-    lm: LanguageModel,
-    groups: list[FrozenRows],
-    layer: int,
-    target: Target,
-    start: Tensor,
-    progress: Callable[[int], None],
-) -> TargetValues:
-    n = len(start)
-    delta = torch.zeros_like(start)
-    evaluations = torch.zeros(n, dtype=torch.long, device=start.device)
-    final_loss = torch.zeros(n, dtype=start.dtype, device=start.device)
-    active = torch.arange(n, device=start.device)
-    norm = torch.linalg.vector_norm(start, dim=1)
-    adam = Adam(target.learning_rate, torch.zeros_like(start), torch.zeros_like(start))
-    for evaluation in range(1, target.steps + 1):
-        last = evaluation == target.steps
-        loss, gradient = _evaluate(lm, groups, layer, target, delta[active], norm[active], with_gradient=not last)
-        if not bool(torch.isfinite(loss).all() and torch.isfinite(gradient).all()):
-            raise FloatingPointError(f"the loss of the value optimization at layer {layer} is not finite")
-        evaluations[active] = evaluation
-        final_loss[active] = loss
-        going = (loss >= target.stop_loss).nonzero()[:, 0]
-        if last or len(going) == 0:
-            progress(len(active) * (target.steps - evaluation + 1))
-            break
-        progress(len(active) + (len(active) - len(going)) * (target.steps - evaluation))
-        if len(going) < len(active):
-            renumbered = torch.full_like(active, -1)
-            renumbered[going] = torch.arange(len(going), device=going.device)
-            groups[:] = [kept for group in groups if (kept := group.keep(renumbered)) is not None]
-            active, gradient = active[going], gradient[going]
-            adam.keep(going)
-        delta[active] = clamped(adam.update(delta[active], gradient), target.clamp * norm[active])
-    return TargetValues(start + delta, delta, evaluations, evaluations - 1, final_loss)
+class _Descent:
+    """The optimization of all facts' δ at one layer.
 
+    Args:
+        present: (n, sites, d_value), the unshifted activations on the bare prompts.
+    """
 
-def _evaluate(
-    lm: LanguageModel,
-    groups: Sequence[FrozenRows],
-    layer: int,
-    target: Target,
-    delta: Tensor,
-    norm: Tensor,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return every active fact's loss, (n,), and its gradient, (n, d_value), which is zero if it is not asked for."""
-    delta = delta.detach().requires_grad_(with_gradient)
-    total = torch.zeros_like(norm)
-    with torch.set_grad_enabled(with_gradient):
-        for group in groups:
-            nll, kl = group.losses(lm, layer, delta, target.kl_factor)
-            part = nll + kl
-            if with_gradient:
-                # Now, so that one micro-batch's activations are alive at a time.
-                part.sum().backward()  # type: ignore[no-untyped-call]
-            total += part.detach()
-        decay = target.weight_decay * torch.linalg.vector_norm(delta, dim=1) / norm**2
-        if with_gradient:
-            decay.sum().backward()
-    return total + decay.detach(), delta.grad if delta.grad is not None else torch.zeros_like(delta)
+    def __init__(
+        self, lm: LanguageModel, groups: list[FrozenRows], layer: int, target: Target, present: Tensor
+    ) -> None:
+        self.lm = lm
+        self.groups = groups
+        self.layer = layer
+        self.target = target
+        self.present = present
+        self.sites = [getattr(lm, site)(layer) for site in target.sites]
+        self.norm = torch.linalg.vector_norm(present, dim=-1)
+
+    def run(self, progress: Callable[[int], None]) -> TargetValues:
+        target, present = self.target, self.present
+        n, device = len(present), present.device
+        delta = torch.zeros_like(present)
+        evaluations = torch.zeros(n, dtype=torch.long, device=device)
+        final_loss = torch.zeros(n, dtype=present.dtype, device=device)
+        active = torch.arange(n, device=device)
+        nll_weight = torch.ones_like(final_loss)
+        adam = Adam(target.learning_rate, torch.zeros_like(present), torch.zeros_like(present))
+        for evaluation in range(1, target.steps + 1):
+            last = evaluation == target.steps
+            losses, gradient = self._evaluate(delta[active], nll_weight, self.norm[active], with_gradient=not last)
+            loss = self._total(losses, nll_weight, delta[active], self.norm[active])
+            if not bool(torch.isfinite(loss).all() and torch.isfinite(gradient).all()):
+                raise FloatingPointError(f"the loss of the value optimization at layer {self.layer} is not finite")
+            evaluations[active] = evaluation
+            final_loss[active] = loss
+            finished, nll_weight = target.judge(loss, losses.kl, losses.missed == 0)
+            going = (~finished).nonzero()[:, 0]
+            if last or len(going) == 0:
+                progress(len(active) * (target.steps - evaluation + 1))
+                break
+            progress(len(active) + (len(active) - len(going)) * (target.steps - evaluation))
+            if len(going) < len(active):
+                self._keep(going, len(active))
+                active, gradient, nll_weight = active[going], gradient[going], nll_weight[going]
+                adam.keep(going)
+            delta[active] = clamped(adam.update(delta[active], gradient), target.clamp * self.norm[active])
+        values, written = present[:, -1] + delta[:, -1], delta[:, -1].clone()
+        return TargetValues(values, written, evaluations, evaluations - 1, final_loss)
+
+    def _keep(self, going: Tensor, active: int) -> None:
+        """Drop the rows of finished facts."""
+        renumbered = torch.full((active,), -1, device=going.device)
+        renumbered[going] = torch.arange(len(going), device=going.device)
+        self.groups[:] = [kept for group in self.groups if (kept := group.keep(renumbered)) is not None]
+
+    def _decay(self, delta: Tensor, norm: Tensor) -> Tensor:
+        decay: Tensor = self.target.weight_decay * (torch.linalg.vector_norm(delta, dim=-1) / norm**2).sum(dim=-1)
+        return decay
+
+    def _total(self, losses: Losses, nll_weight: Tensor, delta: Tensor, norm: Tensor) -> Tensor:
+        return nll_weight * losses.nll + self.target.kl_factor * losses.kl + self._decay(delta, norm)
+
+    def _evaluate(self, delta: Tensor, nll_weight: Tensor, norm: Tensor, with_gradient: bool) -> tuple[Losses, Tensor]:
+        """Return what the active facts' losses consist of, and the loss's gradient, zero if it is not asked for."""
+        for scale in LOSS_SCALES if self.lm.dtype == torch.float16 else (1.0,):
+            found = self._evaluate_scaled(delta, nll_weight, norm, scale if with_gradient else 0.0)
+            if bool(torch.isfinite(found[1]).all()):
+                break
+        return found
+
+    def _evaluate_scaled(self, delta: Tensor, nll_weight: Tensor, norm: Tensor, scale: float) -> tuple[Losses, Tensor]:
+        delta = delta.detach().requires_grad_(scale > 0)
+        nll, kl, missed = (torch.zeros_like(nll_weight) for _ in range(3))
+        with torch.set_grad_enabled(scale > 0):
+            for group in self.groups:
+                part = group.losses(self.lm, self.sites, delta)
+                if scale > 0:
+                    # Now, so that one micro-batch's activations are alive at a time.
+                    loss = nll_weight * part.nll + self.target.kl_factor * part.kl
+                    (scale * loss.sum()).backward()  # type: ignore[no-untyped-call]
+                nll, kl, missed = nll + part.nll.detach(), kl + part.kl.detach(), missed + part.missed
+            if scale > 0:
+                (scale * self._decay(delta, norm).sum()).backward()  # type: ignore[no-untyped-call]
+        gradient: Tensor = torch.zeros_like(delta) if delta.grad is None else delta.grad / scale
+        return Losses(nll, kl, missed), gradient
