@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 import factpatch.editor as editor_module
 from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch, Ridge
+from factpatch.model.weights import restore, snapshot
 from factpatch.shift import Dense, Shift
-from factpatch.strategies.regularizer import Acts, Regularizer
+from factpatch.strategies.regularizer import Acts, CapSingularValues, KeepLargest, Regularizer
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 
 LAYERS = (1, 2, 3)
@@ -31,6 +33,10 @@ FACTS = (
     Fact("{} works in the field of", "Ada Lovelace", "football"),
 )
 EXACT = torch.float64
+PRUNE = CapSingularValues()
+# So little restraint that a total shift exceeds every bound.
+FAR = {"target.clamp": 30, "target.learning_rate": 3}
+LOOSE = {**FAR, "solver.weight": 0.01}
 
 
 def second_moments(seed: int = 0) -> dict[int, Tensor]:
@@ -70,16 +76,17 @@ def test_an_edit_moves_the_target_layer_toward_the_targets_and_undo_restores_eve
 ) -> None:
     editor = make(method, family, torch.float32)
     before = state(editor)
-    last = LAYERS[-1]
+    last, site = LAYERS[-1], METHODS[method].target.site
     subjects = SubjectRows.of(editor.lm, FACTS, CONTEXTS)
-    start = read_values(editor.lm, subjects, last, "block")
+    start = read_values(editor.lm, subjects, last, site)
     patch = editor.edit(FACTS)
     assert not same(editor, before)
     target = editor.edits[0].targets[last].values
     if isinstance(METHODS[method].spread, Boundary):
         # The last target belongs to the activation behind the first write.
         start = target - editor.edits[0].targets[last].delta
-    assert float((read_values(editor.lm, subjects, last, "block") - target).norm()) < float((start - target).norm())
+    with full_weights(editor):
+        assert float((read_values(editor.lm, subjects, last, site) - target).norm()) < float((start - target).norm())
     assert set(patch.layers) == {step.layer for step in METHODS[method].spread.steps(LAYERS)}
     editor.undo()
     assert same(editor, before)
@@ -93,11 +100,12 @@ def test_one_batch_equals_the_closed_form(method: str) -> None:
     step = row.spread.steps(LAYERS)[0]
     subjects = SubjectRows.of(editor.lm, FACTS, CONTEXTS)
     keys = read_keys(editor.lm, subjects, step.layer)
-    present = read_values(editor.lm, subjects, step.target_layer, "block")
+    present = read_values(editor.lm, subjects, step.target_layer, row.target.site)
+    before = editor.lm.weight(step.layer).clone()
     found = shifts(editor.edit(FACTS))[step.layer]
     residual = step.share * (editor.edits[0].targets[step.target_layer].values - present)
-    moment = second_moments()[step.layer]
-    torch.testing.assert_close(found, dense(row, moment, keys, residual, keys[:0]), rtol=1e-8, atol=1e-11)
+    expected = dense(row, second_moments()[step.layer], keys, residual, keys[:0])
+    torch.testing.assert_close(found, kept(row, expected, before), rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,12 +115,33 @@ def test_a_second_batch_preserves_the_keys_of_the_first_as_the_closed_form_says(
     step = editor.method.spread.steps(LAYERS)[0]
     earlier = editor.edits[0].keys[step.layer]
     subjects = SubjectRows.of(editor.lm, FACTS[2:], CONTEXTS)
-    keys = read_keys(editor.lm, subjects, step.layer)
-    present = read_values(editor.lm, subjects, step.target_layer, "block")
+    with full_weights(editor):
+        keys = read_keys(editor.lm, subjects, step.layer)
+        present = read_values(editor.lm, subjects, step.target_layer, editor.method.target.site)
+        before = editor.lm.weight(step.layer).clone()
     found = shifts(editor.edit(FACTS[2:]))[step.layer]
     residual = step.share * (editor.edits[1].targets[step.target_layer].values - present)
-    moment = second_moments()[step.layer]
-    torch.testing.assert_close(found, dense(editor.method, moment, keys, residual, earlier), rtol=1e-8, atol=1e-11)
+    expected = dense(editor.method, second_moments()[step.layer], keys, residual, earlier)
+    torch.testing.assert_close(found, kept(editor.method, expected, before), rtol=1e-8, atol=1e-11)
+
+
+@contextmanager
+def full_weights(editor: Editor) -> Iterator[None]:
+    """The weights that a session goes on from, where its regularizer makes the model show something else."""
+    weights = editor.lm.weights(LAYERS)
+    shown = snapshot(weights)
+    restore(weights, editor._full)
+    yield
+    restore(weights, shown)
+
+
+def kept(row: Method, shift: Tensor, before: Tensor) -> Tensor:
+    """What the published rule of RECT keeps, written again; other regularizers leave the shift of a batch alone."""
+    if not isinstance(row.regularizer, KeepLargest):
+        return shift
+    change = (shift / (before + 1e-8)).abs()
+    threshold = change.flatten().sort().values[int(0.6 * change.numel()) - 1]
+    return torch.where(change >= threshold, shift, 0.0)
 
 
 def dense(row: Method, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
@@ -199,6 +228,139 @@ def test_a_regularizer_acts_on_the_whole_batch_and_keys_are_read_after_it() -> N
     torch.testing.assert_close(halved.lm.weight(1) - before, full[1] / 2, rtol=1e-7, atol=1e-12)
     keys = read_keys(halved.lm, SubjectRows.of(halved.lm, FACTS, CONTEXTS), 3)
     assert torch.equal(halved.edits[0].keys[3], keys)
+
+
+def capped(total: Tensor, original: Tensor) -> Tensor:
+    """PRUNE's equation on dense matrices."""
+    largest = torch.linalg.svdvals(original)[0]
+    left, singular, right = torch.linalg.svd(total, full_matrices=False)
+    return left @ torch.diag(torch.where(singular > largest, (singular / largest).log() + largest, singular)) @ right
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("prune", LOOSE),
+        ("prune-blue", LOOSE),
+        (replace(METHODS["alphaedit"], regularizer=PRUNE), {**FAR, "solver.l2": 0.001}),
+        (replace(METHODS["pmet"], regularizer=PRUNE, solver=NullSpace()), {**FAR, "solver.l2": 0.001}),
+    ],
+    ids=["prune", "prune-blue", "alphaedit with prune", "pmet with the null space and prune"],
+)
+def test_prune_caps_the_total_shift_of_the_session_from_the_original_weights(
+    method: str | Method, settings: dict[str, float]
+) -> None:
+    editor = make(method, settings=settings)
+    original = {layer: editor.lm.weight(layer).clone() for layer in LAYERS}
+    summed = {layer: torch.zeros_like(original[layer]) for layer in LAYERS}
+    for batch in (FACTS[:2], FACTS[2:]):
+        for layer, shift in shifts(editor.edit(batch)).items():
+            summed[layer] += shift
+        # Read out after every batch, the session goes on all the same.
+        for layer in editor.patch.layers:
+            shown = editor.lm.weight(layer) - original[layer]
+            torch.testing.assert_close(shown, capped(summed[layer], original[layer]), rtol=1e-9, atol=1e-11)
+            assert not torch.allclose(shown, summed[layer], rtol=1e-3)
+    (batch,) = editor.patch.batches
+    assert batch.edits == (2, 2)
+    assert batch.facts == FACTS
+
+
+def test_prune_departs_from_the_published_script_which_keeps_the_full_shift_too() -> None:
+    """The script adds the capped shift to weights that hold the full one; the paper says that it replaces it."""
+    editor = make("prune", settings=LOOSE)
+    original = editor.lm.weight(1).clone()
+    full = shifts(editor.edit(FACTS))[1]
+    published = original + full + capped(full, original)
+    torch.testing.assert_close(editor.lm.weight(1), published - full, rtol=1e-9, atol=1e-11)
+    assert float((editor.lm.weight(1) - published).norm()) > 0.1 * float(full.norm())
+
+
+def test_a_read_out_does_not_change_the_edits_that_follow() -> None:
+    pruned, plain = make("prune", settings=LOOSE), make("memit", settings=LOOSE)
+    for batch in (FACTS[:2], FACTS[2:]):
+        assert pruned.edit(batch).batches[0].after == plain.edit(batch).batches[0].after
+    assert pruned.patch.batches[0].after != plain.patch.batches[-1].after
+
+
+def test_a_shift_within_the_bound_is_left_as_it_is() -> None:
+    pruned, plain = make("prune", settings={"solver.weight": 1e6}), make("memit", settings={"solver.weight": 1e6})
+    pruned.edit(FACTS)
+    plain.edit(FACTS)
+    for layer in LAYERS:
+        torch.testing.assert_close(pruned.lm.weight(layer), plain.lm.weight(layer), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_patch_of_a_session_gives_the_very_bits_of_the_model(method: str, tmp_path: Any) -> None:
+    editor = make(method, dtype=torch.float32)
+    for batch in (FACTS[:2], FACTS[2:]):
+        editor.edit(batch)
+    editor.patch.save(tmp_path / "p.safetensors")
+    fresh = tiny_model("llama")
+    Patch.load(tmp_path / "p.safetensors").apply(fresh)
+    assert same(editor, fresh.state_dict())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_session_goes_on_from_its_patches_as_if_it_had_never_ended(method: str, tmp_path: Any) -> None:
+    whole, resumed = make(method, dtype=torch.float32), make(method, dtype=torch.float32)
+    for index, fact in enumerate(FACTS[:3]):
+        patch = whole.edit([fact])
+        if index < 2:
+            patch.save(tmp_path / "p.safetensors")
+            resumed.replay(Patch.load(tmp_path / "p.safetensors"))
+    assert resumed.edit(FACTS[2:3]).batches[0].after == patch.batches[0].after
+    assert same(whole, state(resumed))
+    unedited = make(method, dtype=torch.float32)
+    for _ in range(3):
+        resumed.undo()
+    assert same(unedited, state(resumed))
+
+
+def test_a_patch_of_other_settings_or_weights_is_not_replayed() -> None:
+    editor, other = make(), make(settings={"solver.weight": 6.0})
+    first = editor.edit(FACTS[:2])
+    second = editor.edit(FACTS[2:])
+    for patch, message in ((first, r"other settings: solver; solver is .*5\.0.* there and .*6\.0"), (second, "solver")):
+        before = state(other)
+        with pytest.raises(ValueError, match=message):
+            other.replay(patch)
+        assert same(other, before)
+    fresh = make()
+    with pytest.raises(ValueError, match="other weights than the model has in layers 1, 3"):
+        fresh.replay(second)
+    fresh.replay(first)
+    fresh.replay(second)
+    assert same(editor, state(fresh))
+
+
+def test_a_replay_that_would_give_other_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch, fresh = make().edit(FACTS), make()
+    before = state(fresh)
+    monkeypatch.setattr(editor_module, "write_shift", lambda weight, *args: weight.add_(1e-3))
+    with pytest.raises(RuntimeError, match="rounds the shifts differently"):
+        fresh.replay(patch)
+    assert same(fresh, before)
+    assert fresh.edits == []
+
+
+def test_rect_keeps_two_fifths_of_the_entries() -> None:
+    shift = make("rect").edit(FACTS).batches[0].shifts[2].matrix()
+    assert int((shift != 0).sum()) == shift.numel() - int(0.6 * shift.numel()) + 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_facts_that_are_known_already_give_no_shift(method: str) -> None:
+    """A loss that is below the stop from the start leaves δ at zero, so that the first residual is zero."""
+    editor = make(method, settings={"target.stop_loss": 1e6})
+    before = state(editor)
+    editor.edit(FACTS)
+    assert [int(count) for targets in editor.edits[0].targets.values() for count in targets.updates] == [0] * len(
+        [fact for targets in editor.edits[0].targets for fact in FACTS]
+    )
+    for name, value in editor.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-12)
 
 
 def test_undo_goes_back_edit_by_edit_to_the_very_bits() -> None:
