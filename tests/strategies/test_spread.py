@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from factpatch.strategies import Boundary, Each, Even, First, Spread, Step
+from factpatch.strategies import Boundary, Each, Even, First, Spread, SquareRoot, Step
 
-SPREADS: list[Spread] = [Even(), Boundary(), Each(), First()]
+SPREADS: list[Spread] = [Even(), SquareRoot(), Boundary(), Each(), First()]
 
 
 def test_even_gives_every_layer_its_part_of_what_is_left() -> None:
     assert Even().steps([3, 4, 7]) == [Step(3, 7, 1 / 3), Step(4, 7, 1 / 2), Step(7, 7, 1.0)]
+
+
+def test_square_root_gives_the_root_of_it() -> None:
+    assert SquareRoot().steps([3, 4, 7]) == [Step(3, 7, (1 / 3) ** 0.5), Step(4, 7, 0.5**0.5), Step(7, 7, 1.0)]
 
 
 def test_boundary_writes_both_ends_toward_their_own_targets() -> None:

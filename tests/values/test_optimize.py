@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from tests.models import FAMILIES, tiny
+from tests.models import FAMILIES, NUM_LAYERS, tiny
 from torch import Tensor
 
 from factpatch import Fact
 from factpatch.model.hooks import first_tensor
 from factpatch.model.language_model import LanguageModel
-from factpatch.strategies import HiddenState
+from factpatch.strategies import AttentionAndMlp, HiddenState, Target
 from factpatch.values.optimize import TargetValues, optimize_values
 
 CONTEXTS = ("{}", "The tower in the city. {}", "Because of this. {}")
@@ -24,11 +26,10 @@ FACTS = (
     Fact("{}, the founder of Apple, works in", "Steve Jobs", "Vienna"),
 )
 TARGET = HiddenState(steps=6, learning_rate=0.3, clamp=0.8)
+TWO_SITES = AttentionAndMlp(steps=6, learning_rate=0.3, clamp=0.8)
 
 
-def plainly(
-    lm: LanguageModel, fact: Fact, layer: int, target: HiddenState, contexts: Sequence[str]
-) -> tuple[Tensor, int]:
+def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts: Sequence[str]) -> tuple[Tensor, int]:
     """The value and the number of evaluations for one fact, straight from the formula."""
     tokenizer, model = lm.tokenizer, lm.model
     wanted = tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
@@ -41,70 +42,136 @@ def plainly(
         offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         return max(i for i, (start, end) in enumerate(offsets) if start <= character < end)
 
-    delta = torch.zeros(lm.d_value, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=target.learning_rate)
-    original: list[Tensor] = []
+    modules = [getattr(lm, site)(layer) for site in target.sites]
+    deltas = [torch.zeros(lm.d_value, dtype=torch.float64, requires_grad=True) for _ in modules]
+    optimizer = torch.optim.Adam(deltas, lr=target.learning_rate)
+    original: dict[int, Tensor] = {}
     reference: list[Tensor] = []
 
     def run(text: str, position: int) -> Tensor:
-        def add(module: object, args: object, output: object) -> object:
-            hidden = first_tensor(output)
-            if not original:
-                original.append(hidden[0, position].detach().clone())
-            changed = hidden.clone()
-            changed[0, position] = changed[0, position] + delta
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        def adder(index: int) -> Any:
+            def add(module: object, args: object, output: object) -> object:
+                hidden = first_tensor(output)
+                rows = hidden.reshape(-1, hidden.shape[-1])
+                original.setdefault(index, rows[position].detach().clone())
+                changed = rows.clone()
+                changed[position] = changed[position] + deltas[index]
+                changed = changed.reshape(hidden.shape)
+                return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        handle = lm.block(layer).register_forward_hook(add)
+            return add
+
+        handles = [module.register_forward_hook(adder(index)) for index, module in enumerate(modules)]
         try:
             logits: Tensor = model(**tokenizer(text, return_tensors="pt")).logits[0]
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         return logits.log_softmax(-1)
 
+    nll_weight = 1.0
     for evaluation in range(1, target.steps + 1):
-        losses = []
+        losses, predicted = [], True
         for text, end in zip(texts[:-1], ends[:-1], strict=True):
             read = run(text, last_token(text, end))[-len(wanted) :]
             losses.append(-read[range(len(wanted)), wanted].mean())
+            predicted = predicted and read.argmax(-1).tolist() == wanted
         position = last_token(texts[-1], ends[-1])
         present = run(texts[-1], position)[position]
         if not reference:
             reference.append(present.detach())
         kl = (present.exp() * (present - reference[0])).sum()
-        start = original[0]
-        loss = (
-            torch.stack(losses).mean() + target.kl_factor * kl + target.weight_decay * delta.norm() / start.norm() ** 2
-        )
+        decay = sum(delta.norm() / original[index].norm() ** 2 for index, delta in enumerate(deltas))
+        loss = nll_weight * torch.stack(losses).mean() + target.kl_factor * kl + target.weight_decay * decay
         if loss < target.stop_loss or evaluation == target.steps:
             break
+        if isinstance(target, AttentionAndMlp):
+            nll_weight = target.learned_weight if predicted else 1.0
+            if predicted and kl < target.stop_kl:
+                break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            largest = target.clamp * start.norm()
-            if delta.norm() > largest:
-                delta.mul_(largest / delta.norm())
-    return (original[0] + delta).detach(), evaluation
+            for index, delta in enumerate(deltas):
+                largest = target.clamp * original[index].norm()
+                if delta.norm() > largest:
+                    delta.mul_(largest / delta.norm())
+    return (original[len(deltas) - 1] + deltas[-1]).detach(), evaluation
 
 
 def batched(
-    lm: LanguageModel, target: HiddenState = TARGET, facts: Sequence[Fact] = FACTS, tokens: int = 1024
+    lm: LanguageModel,
+    target: Target = TARGET,
+    facts: Sequence[Fact] = FACTS,
+    tokens: int = 1024,
+    layer: int = 1,
 ) -> TargetValues:
-    return optimize_values(lm, facts, 1, target, CONTEXTS, tokens_at_once=tokens)
+    return optimize_values(lm, facts, layer, target, CONTEXTS, tokens_at_once=tokens)
 
 
 @pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batched_values_equal_one_fact_at_a_time(family: str, bos: bool) -> None:
+@pytest.mark.parametrize("target", [TARGET, TWO_SITES], ids=lambda target: type(target).__name__)
+def test_batched_values_equal_one_fact_at_a_time(target: Target, family: str, bos: bool) -> None:
     lm = tiny(family, bos=bos, dtype=torch.float64)
-    found = batched(lm)
+    found = batched(lm, target)
     # Some families keep a float32 table or float32 attention scores inside a float64 model.
     tolerance = 1e-6
     for index, fact in enumerate(FACTS):
-        expected, evaluations = plainly(lm, fact, 1, TARGET, CONTEXTS)
+        expected, evaluations = plainly(lm, fact, 1, target, CONTEXTS)
         assert float((found.values[index] - expected).norm() / expected.norm()) < tolerance
         assert int(found.evaluations[index]) == evaluations
+
+
+@pytest.mark.parametrize("layer", [0, NUM_LAYERS - 1])
+@pytest.mark.parametrize("target", [TARGET, TWO_SITES], ids=lambda target: type(target).__name__)
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_the_first_and_the_last_layer_are_layers_like_others(family: str, target: Target, layer: int) -> None:
+    lm = tiny(family, dtype=torch.float64)
+    # At the last layer only a subject that ends the prompt has a gradient; Adam would blow up the rounding of others.
+    facts = [FACTS[3], replace(FACTS[3], subject="Rome")]
+    found = batched(lm, target, facts, layer=layer)
+    for index, fact in enumerate(facts):
+        expected, _ = plainly(lm, fact, layer, target, CONTEXTS)
+        assert float((found.values[index] - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("stop_kl", [0.5, 5.0])
+def test_a_predicted_fact_leaves_the_lead_to_the_kl_and_stops_when_that_is_small(stop_kl: float) -> None:
+    lm = tiny("gpt2", dtype=torch.float64)
+    lm.model.get_output_embeddings().weight.data.mul_(3)
+    target = AttentionAndMlp(steps=40, learning_rate=0.2, clamp=10, stop_kl=stop_kl)
+    pairs = (("Tokyo", "English"), ("Rome", "the"), ("Vienna", "Messi"), ("Paris", "was"))
+    facts = [Fact("In the large city called {}", subject, new) for subject, new in pairs]
+    found = batched(lm, target, facts)
+    for index, fact in enumerate(facts):
+        expected, evaluations = plainly(lm, fact, 1, target, CONTEXTS)
+        assert int(found.evaluations[index]) == evaluations
+        assert float((found.values[index] - expected).norm() / expected.norm()) < 1e-6
+    early = found.evaluations < 40
+    # Those that stop have a loss far above the stop: the KL decides.
+    assert int(early.sum()) == (2 if stop_kl == 5.0 else 0)
+    assert bool((found.loss[early] > 1.0).all())
+
+
+def test_small_gradients_of_a_half_precision_model_are_not_lost() -> None:
+    """Without scaling, most of a float16 gradient of this size is zero."""
+    fine, coarse = tiny("llama"), tiny("llama", dtype=torch.float16)
+    faint = HiddenState(steps=4, learning_rate=0.1, weight_decay=0.0, kl_factor=0.0)
+    for lm in (fine, coarse):
+        lm.model.get_output_embeddings().weight.data.mul_(1e-3)
+    expected, found = batched(fine, faint), batched(coarse, faint)
+    aligned = torch.nn.functional.cosine_similarity(found.delta, expected.delta)
+    assert float(aligned.min()) > 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_of_low_precision_models_are_near_those_in_float32(dtype: torch.dtype) -> None:
+    expected, found = batched(tiny("llama")), batched(tiny("llama", dtype=dtype))
+    assert found.values.dtype == torch.float32
+    relative = (found.values - expected.values).norm(dim=1) / expected.values.norm(dim=1)
+    assert float(relative.max()) < 0.25
 
 
 def test_facts_that_stop_early_leave_the_others_unchanged() -> None:
