@@ -160,10 +160,10 @@ def test_small_gradients_of_a_half_precision_model_are_not_lost() -> None:
     fine, coarse = tiny("llama"), tiny("llama", dtype=torch.float16)
     faint = HiddenState(steps=4, learning_rate=0.1, weight_decay=0.0, kl_factor=0.0)
     for lm in (fine, coarse):
-        lm.model.get_output_embeddings().weight.data.mul_(1e-3)
+        lm.model.get_output_embeddings().weight.data.mul_(3e-5)
     expected, found = batched(fine, faint), batched(coarse, faint)
     aligned = torch.nn.functional.cosine_similarity(found.delta, expected.delta)
-    assert float(aligned.min()) > 0.95
+    assert float(aligned.min()) > 0.999
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
