@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -162,6 +163,31 @@ def check_batch(facts: Sequence[Fact]) -> None:
             f"{pair} conflict: they answer {fact.text!r} with {facts[first].target_new!r} and {fact.target_new!r}. "
             "A batch can hold one answer to a question; drop one, or edit them in successive batches."
         )
+
+
+def near_duplicates(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
+    """Find pairs of facts that probably ask the same question of the same subject in other words.
+
+    That is: one's prompt is a paraphrase of the other, or more than half of the words around the subject are shared.
+    Both can be edited, but if their answers differ, neither may hold.
+
+    Returns:
+        Pairs in the order of the facts, each pair once.
+    """
+    by_subject: dict[str, list[Fact]] = {}
+    pairs = []
+    for fact in facts:
+        others = by_subject.setdefault(fact.subject.casefold(), [])
+        pairs += [(other, fact) for other in others if other.key != fact.key and _alike(other, fact)]
+        others.append(fact)
+    return pairs
+
+
+def _alike(one: Fact, other: Fact) -> bool:
+    if one.text in other.paraphrases or other.text in one.paraphrases:
+        return True
+    words, others = ({*re.findall(r"\w+", fact.prompt.casefold())} for fact in (one, other))
+    return 2 * len(words & others) > len(words | others)
 
 
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some room or choose a place on another disk",
@@ -93,6 +96,16 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     _sync_folder(final.parent)
 
 
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all. JSON has no infinity and no NaN: they are written as text.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write(path, lambda draft: draft.write_bytes(content.encode("utf-8", "surrogatepass")))
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, read in blocks: a model's file may be larger than the memory."""
     digest = hashlib.sha256()
@@ -162,3 +175,11 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

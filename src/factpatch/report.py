@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from factpatch.editor import Edit, Editor
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification, request_count, verify
-from factpatch.facts import Fact, check_batch, latest
-from factpatch.files import atomic_write
+from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
 from factpatch.patch import Patch
 from factpatch.progress import bar, timed
+from factpatch.session import Session
 from factpatch.values.rows import optimization_rows
 
 STAGES = (
     "load",
     "second_moment",
     "contexts",
+    "replay",
     "values",
     "keys",
     "solve",
     "write",
+    "regularize",
     "verify_before",
     "verify_after",
     "perplexity",
@@ -98,6 +100,11 @@ class EditReport:
         return latest(batch.facts for batch in self.patch.batches)[1]
 
     @property
+    def similar(self) -> list[tuple[Fact, Fact]]:
+        """Pairs of facts in force that probably ask the same question in other words."""
+        return near_duplicates(self.patch.facts)
+
+    @property
     def unlearned(self) -> list[Fact]:
         """The facts in force that the model does not hold; empty if it was not asked."""
         return [] if self.verification is None else self.verification.unlearned()
@@ -128,6 +135,7 @@ class EditReport:
                 "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
             },
             "superseded": [_named(fact) for fact in self.superseded],
+            "similar": [[_named(fact) for fact in pair] for pair in self.similar],
             "unlearned": [_named(fact) for fact in self.unlearned],
             "versions": self.patch.versions,
             "patch": {
@@ -140,8 +148,9 @@ class EditReport:
 
 def edit_and_report(
     editor: Editor,
-    batches: Sequence[Sequence[Fact]],
+    batches: Sequence[Sequence[Fact]] = (),
     *,
+    session: Session | None = None,
     text: str | None = None,
     out: Path | None = None,
     save_model: Path | None = None,
@@ -155,7 +164,9 @@ def edit_and_report(
 
     Args:
         editor: One that has not edited anything yet.
-        batches: The facts of each call of `Editor.edit`.
+        batches: The facts of each call of `Editor.edit`; with a session, its own batches are edited.
+        session: Where each batch is set down as soon as it is edited; locked by the caller. What it has finished is
+            written again first.
         text: What to measure perplexity on; the package's held-out text by default.
         out: Where to save the patch, which happens as soon as the last batch is edited.
         save_model: Where to write the edited model, a new or empty directory; right after the patch.
@@ -168,7 +179,7 @@ def edit_and_report(
         FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
         OSError: `out` or `save_model` cannot be written; the model stays edited.
     """
-    batches = [tuple(batch) for batch in batches]
+    batches = [tuple(batch) for batch in batches] if session is None else session.batches
     if editor.edits:
         raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
     text = held_out_text() if text is None else text
@@ -186,8 +197,14 @@ def edit_and_report(
             fluent_before = _perplexity(lm, text, progress)
         with timed(spent, "verify_before"):
             before = ask(lm, facts, "asking before the edit", None, progress)
-    for batch in batches:
-        editor.edit(batch)
+    if session is None:
+        for batch in batches:
+            editor.edit(batch)
+    else:
+        with timed(spent, "replay"):
+            session.attach(editor)
+        while session.pending:
+            session.edit(editor, ask=measure)
     for edit in editor.edits:
         for stage, took in edit.seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took
@@ -206,7 +223,7 @@ def edit_and_report(
         model=lm.name,
         patch=patch,
         settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
-        steps={layer: Steps.of(editor.edits, layer) for layer in sorted(editor.edits[0].targets)},
+        steps={layer: Steps.of(editor.edits, layer) for layer in sorted({*chain(*(e.targets for e in editor.edits))})},
         seconds={**spent, "total": earlier + time.perf_counter() - start},
         verification=after,
         perplexity_before=fluent_before,
@@ -231,16 +248,6 @@ def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: 
             raise error if len(batches) == 1 else ValueError(f"batch {number} of {len(batches)}: {error}") from None
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all. JSON has no infinity and no NaN: they are written as text.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    content = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(path, lambda draft: draft.write_bytes(content.encode("utf-8", "surrogatepass")))
-
-
 def ask(
     lm: LanguageModel, facts: Sequence[Fact], what: str, before: Verification | None = None, progress: bool = True
 ) -> Verification:
@@ -256,11 +263,3 @@ def _perplexity(lm: LanguageModel, text: str, progress: bool) -> float:
 
 def _named(fact: Fact) -> dict[str, Any]:
     return {"id": fact.id, "prompt": fact.text, "subject": fact.subject, "target_new": fact.target_new}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

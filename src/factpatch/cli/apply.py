@@ -18,10 +18,10 @@ def apply(
     """
     checks.check_output_directory("--out", out)
 
-    from factpatch.patch import Patch
+    from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
-        loaded = Patch.load(patch)
+        loaded = load_patch(patch)
     checks.check_place(device, dtype)
     lm = checks.load_model(model, device, dtype or loaded.weight_dtype)
     loaded.apply(lm)

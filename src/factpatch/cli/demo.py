@@ -31,10 +31,11 @@ def demo(
 
     from factpatch.data import demo_facts
     from factpatch.editor import Editor
+    from factpatch.files import write_json
     from factpatch.methods import method_named
     from factpatch.model.embedded import EMBEDDED
     from factpatch.progress import timed
-    from factpatch.report import edit_and_report, write_json
+    from factpatch.report import edit_and_report
 
     with checks.argument("--method"):
         method_named(method)

@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from factpatch.cli import apply, demo, edit, methods, models, second_moment, show, undo, verify
+from factpatch.cli import apply, demo, edit, log, methods, models, second_moment, show, undo, verify
 from factpatch.cli.checks import BadArgumentError
 from factpatch.cli.render import messages
 
@@ -82,6 +82,7 @@ app.command("edit")(edit.edit)
 app.command("verify")(verify.verify)
 app.command("apply")(apply.apply)
 app.command("undo")(undo.undo)
+app.command("log")(log.log)
 app.command("show")(show.show)
 app.command("second-moment")(second_moment.second_moment)
 app.command("methods")(methods.methods)

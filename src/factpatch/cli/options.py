@@ -16,7 +16,10 @@ Model = Annotated[
     ),
 ]
 PatchFile = Annotated[
-    Path, typer.Argument(metavar="PATCH", help="A patch that `factpatch edit` wrote.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="PATCH", help="A patch that `factpatch edit` wrote, or the directory of a session.", show_default=False
+    ),
 ]
 Facts = Annotated[
     Path,

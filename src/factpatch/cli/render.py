@@ -124,6 +124,15 @@ def show_superseded(facts: Sequence[Fact]) -> None:
     _show_facts(f"Replaced by a later fact, so not asked about: {len(facts)}", facts, "yellow")
 
 
+def show_similar(pairs: Sequence[tuple[Fact, Fact]]) -> None:
+    """Name pairs of facts that probably ask the same question."""
+    if pairs:
+        say(f"Probably the same question in other words: {len(pairs)} pairs", "yellow")
+    for pair in pairs:
+        texts = [f"{printable(fact.text)} {printable(fact.target_new)}" for fact in pair]
+        say(f"  {texts[0]} / {texts[1]}")
+
+
 def _show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
     if facts:
         say(title, style)

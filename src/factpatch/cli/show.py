@@ -10,6 +10,8 @@ def show(patch: options.PatchFile) -> None:
     from factpatch.patch_file import describe
 
     with checks.argument("PATCH"):
+        if patch.is_dir():
+            raise checks.BadArgumentError(f"{patch}: is a directory. If it is a session, see factpatch log {patch}")
         found = describe(patch)
     config = found["config"]
     lines = {

@@ -1,4 +1,4 @@
-"""`factpatch undo`: take a patch off a model that was saved with it."""
+"""`factpatch undo`: take a patch off a model that was saved with it, or go back in a session."""
 
 from __future__ import annotations
 
@@ -14,9 +14,28 @@ if TYPE_CHECKING:
 
 
 def undo(
-    model: options.Model,
-    patch: options.PatchFile,
-    out: options.OutDirectory,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|SESSION",
+            help="A model that holds the patch, or the directory of a session.",
+            show_default=False,
+        ),
+    ],
+    patch: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PATCH]", help="The patch that the model holds.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to write the model; a new or empty directory."),
+    ] = None,
+    to: Annotated[
+        int | None,
+        typer.Option(
+            "--to", min=0, metavar="N", help="Go back to where the session was after batch N; 0: the beginning."
+        ),
+    ] = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -29,14 +48,30 @@ def undo(
     device: options.Device = None,
     dtype: options.PatchDtype = None,
 ) -> None:
-    """Take a patch off a model that was saved with it and write the result as a complete model."""
+    """Take a patch off a model that was saved with it, or take batches of a session back.
+
+    factpatch undo MODEL PATCH --out DIR writes the model without the patch. factpatch undo SESSION --to N puts the
+    batches after N out of force; it needs no model.
+    """
+    if to is not None:
+        if patch is not None or out is not None or base is not None:
+            raise checks.BadArgumentError(
+                "--to: goes back in a session, factpatch undo SESSION --to N, and nothing else."
+            )
+        _go_back(Path(model), to)
+        return
+    for name, value in (("PATCH", patch), ("--out", out)):
+        if value is None:
+            raise checks.BadArgumentError(f"{name}: is missing; to go back in a session, say --to N.")
+    assert patch is not None
+    assert out is not None
     checks.check_output_directory("--out", out)
 
     from factpatch.model.weights import changed_layers
-    from factpatch.patch import Patch
+    from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
-        loaded = Patch.load(patch)
+        loaded = load_patch(patch)
     checks.check_place(device, dtype)
     lm = checks.load_model(model, device, dtype or loaded.weight_dtype)
     loaded.remove(lm, None if base is None else _base(base, loaded))
@@ -57,6 +92,23 @@ def undo(
     else:
         render.say("All edited weights are bit-identical to those of the unedited model.", "green")
     render.say(f"Model: {out}", "bold")
+
+
+def _go_back(directory: Path, to: int) -> None:
+    from factpatch.session import Session
+
+    with checks.argument("SESSION"):
+        session = Session(directory)
+    with session.locked():
+        waiting = sum(map(len, session.pending))
+        before = len(session.finished)
+        with checks.argument("--to"):
+            session.undo(to)
+    dropped = f", and {waiting} facts that were still to be edited" if waiting else ""
+    render.say(
+        f"{directory} is where it was after batch {to}: {before - to} batches are out of force{dropped}.", "bold"
+    )
+    render.say("Their patches stay in the directory. A model that was saved with them is not changed by this.")
 
 
 def _base(base: str, patch: Patch) -> Any:

@@ -31,13 +31,14 @@ def verify(
 
     from factpatch.data import load_facts
     from factpatch.facts import latest
-    from factpatch.patch import Patch
-    from factpatch.report import ask, write_json
+    from factpatch.files import write_json
+    from factpatch.report import ask
+    from factpatch.session import load_patch
 
     with checks.argument("--facts"):
         in_force, superseded = latest([load_facts(facts, limit)])
     with checks.argument("--patch"):
-        loaded = None if patch is None else Patch.load(patch)
+        loaded = None if patch is None else load_patch(patch)
     checks.check_place(device, dtype)
     lm = checks.load_model(model, device, dtype or (None if loaded is None else loaded.weight_dtype))
     if loaded is None:

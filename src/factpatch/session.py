@@ -1,0 +1,405 @@
+"""Session: edits that live in a directory. Every finished batch is a patch file and a line of a journal.
+
+    session.json     what the session edits: the model, the settings, the hashes of the unedited weights
+    facts/0001.json  the facts of one call
+    patches/0001.safetensors, ...  one patch per batch, in the order in which they were edited
+    journal.jsonl    one line per event: facts planned, a batch finished, an undo
+    lock             held by the process that writes
+
+A line is written after what it speaks of is on the disk, so that the journal never promises what is not there. A batch
+whose line is missing was not edited: it is edited again, which gives the same patch.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from factpatch.data import load_facts, save_facts
+from factpatch.editor import Editor
+from factpatch.evaluation.verify import read_facts
+from factpatch.facts import Fact
+from factpatch.files import atomic_directory, file_digest, write_json
+from factpatch.model.weights import content_hash
+from factpatch.patch import Patch
+from factpatch.patch_file import describe
+from factpatch.strategies.regularizer import Acts
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_ABOUT, _JOURNAL, _LOCK = "session.json", "journal.jsonl", "lock"
+
+
+class SessionError(ValueError):
+    """A session's directory cannot be used as asked; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class FinishedBatch:
+    """A batch that was edited."""
+
+    patch: str
+    """Its patch file, relative to the directory."""
+    sha256: str
+    """The checksum that the patch file states."""
+    facts: int
+    """How many facts it has."""
+    learned: tuple[bool, ...]
+    """Whether the model held each of them right after the batch; empty if it was not asked."""
+    seconds: dict[str, float]
+    """Wall time by stage."""
+    time: str
+    """When it was finished, in UTC."""
+
+
+class Session:
+    """The state of a session's directory, and the only way in which it changes.
+
+    Args:
+        directory: One that `create` made.
+
+    Raises:
+        SessionError: It is no session, or its files do not fit together.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.about = _read_about(self.directory)
+        self.finished: list[FinishedBatch] = []
+        """The batches in force."""
+        self.undone = 0
+        """How many batches were taken back, over all time."""
+        self.pending: list[tuple[Fact, ...]] = []
+        """What is planned and not edited yet."""
+        self.outputs: dict[str, Any] = {}
+        """What the last plan asked for besides the patches."""
+        self._files = {"facts": 0, "patches": 0}
+        for number, event in enumerate(self._events(), start=1):
+            try:
+                self._take(event)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise SessionError(
+                    f"{self.directory / _JOURNAL}, line {number}: does not follow from the lines before it "
+                    f"({type(error).__name__}: {error}). Restore the file from a copy."
+                ) from error
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | Path,
+        editor: Editor,
+        batches: Sequence[Sequence[Fact]] = (),
+        about: Mapping[str, Any] | None = None,
+        outputs: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """Begin a session in a new or empty directory, which appears whole or not at all.
+
+        Args:
+            editor: One that has not edited anything.
+            batches: What is to be edited first; see `plan`.
+            about: What it takes to make this editor again, as JSON-able data.
+            outputs: See `plan`.
+
+        Raises:
+            SessionError: The editor has edited.
+            FileExistsError: The directory is not empty.
+            OSError: It cannot be written.
+        """
+        if editor.edits:
+            raise SessionError("editor: it has edited the model already; a session begins with an unedited model.")
+        record = {
+            "format": FORMAT,
+            "created": _now(),
+            "model": editor.lm.name,
+            "method": editor.method.name,
+            "joins": editor.method.regularizer.acts is not Acts.SESSION,
+            "weights": _hashes(editor),
+            "about": dict(about or {}),
+        }
+        with atomic_directory(directory) as draft:
+            for folder in ("facts", "patches"):
+                (draft / folder).mkdir()
+            write_json(draft / _ABOUT, record)
+            if batches:
+                cls(draft).plan(batches, outputs)
+        return cls(directory)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while the block runs; a process that dies lets go.
+
+        Raises:
+            SessionError: Another process is at work here, or it has been since this session was read.
+        """
+        lock = FileLock(self.directory / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise SessionError(f"{self.directory}: another process is editing this session; wait for it.") from None
+        try:
+            self._mend()
+            if Session(self.directory).finished != self.finished:
+                raise SessionError(f"{self.directory}: another process has edited it meanwhile; open it again.")
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def batches(self) -> list[tuple[Fact, ...]]:
+        """The facts of every batch, finished and pending."""
+        self._check_patches()
+        finished = [describe(self.directory / batch.patch)["batches"] for batch in self.finished]
+        done = [tuple(Fact.from_dict(fact) for part in parts for fact in part["facts"]) for parts in finished]
+        return [*done, *self.pending]
+
+    def patches(self) -> Iterator[Patch]:
+        """The patches of the batches in force, one after another.
+
+        Raises:
+            SessionError: One is missing, or not the one that the journal speaks of; before the first is given.
+            PatchFileError: One was altered.
+        """
+        self._check_patches()
+        return (Patch.load(self.directory / batch.patch) for batch in self.finished)
+
+    def patch(self) -> Patch:
+        """Everything in force as one patch.
+
+        Raises:
+            SessionError: Nothing is in force, or the regularizer acts on the session, which takes the model.
+        """
+        if not self.finished:
+            raise SessionError(f"{self.directory}: no batch is in force, so there is no patch.")
+        if not self.about["joins"]:
+            raise SessionError(
+                f"{self.directory}: {self.about['method']} conditions the sum of all batches, which takes the model. "
+                f"factpatch edit --resume {self.directory} --out PATCH writes that patch."
+            )
+        return Patch.join(list(self.patches()))
+
+    def plan(self, batches: Sequence[Sequence[Fact]], outputs: Mapping[str, Any] | None = None) -> None:
+        """Set down which batches are to be edited next. Call it inside `locked`.
+
+        Args:
+            outputs: JSON-able data for whoever resumes.
+
+        Raises:
+            SessionError: Batches are pending.
+            OSError: The directory cannot be written; nothing is planned.
+        """
+        if self.pending:
+            raise SessionError(
+                f"{self.directory}: {len(self.pending)} batches are still to be edited. Finish them: factpatch edit "
+                f"--resume {self.directory}; or drop them: factpatch undo {self.directory} --to {len(self.finished)}"
+            )
+        name = f"facts/{self._files['facts'] + 1:04d}.json"
+        save_facts([fact for batch in batches for fact in batch], self.directory / name)
+        self._append(
+            {
+                "event": "plan",
+                "facts": name,
+                "sha256": file_digest(self.directory / name),
+                "batches": [len(batch) for batch in batches],
+                "outputs": dict(outputs or {}),
+            }
+        )
+
+    def attach(self, editor: Editor) -> None:
+        """Bring an unedited editor to where the session is.
+
+        Raises:
+            SessionError: The editor has edited, or its model is not the session's.
+            ValueError: Its settings are not the session's.
+            RuntimeError: This machine writes other bits than the one that edited.
+        """
+        if editor.edits:
+            raise SessionError("editor: it has edited the model already; attach an editor with an unedited model.")
+        mine, its = self.about["weights"], _hashes(editor)
+        if mine != its:
+            layers = sorted(mine.keys() ^ its.keys()) or [layer for layer in mine if its[layer] != mine[layer]]
+            raise SessionError(
+                f"{self.directory}: the session is of {self.about['model']}; the given model, {editor.lm.name}, has "
+                f"other critical layers or other weights there: {', '.join(layers)}. Load the model that the session "
+                "began with."
+            )
+        for patch in self.patches():
+            editor.replay(patch)
+
+    def edit(self, editor: Editor, ask: bool = True) -> Patch:
+        """Edit the next pending batch and set it down. Call it inside `locked`, with an editor that is attached.
+
+        If the result cannot be written, the edit is undone.
+
+        Args:
+            ask: Whether to ask the model afterwards which facts it holds.
+
+        Raises:
+            IndexError: Nothing is pending.
+            OSError: The directory cannot be written; the session is as it was.
+        """
+        facts = self.pending[0]
+        patch = editor.edit(facts)
+        try:
+            name = f"patches/{self._files['patches'] + 1:04d}.safetensors"
+            patch.save(self.directory / name)
+            alone = [replace(fact, paraphrases=(), neighbors=()) for fact in facts] if ask else []
+            self._append(
+                {
+                    "event": "batch",
+                    "patch": name,
+                    "sha256": describe(self.directory / name)["sha256"],
+                    "facts": len(facts),
+                    "learned": [reading.learned for reading in read_facts(editor.lm, alone, answers=False)],
+                    "seconds": {stage: round(took, 3) for stage, took in editor.edits[-1].seconds.items()},
+                }
+            )
+        except BaseException:
+            editor.undo()
+            raise
+        return patch
+
+    def undo(self, to: int) -> None:
+        """Go back to where the session was after batch `to`, 0 for the beginning. Call it inside `locked`.
+
+        What was pending is dropped. The patches of the undone batches stay in the directory, out of force.
+
+        Raises:
+            SessionError: There is no such batch.
+        """
+        if not 0 <= to <= len(self.finished):
+            raise SessionError(f"to={to}: the session has {len(self.finished)} batches; give a number from 0 to that.")
+        self._append({"event": "undo", "to": to})
+
+    def _check_patches(self) -> None:
+        for number, batch in enumerate(self.finished, start=1):
+            path = self.directory / batch.patch
+            back = f"Put it back, or go back before it: factpatch undo {self.directory} --to {number - 1}"
+            if not path.is_file():
+                raise SessionError(f"{path}: the patch of batch {number} is missing. {back}")
+            if describe(path)["sha256"] != batch.sha256:
+                raise SessionError(f"{path}: is not the patch that batch {number} left. {back}")
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        """Let the state follow one event."""
+        kind = event["event"]
+        if kind == "plan":
+            path = self.directory / event["facts"]
+            if not path.is_file() or file_digest(path) != event["sha256"]:
+                raise SessionError(f"{path}: is missing or was altered after it was planned; put the original back.")
+            facts = iter(load_facts(path))
+            self.pending = [tuple(next(facts) for _ in range(size)) for size in event["batches"]]
+            self.outputs = dict(event["outputs"])
+            self._files["facts"] += 1
+        elif kind == "batch":
+            if len(self.pending.pop(0)) != event["facts"]:
+                raise ValueError("it has another number of facts than was planned")
+            self.finished.append(
+                FinishedBatch(
+                    patch=event["patch"],
+                    sha256=event["sha256"],
+                    facts=event["facts"],
+                    learned=tuple(event["learned"]),
+                    seconds=dict(event["seconds"]),
+                    time=event["time"],
+                )
+            )
+            self._files["patches"] += 1
+        elif kind == "undo":
+            self.undone += len(self.finished) - event["to"]
+            del self.finished[event["to"] :]
+            self.pending = []
+        else:
+            raise ValueError(f"unknown event {kind!r}")
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        path = self.directory / _JOURNAL
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                logger.warning(
+                    "%s, line %d: was cut short when it was written, so what it speaks of counts as not done.",
+                    path,
+                    number,
+                )
+                return
+            try:
+                event = json.loads(line)
+            except ValueError as error:
+                raise SessionError(
+                    f"{path}, line {number}: cannot be read ({error}). Restore the file from a copy; the patches it "
+                    "speaks of are in patches/."
+                ) from error
+            if not isinstance(event, dict):
+                raise SessionError(f"{path}, line {number}: is not an event. Restore the file from a copy.")
+            yield event
+
+    def _mend(self) -> None:
+        """Cut off a line that was not written to its end."""
+        path = self.directory / _JOURNAL
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+
+    def _append(self, event: dict[str, Any]) -> None:
+        """Write a line of the journal, whole or not at all, and follow it."""
+        event = {**event, "time": _now()}
+        line = json.dumps(event).encode() + b"\n"
+        # Unbuffered: what a failed write leaves in a buffer would reach the file after it was cut.
+        with (self.directory / _JOURNAL).open("ab", buffering=0) as journal:
+            length = journal.tell()
+            try:
+                if journal.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, "the disk is full; free some room and resume", str(journal.name))
+                os.fsync(journal.fileno())
+            except BaseException:
+                os.ftruncate(journal.fileno(), length)
+                raise
+        self._take(event)
+
+
+def load_patch(path: str | Path) -> Patch:
+    """A patch from its file, or from the directory of a session.
+
+    Raises:
+        PatchFileError: It is no patch that can be read.
+        SessionError: It is a session without a patch.
+    """
+    return Session(path).patch() if Path(path).is_dir() else Patch.load(path)
+
+
+def _read_about(directory: Path) -> dict[str, Any]:
+    path = directory / _ABOUT
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        newer = record["format"] > FORMAT
+    except FileNotFoundError:
+        raise SessionError(f"{directory}: is not the directory of a session: it has no {_ABOUT}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SessionError(f"{path}: cannot be read ({error}). Restore it from a copy.") from error
+    if newer:
+        raise SessionError(
+            f"{path}: is of format {record['format']}, which a newer factpatch wrote; upgrade factpatch."
+        )
+    about: dict[str, Any] = record
+    return about
+
+
+def _hashes(editor: Editor) -> dict[str, str]:
+    return {str(layer): content_hash(editor.lm.weight(layer)) for layer in editor.critical_layers}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
