@@ -1,0 +1,169 @@
+"""Every method on one sequence of batches: the table of docs/results.md.
+
+Each method edits the same facts in the same batches, one after another, in a session of its own under DIRECTORY, and
+is measured when it is through. A run that was killed goes on where it was; value targets that two methods share (PRUNE
+edits as MEMIT does) are optimized once. Prints the table as Markdown, with what was not learned and why.
+
+    python benchmarks/methods.py smollm2-135m --facts counterfact.json --limit 300 --batch-size 30 --directory runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import factpatch.editor as editor_module
+from factpatch import METHODS, Editor, Fact, load_facts, verify
+from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.verify import Verification
+from factpatch.files import atomic_write, write_json
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.loading import load_language_model
+from factpatch.model.weights import content_hash
+from factpatch.session import Session
+from factpatch.values.optimize import TargetValues, optimize_values
+
+COLUMNS = ("efficacy", "generalization", "specificity", "score")
+# A value whose loss ended above this, in nats, was not found: its new object is less probable than 1/e.
+FOUND = 1.0
+
+
+class SharedTargets:
+    """Value optimization that remembers on disk: the outcome depends on weights, facts, contexts and settings."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, lm: Any, facts: Any, layer: int, target: Any, contexts: Any, progress: Any) -> TargetValues:
+        weights = [content_hash(lm.weight(index)) for index in range(lm.num_layers)]
+        about = [
+            weights,
+            [fact.to_dict() for fact in facts],
+            layer,
+            repr(target),
+            list(contexts),
+            torch.get_num_threads(),
+        ]
+        path = self.directory / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.safetensors"
+        if not path.exists():
+            found = optimize_values(lm, facts, layer, target, contexts, progress)
+            atomic_write(path, lambda draft: save_file({**vars(found)}, draft))
+        return TargetValues(**load_file(path))
+
+
+def run(
+    lm: LanguageModel, method: str, batches: Sequence[Sequence[Fact]], text: str, directory: Path
+) -> dict[str, Any]:
+    """Edit and measure with one method, or read what was measured before; the model is as it was."""
+    result = directory / f"{method}.json"
+    if result.exists():
+        return dict(json.loads(result.read_text("utf-8")))
+    editor = Editor(lm, method=method)
+    session = Session(directory / method) if (directory / method).exists() else None
+    session = session or Session.create(directory / method, editor, batches)
+    losses = directory / method / "losses.json"
+    with session.locked():
+        session.attach(editor)
+        while session.pending:
+            start = time.perf_counter()
+            session.edit(editor)
+            known = json.loads(losses.read_text("utf-8")) if losses.exists() else {}
+            last = editor.edits[-1].targets[editor.critical_layers[-1]]
+            write_json(losses, {**known, str(len(session.finished)): last.loss.tolist()})
+            print(f"{method}: batch {len(session.finished)}, {time.perf_counter() - start:.0f} s", flush=True)
+    facts = [fact for batch in batches for fact in batch]
+    measured = verify(lm, None, facts, answers=False)
+    summary = measured.summary()
+    row = {
+        "method": method,
+        **{name: summary[name]["after"] for name in COLUMNS},
+        "argmax": summary["strict"]["efficacy"]["after"],
+        "perplexity": perplexity(lm, text),
+        "seconds": sum(sum(batch.seconds.values()) for batch in session.finished),
+        "bytes": editor.patch.num_bytes,
+        "unlearned": _reasons(measured, session, json.loads(losses.read_text("utf-8"))),
+        "settings": editor.patch.settings,
+    }
+    while editor.edits:
+        editor.undo()
+    write_json(result, row)
+    return row
+
+
+def _reasons(measured: Verification, session: Session, losses: dict[str, list[float]]) -> dict[str, list[str]]:
+    """The facts that the model does not hold in the end, by reason."""
+    # A kill between a batch and this file loses the losses of that batch.
+    flat = [
+        loss
+        for number, batch in enumerate(session.finished, start=1)
+        for loss in losses.get(str(number), [0.0] * batch.facts)
+    ]
+    held = [learned for batch in session.finished for learned in batch.learned]
+    reasons: dict[str, list[str]] = {"no value found": [], "found, not written": [], "written, forgotten": []}
+    for fact, reading, loss, was_held in zip(measured.facts, measured.after, flat, held, strict=True):
+        if not reading.learned:
+            reason = "written, forgotten" if was_held else "no value found" if loss > FOUND else "found, not written"
+            reasons[reason].append(f"{fact.text} {fact.target_new}")
+    return reasons
+
+
+def table(rows: Sequence[dict[str, Any]], unedited: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| method | efficacy | generalization | specificity | S | argmax | perplexity | not learned | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (unedited, *rows):
+        numbers = " | ".join("–" if row[name] is None else f"{row[name]:.1f}" for name in (*COLUMNS, "argmax"))
+        change = f"{row['perplexity']:.2f} ({100 * (row['perplexity'] / unedited['perplexity'] - 1):+.1f} %)"
+        missing = " + ".join(str(len(facts)) for facts in row["unlearned"].values())
+        lines.append(f"| {row['method']} | {numbers} | {change} | {missing} | {row['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=30)
+    parser.add_argument("--directory", type=Path, required=True, help="where sessions and results are kept")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--text", type=Path, help="text for perplexity; the package's held-out text by default")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    facts = load_facts(options.facts, options.limit)
+    batches = [facts[start : start + options.batch_size] for start in range(0, len(facts), options.batch_size)]
+    text = options.text.read_text("utf-8") if options.text else held_out_text()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    lm = load_language_model(options.model)
+    editor_module.optimize_values = SharedTargets(options.directory / "targets")
+
+    before = options.directory / "unedited.json"
+    if not before.exists():
+        summary = verify(lm, None, facts, answers=False).summary()
+        numbers = {name: summary[name]["after"] for name in COLUMNS}
+        argmax = summary["strict"]["efficacy"]["after"]
+        rest = {"perplexity": perplexity(lm, text), "seconds": 0.0, "unlearned": {}}
+        write_json(before, {"method": "unedited", **numbers, "argmax": argmax, **rest})
+    unedited = json.loads(before.read_text("utf-8"))
+    rows = [run(lm, method, batches, text, options.directory) for method in options.methods]
+    print(table(rows, unedited))
+    for row in rows:
+        for reason, missing in row["unlearned"].items():
+            print(f"\n{row['method']}, {reason}: {len(missing)}", *missing, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
