@@ -15,7 +15,7 @@ from torch import Tensor
 
 from factpatch.facts import Fact, check_batch
 from factpatch.methods import Method, method_named
-from factpatch.model.language_model import LanguageModel
+from factpatch.model.language_model import LanguageModel, editable_weights
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
 from factpatch.patch import Batch, Patch, write_shift
@@ -355,6 +355,7 @@ class Editor:
                 )
             critical_layers = self.preset.critical_layers
         self.lm.check_layers(critical_layers)
+        editable_weights(self.lm.model, critical_layers)
         return tuple(critical_layers)
 
     def _check_corpus(self) -> None:

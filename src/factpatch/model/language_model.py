@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import Tensor, nn
 
 from factpatch.files import atomic_directory
@@ -59,8 +60,8 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
     for weight in weights.values():
         if weight.is_meta:
             raise ValueError(
-                f"{model_name(config)} has no weights (they are on the meta device or offloaded to disk); load them "
-                "first."
+                f"{model_name(config)} has no weights in memory for the layers to edit (they are on the meta device or "
+                "offloaded to disk); keep these layers in memory, as with a device_map that puts them on the CPU."
             )
         if not weight.is_floating_point():
             raise ValueError(
@@ -84,7 +85,8 @@ class LanguageModel:
         self.config = text_config(model)
         self.architecture = architecture_of(self.config)
         check_tokenizer(tokenizer)
-        editable_weights(model, [0])
+        in_memory = [layer for layer in range(self.num_layers) if not self.weight(layer).is_meta]
+        editable_weights(model, in_memory[:1] or [0])
 
     @cached_property
     def blocks(self) -> Sequence[nn.Module]:
@@ -128,7 +130,10 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where the model takes its input."""
-        device = self.model.get_input_embeddings().weight.device
+        embeddings = self.model.get_input_embeddings()
+        device = embeddings.weight.device
+        if device.type == "meta":  # offloaded: accelerate brings it to where it runs
+            device = torch.device(embeddings._hf_hook.execution_device)
         assert isinstance(device, torch.device)
         return device
 
@@ -166,7 +171,10 @@ class LanguageModel:
             OSError: it cannot be written; nothing is left behind.
         """
         with atomic_directory(directory) as draft:
-            self.model.save_pretrained(draft)
+            offloaded = any(parameter.is_meta for parameter in self.model.parameters())
+            # Else transformers would look for the weights in the modules, where accelerate leaves placeholders.
+            state = get_state_dict_offloaded_model(self.model) if offloaded else None
+            self.model.save_pretrained(draft, state_dict=state)
             self.tokenizer.save_pretrained(draft)
 
     def window(self, wanted: int) -> int:

@@ -11,9 +11,24 @@ from torch import Tensor, nn
 
 def oriented(projection: nn.Module, transposed: bool) -> Tensor:
     """The weight of a down-projection as a (d_value, d_key) view; writing to the view writes to the model."""
-    weight = projection.weight
+    weight = stored_weight(projection).detach()
+    return weight.T if transposed else weight
+
+
+def stored_weight(module: nn.Module) -> Tensor:
+    """The weight of a module where it is kept between forward passes.
+
+    accelerate keeps the weights of offloaded modules aside, and a placeholder without data in the module. Those in
+    memory can be written there; those on disk are read anew each time, so that for them the placeholder is returned.
+    """
+    weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.detach().T if transposed else weight.detach()
+    aside = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    if weight.is_meta and aside is not None:
+        kept: Tensor = aside["weight"]
+        if kept.data_ptr() == aside["weight"].data_ptr():
+            return kept
+    return weight
 
 
 def content_hash(weight: Tensor) -> str:

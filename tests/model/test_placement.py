@@ -1,0 +1,96 @@
+"""Models whose weights accelerate keeps elsewhere: split by a device map, offloaded to memory, partly on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, dispatch_model
+from tests.models import FAMILIES, tiny_model, tiny_tokenizer
+from tests.test_editor import CONTEXTS, FACTS, LAYERS, QUICK, second_moments
+from transformers import AutoModelForCausalLM
+
+from factpatch import METHODS, Editor, Patch
+from factpatch.evaluation.verify import read_facts
+from factpatch.model.architectures import architecture_of
+
+
+def edited(model: Any, method: str = "memit-blue") -> tuple[Editor, Patch]:
+    editor = Editor(
+        model,
+        tiny_tokenizer(),
+        method=METHODS[method],
+        settings={**QUICK, "solver.weight": 5.0},
+        critical_layers=LAYERS,
+        contexts=CONTEXTS,
+        second_moments=second_moments(),
+    )
+    return editor, editor.edit(FACTS)
+
+
+def split(model: Any, place_of_block: Any) -> dict[str, str]:
+    """A device map with a place for every block, and the rest of the model on the CPU."""
+    blocks = architecture_of(model.config).blocks
+    places: dict[str, str] = {}
+
+    def walk(prefix: str, module: Any) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if path == blocks:
+                places.update({f"{path}.{index}": place_of_block(index) for index in range(len(child))})
+            elif blocks.startswith(f"{path}."):
+                walk(f"{path}.", child)
+            else:
+                places[path] = "cpu"
+
+    walk("", model)
+    return places
+
+
+def same(model: Any, state: dict[str, Any]) -> bool:
+    return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_offloaded_model_is_edited_asked_undone_and_saved_like_another(family: str, tmp_path: Any) -> None:
+    plain, expected = edited(tiny_model(family))
+    model = tiny_model(family)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    editor, patch = edited(model)
+    assert patch.batches[0].after == expected.batches[0].after
+    assert read_facts(editor.lm, FACTS) == read_facts(plain.lm, FACTS)
+    editor.save_pretrained(tmp_path / "model")
+    assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), plain.model.state_dict())
+    editor.undo()
+    patch.apply(model)
+    patch.remove(model, base=tiny_model(family))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_a_model_split_in_two_is_edited_like_another(family: str, tmp_path: Any) -> None:
+    """Every block runs behind accelerate's hooks, as on two devices."""
+    _, expected = edited(tiny_model(family))
+    tiny_model(family).save_pretrained(tmp_path / "base")
+    places = split(tiny_model(family), lambda index: "cpu")
+    model = dispatch_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), places, force_hooks=True)
+    editor, patch = edited(model)
+    assert patch.batches[0].after == expected.batches[0].after
+    editor.undo()
+    assert same(tiny_model(family), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_blocks_on_disk_are_read_but_not_edited(family: str, tmp_path: Any) -> None:
+    plain, expected = edited(tiny_model(family))
+    model = tiny_model(family)
+    places = split(model, lambda index: "cpu" if index in LAYERS else "disk")
+    editor, patch = edited(dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True))
+    assert patch.batches[0].after == expected.batches[0].after
+    editor.save_pretrained(tmp_path / "model")
+    assert same(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), plain.model.state_dict())
+    model = tiny_model(family)
+    places = split(model, lambda index: "disk" if index == LAYERS[0] else "cpu")
+    dispatched = dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path / "other", force_hooks=True)
+    with pytest.raises(ValueError, match="offloaded to disk"):
+        edited(dispatched)
