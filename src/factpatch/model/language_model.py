@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from factpatch.files import atomic_directory
-from factpatch.model.architectures import architecture_of
+from factpatch.model.architectures import Architecture, architecture_of
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.tokens import check_tokenizer
 from factpatch.model.weights import oriented
@@ -28,6 +28,11 @@ def model_name(config: Any) -> str:
     return str(getattr(config, "_name_or_path", "") or config.model_type)
 
 
+def projection_name(architecture: Architecture, block: str) -> str:
+    """The path from the causal language model to the down-projection of a block, by the block's name in its list."""
+    return f"{architecture.blocks}.{block}.{architecture.down_projection}"
+
+
 def editable_names(model: Any) -> dict[int, str]:
     """The name, as in `named_parameters`, of each layer's editable weight.
 
@@ -36,7 +41,7 @@ def editable_names(model: Any) -> dict[int, str]:
     """
     row = architecture_of(text_config(model))
     blocks = model.get_submodule(row.blocks).named_children()
-    return {layer: f"{row.blocks}.{block}.{row.down_projection}.weight" for layer, (block, _) in enumerate(blocks)}
+    return {layer: f"{projection_name(row, block)}.weight" for layer, (block, _) in enumerate(blocks)}
 
 
 def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
