@@ -163,8 +163,12 @@ class LanguageModel:
         with frozen(self.model), masked_attention(self.model):
             yield
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, card: str | None = None) -> None:
         """Write the model with its tokenizer to a directory that transformers loads, whole or not at all.
+
+        Args:
+            directory: A new or empty directory.
+            card: The text of a README.md to write beside them.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
@@ -173,6 +177,8 @@ class LanguageModel:
         with atomic_directory(directory) as draft:
             self.model.save_pretrained(draft)
             self.tokenizer.save_pretrained(draft)
+            if card is not None:
+                (draft / "README.md").write_text(card, encoding="utf-8")
 
     def window(self, wanted: int) -> int:
         """The longest text to run at once: `wanted` tokens, or fewer if the model has fewer positions."""
