@@ -396,8 +396,10 @@ def test_incomplete_patches_are_refused() -> None:
         replace(patch, batches=())
     with pytest.raises(ValueError, match="at least one patch"):
         Patch.join([])
-    with pytest.raises(ValueError, match=r"after holds the layers \[\], but shifts holds \[1, 2\]"):
-        replace(patch.batches[0], after={})
+    with pytest.raises(ValueError, match=r"before holds the layers \[\], but shifts holds \[1, 2\]"):
+        replace(patch.batches[0], before={})
+    with pytest.raises(ValueError, match=r"edits=\(1,\) count 1 facts, but there are 2"):
+        replace(patch.batches[0], edits=(1,))
     with pytest.raises(TypeError, match="settings cannot be written as JSON"):
         replace(patch, settings={"solver": object()})
 
@@ -516,7 +518,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     metadata = {"factpatch": json.dumps({"format": FORMAT + 1}), "sha256": "of the future"}
     save_file({"a": torch.zeros(1)}, tmp_path / "new", metadata)
     for read in (Patch.load, describe):
-        with pytest.raises(PatchFileError, match="is of format 2, which a newer factpatch wrote"):
+        with pytest.raises(PatchFileError, match=f"is of format {FORMAT + 1}, which a newer factpatch wrote"):
             read(tmp_path / "new")
 
 

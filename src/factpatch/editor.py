@@ -18,6 +18,7 @@ from factpatch.methods import Method, method_named
 from factpatch.model.language_model import LanguageModel, editable_weights
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
+from factpatch.model_card import model_card
 from factpatch.patch import Batch, Patch, write_shift
 from factpatch.presets import preset_for
 from factpatch.progress import bar, timed
@@ -338,13 +339,15 @@ class Editor:
             raise
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the edited model with its tokenizer to a directory that transformers loads.
+        """Write the edited model with its tokenizer and a model card to a directory that transformers loads.
+
+        The card, `factpatch.model_card`, lists what this editor edited; without an edit in force there is none.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
             OSError: it cannot be written; nothing is left behind.
         """
-        self.lm.save_pretrained(directory)
+        self.lm.save_pretrained(directory, model_card(self.patch) if self.edits else None)
 
     def _choose_layers(self, critical_layers: Sequence[int] | None) -> tuple[int, ...]:
         if critical_layers is None:

@@ -22,7 +22,7 @@ from factpatch.fitting import (
     layer_list,
     transformers_model,
 )
-from factpatch.model.language_model import editable_weights
+from factpatch.model.language_model import editable_weights, text_config
 from factpatch.model.weights import add_shift, changed_layers, content_hash, restore, snapshot
 from factpatch.patch_file import (
     PatchFileError,
@@ -259,18 +259,7 @@ class Patch:
                         f"patches[{index}] has {name}={its!r} and patches[0] {mine!r}; only patches of one session can "
                         "be joined. Apply them one after another instead."
                     )
-            differing = [
-                name
-                for name in sorted(first.config.keys() | patch.config.keys())
-                # Where a model was loaded from, and with which version, does not make it another model.
-                if not name.startswith("_") and name != "transformers_version"
-                if first.config.get(name) != patch.config.get(name)
-            ]
-            if differing:
-                raise ValueError(
-                    f"patches[{index}] was made for another model than patches[0]: the configs differ in "
-                    f"{', '.join(differing)}."
-                )
+            _check_same_model(first, patch, index)
         return replace(first, batches=tuple(batch for patch in patches for batch in patch.batches))
 
     @classmethod
@@ -299,6 +288,7 @@ class Patch:
                         f"patches[{index}] has {name}={getattr(patch, name)} and patches[0] {getattr(first, name)}; "
                         "patches of one dtype can be composed."
                     )
+            _check_same_model(first, patch, index)
             before = patch.states()[0]
             successive = all(present.get(layer, found) == found for layer, found in before.items())
             independent = all(base.get(layer, found) == found for layer, found in before.items())
@@ -344,7 +334,8 @@ class Patch:
         """
         model = transformers_model(base)
         check_config(self, model)
-        patch = replace(self, weight_dtype=next(iter(editable_weights(model, self.layers[:1]).values())).dtype)
+        dtype = next(iter(editable_weights(model, self.layers[:1]).values())).dtype
+        patch = replace(self, config=text_config(model).to_dict(), weight_dtype=dtype)
         weights = snapshot(fitting_weights(patch, model))
         batches = []
         for batch in self.batches:
@@ -385,8 +376,8 @@ class Patch:
             short = LowRank(left[:, :size] * singular[:size], right[:size])
             shifts[layer] = _stored(smaller(short), [whole])
             full = shift.matrix()
-            error = float(torch.linalg.matrix_norm(shifts[layer].matrix() - full) / torch.linalg.matrix_norm(full))
-            kept[str(layer)] = {"rank": size, "error": error}
+            lost, norm = (float(torch.linalg.matrix_norm(m)) for m in (shifts[layer].matrix() - full, full))
+            kept[str(layer)] = {"rank": size, "error": lost / norm if norm else 0.0}
         shrunk = {"rank": rank, "energy": energy, "layers": kept}
         return replace(self, batches=(replace(whole, shifts=shifts),), settings={**self.settings, "shrunk": shrunk})
 
@@ -505,6 +496,22 @@ def _unchanged_on_failure(weights: Mapping[int, Tensor]) -> Iterator[None]:
     except BaseException:
         restore(weights, copies)
         raise
+
+
+def _check_same_model(first: Patch, patch: Patch, index: int) -> None:
+    """Raise ValueError unless two patches were made for the same kind of model, wherever it was loaded from."""
+    differing = [
+        name
+        for name in sorted(first.config.keys() | patch.config.keys())
+        # Where a model was loaded from, and with which version, does not make it another model.
+        if not name.startswith("_") and name != "transformers_version"
+        if first.config.get(name) != patch.config.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"patches[{index}] was made for another model than patches[0]: the configs differ in "
+            f"{', '.join(differing)}."
+        )
 
 
 def _check_apart(patches: Sequence[Patch], patch: Patch, index: int) -> None:

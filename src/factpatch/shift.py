@@ -77,7 +77,9 @@ class Masked:
 
     @classmethod
     def of(cls, shift: Shift, mask: Tensor) -> Shift:
-        """The shift where `mask`, (d_value, d_key), is true: in whichever form is the smallest."""
+        """The shift where `mask`, (d_value, d_key), is true: as it is, by its factors or by its entries."""
+        if bool(mask.all()):
+            return shift
         kept = torch.from_numpy(np.packbits(mask.cpu().numpy()))
         matrix = shift.matrix()
         if isinstance(shift, LowRank) and shift.up.numel() + shift.down.numel() < int(mask.sum()):
@@ -163,7 +165,9 @@ def smaller(shift: Shift) -> Shift:
 
 
 def total(shifts: Sequence[Shift]) -> Shift:
-    """The sum of shifts of one weight: in factors where all are, dense otherwise; in float64."""
+    """The sum of shifts of one weight, in float64: in factors where all are, else dense; one alone keeps its form."""
+    if len(shifts) == 1:
+        return smaller(shifts[0].to(torch.float64))
     if all(isinstance(shift, LowRank) for shift in shifts):
         factors = [shift for shift in shifts if isinstance(shift, LowRank)]
         up = torch.cat([shift.up.double() for shift in factors], dim=1)

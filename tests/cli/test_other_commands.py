@@ -1,4 +1,4 @@
-"""The commands beside `edit` and `demo`: apply, undo, verify, show, second-moment, methods, models, help."""
+"""The commands beside `edit` and `demo`: apply, undo, verify, show, second-moment, methods, models, all help."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import factpatch
 from factpatch.methods import METHODS
 from factpatch.strategies import NullSpace, Ridge
 
-COMMANDS = ("demo", "edit", "verify", "apply", "undo", "show", "second-moment", "methods", "models")
+COMMANDS = ("demo", "edit", "verify", "apply", "undo", "show", "compose", "lora", "second-moment", "methods", "models")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ def apply(
     """
     checks.check_output_directory("--out", out)
 
+    from factpatch.model_card import model_card
     from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
@@ -25,6 +26,6 @@ def apply(
     checks.check_place(device, dtype)
     lm = checks.load_model(model, device, dtype or loaded.weight_dtype)
     loaded.apply(lm)
-    checks.save_model(lm, out)
+    checks.save_model(lm, out, model_card(loaded))
     render.say(f"Applied {len(loaded.facts)} facts to layers {render.numbers(loaded.layers)} of {model}.")
     render.say(f"Model: {out}", "bold")

@@ -145,7 +145,7 @@ def critical_layers(lm: LanguageModel, model: str, layers: tuple[int, ...] | Non
     return layers
 
 
-def save_model(lm: LanguageModel, directory: Path) -> None:
-    """Write a model and its tokenizer, with a sign of life on a terminal."""
+def save_model(lm: LanguageModel, directory: Path, card: str | None = None) -> None:
+    """Write a model, its tokenizer and its card, with a sign of life on a terminal."""
     with messages.status(f"writing {directory}"):
-        lm.save_pretrained(directory)
+        lm.save_pretrained(directory, card)

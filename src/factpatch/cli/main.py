@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from factpatch.cli import apply, demo, edit, log, methods, models, second_moment, show, undo, verify
+from factpatch.cli import apply, compose, demo, edit, log, lora, methods, models, second_moment, show, undo, verify
 from factpatch.cli.checks import BadArgumentError
 from factpatch.cli.render import messages
 
@@ -84,6 +84,8 @@ app.command("apply")(apply.apply)
 app.command("undo")(undo.undo)
 app.command("log")(log.log)
 app.command("show")(show.show)
+app.command("compose")(compose.compose)
+app.command("lora")(lora.lora)
 app.command("second-moment")(second_moment.second_moment)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)

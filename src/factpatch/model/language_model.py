@@ -13,7 +13,7 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import Tensor, nn
 
 from factpatch.files import atomic_directory
-from factpatch.model.architectures import architecture_of
+from factpatch.model.architectures import Architecture, architecture_of
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.tokens import check_tokenizer
 from factpatch.model.weights import oriented
@@ -29,6 +29,11 @@ def model_name(config: Any) -> str:
     return str(getattr(config, "_name_or_path", "") or config.model_type)
 
 
+def projection_name(architecture: Architecture, block: str) -> str:
+    """The path from the causal language model to the down-projection of a block, by the block's name in its list."""
+    return f"{architecture.blocks}.{block}.{architecture.down_projection}"
+
+
 def editable_names(model: Any) -> dict[int, str]:
     """The name, as in `named_parameters`, of each layer's editable weight.
 
@@ -37,7 +42,7 @@ def editable_names(model: Any) -> dict[int, str]:
     """
     row = architecture_of(text_config(model))
     blocks = model.get_submodule(row.blocks).named_children()
-    return {layer: f"{row.blocks}.{block}.{row.down_projection}.weight" for layer, (block, _) in enumerate(blocks)}
+    return {layer: f"{projection_name(row, block)}.weight" for layer, (block, _) in enumerate(blocks)}
 
 
 def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -163,8 +168,12 @@ class LanguageModel:
         with frozen(self.model), masked_attention(self.model):
             yield
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, card: str | None = None) -> None:
         """Write the model with its tokenizer to a directory that transformers loads, whole or not at all.
+
+        Args:
+            directory: A new or empty directory.
+            card: The text of a README.md to write beside them.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
@@ -176,6 +185,8 @@ class LanguageModel:
             state = get_state_dict_offloaded_model(self.model) if offloaded else None
             self.model.save_pretrained(draft, state_dict=state)
             self.tokenizer.save_pretrained(draft)
+            if card is not None:
+                (draft / "README.md").write_text(card, encoding="utf-8")
 
     def window(self, wanted: int) -> int:
         """The longest text to run at once: `wanted` tokens, or fewer if the model has fewer positions."""

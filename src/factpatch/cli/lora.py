@@ -1,0 +1,46 @@
+"""`factpatch lora`: a patch in, a LoRA adapter out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factpatch.cli import checks, options, render
+
+
+def lora(
+    patch: options.PatchFile,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to write the adapter; a new or empty directory.", show_default=False
+        ),
+    ],
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=1, metavar="N", help="The largest rank to write. Default: exact to rounding."),
+    ] = None,
+) -> None:
+    """Write a patch as a LoRA adapter, which peft and servers load on the unedited model.
+
+    No model is needed. A patch that has no low rank, such as RECT's, needs --rank, and loses what is beyond it.
+    """
+    checks.check_output_directory("--out", out)
+
+    from factpatch.lora import WEIGHTS, write_lora
+    from factpatch.patch import Patch
+
+    with checks.argument("PATCH"):
+        loaded = Patch.load(patch)
+    try:
+        with checks.argument("--rank"):
+            ranks = write_lora(loaded, out, rank)
+    except ImportError as error:
+        raise RuntimeError(str(error)) from error
+    for layer, count in ranks.items():
+        render.say(f"Layer {layer}: rank {count}")
+    render.say(f"Adapter: {out} ({render.size(out / WEIGHTS)}; rank {max(ranks.values())})", "bold")
+    base = loaded.config.get("_name_or_path") or "the unedited model"
+    render.say(f"Load it: peft.PeftModel.from_pretrained(model, {str(out)!r}), where model is {base}")

@@ -1,0 +1,198 @@
+"""The commands that make something else of a patch: `lora` and `compose`; and the card that `apply` writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.cli.conftest import Run
+from transformers import AutoModelForCausalLM
+
+from factpatch.patch import Patch
+
+
+@pytest.fixture
+def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
+    """Two batches, of two facts and one."""
+    path = tmp_path / "p.safetensors"
+    result = run(*edit_arguments, "--out", path, "--no-verify")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.fixture
+def rect(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
+    """A patch without a low rank."""
+    path = tmp_path / "rect.safetensors"
+    result = run(*edit_arguments, "--out", path, "--no-verify", "--method", "rect")
+    assert result.exit_code == 0, result.output
+    return path
+
+
+# --- lora
+
+
+def test_lora_writes_what_peft_loads(run: Run, patch: Path, model_directory: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    result = run("lora", patch, "--out", tmp_path / "lora")
+    assert result.exit_code == 0, result.output
+    # The third fact is about the first one's subject, whose key is the same in layer 1.
+    for expected in ("Layer 1: rank 2", "Layer 2: rank 3", "kB; rank 3)", "peft.PeftModel.from_pretrained(model, "):
+        assert expected in result.output
+    model, edited = (AutoModelForCausalLM.from_pretrained(model_directory) for _ in range(2))
+    Patch.load(patch).apply(edited)
+    adapted = peft.PeftModel.from_pretrained(model, str(tmp_path / "lora"))
+    tokens = torch.arange(2, 30)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(adapted(tokens).logits, edited(tokens).logits, rtol=0, atol=1e-5)
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(model_directory)
+
+
+def test_lora_without_a_low_rank_asks_for_one_and_tells_the_error(run: Run, rect: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    result = run("lora", rect, "--out", tmp_path / "lora")
+    assert result.exit_code == 2
+    assert "--rank: rank=None: the patch has no low rank" in result.output
+    assert not (tmp_path / "lora").exists()
+    result = run("lora", rect, "--out", tmp_path / "lora", "--rank", 4)
+    assert result.exit_code == 0, result.output
+    assert "layer 1: rank 4 of 32, relative error" in result.stderr
+    assert "Layer 2: rank 4" in result.stdout
+    assert len(load_file(tmp_path / "lora" / "adapter_model.safetensors")) == 4
+
+
+def test_lora_names_a_bad_argument(run: Run, patch: Path, tmp_path: Path) -> None:
+    cases: dict[str, list[object]] = {
+        f"PATCH: {tmp_path / 'nowhere'}: no such file": [tmp_path / "nowhere", "--out", tmp_path / "lora"],
+        f"--out {tmp_path}: the directory is not empty": [patch, "--out", tmp_path],
+        "--rank": [patch, "--out", tmp_path / "lora", "--rank", 0],
+    }
+    for message, arguments in cases.items():
+        result = run("lora", *arguments)
+        assert result.exit_code == 2
+        assert message in result.output
+    assert not (tmp_path / "lora").exists()
+
+
+# --- compose
+
+
+def test_composed_a_patch_does_the_same_and_is_undone_with_its_base(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sum.safetensors"
+    result = run("compose", patch, "--out", out)
+    assert result.exit_code == 0, result.output
+    for expected in ("Layer 1: rank 3", "1 patch, 2 facts in layers 1, 2", "only with --base"):
+        assert expected in result.output
+    both, composed = (AutoModelForCausalLM.from_pretrained(model_directory) for _ in range(2))
+    Patch.load(patch).apply(both)
+    Patch.load(out).apply(composed)
+    for name, tensor in both.state_dict().items():
+        torch.testing.assert_close(composed.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+    assert run("apply", model_directory, out, "--out", tmp_path / "edited").exit_code == 0
+    result = run("undo", tmp_path / "edited", out, "--out", tmp_path / "restored")
+    assert result.exit_code == 1
+    assert "give base" in result.output
+    result = run("undo", tmp_path / "edited", out, "--out", tmp_path / "restored", "--base", model_directory)
+    assert "bit-identical" in result.output
+
+
+def test_independent_patches_compose_unless_they_edit_the_same_fact(
+    run: Run, patch: Path, edit_arguments: list[object], facts_file: Path, tmp_path: Path
+) -> None:
+    facts = json.loads(facts_file.read_text())
+    facts_file.write_text(json.dumps([{**fact, "subject": fact["subject"] + " II"} for fact in facts[:2]]))
+    other, out = tmp_path / "other.safetensors", tmp_path / "sum.safetensors"
+    assert run(*edit_arguments, "--out", other, "--no-verify", "--method", "alphaedit").exit_code == 0
+    result = run("compose", patch, other, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "2 patches, 4 facts in layers 1, 2" in result.output
+    assert Patch.load(out).method == "memit-blue + alphaedit"
+    result = run("compose", other, other, "--out", tmp_path / "twice")
+    assert result.exit_code == 2
+    assert "PATCH: patches[1] edits" in result.output
+    assert not (tmp_path / "twice").exists()
+
+
+@pytest.mark.parametrize("option", [("--rank", 2), ("--energy", 0.9)])
+def test_compose_shrinks_and_says_what_is_lost(
+    run: Run, rect: Path, tmp_path: Path, option: tuple[str, object]
+) -> None:
+    out = tmp_path / "small.safetensors"
+    result = run("compose", rect, "--out", out, *option)
+    assert result.exit_code == 0, result.output
+    shrunk = Patch.load(out)
+    for layer, kept in shrunk.settings["shrunk"]["layers"].items():
+        assert f"Layer {layer}: rank {kept['rank']}, relative error {100 * kept['error']:.2g} %" in result.output
+    if option[0] == "--rank":
+        assert shrunk.num_bytes < Patch.load(rect).num_bytes
+    shown = run("show", out)
+    assert shown.exit_code == 0, shown.output
+    assert "shrunk" in shown.output
+
+
+def test_compose_rebases_only_when_asked_and_warns_of_other_weights(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
+    result = run("compose", patch, "--out", out, "--rebase", model_directory)
+    assert result.exit_code == 0, result.output
+    assert "are those that were edited" in result.output
+    assert Patch.load(out).sealed
+    tuned = AutoModelForCausalLM.from_pretrained(model_directory)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.001)
+    run("apply", model_directory, patch, "--out", tmp_path / "tuned")  # for the tokenizer
+    tuned.save_pretrained(tmp_path / "tuned")
+    assert run("apply", tmp_path / "tuned", patch, "--out", tmp_path / "edited").exit_code == 1
+    result = run("compose", patch, "--out", other, "--rebase", tmp_path / "tuned")
+    assert result.exit_code == 0, result.output
+    assert "are not those that were edited: verify the facts" in result.output
+    assert Patch.load(other).config["_name_or_path"] == str(tmp_path / "tuned")
+    result = run("apply", tmp_path / "tuned", other, "--out", tmp_path / "edited")
+    assert result.exit_code == 0, result.output
+
+
+def test_compose_names_a_bad_argument(run: Run, patch: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sum.safetensors"
+    cases: dict[str, list[object]] = {
+        f"PATCH: {tmp_path / 'nowhere'}: no such file": [patch, tmp_path / "nowhere", "--out", out],
+        "--out": [patch, "--out", tmp_path / "no" / "folder"],
+        f"--out {patch}: is one of the patches": [patch, "--out", patch],
+        "--rank 2, --energy 0.5: give one of them": [patch, "--out", out, "--rank", 2, "--energy", 0.5],
+        "--energy 1.5: must be a share above 0": [patch, "--out", out, "--energy", 1.5],
+        "--dtype float32: is for the model of --rebase": [patch, "--out", out, "--dtype", "float32"],
+        "--dtype": [patch, "--out", out, "--dtype", "half", "--rebase", "no-such-model"],
+    }
+    whole = patch.read_bytes()
+    for message, arguments in cases.items():
+        result = run("compose", *arguments)
+        assert result.exit_code == 2, message
+        assert message in result.output
+    assert not out.exists()
+    assert patch.read_bytes() == whole
+
+
+# --- the model card
+
+
+def test_apply_and_edit_write_a_card_and_undo_writes_none(
+    run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path
+) -> None:
+    patch = tmp_path / "p.safetensors"
+    saved = ("--save-model", tmp_path / "saved")
+    assert run(*edit_arguments, "--out", patch, "--no-verify", *saved).exit_code == 0
+    assert run("apply", model_directory, patch, "--out", tmp_path / "applied").exit_code == 0
+    cards = [(tmp_path / name / "README.md").read_text("utf-8") for name in ("saved", "applied")]
+    assert cards[0] == cards[1]
+    assert "The mother tongue of Danielle Darrieux is | Italian | French |" in cards[0]
+    assert str(model_directory) not in cards[0]
+    restored = tmp_path / "restored"
+    assert run("undo", tmp_path / "applied", patch, "--out", restored, "--base", model_directory).exit_code == 0
+    assert not (restored / "README.md").exists()
