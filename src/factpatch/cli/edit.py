@@ -17,6 +17,7 @@ def edit(
     out: Annotated[Path, typer.Option("--out", metavar="PATCH", help="Where to write the patch.", show_default=False)],
     limit: options.Limit = None,
     method: options.Method = "memit-blue",
+    variant: options.Variant = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -109,10 +110,13 @@ def edit(
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
         lm = checks.load_model(model, device, dtype)
+    checks.check_layers(lm, chosen)
+    checks.check_variant(lm, variant)
     editor = Editor(
         lm,
         method=method,
-        critical_layers=checks.critical_layers(lm, model, chosen),
+        variant=variant,
+        critical_layers=chosen,
         settings=assigned,
         corpus=opened,
         corpus_tokens=corpus_tokens,
