@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from factpatch.cli import apply, demo, edit, methods, models, second_moment, show, undo, verify
+from factpatch.cli import apply, demo, edit, methods, models, presets, second_moment, show, undo, verify
 from factpatch.cli.checks import BadArgumentError
 from factpatch.cli.render import messages
 
@@ -86,6 +86,7 @@ app.command("show")(show.show)
 app.command("second-moment")(second_moment.second_moment)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
+app.command("presets")(presets.presets)
 
 
 @app.callback()
