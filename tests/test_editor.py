@@ -49,7 +49,7 @@ def make(
     row = METHODS[method] if isinstance(method, str) else method
     settings = {**QUICK, **SOLVER[type(row.solver)], **options.pop("settings", {})}
     given = {"critical_layers": LAYERS, "contexts": CONTEXTS, "second_moments": second_moments(), **options}
-    return Editor(tiny(family, dtype=dtype), method=method, settings=settings, **given)
+    return Editor(tiny(family, dtype=dtype), method=row, settings=settings, **given)
 
 
 def state(editor: Editor) -> dict[str, Tensor]:
