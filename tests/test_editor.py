@@ -15,6 +15,7 @@ from torch import Tensor
 import factpatch.editor as editor_module
 from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch, Ridge
 from factpatch.model.weights import restore, snapshot
+from factpatch.settings import settings_of
 from factpatch.shift import Dense, Shift
 from factpatch.strategies.regularizer import Acts, CapSingularValues, KeepLargest, Regularizer
 from factpatch.values.reading import SubjectRows, read_keys, read_values
@@ -54,7 +55,7 @@ def make(
     row = METHODS[method] if isinstance(method, str) else method
     settings = {**QUICK, **SOLVER[type(row.solver)], **options.pop("settings", {})}
     given = {"critical_layers": LAYERS, "contexts": CONTEXTS, "second_moments": second_moments(), **options}
-    return Editor(tiny(family, dtype=dtype), method=method, settings=settings, **given)
+    return Editor(tiny(family, dtype=dtype), method=row, settings=settings, **given)
 
 
 def state(editor: Editor) -> dict[str, Tensor]:
@@ -551,9 +552,31 @@ def test_a_later_batch_updates_a_fact() -> None:
     assert len(editor.patch.facts) == len(FACTS)
 
 
-def test_a_model_without_preset_needs_layers() -> None:
-    with pytest.raises(ValueError, match="critical_layers=None: there is no preset"):
-        make(critical_layers=None)
+def test_a_model_without_preset_takes_the_nearest_one_over_and_says_so(caplog: Any) -> None:
+    moments = second_moments()
+    editor = Editor(tiny("llama"), critical_layers=None, contexts=CONTEXTS, second_moments={**moments, 0: moments[1]})
+    assert editor.critical_layers == (0, 1, 2, 3)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    for text in ("no preset for", "SmolLM2-135M", "critical_layers=[0, 1, 2, 3]", "solver.weight=300", "--layers"):
+        assert text in warning
+    origin = {"model": "SmolLM2-135M", "variant": None, "assumed": True}
+    assert editor.edit(FACTS[:1]).settings["preset"] == origin
+
+
+def test_a_method_built_by_hand_on_given_layers_takes_nothing_from_a_preset(caplog: Any) -> None:
+    editor = make(METHODS["memit"])
+    assert caplog.records == []
+    assert editor.method.target.kl_factor == 0.0625
+    assert editor.edit(FACTS[:1]).settings["preset"] is None
+
+
+def test_a_variant_replaces_the_numbers_and_given_settings_replace_the_variants() -> None:
+    options: dict[str, Any] = {"critical_layers": LAYERS, "second_moments": second_moments()}
+    editor = Editor(tiny("llama"), method="memit-blue", variant="equal-settings", **options)
+    assert settings_of(editor.method)["solver"]["weight"] == 500
+    editor = Editor(tiny("llama"), variant="equal-settings", settings={"solver.weight": 7}, **options)
+    assert settings_of(editor.method)["solver"]["weight"] == 7
+    assert editor.method.target.steps == 12
 
 
 @pytest.mark.parametrize(
@@ -564,6 +587,8 @@ def test_a_model_without_preset_needs_layers() -> None:
         ({"settings": {"slover.weight": 1}}, "Did you mean 'solver'"),
         ({"settings": {"solver.weight": "much"}}, "valid number"),
         ({"settings": {"solver.weight": -1}}, "must be positive"),
+        ({"variant": "equal-setings"}, "no such variant. Did you mean 'equal-settings'"),
+        ({"variant": "equal-settings", "method": METHODS["memit"]}, "a Method is taken as it is"),
         ({"critical_layers": [1, 40]}, "layer 40 does not exist"),
         ({"dtype": "flot32"}, "Did you mean 'float32'"),
         ({"device": "gpu"}, "device='gpu' cannot be used"),

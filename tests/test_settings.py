@@ -1,11 +1,10 @@
-"""Settings by dotted name, and the presets that are made of them."""
+"""Settings by dotted name."""
 
 from __future__ import annotations
 
 import pytest
 
 from factpatch import METHODS
-from factpatch.presets import load_presets
 from factpatch.settings import parse_assignments, settings_of, with_settings
 
 
@@ -44,16 +43,6 @@ def test_resolved_settings_name_every_strategy_with_its_fields() -> None:
     assert resolved["spread"] == {"class": "Boundary"}
     assert resolved["solver"] == {"class": "NullSpace", "threshold": 0.02, "l2": 10.0}
     assert resolved["target"]["class"] == "HiddenState"
-
-
-def test_every_preset_names_known_methods_and_settings_and_its_source() -> None:
-    presets = load_presets()
-    assert presets
-    for preset in presets:
-        assert preset.source
-        assert preset.critical_layers == sorted(set(preset.critical_layers))
-        for name, settings in preset.methods.items():
-            with_settings(METHODS[name], settings)
 
 
 def test_a_blue_row_is_its_plain_row_with_another_spread() -> None:

@@ -20,7 +20,7 @@ from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
 from factpatch.model_card import model_card
 from factpatch.patch import Batch, Patch, write_shift
-from factpatch.presets import preset_for
+from factpatch.presets import choose, preset_for
 from factpatch.progress import bar, timed
 from factpatch.second_moment import TOKENS_PER_DIMENSION, Corpus, SecondMoment, corpus_from
 from factpatch.settings import settings_of, with_settings
@@ -52,7 +52,9 @@ class Editor:
         model: the name of an embedded model, a directory, an id of the Hugging Face Hub, or a loaded model.
         tokenizer: the tokenizer of a loaded model.
         method: a name from `factpatch.METHODS`, with the model's preset applied, or a `Method`, taken as it is.
-        critical_layers: the layers the method may write, ascending; from the model's preset by default.
+        variant: of the preset, as `factpatch presets` lists them: other numbers for some methods.
+        critical_layers: the layers the method may write, ascending; from the model's preset by default. For a model
+            without one, the nearest preset is assumed, scaled to its depth, and a warning names what is.
         settings: fields of the method's strategies to replace, by dotted name: `{"solver.weight": 5000}`.
         contexts: templates with one `{}` for the prompt, the bare one first; by default the model generates them.
         corpus: text for the second moment: see `factpatch.second_moment.corpus_from`.
@@ -74,6 +76,7 @@ class Editor:
         tokenizer: Any = None,
         method: str | Method = "memit-blue",
         *,
+        variant: str | None = None,
         critical_layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
         contexts: Sequence[str] | None = None,
@@ -88,13 +91,21 @@ class Editor:
         progress: bool = True,
     ) -> None:
         row = method_named(method) if isinstance(method, str) else method
-        with_settings(row, settings or {})  # a wrong name should not wait for the model
+        settings = dict(settings or {})
+        with_settings(row, settings)  # a wrong name should not wait for the model
+        if variant is not None and not isinstance(method, str):
+            raise ValueError(
+                f"variant={variant!r}: a Method is taken as it is; name a method, or leave the variant out."
+            )
         self.lm: LanguageModel = load_language_model(model, tokenizer, device, dtype)
         self.preset = preset_for(self.lm)
-        if isinstance(method, str) and self.preset is not None:
-            row = with_settings(row, self.preset.methods.get(method, {}))
-        self.method = with_settings(row, settings or {})
-        self.critical_layers = self._choose_layers(critical_layers)
+        named = method if isinstance(method, str) else None
+        choice = choose(self.preset, self.lm, named, variant, settings, critical_layers)
+        self.method = with_settings(row, choice.settings)
+        self.lm.check_layers(choice.critical_layers)
+        editable_weights(self.lm.model, choice.critical_layers)
+        self.critical_layers = choice.critical_layers
+        self._origin = choice.origin
         self.remember_keys = remember_keys
         self.seed = seed
         self.edits: list[Edit] = []
@@ -102,9 +113,7 @@ class Editor:
         self._corpus = corpus
         if corpus_tokens is not None and corpus_tokens < 1:
             raise ValueError(f"corpus_tokens={corpus_tokens}: must be positive.")
-        if corpus_tokens is None and self.preset is not None:
-            corpus_tokens = self.preset.corpus_tokens
-        self._corpus_tokens = corpus_tokens
+        self._corpus_tokens = self.preset.corpus_tokens if corpus_tokens is None else corpus_tokens
         self._contexts = None if contexts is None else check_contexts(contexts)
         self._moments: dict[int, Tensor] = dict(second_moments or {})
         self._prepared: dict[int, Tensor] = {}
@@ -349,23 +358,10 @@ class Editor:
         """
         self.lm.save_pretrained(directory, model_card(self.patch) if self.edits else None)
 
-    def _choose_layers(self, critical_layers: Sequence[int] | None) -> tuple[int, ...]:
-        if critical_layers is None:
-            if self.preset is None:
-                raise ValueError(
-                    f"critical_layers=None: there is no preset for {self.lm.name}; say which layers may be written, "
-                    "for example those between a tenth and a third of its depth."
-                )
-            critical_layers = self.preset.critical_layers
-        self.lm.check_layers(critical_layers)
-        editable_weights(self.lm.model, critical_layers)
-        return tuple(critical_layers)
-
     def _check_corpus(self) -> None:
         """Raise ValueError if the second moment would have to be read from nothing."""
         needed = {step.layer for step in self.method.spread.steps(self.critical_layers)}
-        shipped = self.preset is not None and self.preset.shipped_corpus
-        if self._corpus is None and not shipped and not needed <= set(self._moments):
+        if self._corpus is None and not self.preset.shipped_corpus and not needed <= set(self._moments):
             raise ValueError(
                 f"corpus=None: {self.lm.name} needs a text for its second moment; give a file, or hf:NAME for a "
                 f"dataset. About {TOKENS_PER_DIMENSION * self.lm.d_key} tokens of ordinary text are enough."
@@ -431,6 +427,7 @@ class Editor:
     def _settings(self) -> dict[str, Any]:
         settings = {
             **settings_of(self.method),
+            "preset": self._origin,
             "critical_layers": list(self.critical_layers),
             "contexts": list(self.contexts),
             "remember_keys": self.remember_keys,

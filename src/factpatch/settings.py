@@ -48,6 +48,12 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
     return method
 
 
+def has_setting(method: Method, name: str) -> bool:
+    """Whether a strategy of the method has the field that a dotted name means."""
+    part, _, field = name.partition(".")
+    return part in STRATEGIES and field in {member.name for member in fields(getattr(method, part))}
+
+
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
     """Turn `["solver.weight=5000"]` into a dictionary.
 

@@ -11,13 +11,13 @@ from tests.models import tiny
 
 from factpatch.cli import checks
 from factpatch.editor import Editor
-from factpatch.presets import Preset
+from factpatch.presets import Match, Preset
 
 
 @pytest.fixture(autouse=True)
 def tiny_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"memit-blue": {"target.steps": 3}}
-    preset = Preset("tiny", {}, [1, 2], "made up", shipped_corpus=True, methods=steps)
+    preset = Preset("tiny", Match("llama", 4, 32), [1, 2], "made up", shipped_corpus=True, methods=steps)
     monkeypatch.setattr(checks, "load_model", lambda model, device, dtype: tiny("llama"))
     monkeypatch.setattr("factpatch.editor.preset_for", lambda lm: preset)
 

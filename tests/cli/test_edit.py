@@ -230,10 +230,34 @@ def test_a_model_without_weights_is_refused(
     _refused(run(*edit_arguments, "--out", tmp_path / "p"), f"model='{bare}' cannot be loaded", code=1)
 
 
-def test_a_model_without_a_preset_asks_for_layers(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+def test_a_model_without_a_preset_takes_layers_and_settings_over_with_a_warning(
+    run: Run, edit_arguments: list[object], tmp_path: Path
+) -> None:
     at = edit_arguments.index("--layers")
     del edit_arguments[at : at + 2]
-    _refused(run(*edit_arguments, "--out", tmp_path / "p"), "--layers: there is no preset for", code=2)
+    result = run(*edit_arguments, "--out", tmp_path / "p", "--no-verify")
+    assert result.exit_code == 0, result.output
+    warning = next(line for line in result.stderr.splitlines() if line.startswith("warning: there is no preset"))
+    assert "assumed from that of SmolLM2-135M" in warning
+    assert "critical_layers=[0, 1, 2, 3]" in warning
+    assert "solver.weight=300" in warning
+    assert "target.steps" not in warning  # it is given
+    assert Patch.load(tmp_path / "p").layers == (0, 3)
+
+
+def test_a_variant_of_the_preset_is_taken_and_recorded(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    result = run(*edit_arguments, "--variant", "equal-settings", "--out", tmp_path / "p", "--no-verify")
+    assert result.exit_code == 0, result.output
+    settings = Patch.load(tmp_path / "p").settings
+    assert settings["solver"]["weight"] == 500
+    assert settings["preset"] == {"model": "SmolLM2-135M", "variant": "equal-settings", "assumed": True}
+
+
+def test_an_unknown_variant_is_refused_with_a_suggestion(
+    run: Run, edit_arguments: list[object], tmp_path: Path
+) -> None:
+    result = run(*edit_arguments, "--variant", "equal-setings", "--out", tmp_path / "p")
+    _refused(result, "--variant: variant='equal-setings': SmolLM2-135M has no such variant. Did you mean", code=2)
 
 
 def test_a_directory_in_use_is_not_written_to(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:

@@ -17,7 +17,21 @@ import factpatch
 from factpatch.methods import METHODS
 from factpatch.strategies import NullSpace, Ridge
 
-COMMANDS = ("demo", "edit", "verify", "apply", "undo", "show", "compose", "lora", "second-moment", "methods", "models")
+COMMANDS = (
+    "demo",
+    "edit",
+    "verify",
+    "apply",
+    "undo",
+    "log",
+    "show",
+    "compose",
+    "lora",
+    "second-moment",
+    "methods",
+    "models",
+    "presets",
+)
 
 
 @pytest.fixture
@@ -158,6 +172,13 @@ def test_a_short_corpus_is_warned_about(run: Run, model_directory: Path, corpus:
     assert "warning: the corpus ended" in result.stderr
 
 
+def test_second_moment_assumes_layers_with_a_warning(run: Run, model_directory: Path, corpus: Path) -> None:
+    result = run("second-moment", model_directory, "--corpus", corpus, "--tokens", 640)
+    assert result.exit_code == 0, result.output
+    assert "warning: there is no preset for" in result.stderr
+    assert "critical_layers=[0, 1, 2, 3], scaled from its 4, 5, 6, 7, 8 of 30" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -188,11 +209,38 @@ def test_methods_lists_every_method_and_setting(run: Run) -> None:
         assert name in output
 
 
-def test_models_lists_models_presets_and_families(run: Run) -> None:
+def test_models_lists_models_and_families(run: Run) -> None:
     result = run("models")
     assert result.exit_code == 0, result.output
-    for name in ("smollm2-135m", "4, 5, 6, 7, 8", "gpt_neox", "gemma2", "no: this family"):
+    for name in ("smollm2-135m", "gpt_neox", "gemma2", "no: this family"):
         assert name in result.output
+
+
+def test_presets_lists_models_with_their_layers_and_variants(run: Run) -> None:
+    result = run("presets")
+    assert result.exit_code == 0, result.output
+    for name in ("SmolLM2-135M", "Llama-3-8B-Instruct", "13, 14, 15, 16, 17", "large-batch-counterfact"):
+        assert name in result.output
+
+
+def test_presets_shows_the_settings_of_a_model_with_their_source(run: Run) -> None:
+    result = run("presets", "gpt-j-6b")
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.output.split())
+    for text in (
+        "source arXiv:2502.03748",
+        "target.learning_rate=0.5",
+        "alphaedit-blue solver.threshold=0.02, solver.l2=95",
+        "pmet-blue equal-settings solver.weight=15000",
+        "solver.weight=4500",
+    ):
+        assert text in shown
+
+
+def test_a_preset_that_does_not_exist_is_refused_with_a_suggestion(run: Run) -> None:
+    result = run("presets", "gpt-j-7b")
+    assert result.exit_code == 2
+    assert "NAME: no preset 'gpt-j-7b'. Did you mean 'gpt-j-6b'?" in result.output
 
 
 @pytest.mark.parametrize("command", COMMANDS)

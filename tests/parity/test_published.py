@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.helpers import shared
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from factpatch import Editor, Fact
+from factpatch import METHODS, Editor, Fact
 from factpatch.model.embedded import EmbeddedModelUnavailable
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies import HiddenState
@@ -101,7 +101,7 @@ def test_shifts_equal_the_published_ones(architecture: str, row: str) -> None:
     lm = fixture_model(architecture)
     editor = Editor(
         lm,
-        method=method,
+        method=METHODS[method],  # no preset's numbers
         critical_layers=LAYERS,
         settings=settings,
         contexts=contexts,

@@ -124,25 +124,19 @@ def silence_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def critical_layers(lm: LanguageModel, model: str, layers: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The given layers, or those of the model's preset.
+def check_layers(lm: LanguageModel, layers: tuple[int, ...] | None) -> None:
+    """Raise BadArgumentError if layers are given that the model does not have, or not in order."""
+    if layers is not None:
+        with argument("--layers"):
+            lm.check_layers(layers, "layers")
 
-    Raises:
-        BadArgumentError: a layer does not exist, or none are given and there is no preset.
-    """
+
+def check_variant(lm: LanguageModel, variant: str | None) -> None:
+    """Raise BadArgumentError if the preset that the model gets has no such variant."""
     from factpatch.presets import preset_for
 
-    if layers is None:
-        preset = preset_for(lm)
-        if preset is None:
-            raise BadArgumentError(
-                f"--layers: there is no preset for {model}; say which of its layers, 0 to {lm.num_layers - 1}, may be "
-                "written, for example some neighboring ones between a tenth and a third of its depth."
-            )
-        layers = tuple(preset.critical_layers)
-    with argument("--layers"):
-        lm.check_layers(layers, "layers")
-    return layers
+    with argument("--variant"):
+        preset_for(lm).rows(variant)
 
 
 def save_model(lm: LanguageModel, directory: Path, card: str | None = None) -> None:

@@ -41,6 +41,7 @@ def edit(
     ] = None,
     limit: options.Limit = None,
     method: options.Method = "memit-blue",
+    variant: options.Variant = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -107,6 +108,7 @@ def edit(
     how: dict[str, Any] = {
         "model": model,
         "method": method,
+        "variant": variant,
         "settings": settings or [],
         "layers": layers,
         "seed": seed,
@@ -254,10 +256,13 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
         opened = None if how["corpus"] is None else corpus_from(how["corpus"])
     with timed(seconds, "load"):
         lm = checks.load_model(how["model"], how["device"], how["dtype"])
+    checks.check_layers(lm, chosen)
+    checks.check_variant(lm, how["variant"])
     return Editor(
         lm,
         method=how["method"],
-        critical_layers=checks.critical_layers(lm, how["model"], chosen),
+        variant=how["variant"],
+        critical_layers=chosen,
         settings=assigned,
         corpus=opened,
         corpus_tokens=how["corpus_tokens"],

@@ -16,7 +16,21 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from factpatch.cli import apply, compose, demo, edit, log, lora, methods, models, second_moment, show, undo, verify
+from factpatch.cli import (
+    apply,
+    compose,
+    demo,
+    edit,
+    log,
+    lora,
+    methods,
+    models,
+    presets,
+    second_moment,
+    show,
+    undo,
+    verify,
+)
 from factpatch.cli.checks import BadArgumentError
 from factpatch.cli.render import messages
 
@@ -89,6 +103,7 @@ app.command("lora")(lora.lora)
 app.command("second-moment")(second_moment.second_moment)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
+app.command("presets")(presets.presets)
 
 
 @app.callback()

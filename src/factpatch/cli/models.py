@@ -11,25 +11,19 @@ if TYPE_CHECKING:
 
 
 def models() -> None:
-    """List the embedded models, the presets and the supported architectures."""
+    """List the embedded models and the supported architectures."""
     from factpatch.model.architectures import ARCHITECTURES
     from factpatch.model.embedded import EMBEDDED
-    from factpatch.presets import load_presets
 
     checks.silence_transformers()
     embedded = render.table("embedded model", "from", "license", "source")
     for model in EMBEDDED.values():
         embedded.add_row(model.name, model.requirement, model.license, model.source)
-    presets = render.table("preset", "critical layers", "settings for", "source")
-    for preset in load_presets():
-        presets.add_row(
-            preset.model, render.numbers(preset.critical_layers), ", ".join(preset.methods), preset.source
-        )  # fmt: skip
     families = render.table("architecture", "edited weight", "editable")
     for row in ARCHITECTURES.values():
         reason = _refusal(row)
         families.add_row(row.model_type, f"{row.blocks}.*.{row.down_projection}", f"no: {reason}" if reason else "yes")
-    for made in (embedded, presets, families):
+    for made in (embedded, families):
         render.screen.print(made)
 
 

@@ -59,7 +59,8 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         metavar="L,L,...",
-        help="Critical layers, counted from 0, ascending, as 4,5,6,7,8. Default: those of the model's preset.",
+        help="Critical layers, counted from 0, ascending, as 4,5,6,7,8. Default: those of the model's preset, or of "
+        "the nearest one, scaled to the model's depth.",
     ),
 ]
 Corpus = Annotated[
@@ -76,4 +77,12 @@ CorpusTokens = Annotated[
     typer.Option("--corpus-tokens", min=1, metavar="N", help="How many tokens to read. Default: 10 per key dimension."),
 ]
 Method = Annotated[str, typer.Option("--method", metavar="NAME", help="One that `factpatch methods` lists.")]
+Variant = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME",
+        help="A variant of the model's preset, as equal-settings; `factpatch presets` lists them.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the texts that facts are embedded in.")]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from factpatch.cli import checks, options, render
+
+if TYPE_CHECKING:
+    from factpatch.model.language_model import LanguageModel
 
 
 def second_moment(
@@ -45,7 +48,8 @@ def second_moment(
         opened = corpus_from(corpus)
     limit = NullSpace().threshold if threshold is None else threshold
     lm = checks.load_model(model, device, dtype)
-    wanted = checks.critical_layers(lm, model, chosen)
+    checks.check_layers(lm, chosen)
+    wanted = chosen or _assumed_layers(lm)
     with bar("reading the second moment", tokens or TOKENS_PER_DIMENSION * lm.d_key) as advance:
         moments = SecondMoment.read(lm, wanted, opened, tokens, progress=advance)
     columns = ("layer", "tokens", "trace", "largest", "median", "smallest", "condition", f"below {limit:g}")
@@ -61,3 +65,14 @@ def second_moment(
         made.add_row(str(layer), str(moment.tokens), *row)
     render.screen.print(made)
     render.say(f"Cache: {cache_directory() / 'second_moment'}")
+
+
+def _assumed_layers(lm: LanguageModel) -> list[int]:
+    """The layers that an editor of the model would write, with a warning where they are another model's."""
+    from factpatch.presets import preset_for, warn_of_assumed
+
+    preset = preset_for(lm)
+    layers = preset.layers_for(lm.num_layers)
+    if preset.assumed:
+        warn_of_assumed(preset, lm, layers)
+    return layers

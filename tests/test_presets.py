@@ -1,0 +1,341 @@
+"""Presets: the published numbers, rows that inherit, variants, and what a model without one takes over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.models import tiny
+
+from factpatch import METHODS
+from factpatch.methods import Method
+from factpatch.presets import (
+    Match,
+    Preset,
+    choose,
+    load_presets,
+    nearest,
+    preset_for,
+    preset_named,
+    read_preset,
+)
+from factpatch.settings import settings_of, with_settings
+
+PRESETS = {preset.model: preset for preset in load_presets()}
+
+# The paper's table of settings: layers; steps, lr, clamp, λ; AlphaEdit's L2, even and boundary.
+PUBLISHED: dict[str, tuple[list[int], int, float, float, float, float, float]] = {
+    "GPT2-XL": ([13, 14, 15, 16, 17], 20, 0.5, 0.75, 20000, 10, 80),
+    "GPT-J-6B": ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.75, 15000, 10, 95),
+    "Llama-3-8B": ([4, 5, 6, 7, 8], 25, 0.1, 0.75, 15000, 10, 1),
+}
+# PMET: clamp, λ plain, λ with BLUE.
+PMET = {"GPT2-XL": (2, 10000, 10000), "GPT-J-6B": (0.75, 15000, 1000), "Llama-3-8B": (0.75, 15000, 15000)}
+# With BLUE where the plain row says something else, by model.
+MORE_THAN_THE_SPREAD = {
+    "GPT2-XL": {"alphaedit-blue"},
+    "GPT-J-6B": {"alphaedit-blue", "pmet-blue"},
+    "Llama-3-8B": {"alphaedit-blue"},
+    "SmolLM2-135M": {"memit-blue", "alphaedit-blue", "rect-blue", "prune-blue"},
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "GPT2-XL": {"model_type": "gpt2", "n_layer": 48, "n_embd": 1600},
+    "GPT-J-6B": {"model_type": "gptj", "n_layer": 28, "n_embd": 4096},
+    "Llama-3-8B": {
+        "model_type": "llama",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+    },
+    "SmolLM2-135M": {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536},
+}
+MADE_UP = """
+model: Made-up
+match: {model_type: llama, num_hidden_layers: 10, hidden_size: 64}
+critical_layers: [2, 4]
+source: nowhere
+common: {target.steps: 7, solver.weight: 5}
+methods:
+  memit: {target.clamp: 2}
+  memit-blue: {inherit: memit, target.clamp: 3}
+  rect: {inherit: memit-blue, solver.weight: 6}
+  alphaedit: {solver.l2: 4}
+variants:
+  other:
+    memit: {target.clamp: 9, target.steps: 8}
+    alphaedit: {}
+"""
+
+
+def applied(preset: Preset, method: str, variant: str | None = None) -> Method:
+    return with_settings(METHODS[method], preset.settings(method, variant))
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preset_holds_the_published_numbers(model: str, method: str) -> None:
+    layers, steps, rate, clamp, weight, even, boundary = PUBLISHED[model]
+    blue = method.endswith("-blue")
+    if method.startswith("pmet"):
+        clamp, weight = PMET[model][0], PMET[model][1 + blue]
+    found = settings_of(applied(PRESETS[model], method))
+    assert PRESETS[model].critical_layers == layers
+    names = ("steps", "learning_rate", "clamp", "weight_decay", "kl_factor", "stop_loss")
+    assert [found["target"][name] for name in names] == [steps, rate, clamp, 0.5, 0.0625, 0.05]
+    if method.startswith("alphaedit"):
+        solver = {"class": "NullSpace", "threshold": 0.02, "l2": boundary if blue else even}
+    else:
+        solver = {"class": "Ridge", "weight": weight}
+    assert found["solver"] == solver
+    if method.startswith("rect"):
+        assert found["regularizer"]["keep"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("variant", "plain", "blue"), [("large-batch-counterfact", 6000, 1000), ("large-batch-zsre", 4500, 4500)]
+)
+def test_pmet_on_gpt_j_has_variants_for_large_batches(variant: str, plain: float, blue: float) -> None:
+    for method, weight in (("pmet", plain), ("pmet-blue", blue)):
+        found = PRESETS["GPT-J-6B"].settings(method, variant)
+        assert found == {
+            "target.steps": 30,
+            "target.learning_rate": 0.2,
+            "target.clamp": 0.75,
+            "target.weight_decay": 0.5,
+            "target.kl_factor": 1,
+            "solver.weight": weight,
+        }
+    assert PRESETS["GPT-J-6B"].settings("memit", variant) == PRESETS["GPT-J-6B"].settings("memit")
+
+
+def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
+    ridge = {name: {"target.steps": 12, "solver.weight": 500} for name in ("memit", "rect", "prune")}
+    blue = {name: {"target.steps": 12, "solver.weight": 300} for name in ("memit-blue", "rect-blue", "prune-blue")}
+    pmet = {name: {"target.steps": 12, "solver.weight": 300} for name in ("pmet", "pmet-blue")}
+    null_space = {
+        name: {"target.steps": 12, "solver.threshold": 0.02, "solver.l2": l2}
+        for name, l2 in (("alphaedit", 2), ("alphaedit-blue", 3))
+    }
+    expected = {**ridge, **blue, **pmet, **null_space}
+    preset = PRESETS["SmolLM2-135M"]
+    assert {name: preset.settings(name) for name in preset.methods} == expected
+    assert (preset.critical_layers, preset.corpus_tokens, preset.shipped_corpus) == ([4, 5, 6, 7, 8], 15360, True)
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_every_preset_speaks_of_every_method_and_fits_it(model: str) -> None:
+    preset = PRESETS[model]
+    assert set(preset.methods) == set(METHODS)
+    assert preset.source
+    assert not preset.assumed
+    for method in METHODS:
+        for variant in (None, *preset.variants):
+            found = settings_of(applied(preset, method, variant))
+            for name, value in preset.settings(method, variant).items():
+                part, field = name.split(".")
+                assert found[part][field] == value
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_with_equal_settings_blue_differs_from_its_plain_method_in_the_spread_alone(model: str) -> None:
+    preset = PRESETS[model]
+    differing = set()
+    for method in METHODS:
+        if method.endswith("-blue"):
+            plain = method.removesuffix("-blue")
+            assert preset.settings(method, "equal-settings") == preset.settings(plain)
+            assert preset.settings(plain, "equal-settings") == preset.settings(plain)
+            if preset.settings(method) != preset.settings(plain):
+                differing.add(method)
+    assert differing == MORE_THAN_THE_SPREAD[model]
+
+
+def test_a_row_inherits_and_lists_what_differs() -> None:
+    preset = read_preset(MADE_UP)
+    assert preset.settings("memit") == {"target.steps": 7, "solver.weight": 5, "target.clamp": 2}
+    assert preset.settings("memit-blue") == {"target.steps": 7, "solver.weight": 5, "target.clamp": 3}
+    assert preset.settings("rect") == {"target.steps": 7, "solver.weight": 6, "target.clamp": 3}
+
+
+def test_common_settings_hold_where_a_method_has_the_field_and_for_methods_without_a_row() -> None:
+    preset = read_preset(MADE_UP)
+    assert preset.settings("alphaedit") == {"target.steps": 7, "solver.l2": 4}
+    assert preset.settings("pmet") == {"target.steps": 7, "solver.weight": 5}
+
+
+def test_a_row_of_a_variant_stands_in_place_of_its_namesake_and_is_inherited_from_first() -> None:
+    preset = read_preset(MADE_UP)
+    assert preset.settings("memit", "other") == {"target.steps": 8, "solver.weight": 5, "target.clamp": 9}
+    assert preset.settings("memit-blue", "other") == {"target.steps": 8, "solver.weight": 5, "target.clamp": 3}
+    assert preset.settings("alphaedit", "other") == {"target.steps": 7}
+
+
+def test_an_unknown_variant_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ValueError, match=r"variant='ohter': Made-up has no such variant. Did you mean 'other'\?"):
+        read_preset(MADE_UP).settings("memit", "ohter")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("critical_layers:", "critical_layer:", "critical_layer"),
+        ("hidden_size", "hidden_sise", "hidden_sise"),
+        ("target.steps: 7", "target.step: 7", "common: no method that the preset lists has a setting 'target.step'"),
+        ("{target.clamp: 2}", "{target.clmp: 2}", "Did you mean 'clamp'"),
+        ("{target.clamp: 2}", "{target.clamp: -2}", "must be positive"),
+        ("target.steps: 8", "target.stps: 8", "Did you mean 'steps'"),
+        ("{solver.l2: 4}", "{solver.weight: 4}", "no field 'weight'"),
+        ("memit-blue: {inherit", "memit-bleu: {inherit", "Did you mean 'memit-blue'"),
+        (
+            "inherit: memit,",
+            "inherit: memti,",
+            "memit-blue: inherits from 'memti', which is no other row. Did you mean",
+        ),
+        ("inherit: memit,", "inherit: rect,", "which is no other row"),
+        ("inherit: memit,", "inherits: memit,", "'inherits'"),
+        ("[2, 4]", "[4, 2]", "critical_layers"),
+        ("[2, 4]", "[2, 10]", "critical_layers"),
+        ("[2, 4]", "[]", "critical_layers"),
+    ],
+)
+def test_a_preset_with_a_mistake_is_refused(old: str, new: str, message: str) -> None:
+    assert old in MADE_UP
+    with pytest.raises(ValueError, match=message):
+        read_preset(MADE_UP.replace(old, new))
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+def test_a_preset_fits_its_model_and_no_other(model: str) -> None:
+    from transformers import AutoConfig
+
+    given = dict(CONFIGS[model])
+    config = AutoConfig.for_model(given.pop("model_type"), **given)
+    assert [preset.model for preset in load_presets() if preset.match.fits(config)] == [model]
+
+
+def test_llama_3_1_is_not_taken_for_llama_3() -> None:
+    config = SimpleNamespace(**{**CONFIGS["Llama-3-8B"], "max_position_embeddings": 131072})
+    assert not any(preset.match.fits(config) for preset in load_presets())
+
+
+def test_a_preset_is_found_by_any_of_its_names_in_any_case() -> None:
+    assert preset_named("llama-3-8b-instruct") is preset_named("Llama-3-8B") is PRESETS["Llama-3-8B"]
+    with pytest.raises(ValueError, match="Did you mean 'gpt2-xl'"):
+        preset_named("gpt2-lx")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "width", "depth", "expected"),
+    [
+        ("gpt2", 768, 12, "GPT2-XL"),  # the same family, however far
+        ("llama", 8192, 80, "Llama-3-8B"),
+        ("llama", 960, 32, "SmolLM2-135M"),
+        ("llama", 2048, 16, "Llama-3-8B"),
+        ("mistral", 4096, 32, "Llama-3-8B"),  # GPT-J is as wide, but has other modules
+        ("qwen2", 896, 24, "SmolLM2-135M"),
+        ("gpt_neox", 5120, 36, "Llama-3-8B"),  # of no family with a preset: the width, then the depth
+        ("gpt_neox", 2048, 24, "GPT2-XL"),
+        ("opt", 512, 24, "SmolLM2-135M"),
+    ],
+)
+def test_the_nearest_preset_is_of_the_family_then_of_like_modules_then_of_like_size(
+    model_type: str, width: int, depth: int, expected: str
+) -> None:
+    assert nearest(load_presets(), model_type, width, depth).model == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "expected"),
+    [
+        (30, [4, 5, 6, 7, 8]),
+        (60, [8, 10, 12, 14, 16]),
+        (45, [6, 8, 9, 11, 12]),
+        (28, [4, 5, 6, 7, 8]),
+        (12, [0, 1, 2, 3, 4]),
+        (4, [0, 1, 2, 3]),
+        (1, [0]),
+    ],
+)
+def test_critical_layers_scale_with_the_depth(depth: int, expected: list[int]) -> None:
+    assert PRESETS["SmolLM2-135M"].layers_for(depth) == expected
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_scaled_layers_are_distinct_ascending_and_inside(model: str) -> None:
+    preset = PRESETS[model]
+    assert preset.layers_for(preset.match.num_hidden_layers) == preset.critical_layers
+    for depth in range(1, 130):
+        layers = preset.layers_for(depth)
+        assert layers == sorted(set(layers))
+        assert 0 <= layers[0] <= layers[-1] < depth
+        assert len(layers) == min(len(preset.critical_layers), depth)
+
+
+def test_the_last_layer_stays_inside_a_shallower_model() -> None:
+    preset = Preset("deep", Match("llama", 48, 64), [0, 47], "nowhere")
+    assert preset.layers_for(4) == [1, 2]
+    assert replace(preset, critical_layers=[47]).layers_for(4) == [3]
+
+
+def test_a_model_without_a_preset_gets_the_nearest_one_without_its_corpus() -> None:
+    found = preset_for(tiny("llama"))
+    assert (found.model, found.assumed) == ("SmolLM2-135M", True)
+    assert (found.corpus_tokens, found.shipped_corpus) == (None, False)
+    assert not PRESETS["SmolLM2-135M"].assumed
+
+
+def warnings(caplog: Any, **given: Any) -> list[str]:
+    arguments: dict[str, Any] = {"method": "memit-blue", "variant": None, "settings": {}, "critical_layers": None}
+    assumed = replace(read_preset(MADE_UP), assumed=True)
+    lm: Any = SimpleNamespace(name="mine", num_layers=20)
+    caplog.clear()
+    choose(**{"preset": assumed, "lm": lm, **arguments, **given})
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_warning_names_all_that_is_assumed_and_how_to_replace_it(caplog: Any) -> None:
+    assert warnings(caplog) == [
+        "there is no preset for mine; assumed from that of Made-up, the nearest one: critical_layers=[4, 8], scaled "
+        "from its 2, 4 of 10 (critical_layers= or --layers replaces them); the settings of memit-blue, target.steps=7, "
+        "solver.weight=5, target.clamp=3 (settings= or --set replaces them). Measure on a few facts before relying on "
+        "it."
+    ]
+
+
+def test_the_warning_leaves_out_what_is_given(caplog: Any) -> None:
+    (warning,) = warnings(caplog, critical_layers=[1], settings={"target.steps": 3})
+    assert "critical_layers=[" not in warning
+    assert "target.steps" not in warning
+    assert "solver.weight=5" in warning
+    (warning,) = warnings(caplog, method=None)
+    assert "critical_layers=[4, 8]" in warning
+    assert "the settings of" not in warning
+
+
+def test_nothing_assumed_is_nothing_to_warn_of(caplog: Any) -> None:
+    assert warnings(caplog, method=None, critical_layers=[1]) == []
+    every = {"target.steps": 3, "solver.weight": 2, "target.clamp": 1}
+    assert warnings(caplog, settings=every, critical_layers=[1]) == []
+    assert warnings(caplog, preset=read_preset(MADE_UP)) == []
+
+
+def test_a_choice_says_where_it_is_from() -> None:
+    lm: Any = SimpleNamespace(name="mine", num_layers=10)
+    preset = read_preset(MADE_UP)
+    choice = choose(preset, lm, "memit", "other", {"target.clamp": 1}, None)
+    assert choice.settings == {"target.steps": 8, "solver.weight": 5, "target.clamp": 1}
+    assert choice.critical_layers == (2, 4)
+    assert choice.origin == {"model": "Made-up", "variant": "other", "assumed": False}
+    by_hand = choose(preset, lm, None, None, {"target.clamp": 1}, [3])
+    assert (by_hand.settings, by_hand.critical_layers, by_hand.origin) == ({"target.clamp": 1}, (3,), None)
+
+
+def test_a_variant_that_does_not_concern_the_method_is_said_to_change_nothing(caplog: Any) -> None:
+    lm: Any = SimpleNamespace(name="mine", num_layers=28)
+    with caplog.at_level("INFO", logger="factpatch"):
+        choose(PRESETS["GPT-J-6B"], lm, "memit", "large-batch-zsre", {}, None)
+    assert "the variant large-batch-zsre of the preset changes nothing for memit" in caplog.text
