@@ -12,9 +12,10 @@ from torch import eye
 
 from factpatch.editor import Editor
 from factpatch.facts import Fact
+from factpatch.files import write_json
 from factpatch.methods import METHODS
 from factpatch.model.weights import content_hash
-from factpatch.report import STAGES, edit_and_report, write_json
+from factpatch.report import STAGES, edit_and_report
 from factpatch.settings import with_settings
 
 TONGUE = Fact("The mother tongue of {} is", "Danielle Darrieux", "Finnish", "French", "tongue")
