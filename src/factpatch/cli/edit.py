@@ -27,6 +27,7 @@ def edit(
         ),
     ] = None,
     layers: options.Layers = None,
+    chat: options.Chat = False,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, metavar="N", help="Edit N facts at a time, in file order. Default: all."),
@@ -108,7 +109,7 @@ def edit(
 
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
-        lm = checks.load_model(model, device, dtype)
+        lm = checks.load_model(model, device, dtype, chat)
     editor = Editor(
         lm,
         method=method,
