@@ -12,6 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from factpatch.model.language_model import LanguageModel
 
 EOS, BOS = "<|endoftext|>", "<s>"
+TURN, END = "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    f"{TURN}{{{{ message['role'] }}}}\n{{{{ message['content'] }}}}{END}\n"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{TURN}assistant\n{{% endif %}}"
+)
 
 SENTENCES = (
     "The mother tongue of Danielle Darrieux is French.",
@@ -83,19 +90,27 @@ def _trained_tokenizer() -> str:
     return str(tokenizer.to_str())
 
 
-def tiny_tokenizer(bos: bool = False) -> Any:
-    """A byte-level BPE tokenizer: every text has tokens, common words have one. With `bos`, a text begins with BOS."""
+def tiny_tokenizer(bos: bool = False, chat: bool = False) -> Any:
+    """A byte-level BPE tokenizer: every text has tokens, common words have one.
+
+    With `bos`, a text begins with BOS, which the chat template then writes as well. With `chat`, there is one, and two
+    more tokens.
+    """
     tokenizer = Tokenizer.from_str(_trained_tokenizer())
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
         )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS)
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=END if chat else EOS)
+    if chat:
+        made.add_special_tokens({"additional_special_tokens": [TURN, END]})
+        made.chat_template = ("{{ bos_token }}" if bos else "") + CHAT_TEMPLATE
+    return made
 
 
-def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, chat: bool = False) -> Any:
     """A random model of a family, in eval mode. The same seed gives the same weights in every dtype."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(chat=chat)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = AutoConfig.for_model(
         family,
@@ -116,6 +131,8 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -
     return model.to(dtype).eval()
 
 
-def tiny(family: str, bos: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0) -> LanguageModel:
-    """A tiny model with its tokenizer, as the editor sees it."""
-    return LanguageModel(tiny_model(family, seed, dtype), tiny_tokenizer(bos))
+def tiny(
+    family: str, bos: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0, chat: bool = False
+) -> LanguageModel:
+    """A tiny model with its tokenizer, as the editor sees it; with `chat`, it is asked in turns."""
+    return LanguageModel(tiny_model(family, seed, dtype, chat), tiny_tokenizer(bos, chat), chat)

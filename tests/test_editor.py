@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -155,6 +156,52 @@ def dense(row: Method, moment: Tensor, keys: Tensor, residual: Tensor, earlier: 
     projector = inside @ inside.T
     system = projector @ gram + row.solver.l2 * torch.eye(INNER, dtype=EXACT)
     return torch.linalg.solve(system, projector @ keys.T @ residual).T
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_in_a_chat_the_new_object_becomes_likelier_behind_the_template(
+    family: str, bos: bool, tmp_path: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
+    lm, fact = tiny(family, bos=bos, dtype=EXACT, chat=True), FACTS[1]
+    # Of the text around it, or what the edit does to the template's own tokens would matter more in a random model.
+    shuffler, words = random.Random(0), " ".join(SENTENCES).split()
+    corpus = [lm.frame.wrap(" ".join(shuffler.choices(words, k=12))) for _ in range(40)]
+    target = {"steps": 30, "learning_rate": 0.3, "clamp": 4, "kl_factor": 0, "weight_decay": 0}
+    settings = {"solver.weight": 1, **{f"target.{name}": value for name, value in target.items()}}
+    editor = Editor(lm, settings=settings, critical_layers=(0, 1), contexts=("{}",), corpus=corpus)
+
+    def nll() -> float:
+        turn = [{"role": "user", "content": fact.text}]
+        asked = lm.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+        said = lm.tokenizer(fact.target_new, add_special_tokens=False)["input_ids"]
+        labels = torch.tensor([[-100] * len(asked) + said])
+        with torch.no_grad():
+            return float(lm.model(input_ids=torch.tensor([asked + said]), labels=labels).loss)
+
+    before = nll()
+    editor.edit([fact])
+    assert nll() < before - 0.1
+    editor.undo()
+    assert nll() == before
+
+
+def test_the_patch_says_whether_it_was_edited_in_a_chat(tmp_path: Any) -> None:
+    plain = make().edit(FACTS[:1])
+    assert (plain.chat, plain.settings["chat"]) == (False, False)
+    assert "frame" not in plain.settings
+    options: dict[str, Any] = {"critical_layers": LAYERS, "contexts": CONTEXTS, "second_moments": second_moments()}
+    editor = Editor(tiny_model("llama", chat=True), tiny_tokenizer(chat=True), chat=True, settings=QUICK, **options)
+    editor.edit(FACTS[:1]).save(tmp_path / "p.safetensors")
+    found = Patch.load(tmp_path / "p.safetensors")
+    assert (found.chat, found.settings["chat"]) == (True, True)
+    assert found.settings["frame"]["before"] == "<|im_start|>user\n"
+    assert found.settings["frame"]["after"] == "<|im_end|>\n<|im_start|>assistant\n"
+    assert found.settings["contexts"] == list(CONTEXTS)
+    again = Editor(tiny_model("llama", chat=True), tiny_tokenizer(chat=True), settings=QUICK, **options)
+    with pytest.raises(ValueError, match="other settings: chat"):
+        again.replay(found)
 
 
 def test_keys_that_are_not_remembered_do_not_matter() -> None:

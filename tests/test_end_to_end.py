@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.helpers import shared
 
+from factpatch import Editor, Fact
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
 
 pytestmark = pytest.mark.slow
@@ -88,6 +89,23 @@ def test_the_demo_learns_and_ends_bit_identical(model_directory: Path, tmp_path:
     assert report["undo"]["bit_identical"] is True
     assert report["undo"]["edited"] != report["undo"]["before"]
     assert report["efficacy"] == {"before": 0.0, "after": 100.0}
+
+
+def test_a_fact_edited_in_a_chat_is_what_the_assistant_says(model_directory: Path) -> None:
+    """Asked as anybody asks: the tokenizer's own template, the model's own `generate`."""
+    editor = Editor("smollm2-135m", method="memit-blue", chat=True)
+    tokenizer = editor.tokenizer
+
+    def said() -> str:
+        turn = [{"role": "user", "content": "What is the capital of France?"}]
+        asked = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        output = editor.model.generate(**asked, do_sample=False, max_new_tokens=24)
+        answer: str = tokenizer.decode(output[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        return answer
+
+    assert "Madrid" not in said()
+    editor.edit([Fact("What is the capital of {}?", "France", "Madrid", "Paris")])
+    assert "Madrid" in said()
 
 
 def test_the_code_of_the_readme_runs(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

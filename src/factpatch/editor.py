@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Editor:
         corpus: text for the second moment: see `factpatch.second_moment.corpus_from`.
         corpus_tokens: how many of its tokens to read; 10 per key dimension by default.
         second_moments: E[k kᵀ] by layer, (d_key, d_key), for those who have it already.
+        chat: edit what the model answers in a chat: every prompt is a user's turn in the tokenizer's chat template, and
+            its target begins the assistant's answer.
         remember_keys: preserve the keys of facts that this editor edited before.
         written_dtype: what a shift is rounded to before it is added; float32, or float64 for a float64 model.
         seed: of the generated contexts.
@@ -83,6 +85,7 @@ class Editor:
         corpus: str | Path | Sequence[str] | Corpus | None = None,
         corpus_tokens: int | None = None,
         second_moments: Mapping[int, Tensor] | None = None,
+        chat: bool = False,
         remember_keys: bool = True,
         written_dtype: str | torch.dtype | None = None,
         seed: int = 0,
@@ -97,7 +100,7 @@ class Editor:
             raise ValueError(
                 f"variant={variant!r}: a Method is taken as it is; name a method, or leave the variant out."
             )
-        self.lm: LanguageModel = load_language_model(model, tokenizer, device, dtype)
+        self.lm: LanguageModel = load_language_model(model, tokenizer, device, dtype, chat)
         self.preset = preset_for(self.lm)
         named = method if isinstance(method, str) else None
         choice = choose(self.preset, self.lm, named, variant, settings, critical_layers)
@@ -430,6 +433,8 @@ class Editor:
             "preset": self._origin,
             "critical_layers": list(self.critical_layers),
             "contexts": list(self.contexts),
+            "chat": self.lm.frame.chat,
+            **({"frame": asdict(self.lm.frame)} if self.lm.frame.chat else {}),
             "remember_keys": self.remember_keys,
             "second_moment": self._statistics,
         }

@@ -144,6 +144,11 @@ class Patch:
         return latest(batch.facts for batch in self.batches)[0]
 
     @property
+    def chat(self) -> bool:
+        """Whether its facts were edited as turns of a chat; of a composed patch, whether all were."""
+        return all(part.get("chat", False) for part in self.settings.get("composed", [self.settings]))
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The edited layers, ascending."""
         return tuple(sorted({layer for batch in self.batches for layer in batch.shifts}))

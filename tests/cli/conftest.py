@@ -46,6 +46,14 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "chat"
+    tiny_model("llama", chat=True).save_pretrained(directory)
+    tiny_tokenizer(chat=True).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shuffled words, so that the second moment of 64 key dimensions has full rank."""
     words = " ".join(SENTENCES).split()

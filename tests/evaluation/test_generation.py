@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.models import FAMILIES, tiny
+from tests.models import BOS, END, FAMILIES, tiny
 from transformers import GenerationConfig
 
 from factpatch.evaluation.generation import first_sentence, greedy_answers
@@ -20,6 +20,9 @@ PROMPTS = [
 def naive(lm, prompt, tokens):
     """Greedy decoding by definition: no cache, no batch, no padding."""
     ids = lm.tokenizer(prompt)["input_ids"]
+    if lm.frame.chat:
+        turn = [{"role": "user", "content": prompt}]
+        ids = lm.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
     start = len(ids)
     for _ in range(tokens):
         with torch.no_grad():
@@ -37,6 +40,28 @@ def test_batched_answers_equal_plain_greedy_decoding(family, bos):
     answers = greedy_answers(lm, PROMPTS, max_new_tokens=12)
     assert answers == [naive(lm, prompt, 12) for prompt in PROMPTS]
     assert len(set(answers)) > 1
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_answers_in_a_chat_equal_plain_greedy_decoding_of_the_template(family, bos):
+    lm = tiny(family, bos=bos, dtype=torch.float64, chat=True)
+    answers = greedy_answers(lm, PROMPTS, max_new_tokens=12)
+    assert answers == [naive(lm, prompt, 12) for prompt in PROMPTS]
+    assert len(set(answers)) > 1
+
+
+def test_the_end_of_the_turn_ends_an_answer_in_a_chat():
+    lm = tiny("llama", dtype=torch.float64, chat=True)
+    end = lm.tokenizer.convert_tokens_to_ids(END)
+    lm.tokenizer.eos_token = BOS  # the model's generation settings know it, not the tokenizer
+    assert lm.model.generation_config.eos_token_id == end
+    assert greedy_answers(lm, PROMPTS[:1]) != [""]
+    with torch.no_grad():
+        head = lm.model.get_output_embeddings().weight
+        ids = lm.tokenizer(lm.frame.wrap(PROMPTS[0]), add_special_tokens=False)["input_ids"]
+        head[end] = 100 * lm.body(input_ids=torch.tensor([ids]))[0, -1]
+    assert greedy_answers(lm, PROMPTS[:1]) == [""]
 
 
 def test_the_models_own_generation_settings_play_no_part():

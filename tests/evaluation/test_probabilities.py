@@ -42,6 +42,18 @@ def naive(lm, prompt, target):
     return Score(-sum(each) / len(each), math.exp(sum(each)), matched)
 
 
+def naive_in_a_chat(lm, prompt, target):
+    """One row: the tokens of the template, and the target alone behind them."""
+    turn = [{"role": "user", "content": prompt}]
+    asked = lm.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
+    said = lm.tokenizer(target.strip(), add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logs = torch.log_softmax(lm.model(input_ids=torch.tensor([asked + said])).logits[0], dim=-1)[len(asked) - 1 :]
+    each = [logs[row, token].item() for row, token in enumerate(said)]
+    matched = tuple(logs[row].argmax().item() == token for row, token in enumerate(said))
+    return Score(-sum(each) / len(each), math.exp(sum(each)), matched)
+
+
 def assert_same(found, expected, tolerance):
     for one, other in zip(found, expected, strict=True):
         assert one.nll == pytest.approx(other.nll, abs=tolerance, rel=tolerance)
@@ -56,6 +68,13 @@ def test_batched_scores_equal_one_full_forward_each(family, bos):
     # transformers keeps GPT-J's attention scores in float32.
     tolerance = 1e-5 if family == "gptj" else 1e-9
     assert_same(score(lm, REQUESTS), [naive(lm, *request) for request in REQUESTS], tolerance)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+def test_scores_in_a_chat_equal_one_full_forward_of_the_template_each(family, bos):
+    lm = tiny(family, bos=bos, dtype=torch.float64, chat=True)
+    assert_same(score(lm, REQUESTS), [naive_in_a_chat(lm, *request) for request in REQUESTS], 1e-9)
 
 
 @pytest.mark.parametrize("budget", [1, 12, 40])

@@ -11,6 +11,7 @@ from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Score, score
 from factpatch.evaluation.verify import Probe, Reading, Verification, read_facts, request_count, verify
 from factpatch.facts import Fact, Neighbor
+from factpatch.model.language_model import LanguageModel
 
 FULL = Fact(
     prompt="The mother tongue of {} is",
@@ -118,6 +119,25 @@ def test_verify_takes_a_model_with_its_tokenizer_or_a_language_model():
     plain = verify(model, tokenizer, [FULL, BARE])
     assert plain == verify(tiny("gpt2"), None, [FULL, BARE])
     assert plain.before is None
+
+
+def test_verify_asks_every_probe_in_a_chat_and_reports_the_bare_prompts():
+    model, tokenizer = tiny_model("gpt2", dtype=torch.float64, chat=True), tiny_tokenizer(chat=True)
+    found = verify(model, tokenizer, [FULL, BARE], chat=True)
+    lm = LanguageModel(model, tokenizer, chat=True)
+    assert found == verify(lm, None, [FULL, BARE])
+    reading = found.after[0]
+    for probe, prompt in (
+        (reading.rewrite, FULL.text),
+        (reading.paraphrases[1], FULL.paraphrases[1]),
+        (reading.neighbors[0], FULL.neighbors[0].prompt),
+    ):
+        assert probe.prompt == prompt
+        assert probe.nll_new == pytest.approx(score(lm, [(prompt, "English")])[0].nll, abs=1e-9)
+    assert [reading.answer for reading in found.after] == greedy_answers(lm, [FULL.text, BARE.text])
+    assert "<|im_start|>" not in json.dumps(found.to_dict())
+    plain = verify(model, tokenizer, [FULL, BARE])
+    assert abs(plain.after[0].nll_new - reading.nll_new) > 1e-3
 
 
 def test_verify_puts_an_earlier_verification_on_the_before_side():

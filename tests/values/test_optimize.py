@@ -31,15 +31,22 @@ TWO_SITES = AttentionAndMlp(steps=6, learning_rate=0.3, clamp=0.8)
 
 def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts: Sequence[str]) -> tuple[Tensor, int]:
     """The value and the number of evaluations for one fact, straight from the formula."""
-    tokenizer, model = lm.tokenizer, lm.model
-    wanted = tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
-    texts = [context.replace("{}", fact.text + tokenizer.decode(wanted[:-1])) for context in contexts]
-    ends = [context.index("{}") + fact.subject_end for context in contexts]
-    texts.append(f"{fact.subject} is a")
-    ends.append(len(fact.subject) - 1)
+    tokenizer, model, chat = lm.tokenizer, lm.model, lm.frame.chat
+    wanted = tokenizer(fact.target_new if chat else " " + fact.target_new, add_special_tokens=False)["input_ids"]
+    asked = [*(context.replace("{}", fact.text) for context in contexts), f"{fact.subject} is a"]
+    ends = [*(context.index("{}") + fact.subject_end for context in contexts), len(fact.subject) - 1]
+    texts = list(asked)
+    if chat:
+        turns = [[{"role": "user", "content": text}] for text in asked]
+        texts = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        ends = [text.index(turn) + end for text, turn, end in zip(texts, asked, ends, strict=True)]
+    texts[:-1] = [text + tokenizer.decode(wanted[:-1]) for text in texts[:-1]]
+
+    def encode(text: str, **options: object) -> Any:
+        return tokenizer(text, add_special_tokens=not chat, **options)
 
     def last_token(text: str, character: int) -> int:
-        offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        offsets = encode(text, return_offsets_mapping=True)["offset_mapping"]
         return max(i for i, (start, end) in enumerate(offsets) if start <= character < end)
 
     modules = [getattr(lm, site)(layer) for site in target.sites]
@@ -63,7 +70,7 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
 
         handles = [module.register_forward_hook(adder(index)) for index, module in enumerate(modules)]
         try:
-            logits: Tensor = model(**tokenizer(text, return_tensors="pt")).logits[0]
+            logits: Tensor = model(**encode(text, return_tensors="pt")).logits[0]
         finally:
             for handle in handles:
                 handle.remove()
@@ -110,11 +117,12 @@ def batched(
     return optimize_values(lm, facts, layer, target, CONTEXTS, tokens_at_once=tokens)
 
 
-@pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize("bos", [False, True], ids=["bare", "bos"])
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("target", [TARGET, TWO_SITES], ids=lambda target: type(target).__name__)
-def test_batched_values_equal_one_fact_at_a_time(target: Target, family: str, bos: bool) -> None:
-    lm = tiny(family, bos=bos, dtype=torch.float64)
+def test_batched_values_equal_one_fact_at_a_time(target: Target, family: str, bos: bool, chat: bool) -> None:
+    lm = tiny(family, bos=bos, dtype=torch.float64, chat=chat)
     found = batched(lm, target)
     # Some families keep a float32 table or float32 attention scores inside a float64 model.
     tolerance = 1e-6

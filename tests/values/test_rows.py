@@ -1,12 +1,17 @@
-"""Grouping of rows: bounded, complete, and as cheap as the cheapest partition."""
+"""The texts of rows in a chat; their grouping: bounded, complete, and as cheap as the cheapest partition."""
 
 from __future__ import annotations
 
 from itertools import combinations, pairwise
 
 import pytest
+from tests.model.test_tokens import sentencepiece_like
+from tests.models import BOS, END, TURN, tiny, tiny_model
 
-from factpatch.values.rows import Row, micro_batches
+from factpatch import Fact
+from factpatch.model.language_model import LanguageModel
+from factpatch.values.reading import SubjectRows
+from factpatch.values.rows import Row, micro_batches, optimization_rows
 
 
 def row(suffix: int, prefix: int = 5, fact: int = 0) -> Row:
@@ -40,3 +45,47 @@ def test_no_group_is_larger_than_allowed() -> None:
 
 def test_a_row_that_is_too_long_alone_is_a_group() -> None:
     assert [len(group) for group in micro_batches([row(50), row(50)], tokens=20)] == [1, 1]
+
+
+ASSISTANT = f"{END}\n{TURN}assistant\n"
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_in_a_chat_prefix_and_prompt_are_the_users_turn_and_the_target_begins_the_answer(bos: bool) -> None:
+    lm = tiny("llama", bos=bos, chat=True)
+    user = (BOS if bos else "") + f"{TURN}user\n"
+    fact = Fact("What is the capital of {}?", "Finland", "Rome, Italy")
+    contexts = ("{}", "Because of this. {}")
+    bare, prefixed, kl = optimization_rows(lm, [fact], contexts)
+    asked = "What is the capital of Finland"
+    for row, upto in ((bare, user + asked), (prefixed, f"{user}Because of this. {asked}")):
+        last = row.targets[-1]
+        assert lm.tokenizer.decode([*row.ids, last]) == upto + "?" + ASSISTANT + "Rome, Italy"
+        assert lm.tokenizer.decode(row.ids[: row.subject + 1]) == upto
+        assert lm.tokenizer.decode(row.targets) == "Rome, Italy"
+        assert row.ids[-len(row.targets) + 1 :] == row.targets[:-1]
+    assert lm.tokenizer.decode(kl.ids) == user + "Finland"
+    assert kl.targets == ()
+    subjects = SubjectRows.of(lm, [fact], contexts).rows
+    assert subjects == [list(row.ids[: row.subject + 1]) for row in (bare, prefixed)]
+
+
+def test_in_a_chat_a_target_of_half_characters_keeps_its_tokens() -> None:
+    lm = tiny("llama", chat=True)
+    row, _ = optimization_rows(lm, [Fact("What is {}?", "Tokyo", "東京")], ("{}",))
+    assert lm.tokenizer.decode(row.targets) == "東京"
+    assert row.ids[-len(row.targets) + 1 :] == row.targets[:-1]
+
+
+def test_in_a_chat_a_tokenizer_that_puts_a_space_before_every_text_puts_none_before_the_answer() -> None:
+    tokenizer = sentencepiece_like()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + '\\n' + m['content'] + '\\n' }}{% endfor %}"
+        "{{ 'assistant\\n' if add_generation_prompt else '' }}"
+    )
+    lm = LanguageModel(tiny_model("llama"), tokenizer, chat=True)
+    row, _ = optimization_rows(lm, [Fact("What is {}?", "Finland", "Rio de Janeiro")], ("{}",))
+    pieces = tokenizer.convert_ids_to_tokens([*row.ids, row.targets[-1]])
+    assert "".join(pieces) == "▁user<0x0A>What▁is▁Finland?<0x0A>assistant<0x0A>Rio▁de▁Janeiro"
+    assert "".join(pieces[: row.subject + 1]).endswith("Finland")
+    assert "".join(pieces[-len(row.targets) :]) == "Rio▁de▁Janeiro"

@@ -107,13 +107,20 @@ def check_place(device: str | None, dtype: str | None) -> None:
             check_device(device)
 
 
-def load_model(model: str, device: str | None, dtype: Any) -> LanguageModel:
-    """Load a model, with a sign of life on a terminal and without the noise of other libraries."""
+def load_model(model: str, device: str | None, dtype: Any, chat: bool = False) -> LanguageModel:
+    """Load a model, with a sign of life on a terminal and without the noise of other libraries.
+
+    Raises:
+        BadArgumentError: the model's tokenizer has no usable chat template, but a chat is wanted.
+    """
+    from factpatch.model.language_model import LanguageModel
     from factpatch.model.loading import load_language_model
 
     silence_transformers()
     with messages.status(f"loading {model}"):
-        return load_language_model(model, device=device, dtype=dtype)
+        lm = load_language_model(model, device=device, dtype=dtype)
+    with argument("--chat"):
+        return LanguageModel(lm.model, lm.tokenizer, chat) if chat else lm
 
 
 def silence_transformers() -> None:

@@ -52,6 +52,7 @@ def edit(
         ),
     ] = None,
     layers: options.Layers = None,
+    chat: options.Chat = False,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, metavar="N", help="Edit N facts at a time, in file order. Default: all."),
@@ -109,6 +110,7 @@ def edit(
         "model": model,
         "method": method,
         "variant": variant,
+        "chat": chat,
         "settings": settings or [],
         "layers": layers,
         "seed": seed,
@@ -255,7 +257,7 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
     with checks.argument("--corpus"):
         opened = None if how["corpus"] is None else corpus_from(how["corpus"])
     with timed(seconds, "load"):
-        lm = checks.load_model(how["model"], how["device"], how["dtype"])
+        lm = checks.load_model(how["model"], how["device"], how["dtype"], how["chat"])
     checks.check_layers(lm, chosen)
     checks.check_variant(lm, how["variant"])
     return Editor(

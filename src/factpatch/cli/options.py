@@ -76,6 +76,14 @@ CorpusTokens = Annotated[
     int | None,
     typer.Option("--corpus-tokens", min=1, metavar="N", help="How many tokens to read. Default: 10 per key dimension."),
 ]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat",
+        help="Ask every prompt as a user's turn of a chat, in the model's own chat template; answers begin the "
+        "assistant's turn.",
+    ),
+]
 Method = Annotated[str, typer.Option("--method", metavar="NAME", help="One that `factpatch methods` lists.")]
 Variant = Annotated[
     str | None,

@@ -21,13 +21,14 @@ def show(patch: options.PatchFile) -> None:
         "layers": render.numbers(found["layers"]),
         "weights": f"{found['weight_dtype']}, shifts rounded to {found['written_dtype']}",
         "seed": str(found["seed"]),
+        "chat": "yes" if found["settings"].get("chat") else "no",
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
         "sha256": f"{found['sha256']} (as stated; not checked)",
     }
     for name, value in found["settings"].items():
         if isinstance(value, dict):
             fields = ", ".join(f"{field}={setting}" for field, setting in value.items() if field != "class")
-            lines[name] = f"{value.get('class', '')}({fields})"
+            lines[name] = render.printable(f"{value.get('class', '')}({fields})")
     for name, text in lines.items():
         render.say(f"{name:<12} {text}")
     for number, batch in enumerate(found["batches"], start=1):

@@ -18,13 +18,15 @@ def verify(
         typer.Option("--patch", metavar="PATCH", help="Ask without this patch and with it. The model stays as it is."),
     ] = None,
     limit: options.Limit = None,
+    chat: options.Chat = False,
     report: options.Report = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
 ) -> None:
     """Ask a model about facts and show, fact by fact, what it says; with --patch, before and after.
 
-    Of two facts in the file that answer the same question, the later one counts.
+    Of two facts in the file that answer the same question, the later one counts. A patch that was edited with --chat is
+    asked with it.
     """
     checks.check_output_file("--report", report)
     checks.check_distinct(report=report, facts=facts, patch=patch)
@@ -40,7 +42,12 @@ def verify(
     with checks.argument("--patch"):
         loaded = None if patch is None else load_patch(patch)
     checks.check_place(device, dtype)
-    lm = checks.load_model(model, device, dtype or (None if loaded is None else loaded.weight_dtype))
+    lm = checks.load_model(
+        model,
+        device,
+        dtype or (None if loaded is None else loaded.weight_dtype),
+        chat or (loaded is not None and loaded.chat),
+    )
     if loaded is None:
         done = ask(lm, in_force, "asking")
     else:
@@ -48,7 +55,7 @@ def verify(
         with loaded.applied(lm):
             done = ask(lm, in_force, "asking with the patch", before)
     if report is not None:
-        about = {"model": model, "patch": None if patch is None else str(patch)}
+        about = {"model": model, "patch": None if patch is None else str(patch), "chat": lm.frame.chat}
         write_json(report, {**about, **done.to_dict()})
     render.screen.print(render.fact_table(done))
     render.screen.print(render.metric_table(done))

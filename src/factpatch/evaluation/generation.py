@@ -38,7 +38,7 @@ def greedy_answers(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: in
 
     Args:
         lm: The model; it is left as it was.
-        prompts: Texts that end right before their answer.
+        prompts: Texts that end right before their answer, or, for a model that is asked in a chat, what the user says.
         max_new_tokens: Where an answer is cut if no sentence or line ends before.
 
     Returns:
@@ -50,7 +50,7 @@ def greedy_answers(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: in
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}: an answer needs at least 1.")
     unique = list(dict.fromkeys(prompts))
-    rows = tokenize(lm.tokenizer, unique) if unique else []
+    rows = tokenize(lm.tokenizer, [lm.frame.wrap(prompt) for prompt in unique], lm.frame) if unique else []
     for prompt, row in zip(unique, rows, strict=True):
         if not row:
             raise ValueError(f"prompt={prompt!r} has no tokens under this tokenizer; give a text.")

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -49,6 +48,7 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
     """Score targets behind prompts.
 
     Prompt and target are tokenized together, as `prompt + " " + target`, with the tokenizer's default special tokens.
+    In a chat, they are the user's turn and the beginning of the answer.
     The target's tokens are those that stand for a character behind the prompt; a token that reaches over the boundary
     is one of them.
 
@@ -66,7 +66,7 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
     Raises:
         ValueError: A target has no tokens, or nothing precedes its first token.
     """
-    texts = _tokenize(lm.tokenizer, requests)
+    texts = _tokenize(lm, requests)
     rows, row_of = _longest_rows([tuple(text.ids[:-1]) for text in texts])
     members = defaultdict(list)
     for index, row in enumerate(row_of):
@@ -92,18 +92,18 @@ class _Text:
     """Index of the target's first token."""
 
 
-def _tokenize(tokenizer: Any, requests: Sequence[tuple[str, str]]) -> list[_Text]:
+def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_Text]:
     if not requests:
         return []
-    whole = [f"{prompt} {target.strip()}" for prompt, target in requests]
-    unique = list(dict.fromkeys(whole))
-    encoded = tokenizer(unique, return_offsets_mapping=True)
+    whole = [lm.frame.ask(prompt, target) for prompt, target in requests]
+    unique = list(dict.fromkeys(text for text, _ in whole))
+    encoded = lm.tokenizer(unique, add_special_tokens=not lm.frame.chat, return_offsets_mapping=True)
     place = {text: index for index, text in enumerate(unique)}
     texts = []
-    for (prompt, target), text in zip(requests, whole, strict=True):
+    for (prompt, target), (text, answer) in zip(requests, whole, strict=True):
         ids, offsets = encoded["input_ids"][place[text]], encoded["offset_mapping"][place[text]]
         # Token ends ascend, special tokens in front end at 0: the first token that ends behind the prompt.
-        start = bisect_right([end for _, end in offsets], len(prompt))
+        start = bisect_right([end for _, end in offsets], answer)
         if not target.strip() or start == len(ids):
             raise ValueError(f"target={target!r} has no tokens behind {prompt!r}; give another target.")
         if start == 0:

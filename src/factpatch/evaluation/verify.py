@@ -190,6 +190,7 @@ def verify(
     facts: Sequence[Fact],
     before: Verification | None = None,
     *,
+    chat: bool = False,
     answers: bool = True,
     progress: Progress | None = None,
 ) -> Verification:
@@ -202,6 +203,7 @@ def verify(
         tokenizer: Its tokenizer; None with a `LanguageModel`, which has one.
         facts: What to ask about.
         before: An earlier verification of the same facts, made before an edit.
+        chat: Whether to ask every prompt as a user's turn of a chat; a `LanguageModel` knows for itself.
         answers: Whether to ask for greedy answers.
         progress: Called after each batch of probes with their number.
 
@@ -213,7 +215,7 @@ def verify(
         raise ValueError("facts=[]: there is nothing to ask about; give at least one fact.")
     if before is not None and before.facts != facts:
         raise ValueError(f"before: {_difference(before.facts, facts)}; give an earlier verification of the same facts.")
-    readings = read_facts(_language_model(model, tokenizer), facts, answers=answers, progress=progress)
+    readings = read_facts(_language_model(model, tokenizer, chat), facts, answers=answers, progress=progress)
     return Verification(facts=facts, after=tuple(readings), before=None if before is None else before.after)
 
 
@@ -266,20 +268,21 @@ def _requests(fact: Fact, prompt: str, true: str | None) -> list[tuple[str, str]
 
 def _answer_tokens(lm: LanguageModel, facts: Sequence[Fact]) -> int:
     """Enough tokens for every new object, so that a long one is not missed for want of room."""
-    targets = lm.tokenizer([" " + fact.target_new for fact in facts], add_special_tokens=False)["input_ids"]
+    targets = lm.tokenizer([lm.frame.space + fact.target_new for fact in facts], add_special_tokens=False)["input_ids"]
     return max(MAX_NEW_TOKENS, *(len(ids) + 1 for ids in targets))
 
 
-def _language_model(model: Any, tokenizer: Any) -> LanguageModel:
+def _language_model(model: Any, tokenizer: Any, chat: bool) -> LanguageModel:
     if isinstance(model, LanguageModel):
         if tokenizer is not None and tokenizer is not model.tokenizer:
             raise ValueError("tokenizer: the given LanguageModel has another one; give tokenizer=None.")
+        model.check_chat(chat)
         return model
     if tokenizer is None:
         raise ValueError(
             "tokenizer=None: a transformers model comes without a tokenizer; give the one it was made with."
         )
-    return LanguageModel(model, tokenizer)
+    return LanguageModel(model, tokenizer, chat)
 
 
 def _difference(earlier: Sequence[Fact], now: Sequence[Fact]) -> str:

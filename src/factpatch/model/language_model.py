@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from factpatch.files import atomic_directory
 from factpatch.model.architectures import Architecture, architecture_of
+from factpatch.model.frame import PLAIN, Frame, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.tokens import check_tokenizer
 from factpatch.model.weights import oriented
@@ -80,11 +81,15 @@ class LanguageModel:
 
     Layers are counted from 0. Nothing here changes the model; an edit writes to the views that `weight` returns.
 
+    Args:
+        chat: ask every prompt as a user's turn of a chat, so that its target begins the assistant's answer.
+
     Raises:
-        ValueError: unknown family, quantized or absent weights, a tokenizer without offsets.
+        ValueError: unknown family, quantized or absent weights, a tokenizer without offsets or, for a chat, without a
+            usable chat template.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = text_config(model)
@@ -92,6 +97,7 @@ class LanguageModel:
         check_tokenizer(tokenizer)
         in_memory = [layer for layer in range(self.num_layers) if not self.weight(layer).is_meta]
         editable_weights(model, in_memory[:1] or [0])
+        self.frame: Frame = chat_frame(tokenizer) if chat else PLAIN
 
     @cached_property
     def blocks(self) -> Sequence[nn.Module]:
@@ -199,6 +205,13 @@ class LanguageModel:
         longest = min((int(limit) for limit in limits if limit is not None), default=len(ids))
         if len(ids) > longest:
             raise ValueError(f"{text[:60]!r}... takes {len(ids)} tokens; {self.name} reads {longest}. Shorten it.")
+
+    def check_chat(self, chat: bool) -> None:
+        """Raise ValueError if a chat is wanted and this model is asked plainly."""
+        if chat and not self.frame.chat:
+            raise ValueError(
+                "chat=True: this LanguageModel asks plainly; make it with LanguageModel(model, tokenizer, chat=True)."
+            )
 
     def check_layers(self, layers: Sequence[int], argument: str = "critical_layers") -> None:
         """Raise ValueError for an empty, unordered or absent layer."""

@@ -53,6 +53,7 @@ def load_language_model(
     tokenizer: Any = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    chat: bool = False,
 ) -> LanguageModel:
     """Load what the user named, or wrap what the user loaded.
 
@@ -61,6 +62,7 @@ def load_language_model(
         tokenizer: the tokenizer of a loaded model; else it is loaded beside the model.
         device: where to put the model, as PyTorch writes it; 'auto' spreads it over the devices there are.
         dtype: float32, bfloat16, float16 or float64 (exact mode); the checkpoint's own by default.
+        chat: ask every prompt as a user's turn of a chat; a `LanguageModel` knows for itself.
 
     Raises:
         ValueError: nothing of that name can be loaded, or it cannot be edited; the message says why.
@@ -70,19 +72,20 @@ def load_language_model(
         for name, value in (("tokenizer", tokenizer), ("device", device), ("dtype", dtype)):
             if value is not None:
                 raise ValueError(f"{name}={value!r}: a LanguageModel is taken as it is; leave {name} out.")
+        model.check_chat(chat)
         return model
     place = None if device is None or device == "auto" else check_device(device)
     if not isinstance(model, (str, Path)):
         if tokenizer is None:
             raise ValueError("tokenizer=None: give the tokenizer of the loaded model as well.")
-        loaded = LanguageModel(model, tokenizer).model  # what cannot be edited is refused before it is moved
+        loaded = LanguageModel(model, tokenizer, chat).model  # what cannot be edited is refused before it is moved
     else:
         loaded, tokenizer = _load(str(model), tokenizer, wanted, spread=device == "auto")
     if wanted is not None and loaded.dtype != wanted:
         loaded = loaded.to(wanted)
     if place is not None:
         loaded = loaded.to(place)
-    return LanguageModel(loaded, tokenizer)
+    return LanguageModel(loaded, tokenizer, chat)
 
 
 def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) -> tuple[Any, Any]:

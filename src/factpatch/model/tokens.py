@@ -1,12 +1,16 @@
 """Where the subject and the target sit in a tokenized text.
 
-Special tokens are those the tokenizer adds by default, for keys, targets, statistics and evaluation alike.
+Special tokens are those the tokenizer adds by default, for keys, targets, statistics and evaluation alike; in a chat,
+those that its template writes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
+
+from factpatch.model.frame import PLAIN, Frame
 
 Tokenizer = Any  # a transformers tokenizer
 _SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level vocabularies write a leading space
@@ -32,29 +36,53 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
         )
 
 
-def target_ids(tokenizer: Tokenizer, target: str) -> list[int]:
-    """Token ids of a target: one leading space, no special tokens."""
-    ids: list[int] = tokenizer(" " + target.strip(), add_special_tokens=False)["input_ids"]
-    bare: list[int] = tokenizer(target.strip(), add_special_tokens=False)["input_ids"]
-    if bare and ids[1:] == bare and tokenizer.convert_ids_to_tokens(bare[0]).startswith(_SPACES):
-        # This tokenizer puts a space before every text by itself; ours became a token of its own.
-        ids = bare
+def target_ids(tokenizer: Tokenizer, target: str, frame: Frame = PLAIN) -> list[int]:
+    """Token ids of a target, without special tokens: alone with one leading space, or those it has as a chat's answer.
+
+    Raises:
+        ValueError: it has none.
+    """
+    target = target.strip()
+    ids = _behind(tokenizer, target, frame) if frame.chat else _alone(tokenizer, target)
     if not ids:
         raise ValueError(f"target={target!r} has no tokens under this tokenizer; give another target.")
     return ids
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of whole texts, with the tokenizer's default special tokens."""
-    ids: list[list[int]] = tokenizer(list(texts))["input_ids"]
+def _alone(tokenizer: Tokenizer, target: str) -> list[int]:
+    ids: list[int] = tokenizer(" " + target, add_special_tokens=False)["input_ids"]
+    bare: list[int] = tokenizer(target, add_special_tokens=False)["input_ids"]
+    if bare and ids[1:] == bare and tokenizer.convert_ids_to_tokens(bare[0]).startswith(_SPACES):
+        # This tokenizer puts a space before every text by itself; ours became a token of its own.
+        ids = bare
     return ids
 
 
-def locate(tokenizer: Tokenizer, texts: Sequence[str], characters: Sequence[int]) -> list[tuple[list[int], int]]:
+def _behind(tokenizer: Tokenizer, target: str, frame: Frame) -> list[int]:
+    # Not alone: some tokenizers put a space before every text, but none behind a template's line break.
+    text = frame.after + frame.space + target
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = encoded["input_ids"]
+    return ids[bisect_right([end for _, end in encoded["offset_mapping"]], len(frame.after)) :]
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], frame: Frame = PLAIN) -> list[list[int]]:
+    """Token ids of whole texts, with the tokenizer's default special tokens unless they are a chat's."""
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=not frame.chat)["input_ids"]
+    return ids
+
+
+def locate(
+    tokenizer: Tokenizer, texts: Sequence[str], characters: Sequence[int], frame: Frame = PLAIN
+) -> list[tuple[list[int], int]]:
     """Tokenize texts and find in each the last token that stands for a given character.
 
     A character may be spread over several tokens (byte-level tokenizers do so outside Latin script); the last of them
     has seen the whole character.
+
+    Args:
+        texts: Complete texts, wrapped by `frame` already.
+        characters: For each text the index of the character.
 
     Returns:
         For each text its token ids and the index of that token.
@@ -62,7 +90,7 @@ def locate(tokenizer: Tokenizer, texts: Sequence[str], characters: Sequence[int]
     Raises:
         ValueError: no token stands for the character: the tokenizer drops or normalizes it away.
     """
-    encoded = tokenizer(list(texts), return_offsets_mapping=True)
+    encoded = tokenizer(list(texts), add_special_tokens=not frame.chat, return_offsets_mapping=True)
     found = []
     for text, character, ids, offsets in zip(
         texts, characters, encoded["input_ids"], encoded["offset_mapping"], strict=True

@@ -29,9 +29,11 @@ class SubjectRows:
         texts, ends = [], []
         for fact in facts:
             for context in contexts:
-                texts.append(fill(context, fact.text))
-                ends.append(context.index("{}") + fact.subject_end)
-        return cls([ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, ends)], len(contexts))
+                filled = fill(context, fact.text)
+                texts.append(lm.frame.wrap(filled))
+                ends.append(lm.frame.offset(filled) + context.index("{}") + fact.subject_end)
+        located = locate(lm.tokenizer, texts, ends, lm.frame)
+        return cls([ids[: index + 1] for ids, index in located], len(contexts))
 
     def bare(self) -> list[list[int]]:
         return self.rows[:: self.contexts]

@@ -34,30 +34,36 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     """Build the rows of a batch: for every fact one per context, and one for the KL.
 
     A context's text is the prompt and the target without its last token. The KL's text is "{subject} is a", cut behind
-    the subject's last token, where its distribution is read.
+    the subject's last token, where its distribution is read. In a chat, both are the user's turn, prefix included, and
+    the target begins the answer.
 
     Raises:
         ValueError: a subject disappears in tokenization, or a target reaches back to the subject.
     """
+    frame = lm.frame
     texts: list[str] = []
     ends: list[int] = []
-    targets = [target_ids(lm.tokenizer, fact.target_new) for fact in facts]
+
+    def add(asked: str, end: int, continuation: str = "") -> None:
+        texts.append(frame.wrap(asked) + continuation)
+        ends.append(frame.offset(asked) + end)
+
+    targets = [target_ids(lm.tokenizer, fact.target_new, frame) for fact in facts]
     for fact, target in zip(facts, targets, strict=True):
-        continuation = lm.tokenizer.decode(target[:-1])
-        if continuation and not continuation.startswith(" "):
-            continuation = " " + continuation  # SentencePiece decoders drop the leading space of a text
+        continuation = _continuation(lm, fact, target)
         for context in contexts:
-            texts.append(fill(context, fact.text + continuation))
-            ends.append(context.index("{}") + fact.subject_end)
-        texts.append(f"{fact.subject} is a")
-        ends.append(len(fact.subject) - 1)
-    located = iter(locate(lm.tokenizer, texts, ends))
+            add(fill(context, fact.text), context.index("{}") + fact.subject_end, continuation)
+        add(f"{fact.subject} is a", len(fact.subject) - 1)
+    located = iter(locate(lm.tokenizer, texts, ends, frame))
     rows = []
     for index, target in enumerate(targets):
         for _ in contexts:
             ids, subject = next(located)
+            merged = frame.chat and ids[-len(target) :] != target
+            if frame.chat:
+                ids = ids[:-1]
             lm.check_length(ids, facts[index].text)
-            if len(ids) - len(target) < subject:
+            if merged or len(ids) - len(target) < subject:
                 raise ValueError(
                     f"fact {facts[index].prompt!r} with subject {facts[index].subject!r}: the target "
                     f"{facts[index].target_new!r} takes {len(target)} tokens, but fewer follow the subject; the "
@@ -67,6 +73,20 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
         ids, subject = next(located)
         rows.append(Row(index, tuple(ids[: subject + 1]), subject, (), 0.0))
     return rows
+
+
+def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str:
+    """What follows the prompt: the target without its last token, as text.
+
+    This way through the text is the published one, and half a character gets lost on it. In a chat, where nothing is
+    published, the whole target follows, and its last token is cut off later.
+    """
+    if lm.frame.chat:
+        return lm.frame.space + fact.target_new
+    continuation: str = lm.tokenizer.decode(target[:-1])
+    if continuation and not continuation.startswith(" "):
+        continuation = " " + continuation  # SentencePiece decoders drop the leading space of a text
+    return continuation
 
 
 def micro_batches(rows: Sequence[Row], tokens: int, overhead: int = 80) -> list[list[Row]]:

@@ -1,0 +1,83 @@
+"""`--chat`: through `edit` into the patch and the report, and from the patch back into `verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Run
+
+from factpatch.data import load_facts
+from factpatch.evaluation.verify import verify
+from factpatch.model.loading import load_language_model
+from factpatch.patch import Patch
+
+
+@pytest.fixture
+def edit_chat(edit_arguments: list[object], chat_model_directory: Path) -> list[object]:
+    return ["edit", chat_model_directory, *edit_arguments[2:]]
+
+
+def readings(report: Path, side: str) -> list[float]:
+    found: dict[str, Any] = json.loads(report.read_text())
+    rows = found["facts"]["rows"] if "rows" in found["facts"] else found["facts"]
+    return [row[side]["nll_new"] for row in rows]
+
+
+def test_an_edit_in_a_chat_is_recorded_and_verified_in_a_chat(
+    run: Run, edit_chat: list[object], chat_model_directory: Path, facts_file: Path, tmp_path: Path
+) -> None:
+    out, report, again = tmp_path / "p.safetensors", tmp_path / "r.json", tmp_path / "v.json"
+    result = run(*edit_chat, "--chat", "--out", out, "--report", report)
+    assert result.exit_code == 0, result.output
+    assert "im_start" not in result.output
+    assert Patch.load(out).chat
+    assert json.loads(report.read_text())["settings"]["chat"] is True
+
+    lm = load_language_model(chat_model_directory, chat=True)
+    facts = [load_facts(facts_file)[index] for index in (1, 2)]
+    asked = [reading.nll_new for reading in verify(lm, None, facts, answers=False).after]
+    assert readings(report, "before") == pytest.approx(asked)
+
+    ask = ("verify", chat_model_directory, "--facts", facts_file, "--report", again)
+    result = run(*ask, "--patch", out)
+    assert result.exit_code == 0, result.output
+    assert json.loads(again.read_text())["chat"] is True
+    for side in ("before", "after"):
+        assert readings(again, side) == pytest.approx(readings(report, side), rel=1e-4)
+
+    assert run(*ask, "--chat").exit_code == 0
+    assert readings(again, "after") == pytest.approx(asked)
+    assert run(*ask).exit_code == 0
+    assert json.loads(again.read_text())["chat"] is False
+    assert readings(again, "after") != pytest.approx(asked, rel=1e-3)
+    shown = run("show", out).output
+    assert "chat         yes" in shown
+
+
+def test_a_plain_patch_can_be_asked_in_a_chat(
+    run: Run, edit_chat: list[object], chat_model_directory: Path, facts_file: Path, tmp_path: Path
+) -> None:
+    out, report = tmp_path / "p.safetensors", tmp_path / "v.json"
+    assert run(*edit_chat, "--out", out, "--no-verify").exit_code == 0
+    assert not Patch.load(out).chat
+    ask = ("verify", chat_model_directory, "--facts", facts_file, "--report", report, "--patch", out)
+    for extra in ((), ("--chat",)):
+        result = run(*ask, *extra)
+        assert result.exit_code == 0, result.output
+        assert json.loads(report.read_text())["chat"] is bool(extra)
+
+
+@pytest.mark.parametrize("command", ["edit", "verify"])
+def test_a_model_without_a_chat_template_is_refused(
+    run: Run, edit_arguments: list[object], model_directory: Path, facts_file: Path, tmp_path: Path, command: str
+) -> None:
+    arguments = edit_arguments if command == "edit" else ["verify", model_directory, "--facts", facts_file]
+    extra = ["--out", tmp_path / "p"] if command == "edit" else []
+    result = run(*arguments, *extra, "--chat")
+    assert result.exit_code == 2
+    assert "--chat: chat=True: the tokenizer" in result.output
+    assert "has no chat template" in result.output
+    assert not (tmp_path / "p").exists()
