@@ -1,0 +1,59 @@
+"""What an edit is for, on every family and in every dtype: new objects become more probable, and all goes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.models import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
+from tests.test_editor import CONTEXTS, second_moments
+
+from factpatch import METHODS, Editor, Fact, Patch, verify
+
+LAYERS = (1, 2)
+# The subject ends the prompt: attention of random weights carries nothing from one token to another.
+FACTS = (
+    Fact("In the large city called {}", "Tokyo", "city"),
+    Fact("The mother tongue of {}", "Danielle Darrieux", "Rome"),
+    Fact("People speak of {}", "Messi", "capital"),
+)
+
+
+def editor_of(family: str, method: str, dtype: torch.dtype) -> Editor:
+    return Editor(
+        tiny_model(family, dtype=dtype),
+        tiny_tokenizer(),
+        method=METHODS[method],
+        critical_layers=LAYERS,
+        contexts=CONTEXTS,
+        second_moments=second_moments(),
+        settings={"target.steps": 8, "target.learning_rate": 0.5, "target.clamp": 4, "solver.weight": 0.1},
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", ["memit-blue", "pmet", "rect"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_new_objects_become_more_probable_and_everything_goes_back(
+    family: str, method: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    editor = editor_of(family, method, dtype)
+    original = {name: value.clone() for name, value in editor.model.state_dict().items()}
+    before = verify(editor.lm, None, FACTS, answers=False)
+    patch = editor.edit(FACTS)
+    after = verify(editor.lm, None, FACTS, answers=False)
+    for now, then in zip(after.after, before.after, strict=True):
+        assert now.nll_new < then.nll_new - 0.5
+    assert patch.batches[0].shifts[1].tensors()["up"].dtype == torch.float32
+
+    patch.save(tmp_path / "p.safetensors")
+    fresh = tiny_model(family, dtype=dtype)
+    Patch.load(tmp_path / "p.safetensors").apply(fresh)
+    edited = editor.model.state_dict()
+    assert all(torch.equal(value, edited[name]) for name, value in fresh.state_dict().items())
+    patch.remove(fresh, base=tiny_model(family, dtype=dtype))
+    editor.undo()
+    for model in (editor.model, fresh):
+        assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())
+    assert len(editor.lm.blocks) == NUM_LAYERS
