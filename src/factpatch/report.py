@@ -131,7 +131,7 @@ class EditReport:
             "facts": {
                 "number": len(self.attempted),
                 "in_force": len(self.patch.facts),
-                "batches": [len(batch.facts) for batch in self.patch.batches],
+                "batches": [count for batch in self.patch.batches for count in batch.edits],
                 "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
             },
             "superseded": [_named(fact) for fact in self.superseded],
