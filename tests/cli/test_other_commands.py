@@ -17,7 +17,7 @@ import factpatch
 from factpatch.methods import METHODS
 from factpatch.strategies import NullSpace, Ridge
 
-COMMANDS = ("demo", "edit", "verify", "apply", "undo", "show", "second-moment", "methods", "models")
+COMMANDS = ("demo", "edit", "verify", "apply", "undo", "log", "show", "second-moment", "methods", "models")
 
 
 @pytest.fixture
