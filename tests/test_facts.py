@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from factpatch.facts import Fact, Neighbor, check_batch, latest
+from factpatch.facts import Fact, Neighbor, check_batch, latest, near_duplicates
 
 
 def fact(**changes: Any) -> Fact:
@@ -190,3 +190,41 @@ def test_a_fact_edited_again_with_the_same_target_counts_once() -> None:
 
 def test_no_batches_leave_nothing_in_force() -> None:
     assert latest([]) == ([], [])
+
+
+SPAIN = fact(prompt="The capital of {} is", subject="Spain")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (fact(), fact(prompt="The capital city of {} is")),
+        (fact(), fact(prompt="{}, whose capital is the city of", paraphrases=["The capital of Peru is"])),
+        (fact(paraphrases=["Peru is governed from"]), fact(prompt="{} is governed from")),
+        (fact(), fact(prompt="THE CAPITAL of {} is:", subject="PERU")),
+    ],
+    ids=["most words", "paraphrase", "paraphrase of the first", "case"],
+)
+def test_facts_that_ask_the_same_in_other_words_are_near_duplicates(one: Fact, other: Fact) -> None:
+    assert near_duplicates([one, SPAIN, other]) == [(one, other)]
+    assert near_duplicates([other, one]) == [(other, one)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        fact(subject="Chile"),
+        fact(prompt="The president of {} was"),
+        fact(prompt="{} exports"),
+        fact(target_new="Rome"),
+    ],
+    ids=["another subject", "half of the words", "another question", "the same question"],
+)
+def test_other_questions_and_exact_repetitions_are_no_near_duplicates(other: Fact) -> None:
+    assert near_duplicates([fact(), other]) == []
+
+
+def test_every_pair_of_near_duplicates_is_listed_once_in_order() -> None:
+    one, two, three = fact(), fact(prompt="The capital city of {} is"), fact(prompt="The big capital city of {} is")
+    assert near_duplicates([one, two, three]) == [(one, two), (one, three), (two, three)]
+    assert near_duplicates([]) == []

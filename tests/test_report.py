@@ -53,6 +53,24 @@ def test_the_facts_in_force_are_verified_and_the_others_listed() -> None:
     assert report.unlearned == report.verification.unlearned()
 
 
+def test_facts_that_probably_ask_the_same_are_listed_if_both_are_in_force() -> None:
+    alike = Fact("The native tongue of {} is", "Danielle Darrieux", "English", id="alike")
+    report = edit_and_report(editor(), [[TONGUE, alike], [TOWER]], measure=False)
+    assert report.similar == [(TONGUE, alike)]
+    assert [[fact["id"] for fact in pair] for pair in report.to_dict()["similar"]] == [["tongue", "alike"]]
+    report = edit_and_report(editor(), [[TONGUE, alike], [UPDATE]], measure=False)
+    assert report.similar == [(alike, UPDATE)]
+    found = report.to_dict()
+    assert [fact["id"] for fact in found["superseded"]] == ["tongue"]
+    assert (found["facts"]["number"], found["facts"]["in_force"], found["facts"]["batches"]) == (3, 2, [2, 1])
+
+
+def test_the_batches_of_a_conditioned_session_are_listed_as_they_were_edited() -> None:
+    found = edit_and_report(editor(method="prune"), [[TONGUE, TOWER], [UPDATE]], measure=False).to_dict()
+    assert found["facts"]["batches"] == [2, 1]
+    assert [fact["id"] for fact in found["superseded"]] == ["tongue"]
+
+
 def test_seconds_hold_every_stage_and_add_up() -> None:
     seconds = edit_and_report(editor(), [[TOWER]], seconds={"load": 2.0}).seconds
     assert set(seconds) == {*STAGES, "total"}

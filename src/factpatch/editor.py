@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -177,8 +178,7 @@ class Editor:
         with timed(seconds, "contexts"):
             subjects = SubjectRows.of(self.lm, facts, self.contexts)
         weights = self.lm.weights(layers)
-        shown = snapshot(weights)
-        try:
+        with self._unchanged_on_failure(weights) as shown:
             restore(weights, self._full)
             copies = snapshot(weights)
             shifts, targets, keys = self._write_batch(facts, subjects, steps, weights, copies, seconds)
@@ -187,9 +187,6 @@ class Editor:
             edit = Edit(self._describe(batch), targets, keys if self.remember_keys else {}, seconds)
             with timed(seconds, "regularize"):
                 self._remember([*self.edits, edit], {**shown, **self._base}, weights)
-        except BaseException:
-            restore(weights, shown)
-            raise
         return edit.patch
 
     def _write_batch(
@@ -267,6 +264,18 @@ class Editor:
             )
         self.edits, self._base, self._full, self._read_out = edits, base if edits else {}, full, read_out
 
+    @contextmanager
+    def _unchanged_on_failure(self, weights: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
+        """Let an error in the block restore the weights and what is remembered of the edits that they hold."""
+        shown = snapshot(weights)
+        memory = self.edits, self._base, self._full, self._read_out
+        try:
+            yield shown
+        except BaseException:
+            restore(weights, shown)
+            self.edits, self._base, self._full, self._read_out = memory
+            raise
+
     def undo(self) -> Patch:
         """Take the last edit back, bit for bit; again for the one before.
 
@@ -282,8 +291,7 @@ class Editor:
         self._check_untouched("undo")
         *kept, undone = self.edits
         weights = self.lm.weights(list(self._base))
-        edited = snapshot(weights)
-        try:
+        with self._unchanged_on_failure(weights):
             restore(weights, self._base)
             for batch in _batches(kept):
                 self._write(weights, batch.shifts)
@@ -295,9 +303,6 @@ class Editor:
                     "threads changed? The model is as it was before the call."
                 )
             self._remember(kept, self._base, weights)
-        except BaseException:
-            restore(weights, edited)
-            raise
         return undone.patch
 
     def replay(self, patch: Patch) -> None:
@@ -323,9 +328,8 @@ class Editor:
             )
         layers = patch.layers
         weights = self.lm.weights(layers)
-        shown = snapshot(weights)
         edits = list(self.edits)
-        try:
+        with self._unchanged_on_failure(weights) as shown:
             restore(weights, self._full)
             for batch in patch.batches:
                 differing = list(map(str, changed_layers(weights, batch.before, batch.before)))
@@ -346,9 +350,6 @@ class Editor:
                     keys = {layer: read_keys(self.lm, subjects, layer).cpu() for layer in batch.shifts}
                 edits.append(Edit(replace(patch, batches=(batch,)), {}, keys))
             self._remember(edits, {**shown, **self._base}, weights)
-        except BaseException:
-            restore(weights, shown)
-            raise
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the edited model with its tokenizer and a model card to a directory that transformers loads.

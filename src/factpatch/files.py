@@ -24,6 +24,7 @@ _ADVICE = {
     errno.EACCES: "you may not write there; change the permissions or choose another place",
     errno.EPERM: "you may not write there; change the permissions or choose another place",
 }
+_DRAFT = ".factpatch-{}.tmp"
 # Libraries written in Rust, safetensors among them, report the number in words only.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -96,14 +97,42 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     _sync_folder(final.parent)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add bytes to the end of a file that is there, all of them or none; when it returns, they are on the disk.
+
+    Raises:
+        OSError: They cannot be written; the message says why and what to do.
+    """
+    # Unbuffered: what a failed write leaves in a buffer would reach the file after it was cut.
+    with _explained(path, path), path.open("r+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(file.fileno(), rest) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), end)
+            raise
+
+
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as JSON, whole or not at all. JSON has no infinity and no NaN: they are written as text.
 
     Raises:
         OSError: The file cannot be written.
     """
-    content = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    content = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     atomic_write(path, lambda draft: draft.write_bytes(content.encode("utf-8", "surrogatepass")))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: lists for tuples, text for keys, infinity and NaN."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_digest(path: Path) -> str:
@@ -115,9 +144,15 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def remove_drafts(folder: Path) -> None:
+    """Remove what a process that was killed had not put in place. Nobody else may be writing files there."""
+    for draft in folder.glob(_DRAFT.format("*")):
+        draft.unlink(missing_ok=True)
+
+
 def _draft(final: Path) -> Path:
     # Not derived from the name, which may already be as long as the file system allows.
-    return final.with_name(f".factpatch-{secrets.token_hex(8)}.tmp")
+    return final.with_name(_DRAFT.format(secrets.token_hex(8)))
 
 
 def _check_vacant(path: str | Path, final: Path) -> None:
@@ -175,11 +210,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

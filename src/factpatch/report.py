@@ -78,7 +78,7 @@ class EditReport:
     settings: dict[str, Any]
     """The resolved settings."""
     steps: dict[int, Steps]
-    """The course of the value optimization, by target layer."""
+    """The course of the value optimization, by target layer; of the batches that were not only written again."""
     seconds: dict[str, float]
     """Wall time by stage, and "total"."""
     verification: Verification | None = None
@@ -131,7 +131,7 @@ class EditReport:
             "facts": {
                 "number": len(self.attempted),
                 "in_force": len(self.patch.facts),
-                "batches": [len(batch.facts) for batch in self.patch.batches],
+                "batches": [count for batch in self.patch.batches for count in batch.edits],
                 "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
             },
             "superseded": [_named(fact) for fact in self.superseded],
@@ -203,7 +203,7 @@ def edit_and_report(
     else:
         with timed(spent, "replay"):
             session.attach(editor)
-        while session.pending:
+        while session.waiting:
             session.edit(editor, ask=measure)
     for edit in editor.edits:
         for stage, took in edit.seconds.items():

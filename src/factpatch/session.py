@@ -3,7 +3,7 @@
     session.json     what the session edits: the model, the settings, the hashes of the unedited weights
     facts/0001.json  the facts of one call
     patches/0001.safetensors, ...  one patch per batch, in the order in which they were edited
-    journal.jsonl    one line per event: facts planned, a batch finished, an undo
+    journal.jsonl    one line per event: facts planned, a batch finished, an undo, outputs written
     lock             held by the process that writes
 
 A line is written after what it speaks of is on the disk, so that the journal never promises what is not there. A batch
@@ -12,14 +12,15 @@ whose line is missing was not edited: it is edited again, which gives the same p
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from factpatch.data import load_facts, save_facts
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact
-from factpatch.files import atomic_directory, file_digest, write_json
+from factpatch.files import append, atomic_directory, file_digest, plain, remove_drafts, write_json
 from factpatch.model.weights import content_hash
 from factpatch.patch import Patch
-from factpatch.patch_file import describe
+from factpatch.patch_file import PatchFileError, describe
+from factpatch.settings import settings_of
 from factpatch.strategies.regularizer import Acts
 
 logger = logging.getLogger(__name__)
@@ -80,11 +82,14 @@ class Session:
         """The batches in force."""
         self.undone = 0
         """How many batches were taken back, over all time."""
-        self.pending: list[tuple[Fact, ...]] = []
-        """What is planned and not edited yet."""
+        self.waiting: list[int] = []
+        """How many facts each batch has that is planned and not edited yet."""
         self.outputs: dict[str, Any] = {}
-        """What the last plan asked for besides the patches."""
+        """What the last plan asked for besides the patches and has not got yet."""
         self._files = {"facts": 0, "patches": 0}
+        self._plan: tuple[Path, str] | None = None  # the file of facts that are waiting, and its digest
+        self._planned: list[Fact] = []  # what it holds, once it has been read
+        self._length = 0  # of the journal, as far as it was read or written here
         for number, event in enumerate(self._events(), start=1):
             try:
                 self._take(event)
@@ -124,6 +129,7 @@ class Session:
             "model": editor.lm.name,
             "method": editor.method.name,
             "joins": editor.method.regularizer.acts is not Acts.SESSION,
+            "settings": _settings(editor),
             "weights": _hashes(editor),
             "about": dict(about or {}),
         }
@@ -131,6 +137,7 @@ class Session:
             for folder in ("facts", "patches"):
                 (draft / folder).mkdir()
             write_json(draft / _ABOUT, record)
+            (draft / _JOURNAL).touch()
             if batches:
                 cls(draft).plan(batches, outputs)
         return cls(directory)
@@ -142,6 +149,8 @@ class Session:
         Raises:
             SessionError: Another process is at work here, or it has been since this session was read.
         """
+        if not (self.directory / _ABOUT).is_file():  # locking would make the directory again
+            raise SessionError(f"{self.directory}: the session is no longer there.")
         lock = FileLock(self.directory / _LOCK)
         try:
             lock.acquire(timeout=0)
@@ -149,11 +158,30 @@ class Session:
             raise SessionError(f"{self.directory}: another process is editing this session; wait for it.") from None
         try:
             self._mend()
-            if Session(self.directory).finished != self.finished:
-                raise SessionError(f"{self.directory}: another process has edited it meanwhile; open it again.")
+            self._check_current()
             yield
         finally:
             lock.release()
+
+    @property
+    def pending(self) -> list[tuple[Fact, ...]]:
+        """What is planned and not edited yet.
+
+        Raises:
+            SessionError: The file of these facts is missing or was altered.
+        """
+        if not self.waiting or self._plan is None:
+            return []
+        path, digest = self._plan
+        if not self._planned:
+            if not path.is_file() or file_digest(path) != digest:
+                raise SessionError(
+                    f"{path}: is missing or was altered after it was planned. Put the original back, or drop what is "
+                    f"still to be edited: factpatch undo {self.directory} --to {len(self.finished)}"
+                )
+            self._planned = load_facts(path)
+        rest = iter(self._planned[len(self._planned) - sum(self.waiting) :])
+        return [tuple(islice(rest, size)) for size in self.waiting]
 
     @property
     def batches(self) -> list[tuple[Fact, ...]]:
@@ -167,11 +195,10 @@ class Session:
         """The patches of the batches in force, one after another.
 
         Raises:
-            SessionError: One is missing, or not the one that the journal speaks of; before the first is given.
-            PatchFileError: One was altered.
+            SessionError: One is missing, altered, or not the one that the journal speaks of.
         """
         self._check_patches()
-        return (Patch.load(self.directory / batch.patch) for batch in self.finished)
+        return (self._load(number) for number in range(1, len(self.finished) + 1))
 
     def patch(self) -> Patch:
         """Everything in force as one patch.
@@ -195,14 +222,14 @@ class Session:
             outputs: JSON-able data for whoever resumes.
 
         Raises:
+            ValueError: There is no batch, or one without facts.
             SessionError: Batches are pending.
             OSError: The directory cannot be written; nothing is planned.
         """
-        if self.pending:
-            raise SessionError(
-                f"{self.directory}: {len(self.pending)} batches are still to be edited. Finish them: factpatch edit "
-                f"--resume {self.directory}; or drop them: factpatch undo {self.directory} --to {len(self.finished)}"
-            )
+        if not batches or not all(batches):
+            raise ValueError(f"batches={batches!r}: give at least one batch, and a fact in each.")
+        self.check_idle()
+        self._check_current()  # the name of the file below may be another's by now
         name = f"facts/{self._files['facts'] + 1:04d}.json"
         save_facts([fact for batch in batches for fact in batch], self.directory / name)
         self._append(
@@ -215,12 +242,20 @@ class Session:
             }
         )
 
+    def check_idle(self) -> None:
+        """Raise SessionError if batches are pending."""
+        if self.waiting:
+            raise SessionError(
+                f"{self.directory}: {len(self.waiting)} batches are still to be edited. Finish them: factpatch edit "
+                f"--resume {self.directory}; or drop them: factpatch undo {self.directory} --to {len(self.finished)}"
+            )
+
     def attach(self, editor: Editor) -> None:
-        """Bring an unedited editor to where the session is.
+        """Bring an unedited editor to where the session is. If that fails, the editor stays unedited.
 
         Raises:
-            SessionError: The editor has edited, or its model is not the session's.
-            ValueError: Its settings are not the session's.
+            SessionError: The editor has edited, or its model or its settings are not the session's.
+            ValueError: The patches were made with another second moment or other contexts than the editor has.
             RuntimeError: This machine writes other bits than the one that edited.
         """
         if editor.edits:
@@ -233,8 +268,16 @@ class Session:
                 f"other critical layers or other weights there: {', '.join(layers)}. Load the model that the session "
                 "began with."
             )
-        for patch in self.patches():
-            editor.replay(patch)
+        wanted, has = self.about["settings"], _settings(editor)
+        differing = [name for name in sorted(wanted.keys() | has.keys()) if wanted.get(name) != has.get(name)]
+        if differing:
+            name = differing[0]
+            raise SessionError(
+                f"{self.directory}: the session was begun with other settings: {', '.join(differing)}; {name} is "
+                f"{wanted.get(name)!r} there and {has.get(name)!r} here."
+            )
+        if self.finished:
+            editor.replay(Patch.join(list(self.patches())))  # as one, so that it is all written or nothing
 
     def edit(self, editor: Editor, ask: bool = True) -> Patch:
         """Edit the next pending batch and set it down. Call it inside `locked`, with an editor that is attached.
@@ -246,9 +289,16 @@ class Session:
 
         Raises:
             IndexError: Nothing is pending.
+            SessionError: The editor does not hold the batches in force; the session is as it was.
             OSError: The directory cannot be written; the session is as it was.
         """
         facts = self.pending[0]
+        self._check_current()
+        if len(editor.edits) != len(self.finished):
+            raise SessionError(
+                f"editor: it holds {len(editor.edits)} batches and the session {len(self.finished)}; attach a new "
+                "editor to the session first."
+            )
         patch = editor.edit(facts)
         try:
             name = f"patches/{self._files['patches'] + 1:04d}.safetensors"
@@ -281,58 +331,88 @@ class Session:
             raise SessionError(f"to={to}: the session has {len(self.finished)} batches; give a number from 0 to that.")
         self._append({"event": "undo", "to": to})
 
+    def settle(self) -> None:
+        """Set down that everything is edited and the outputs of the last plan are written. Call it inside `locked`.
+
+        Raises:
+            SessionError: Batches are pending.
+            OSError: The directory cannot be written.
+        """
+        self.check_idle()
+        if self.outputs:
+            self._append({"event": "settle"})
+
+    def _check_current(self) -> None:
+        """Raise SessionError if the journal is not as far as this session knows; all writing only appends to it."""
+        if (self.directory / _JOURNAL).stat().st_size != self._length:
+            raise SessionError(f"{self.directory}: has been changed since it was opened; open it again.")
+
     def _check_patches(self) -> None:
         for number, batch in enumerate(self.finished, start=1):
             path = self.directory / batch.patch
-            back = f"Put it back, or go back before it: factpatch undo {self.directory} --to {number - 1}"
-            if not path.is_file():
-                raise SessionError(f"{path}: the patch of batch {number} is missing. {back}")
-            if describe(path)["sha256"] != batch.sha256:
-                raise SessionError(f"{path}: is not the patch that batch {number} left. {back}")
+            with self._advised(number):
+                if not path.is_file():
+                    raise PatchFileError(f"{path}: the patch of batch {number} is missing.")
+                if describe(path)["sha256"] != batch.sha256:
+                    raise PatchFileError(f"{path}: is not the patch that batch {number} left.")
+
+    def _load(self, number: int) -> Patch:
+        with self._advised(number):
+            return Patch.load(self.directory / self.finished[number - 1].patch)
+
+    @contextmanager
+    def _advised(self, number: int) -> Iterator[None]:
+        """Let an error about a batch's patch say how to go on without it."""
+        try:
+            yield
+        except PatchFileError as error:
+            raise SessionError(
+                f"{error} Put it back, or go back before it: factpatch undo {self.directory} --to {number - 1}"
+            ) from error
 
     def _take(self, event: Mapping[str, Any]) -> None:
         """Let the state follow one event."""
         kind = event["event"]
         if kind == "plan":
-            path = self.directory / event["facts"]
-            if not path.is_file() or file_digest(path) != event["sha256"]:
-                raise SessionError(f"{path}: is missing or was altered after it was planned; put the original back.")
-            facts = iter(load_facts(path))
-            self.pending = [tuple(next(facts) for _ in range(size)) for size in event["batches"]]
+            if self.waiting:
+                raise ValueError("batches were still to be edited")
+            self.waiting = [int(size) for size in event["batches"]]
             self.outputs = dict(event["outputs"])
+            self._plan, self._planned = (self.directory / event["facts"], str(event["sha256"])), []
             self._files["facts"] += 1
         elif kind == "batch":
-            if len(self.pending.pop(0)) != event["facts"]:
-                raise ValueError("it has another number of facts than was planned")
-            self.finished.append(
-                FinishedBatch(
-                    patch=event["patch"],
-                    sha256=event["sha256"],
-                    facts=event["facts"],
-                    learned=tuple(event["learned"]),
-                    seconds=dict(event["seconds"]),
-                    time=event["time"],
-                )
+            if self.waiting[0] != event["facts"]:
+                raise ValueError(f"{self.waiting[0]} facts were planned and {event['facts']} edited")
+            batch = FinishedBatch(
+                patch=event["patch"],
+                sha256=event["sha256"],
+                facts=event["facts"],
+                learned=tuple(event["learned"]),
+                seconds=dict(event["seconds"]),
+                time=event["time"],
             )
+            self.finished.append(batch)
+            self.waiting.pop(0)
             self._files["patches"] += 1
         elif kind == "undo":
-            self.undone += len(self.finished) - event["to"]
-            del self.finished[event["to"] :]
-            self.pending = []
+            to = int(event["to"])
+            if not 0 <= to <= len(self.finished):
+                raise ValueError(f"there is no batch {to}")
+            self.undone += len(self.finished) - to
+            del self.finished[to:]
+            self.waiting, self.outputs = [], {}
+        elif kind == "settle":
+            self.outputs = {}
         else:
             raise ValueError(f"unknown event {kind!r}")
 
     def _events(self) -> Iterator[dict[str, Any]]:
         path = self.directory / _JOURNAL
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        try:
+            *lines, cut = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            raise SessionError(f"{path}: is missing. Restore it from a copy.") from None
         for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):
-                logger.warning(
-                    "%s, line %d: was cut short when it was written, so what it speaks of counts as not done.",
-                    path,
-                    number,
-                )
-                return
             try:
                 event = json.loads(line)
             except ValueError as error:
@@ -340,33 +420,33 @@ class Session:
                     f"{path}, line {number}: cannot be read ({error}). Restore the file from a copy; the patches it "
                     "speaks of are in patches/."
                 ) from error
-            if not isinstance(event, dict):
-                raise SessionError(f"{path}, line {number}: is not an event. Restore the file from a copy.")
+            if not isinstance(event, dict) or _line(event) != line + b"\n":
+                raise SessionError(f"{path}, line {number}: was altered. Restore the file from a copy.")
+            self._length += len(line) + 1
             yield event
+        if cut:
+            logger.warning(
+                "%s, line %d: was cut short when it was written, so what it speaks of counts as not done.",
+                path,
+                len(lines) + 1,
+            )
 
     def _mend(self) -> None:
-        """Cut off a line that was not written to its end."""
+        """Remove what a process that was killed has left half written."""
         path = self.directory / _JOURNAL
-        if not path.exists():
-            return
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
+        for folder in ("facts", "patches"):
+            remove_drafts(self.directory / folder)
 
     def _append(self, event: dict[str, Any]) -> None:
         """Write a line of the journal, whole or not at all, and follow it."""
+        self._check_current()
         event = {**event, "time": _now()}
-        line = json.dumps(event).encode() + b"\n"
-        # Unbuffered: what a failed write leaves in a buffer would reach the file after it was cut.
-        with (self.directory / _JOURNAL).open("ab", buffering=0) as journal:
-            length = journal.tell()
-            try:
-                if journal.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, "the disk is full; free some room and resume", str(journal.name))
-                os.fsync(journal.fileno())
-            except BaseException:
-                os.ftruncate(journal.fileno(), length)
-                raise
+        line = _line(event)
+        append(self.directory / _JOURNAL, line)
+        self._length += len(line)
         self._take(event)
 
 
@@ -385,7 +465,7 @@ def _read_about(directory: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text("utf-8"))
         newer = record["format"] > FORMAT
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SessionError(f"{directory}: is not the directory of a session: it has no {_ABOUT}.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SessionError(f"{path}: cannot be read ({error}). Restore it from a copy.") from error
@@ -393,12 +473,32 @@ def _read_about(directory: Path) -> dict[str, Any]:
         raise SessionError(
             f"{path}: is of format {record['format']}, which a newer factpatch wrote; upgrade factpatch."
         )
+    missing = {"model", "method", "joins", "settings", "weights", "about"} - record.keys()
+    if missing:
+        raise SessionError(f"{path}: lacks {', '.join(sorted(missing))}. Restore it from a copy.")
     about: dict[str, Any] = record
     return about
 
 
+def _line(event: Mapping[str, Any]) -> bytes:
+    """A line of the journal, with a checksum that tells if it was altered."""
+    record = {name: value for name, value in event.items() if name != "crc32"}
+    return json.dumps({**record, "crc32": zlib.crc32(json.dumps(record).encode())}).encode() + b"\n"
+
+
 def _hashes(editor: Editor) -> dict[str, str]:
     return {str(layer): content_hash(editor.lm.weight(layer)) for layer in editor.critical_layers}
+
+
+def _settings(editor: Editor) -> dict[str, Any]:
+    """What an editor's next batch depends on, as `session.json` gives it back."""
+    settings = {
+        **settings_of(editor.method),
+        "critical_layers": editor.critical_layers,
+        "remember_keys": editor.remember_keys,
+        "seed": editor.seed,
+    }
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def _now() -> str:

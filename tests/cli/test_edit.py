@@ -16,8 +16,8 @@ from factpatch.patch import Patch
 
 KEYS = {
     "model", "method", "seed", "efficacy", "generalization", "specificity", "greedy_success", "token_accuracy",
-    "perplexity_before", "perplexity_after", "seconds", "steps", "settings", "facts", "superseded", "unlearned",
-    "versions", "patch",
+    "perplexity_before", "perplexity_after", "seconds", "steps", "settings", "facts", "superseded", "similar",
+    "unlearned", "versions", "patch",
 }  # fmt: skip
 STAGES = {
     "load", "second_moment", "contexts", "values", "keys", "solve", "write", "verify_before", "verify_after",
@@ -86,6 +86,22 @@ def test_the_screen_shows_facts_metrics_unlearned_facts_and_the_patch(
     assert bool(unlearned) == ("Not learned" in result.output)
     for expected in ("The Eiffel Tower is in Rome", "efficacy", "perplexity", str(out)):
         assert expected in result.output
+
+
+def test_the_screen_lists_facts_that_probably_ask_the_same(
+    run: Run, edit_arguments: list[object], facts_file: Path, tmp_path: Path
+) -> None:
+    alike = {**FACTS[0], "id": "alike", "prompt": "The native tongue of {} is", "target_new": "English"}
+    facts_file.write_text(json.dumps([*FACTS, alike]))
+    report = tmp_path / "r.json"
+    result = run(*edit_arguments, "--out", tmp_path / "p", "--report", report, "--no-verify")
+    assert result.exit_code == 0, result.output
+    assert "Probably the same question in other words: 1 pairs" in result.output
+    pair = "The mother tongue of Danielle Darrieux is Italian / The native tongue of Danielle Darrieux is English"
+    assert pair in result.output
+    assert [[fact["id"] for fact in pair] for pair in json.loads(report.read_text())["similar"]] == [
+        ["darrieux-again", "alike"]
+    ]
 
 
 def test_without_verification_the_patch_is_the_same(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:

@@ -68,14 +68,15 @@ def check_distinct(**paths: Path | None) -> None:
             raise BadArgumentError(f"{option} {path}: is the same place as {other}; choose another name.")
 
 
-def check_outside(folder: Path | None, **paths: Path | None) -> None:
-    """Raise BadArgumentError if an output would land in a model's directory."""
+def check_outside(folder: Path | None, whose: str = "model's", **paths: Path | None) -> None:
+    """Raise BadArgumentError if an output would land in the directory of a model, or of something else."""
     if folder is None:
         return
     inside = Path(os.path.realpath(folder))
     for name, path in paths.items():
         if path is not None and inside in Path(os.path.realpath(path)).parents:
-            raise BadArgumentError(f"--{name} {path}: lies in the model's directory {folder}; choose another place.")
+            option = f"--{name.replace('_', '-')}"
+            raise BadArgumentError(f"{option} {path}: lies in the {whose} directory {folder}; choose another place.")
 
 
 def _check_folder(option: str, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,15 +129,15 @@ def edit(
         "perplexity_text": perplexity_text,
         "no_verify": no_verify,
     }
-    if resume is None:
-        _check_given(model, facts, out, session)
-        planned = None
-    else:
-        planned = _open(resume)
-        _check_resumed(ctx, {*outputs, "resume"})
+    planned = None
+    if resume is not None:
+        planned = _resumed(ctx, resume, outputs)
         how = planned.about["about"]
-        given = {name: value for name, value in outputs.items() if value not in (None, False)}
-        outputs = {**_paths(planned.outputs), **given}
+        outputs = _outputs(planned, outputs)
+    else:
+        _check_given(model, facts, out, session)
+    if session is not None:
+        how = _lasting(how)
     _check_outputs(how, outputs, facts, session or resume)
 
     from factpatch.data import load_facts
@@ -151,17 +153,27 @@ def edit(
                 check_batch(batch)
     text = _text(outputs["perplexity_text"])
     seconds: dict[str, float] = {}
-    editor = _editor(how, seconds)
     run: dict[str, Any] = {name: how[name] for name in ("corpus", "corpus_tokens")}
     if session is not None:
-        planned = _plan(session, editor, batches, how, outputs)
+        planned = _begun(session, how)
     elif planned is None:
         run |= {"batch_size": size, "limit": limit}
 
     from factpatch.files import write_json
-    from factpatch.report import edit_and_report
+    from factpatch.progress import timed
+    from factpatch.report import check_facts, edit_and_report
 
-    with planned.locked() if planned is not None else nullcontext():
+    with ExitStack() as held:
+        if planned is not None:
+            held.enter_context(_held(planned))
+        editor = _editor(how, seconds)
+        if session is not None:
+            with timed(seconds, "contexts"):  # what cannot be edited is not planned
+                check_facts(editor.lm, batches, editor.contexts)
+            fresh = planned is None
+            planned = _plan(session, planned, editor, batches, how, outputs)
+            if fresh:
+                held.enter_context(_held(planned))
         done = edit_and_report(
             editor,
             batches,
@@ -172,9 +184,11 @@ def edit(
             measure=not outputs["no_verify"],
             seconds=seconds,
         )
-    done = replace(done, model=how["model"], settings={**done.settings, **run})
-    if outputs["report"] is not None:
-        write_json(outputs["report"], done.to_dict())
+        done = replace(done, model=how["model"], settings={**done.settings, **run})
+        if outputs["report"] is not None:
+            write_json(outputs["report"], done.to_dict())
+        if planned is not None:
+            planned.settle()
     _show(done, outputs, None if planned is None else planned.directory)
 
 
@@ -197,16 +211,49 @@ def _check_resumed(ctx: typer.Context, allowed: set[str]) -> None:
             )
 
 
-def _open(directory: Path) -> Session:
+def _resumed(ctx: typer.Context, directory: Path, outputs: dict[str, Any]) -> Session:
+    """The session to go on with."""
     from factpatch.session import Session
 
+    _check_resumed(ctx, {*outputs, "resume"})
     with checks.argument("--resume"):
-        return Session(directory)
+        session = Session(directory)
+        if not session.about["about"]:
+            raise ValueError(f"{directory}: was begun in Python, with an editor that only Python can make again.")
+        if not session.finished and not session.waiting:
+            raise ValueError(
+                f"{directory}: nothing is in force and nothing is to be edited. To edit facts in it, give --session "
+                f"{directory} --facts FILE, and the model and settings that it was begun with."
+            )
+        return session
 
 
-def _paths(outputs: dict[str, Any]) -> dict[str, Any]:
-    """Outputs as a session's journal holds them, with paths again."""
-    return {name: Path(value) if isinstance(value, str) else value for name, value in outputs.items()}
+def _outputs(session: Session, given: dict[str, Any]) -> dict[str, Any]:
+    """The outputs of a run that resumes a session: those given now and those that were asked for and not written."""
+    kept = {name: Path(value) if isinstance(value, str) else value for name, value in session.outputs.items()}
+    model = kept.get("save_model")
+    # It was vacant when the session was planned, and a model's directory appears whole.
+    if model is not None and given["save_model"] is None and model.is_dir() and any(model.iterdir()):
+        render.note(f"{model} is there already, so the model is not written again.", "yellow")
+        kept["save_model"] = None
+    return {**given, **kept, **{name: value for name, value in given.items() if value not in (None, False)}}
+
+
+@contextmanager
+def _held(session: Session) -> Iterator[None]:
+    """Keep other processes out, and say how to go on if the work is interrupted."""
+    with session.locked():
+        try:
+            yield
+        except BaseException:
+            if session.waiting or session.outputs:
+                ready = len(session.finished)
+                render.note(
+                    f"{ready} of {ready + len(session.waiting)} batches are kept; go on with: "
+                    f"factpatch edit --resume {session.directory}",
+                    "yellow",
+                )
+            raise
 
 
 def _check_outputs(how: dict[str, Any], outputs: dict[str, Any], facts: Path | None, session: Path | None) -> None:
@@ -225,9 +272,9 @@ def _check_outputs(how: dict[str, Any], outputs: dict[str, Any], facts: Path | N
         save_model=save_model,
         session=session,
     )
-    for folder in (model, save_model, session):
-        checks.check_outside(folder, out=out, report=report)
-    checks.check_outside(model, session=session)
+    for folder in (model, save_model):
+        checks.check_outside(folder, out=out, report=report, session=session)
+    checks.check_outside(session, "session's", out=out, report=report, save_model=save_model)
 
 
 def _text(path: Path | None) -> str | None:
@@ -273,31 +320,55 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
     )
 
 
-def _plan(directory: Path, editor: Editor, batches: list[Any], how: dict[str, Any], outputs: dict[str, Any]) -> Session:
-    """A new session with these batches, or one that is there with these batches added."""
+def _begun(directory: Path, how: dict[str, Any]) -> Session | None:
+    """The session to add facts to, or None if there is none yet in this directory."""
     from factpatch.session import Session
 
-    kept = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in outputs.items()}
-    how = {**how, "model": _lasting(how["model"]), "corpus": _lasting(how["corpus"])}
     with checks.argument("--session"):
         if not directory.is_dir() or not any(directory.iterdir()):
-            return Session.create(directory, editor, batches, how, kept)
+            checks.check_output_directory("--session", directory)
+            return None
         session = Session(directory)
-        differing = [name for name, value in how.items() if session.about["about"].get(name) != value]
+        its = session.about["about"]
+        differing = [name for name, value in how.items() if its.get(name) != value]
         if differing:
             name = differing[0]
             raise ValueError(
-                f"{directory} was begun with other settings: {name} is {session.about['about'].get(name)!r} there and "
-                f"{how[name]!r} here. Give the same, or begin another session."
+                f"{directory} was begun with other settings: {name} is {its.get(name)!r} there and {how[name]!r} here. "
+                "Give the same, or begin another session."
             )
-        with session.locked():
-            session.plan(batches, kept)
+        session.check_idle()
         return session
 
 
-def _lasting(place: str | None) -> str | None:
-    """A path that also holds when the session is resumed from another folder."""
-    return str(Path(place).absolute()) if place is not None and Path(place).exists() else place
+def _plan(
+    directory: Path,
+    session: Session | None,
+    editor: Editor,
+    batches: list[Any],
+    how: dict[str, Any],
+    outputs: dict[str, Any],
+) -> Session:
+    """A new session with these batches, or the one that is there with these batches added."""
+    from factpatch.session import Session
+
+    kept = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in outputs.items()}
+    if session is None:
+        return Session.create(directory, editor, batches, how, kept)
+    session.plan(batches, kept)
+    return session
+
+
+def _lasting(how: dict[str, Any]) -> dict[str, Any]:
+    """The same with paths that also hold when the session is resumed from another folder."""
+    from factpatch.model.embedded import EMBEDDED
+
+    def lasting(place: str | None) -> str | None:
+        if place is None or place in EMBEDDED or not Path(place).exists():
+            return place
+        return os.path.abspath(place)
+
+    return {**how, "model": lasting(how["model"]), "corpus": lasting(how["corpus"])}
 
 
 def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> None:

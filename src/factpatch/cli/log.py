@@ -23,7 +23,6 @@ def log(
 
     with checks.argument("DIR"):
         opened = Session(session)
-        batches = opened.batches
     about = opened.about
     render.say(f"{about['method']} on {about['model']}, begun {about['created']}", "bold")
     table = render.table("batch", "finished", "facts", "learned", "seconds", "patch")
@@ -33,6 +32,7 @@ def log(
             str(number), batch.time, str(batch.facts), learned, f"{sum(batch.seconds.values()):.1f}", batch.patch
         )
     render.screen.print(table)
+    batches = opened.batches  # only now: the table says which batch a damaged patch is of
     if facts:
         for number, (batch, edited) in enumerate(zip(opened.finished, batches, strict=False), start=1):
             render.heading(f"Batch {number}")
@@ -42,9 +42,9 @@ def log(
                 render.say(f"  {mark}{render.printable(fact.text)} {render.printable(fact.target_new)}", style)
     if opened.undone:
         render.say(f"Taken back: {opened.undone} batches; their patches are still in the directory.")
-    if opened.pending:
-        waiting = sum(map(len, opened.pending))
+    if opened.waiting:
         render.say(
-            f"Still to be edited: {waiting} facts in {len(opened.pending)} batches; factpatch edit --resume {session}",
+            f"Still to be edited: {sum(opened.waiting)} facts in {len(opened.waiting)} batches; "
+            f"factpatch edit --resume {session}",
             "yellow",
         )

@@ -35,6 +35,11 @@ def say(text: str | Text = "", style: str = "") -> None:
     screen.print(Text(text, style=style) if isinstance(text, str) else text, soft_wrap=True)
 
 
+def note(text: str, style: str = "") -> None:
+    """Print a line as `say` does, beside the results."""
+    messages.print(Text(text, style=style), soft_wrap=True)
+
+
 def paragraph(text: str) -> None:
     """Print prose, wrapped at a width that reads well."""
     screen.print(Text(text), width=min(screen.width, WIDEST))

@@ -100,7 +100,7 @@ def _go_back(directory: Path, to: int) -> None:
     with checks.argument("SESSION"):
         session = Session(directory)
     with session.locked():
-        waiting = sum(map(len, session.pending))
+        waiting = sum(session.waiting)
         before = len(session.finished)
         with checks.argument("--to"):
             session.undo(to)

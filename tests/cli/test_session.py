@@ -1,0 +1,522 @@
+"""`factpatch edit --session` and `--resume`, `log`, and `undo --to`: interrupted anywhere, and given anything."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.cli.conftest import FACTS, Run
+from tests.test_files_atomic import largest_file
+from transformers import AutoModelForCausalLM
+
+from factpatch.patch import Patch
+from factpatch.session import Session
+
+MORE: list[dict[str, Any]] = [
+    {"prompt": "{} plays the sport of", "subject": "Messi", "target_new": "basketball"},
+    {"prompt": "{} works in the field of", "subject": "Ada Lovelace", "target_new": "football"},
+]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "session"
+
+
+@pytest.fixture
+def arguments(edit_arguments: list[object], directory: Path) -> list[object]:
+    """A session of two batches."""
+    return [*edit_arguments, "--session", directory, "--no-verify"]
+
+
+@pytest.fixture
+def more(tmp_path: Path) -> Path:
+    path = tmp_path / "more.json"
+    path.write_text(json.dumps(MORE), encoding="utf-8")
+    return path
+
+
+def interrupt(patched: pytest.MonkeyPatch, target: str, calls: int = 0) -> None:
+    """Let Ctrl-C come in place of a function, after some calls."""
+    from pkgutil import resolve_name
+
+    function, left = resolve_name(target), [None] * calls
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return function(*given, **options)
+
+    patched.setattr(target, interrupted)
+
+
+@pytest.fixture
+def unfinished(run: Run, arguments: list[object], directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A session that was interrupted in its second batch."""
+    with monkeypatch.context() as patched:
+        interrupt(patched, "factpatch.editor.optimize_values", calls=2)
+        result = run(*arguments)
+    assert result.exit_code == 130, result.output
+    assert f"1 of 2 batches are kept; go on with: factpatch edit --resume {directory}" in result.output
+    return directory
+
+
+@pytest.fixture
+def session(run: Run, arguments: list[object], directory: Path) -> Path:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return directory
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def patches(directory: Path) -> list[bytes]:
+    return [(directory / batch.patch).read_bytes() for batch in Session(directory).finished]
+
+
+@pytest.mark.parametrize("method", ["memit-blue", "prune"])
+def test_a_session_gives_the_patch_and_the_report_of_a_plain_edit(
+    run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path, method: str
+) -> None:
+    plain, out, report = tmp_path / "plain", tmp_path / "out", tmp_path / "r.json"
+    assert run(*edit_arguments, "--method", method, "--out", plain, "--no-verify").exit_code == 0
+    result = run(
+        *edit_arguments, "--method", method, "--session", directory, "--out", out, "--report", report, "--seed", 0
+    )
+    assert result.exit_code == 0, result.output
+    assert f"Session: {directory} (3 facts; factpatch log {directory} shows them)" in result.output
+    assert out.read_bytes() == plain.read_bytes()
+    found = json.loads(report.read_text())
+    assert found["facts"]["batches"] == [2, 1]
+    assert [fact["id"] for fact in found["superseded"]] == ["darrieux"]
+    assert found["efficacy"]["after"] is not None
+    assert all(len(batch.learned) == batch.facts for batch in Session(directory).finished)
+
+
+@pytest.mark.parametrize("method", ["memit-blue", "prune"])
+def test_a_finished_session_writes_its_patch_when_asked_and_nothing_else_again(
+    run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path, method: str
+) -> None:
+    out, report, again = tmp_path / "out", tmp_path / "r.json", tmp_path / "again"
+    result = run(
+        *edit_arguments, "--method", method, "--session", directory, "--out", out, "--report", report, "--no-verify",
+        "--save-model", tmp_path / "edited",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    before = {**files(directory), str(report): report.read_bytes()}
+    result = run("edit", "--resume", directory, "--out", again)
+    assert result.exit_code == 0, result.output
+    assert again.read_bytes() == out.read_bytes()
+    assert "efficacy" in result.output
+    assert {**files(directory), str(report): report.read_bytes()} == before
+
+
+def test_paths_settings_and_outputs_hold_when_a_session_is_resumed_elsewhere(
+    run: Run, model_directory: Path, corpus: Path, facts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(model_directory, work / "tiny")
+    shutil.copy(corpus, work / "corpus.txt")
+    arguments = [
+        "edit", "tiny", "--facts", facts_file, "--layers", "1,2", "--set", "target.steps=5", "--set",
+        "solver.weight=1e-1", "--corpus", "corpus.txt", "--batch-size", 2, "--seed", 3, "--method", "memit",
+    ]  # fmt: skip
+    monkeypatch.chdir(work)
+    result = run(*arguments, "--session", "whole", "--out", "whole.safetensors")
+    assert result.exit_code == 0, result.output
+    with monkeypatch.context() as patched:
+        interrupt(patched, "factpatch.editor.optimize_values", calls=1)
+        result = run(
+            *arguments, "--session", "s", "--out", "p.safetensors", "--save-model", "edited", "--report", "r.json"
+        )
+    assert result.exit_code == 130, result.output
+    monkeypatch.chdir(tmp_path)
+    facts_file.unlink()
+    result = run("edit", "--resume", "work/s")
+    assert result.exit_code == 0, result.output
+    assert patches(work / "s") == patches(work / "whole")
+    assert (work / "p.safetensors").read_bytes() == (work / "whole.safetensors").read_bytes()
+    patch = Patch.load(work / "p.safetensors")
+    assert (patch.seed, patch.settings["target"]["steps"], patch.settings["solver"]["weight"]) == (3, 5, 0.1)
+    assert json.loads((work / "r.json").read_text())["facts"]["number"] == 3
+    base = AutoModelForCausalLM.from_pretrained(model_directory)
+    patch.apply(base)
+    edited = AutoModelForCausalLM.from_pretrained(work / "edited").state_dict()
+    assert all(torch.equal(tensor, edited[name]) for name, tensor in base.state_dict().items())
+
+
+@pytest.mark.parametrize("target", ["factpatch.editor.Editor.save_pretrained", "factpatch.report.verify"])
+def test_outputs_that_were_not_written_after_the_last_batch_are_written_on_resuming(
+    run: Run,
+    edit_arguments: list[object],
+    directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+) -> None:
+    out, saved, report = tmp_path / "out", tmp_path / "edited", tmp_path / "r.json"
+    with monkeypatch.context() as patched:
+        # The second verification comes after the edit and after the model was saved.
+        interrupt(patched, target, calls=int("verify" in target))
+        result = run(*edit_arguments, "--session", directory, "--out", out, "--save-model", saved, "--report", report)
+    assert result.exit_code == 130, result.output
+    assert "2 of 2 batches are kept; go on with" in result.output
+    was = out.read_bytes()
+    written = saved.exists()
+    out.unlink()
+    result = run("edit", "--resume", directory)
+    assert result.exit_code == 0, result.output
+    assert (f"{saved} is there already, so the model is not written again" in result.output) == written
+    assert out.read_bytes() == was
+    assert (saved / "config.json").is_file()
+    assert json.loads(report.read_text())["facts"]["number"] == 3
+    result = run("edit", "--resume", directory)
+    assert result.exit_code == 0, result.output
+    assert "Model:" not in result.output
+
+
+def test_a_session_is_gone_on_with(
+    run: Run, arguments: list[object], session: Path, more: Path, tmp_path: Path
+) -> None:
+    facts, out = tmp_path / "all.json", tmp_path / "p"
+    facts.write_text(json.dumps([*FACTS, *MORE]))
+    arguments[arguments.index("--facts") + 1] = more
+    result = run(*arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert [len(batch.facts) for batch in Patch.load(out).batches] == [2, 1, 2]
+    assert len(Session(session).finished) == 3
+
+
+def test_log_shows_batches_facts_and_what_is_pending(run: Run, unfinished: Path) -> None:
+    result = run("log", unfinished, "--facts")
+    assert result.exit_code == 0, result.output
+    assert "memit-blue on" in result.output
+    assert "patches/0001.safetensors" in result.output
+    assert "not asked" in result.output
+    assert "The Eiffel Tower is in Rome" in result.output
+    assert "Italian" not in result.output
+    assert f"Still to be edited: 1 facts in 1 batches; factpatch edit --resume {unfinished}" in result.output
+    assert run("edit", "--resume", unfinished, "--no-verify").exit_code == 0
+    output = run("log", unfinished, "--facts").output
+    assert "Still" not in output
+    assert "Danielle Darrieux is Italian" in output
+    assert "Eiffel" not in run("log", unfinished).output
+
+
+def test_log_says_what_was_learned_and_undone(run: Run, edit_arguments: list[object], directory: Path) -> None:
+    assert run(*edit_arguments, "--session", directory).exit_code == 0
+    learned = [batch.learned for batch in Session(directory).finished]
+    output = run("log", directory, "--facts").output
+    assert f"{sum(learned[0])}/2" in output
+    assert output.count("not learned  ") == sum(not held for batch in learned for held in batch)
+    assert run("undo", directory, "--to", 1).exit_code == 0
+    output = run("log", directory).output
+    assert "Taken back: 1 batches" in output
+    assert "0002" not in output
+
+
+def test_log_shows_the_batches_of_a_damaged_session_too(run: Run, session: Path) -> None:
+    (session / "patches/0002.safetensors").unlink()
+    result = run("log", session)
+    assert result.exit_code == 1
+    assert "patches/0001.safetensors" in result.output
+    assert f"the patch of batch 2 is missing. Put it back, or go back before it: factpatch undo {session} --to 1" in (
+        result.output
+    )
+
+
+def test_undo_goes_back_to_a_batch_and_other_facts_go_on_from_there(
+    run: Run, arguments: list[object], session: Path, more: Path, tmp_path: Path
+) -> None:
+    result = run("undo", session, "--to", 1)
+    assert result.exit_code == 0, result.output
+    assert f"{session} is where it was after batch 1: 1 batches are out of force." in result.output
+    arguments[arguments.index("--facts") + 1] = more
+    assert run(*arguments).exit_code == 0
+    batches = [[fact.subject for fact in batch] for batch in Session(session).batches]
+    assert batches == [["Danielle Darrieux", "Eiffel Tower"], ["Messi", "Ada Lovelace"]]
+    result = run("undo", session, "--to", 0)
+    assert result.exit_code == 0, result.output
+    result = run("edit", "--resume", session, "--out", tmp_path / "p")
+    assert result.exit_code == 2
+    assert "nothing is in force and nothing is to be edited" in result.output
+
+
+def test_undo_drops_what_is_pending(run: Run, unfinished: Path) -> None:
+    result = run("undo", unfinished, "--to", 1)
+    assert result.exit_code == 0, result.output
+    assert "0 batches are out of force, and 1 facts that were still to be edited" in result.output
+    assert Session(unfinished).waiting == []
+
+
+def test_a_session_is_applied_and_verified_as_a_patch(
+    run: Run, session: Path, model_directory: Path, facts_file: Path, tmp_path: Path
+) -> None:
+    result = run("apply", model_directory, session, "--out", tmp_path / "edited")
+    assert result.exit_code == 0, result.output
+    assert "Applied 2 facts" in result.output
+    result = run("verify", model_directory, "--facts", facts_file, "--patch", session)
+    assert result.exit_code == 0, result.output
+    assert "it says now" in result.output
+    result = run("undo", tmp_path / "edited", session, "--out", tmp_path / "restored", "--base", model_directory)
+    assert result.exit_code == 0, result.output
+    assert "bit-identical" in result.output
+    result = run("show", session)
+    assert result.exit_code == 2
+    assert f"see factpatch log {session}" in result.output
+
+
+def test_a_session_that_another_process_holds_is_left_alone(
+    run: Run, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(unfinished)
+    monkeypatch.setattr("factpatch.cli.checks.load_model", lambda *_: pytest.fail("the model must not be loaded"))
+    with Session(unfinished).locked():
+        for command in (("edit", "--resume", unfinished), ("undo", unfinished, "--to", 0)):
+            result = run(*command)
+            assert result.exit_code == 1
+            assert "another process is editing this session; wait for it" in result.output
+    assert files(unfinished) == before
+
+
+def test_facts_that_cannot_be_edited_are_not_planned(
+    run: Run, arguments: list[object], directory: Path, more: Path
+) -> None:
+    more.write_text(json.dumps([MORE[0], {**MORE[1], "prompt": "word " * 300 + "{} is"}]))
+    arguments[arguments.index("--facts") + 1] = more
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "error:" in result.output
+    assert not directory.exists()
+
+
+def test_a_full_disk_ends_a_session_with_advice_and_it_goes_on_later(
+    run: Run, arguments: list[object], directory: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    whole = [*arguments]
+    whole[whole.index("--session") + 1] = plain
+    assert run(*whole).exit_code == 0
+    with largest_file(3000):  # enough for all but a patch
+        result = run(*arguments)
+    assert result.exit_code == 1
+    assert "0 of 2 batches are kept" in result.output
+    assert "0001.safetensors: could not be written: the file is larger than this process may write" in result.output
+    assert run("edit", "--resume", directory).exit_code == 0
+    assert patches(directory) == patches(plain)
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "model": (["edit", "{model}", "--resume", "{done}"], "MODEL: the session says that already"),
+    "method": (["edit", "--resume", "{done}", "--method", "memit-blue"], "--method: the session says that already"),
+    "set": (["edit", "--resume", "{done}", "--set", "target.steps=5"], "--set: the session says that already"),
+    "seed": (["edit", "--resume", "{done}", "--seed", "0"], "--seed: the session says that already"),
+    "keys": (["edit", "--resume", "{done}", "--no-remember-keys"], "--no-remember-keys: the session says"),
+    "facts": (["edit", "--resume", "{done}", "--facts", "{facts}"], "give --session DIR instead of --resume DIR"),
+    "both": (["edit", "--resume", "{done}", "--session", "{done}"], "--session: the session says that already"),
+    "resume nothing": (["edit", "--resume", "{tmp}"], "--resume: {tmp}: is not the directory of a session"),
+    "resume nowhere": (["edit", "--resume", "{tmp}/x"], "--resume: {tmp}/x: is not the directory of a session"),
+    "no model": (["edit", "--facts", "{facts}", "--session", "{tmp}/x"], "MODEL: is missing"),
+    "no facts": (["edit", "{model}", "--session", "{tmp}/x"], "--facts: is missing"),
+    "no out": (["edit", "{model}", "--facts", "{facts}"], "--out: is missing"),
+    "no session": (["{edit}", "--session", "{tmp}"], "--session: {tmp}: is not the directory of a session"),
+    "a file": (["{edit}", "--session", "{facts}"], "same place as --facts"),
+    "another file": (["{edit}", "--session", "{done}/session.json"], "is a file; choose another name"),
+    "no folder": (["{edit}", "--session", "{tmp}/x/y"], "--session {tmp}/x/y: the folder {tmp}/x does not exist"),
+    "unfinished": (["{edit}", "--session", "{unfinished}"], "1 batches are still to be edited. Finish them"),
+    "other method": (
+        ["{edit}", "--session", "{done}", "--method", "memit"],
+        "was begun with other settings: method is 'memit-blue' there and 'memit' here",
+    ),
+    "other setting": (["{edit}", "--session", "{done}", "--set", "target.steps=6"], "other settings: settings is"),
+    "patch inside": (["{edit}", "--session", "{done}", "--out", "{done}/p"], "lies in the session's directory"),
+    "report inside": (["edit", "--resume", "{done}", "--report", "{done}/r.json"], "lies in the session's directory"),
+    "model inside": (["{edit}", "--session", "{done}", "--save-model", "{done}/m"], "lies in the session's directory"),
+    "in the model": (["{edit}", "--session", "{model}/s"], "--session {model}/s: lies in the model's directory"),
+    "in the new model": (
+        ["{edit}", "--session", "{tmp}/m/s", "--save-model", "{tmp}/m"],
+        "--session {tmp}/m/s: lies in the model's directory",
+    ),
+    "undo without to": (["undo", "{done}"], "PATCH: is missing; to go back in a session, say --to N"),
+    "undo too far": (["undo", "{done}", "--to", "3"], "--to: to=3: the session has 2 batches"),
+    "undo below": (["undo", "{done}", "--to", "-1"], "--to"),
+    "undo both": (["undo", "{done}", "x", "--to", "1"], "--to: goes back in a session"),
+    "undo nothing": (["undo", "{tmp}", "--to", "1"], "SESSION: {tmp}: is not the directory of a session"),
+    "log nothing": (["log", "{tmp}"], "DIR: {tmp}: is not the directory of a session"),
+    "apply nothing": (["apply", "{model}", "{tmp}", "--out", "{tmp}/x"], "PATCH: {tmp}: is not the directory of a"),
+}
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, corpus: Path) -> dict[str, str]:
+    """The places that bad commands name; nothing of it may change."""
+    from typer.testing import CliRunner
+
+    from factpatch.cli.main import app
+
+    place = tmp_path_factory.mktemp("sessions")
+    facts = place / "facts.json"
+    facts.write_text(json.dumps(FACTS))
+    edit = [
+        "edit", model_directory, "--facts", facts, "--layers", "1,2", "--set", "target.steps=5", "--corpus", corpus,
+        "--batch-size", 2, "--no-verify",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FACTPATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name, calls in (("done", 9), ("unfinished", 2)):
+            with patched.context() as inner:
+                interrupt(inner, "factpatch.editor.optimize_values", calls)
+                result = CliRunner().invoke(app, [*map(str, edit), "--session", str(place / name)])
+            assert result.exit_code == (0 if name == "done" else 130), result.output
+    names = {name: str(place / name) for name in ("done", "unfinished")}
+    return {**names, "facts": str(facts), "model": str(model_directory), "edit": "\0".join(map(str, edit))}
+
+
+@pytest.mark.parametrize(("command", "message"), BAD.values(), ids=BAD)
+def test_a_bad_combination_is_named_before_the_model_is_loaded_and_changes_nothing(
+    run: Run,
+    sessions: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("factpatch.cli.checks.load_model", lambda *_: pytest.fail("the model must not be loaded"))
+    (tmp_path / "something").touch()
+    places = {**sessions, "tmp": str(tmp_path)}
+    if "{tmp}/m" in command:
+        (tmp_path / "m").mkdir()
+    before = files(Path(sessions["facts"]).parent)
+    result = run(*[part for text in command for part in text.format(**places).split("\0")])
+    assert result.exit_code == 2, result.output
+    assert message.format(**places) in " ".join(result.output.replace("│", " ").split())
+    assert "Traceback" not in result.output
+    assert files(Path(sessions["facts"]).parent) == before
+    assert {path.name for path in tmp_path.iterdir()} <= {"something", "m"}
+
+
+def test_a_session_begun_in_python_is_not_resumed_here(run: Run, directory: Path) -> None:
+    from tests.test_session import BATCHES, make
+
+    Session.create(directory, make(), BATCHES)
+    result = run("edit", "--resume", directory)
+    assert result.exit_code == 2
+    assert "was begun in Python" in result.output
+    assert run("log", directory).exit_code == 0
+
+
+def test_a_model_that_was_changed_since_is_refused(
+    run: Run, arguments: list[object], model_directory: Path, directory: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    copy = shutil.copytree(model_directory, tmp_path / "copy")
+    arguments[1] = copy
+    with monkeypatch.context() as patched:
+        interrupt(patched, "factpatch.editor.optimize_values", calls=2)
+        assert run(*arguments).exit_code == 130
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[0, 0] += 1
+    model.save_pretrained(copy)
+    result = run("edit", "--resume", directory)
+    assert result.exit_code == 1
+    assert "other weights there: 2. Load the model that the session began with." in " ".join(result.output.split())
+
+
+# Runs the command and ends itself, without a chance to clean up, in the nth call of a function.
+KILLED = """
+import os, signal, sys
+from importlib import import_module
+module, name, count, *sys.argv[1:] = sys.argv[1:]
+module = import_module(module)
+function, calls = getattr(module, name), [0]
+
+def killed(*given, **options):
+    calls[0] += 1
+    if calls[0] == int(count):
+        if name == "append":
+            path, line = given
+            with open(path, "ab") as journal:
+                journal.write(line[: len(line) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*given, **options)
+
+setattr(module, name, killed)
+import factpatch.cli.main
+factpatch.cli.main.main()
+"""
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here as in the processes that are started: other numbers of threads may round otherwise."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_process_killed_again_and_again_loses_nothing(
+    run: Run, arguments: list[object], more: Path, directory: Path, tmp_path: Path
+) -> None:
+    """Chosen moments first, then one that is left to chance."""
+    facts, whole, out = tmp_path / "all.json", tmp_path / "whole", tmp_path / "p"
+    facts.write_text(json.dumps([*FACTS, *MORE]))
+    arguments[arguments.index("--facts") + 1] = facts
+    arguments[arguments.index("--batch-size") + 1] = 1
+    plain = [*arguments]
+    plain[plain.index(directory)] = whole
+    assert run(*plain, "--out", tmp_path / "whole.safetensors").exit_code == 0
+
+    resume: list[object] = ["edit", "--resume", directory]
+    for command, moment, done in (
+        ([*arguments, "--out", out], ("factpatch.editor", "optimize_values", 1), 0),
+        (resume, ("factpatch.session", "append", 2), 1),  # in the middle of a line
+        (resume, ("factpatch.session", "read_facts", 1), 1),  # the patch is written and its line is not
+    ):
+        killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, (*moment, *command))], check=False)
+        assert killed.returncode == -9
+        assert len(Session(directory).finished) == done
+        assert not out.exists()
+
+    journal = directory / "journal.jsonl"
+    lines = journal.read_bytes().count(b"\n")
+    process = subprocess.Popen([sys.executable, "-m", "factpatch", *map(str, resume)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while journal.read_bytes().count(b"\n") == lines and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(random.Random(0).random() / 10)
+    process.kill()
+    process.wait()
+    assert len(Session(directory).finished) >= 2
+
+    result = run(*resume)
+    assert result.exit_code == 0, result.output
+    assert patches(directory) == patches(whole)
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not list(directory.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_process_killed_before_the_patch_is_written_writes_it_when_resumed(
+    run: Run, arguments: list[object], directory: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p"
+    assert run(*arguments[:-3], "--no-verify", "--out", tmp_path / "whole").exit_code == 0
+    # Two patches of batches, then the one that was asked for.
+    command = [sys.executable, "-c", KILLED, "factpatch.patch", "write_patch_file", "3", *map(str, arguments)]
+    assert subprocess.run([*command, "--out", str(out)], check=False).returncode == -9
+    assert not out.exists()
+    assert run("edit", "--resume", directory).exit_code == 0
+    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
