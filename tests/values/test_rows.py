@@ -1,8 +1,8 @@
-"""The texts of rows in a chat; their grouping: bounded, complete, and as cheap as the cheapest partition."""
+"""The texts of rows in a chat; their micro-batches: bounded, complete, in order."""
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import pairwise
 
 import pytest
 from tests.model.test_tokens import sentencepiece_like
@@ -15,36 +15,25 @@ from factpatch.values.rows import Row, micro_batches, optimization_rows
 
 
 def row(suffix: int, prefix: int = 5, fact: int = 0) -> Row:
-    return Row(fact, tuple(range(prefix + suffix)), prefix, (1,), 1.0)
+    return Row(fact, 0, tuple(range(prefix + suffix)), prefix, (1,), 1.0)
 
 
-def cost(groups: list[list[Row]], overhead: int) -> int:
-    return sum(overhead + len(group) * max(row.suffix for row in group) for group in groups)
-
-
-@pytest.mark.parametrize("overhead", [0, 3, 20, 1000])
-@pytest.mark.parametrize("lengths", [[1, 1, 2, 5, 5, 6], [3], [1, 2, 3, 4, 5, 6, 7], [2, 2, 2, 9]])
-def test_no_partition_is_cheaper(lengths: list[int], overhead: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 7, 20, 1000])
+def test_micro_batches_hold_every_row_once_in_the_order_of_their_length_and_no_more_than_allowed(tokens: int) -> None:
+    lengths = [3, 1, 6, 2, 5, 5, 1, 4] * 3
     rows = [row(length, fact=index) for index, length in enumerate(lengths)]
-    found = micro_batches(rows[::-1], tokens=10_000, overhead=overhead)
-    assert sorted(row.fact for group in found for row in group) == list(range(len(rows)))
-    every = []
-    for count in range(len(rows)):
-        for cuts in combinations(range(1, len(rows)), count):
-            bounds = [0, *cuts, len(rows)]
-            every.append([rows[a:b] for a, b in pairwise(bounds)])
-    assert cost(found, overhead) == min(cost(groups, overhead) for groups in every)
+    found = micro_batches(rows, tokens)
+    ordered = [row for batch in found for row in batch]
+    assert sorted(row.fact for row in ordered) == list(range(len(rows)))
+    assert [row.suffix for row in ordered] == sorted(lengths)
+    for batch in found:
+        assert len(batch) == 1 or sum(row.suffix for row in batch) <= tokens
+    for one, other in pairwise(found):
+        assert sum(row.suffix for row in one) + other[0].suffix > tokens
 
 
-def test_no_group_is_larger_than_allowed() -> None:
-    rows = [row(4) for _ in range(30)] + [row(1, prefix=90) for _ in range(30)]
-    for group in micro_batches(rows, tokens=20):
-        assert len(group) * max(row.suffix for row in group) <= 20
-        assert len(group) * max(len(row.ids) for row in group) <= 8 * 20
-
-
-def test_a_row_that_is_too_long_alone_is_a_group() -> None:
-    assert [len(group) for group in micro_batches([row(50), row(50)], tokens=20)] == [1, 1]
+def test_a_row_that_is_too_long_alone_is_a_batch() -> None:
+    assert [len(batch) for batch in micro_batches([row(50), row(50)], tokens=20)] == [1, 1]
 
 
 ASSISTANT = f"{END}\n{TURN}assistant\n"

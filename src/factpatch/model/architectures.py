@@ -34,6 +34,8 @@ class Architecture:
     """Path from a block to its attention module."""
     transposed: bool = False
     """Whether the weight is stored as (d_key, d_value), as by GPT-2's Conv1D."""
+    attends: str | None = None
+    """The method of the attention module that attends, if the family does not use transformers' attention interface."""
     returns_tuple: bool = False
     """Whether a block returns a tuple that begins with the hidden states, instead of the hidden states."""
     refuse: Callable[[Config], str | None] = _nothing_to_refuse
@@ -60,7 +62,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row
     for row in (
         Architecture("gpt2", "transformer.h", "mlp.c_proj", "mlp", "attn", transposed=True),
-        Architecture("gptj", "transformer.h", "mlp.fc_out", "mlp", "attn", returns_tuple=True),
+        Architecture("gptj", "transformer.h", "mlp.fc_out", "mlp", "attn", attends="_attn", returns_tuple=True),
         Architecture("gpt_neox", "gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "attention"),
         Architecture("opt", "model.decoder.layers", "fc2", "fc2", "self_attn", refuse=_norm_after_residual),
         _like_llama("llama"),

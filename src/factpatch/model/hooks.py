@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 K = TypeVar("K")
@@ -105,21 +104,22 @@ def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tupl
 
 
 @contextmanager
-def adding(modules: Sequence[nn.Module], shifts: Tensor) -> Iterator[None]:
-    """Add something to the first token of some modules' outputs, summed in the dtype of what is added.
+def adding(modules: Sequence[nn.Module], places: Tensor, shifts: Tensor) -> Iterator[None]:
+    """Add something to some tokens of modules' outputs, summed in the dtype of what is added.
 
     Args:
-        modules: blocks, attention modules or MLPs.
-        shifts: (rows, modules, d_value).
+        modules: blocks, attention modules or MLPs that run on one sequence.
+        places: (n,): which tokens.
+        shifts: (n, modules, d_value).
     """
 
     def adder(index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             found = first_tensor(output)
-            # OPT flattens rows and tokens before its MLP.
-            rows = found.reshape(len(shifts), -1, found.shape[-1])
-            first = rows[:, :1].to(shifts.dtype) + shifts[:, index, None].to(found.device)
-            changed = torch.cat([first.to(found.dtype), rows[:, 1:]], dim=1).reshape(found.shape)
+            tokens = found.reshape(-1, found.shape[-1])
+            at = places.to(found.device)
+            moved = tokens[at].to(shifts.dtype) + shifts[:, index].to(found.device)
+            changed = tokens.index_copy(0, at, moved.to(found.dtype)).reshape(found.shape)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return hook
@@ -161,26 +161,3 @@ def masked_attention(model: Any) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(implementation)
-
-
-def causal_mask(lengths: Tensor, queries: int, prefix_lengths: Tensor, prefix: int, dtype: torch.dtype) -> Tensor:
-    """Return the additive attention mask of right-padded rows behind frozen, right-padded prefixes.
-
-    Args:
-        lengths: (rows,), real query tokens of each row.
-        queries: number of query positions, padding included.
-        prefix_lengths: (rows,), real prefix tokens of each row.
-        prefix: number of prefix positions, padding included.
-
-    Returns:
-        (rows, 1, queries, prefix + queries): 0 where a query may look, the lowest finite number elsewhere. A padding
-        query sees itself, so that no row of the softmax is empty.
-    """
-    device = lengths.device
-    position = torch.arange(queries, device=device)
-    in_prefix = torch.arange(prefix, device=device)[None, None] < prefix_lengths[:, None, None]
-    causal = position[None, :] <= position[:, None]
-    real = (position[None] < lengths[:, None])[:, None] | torch.eye(queries, dtype=torch.bool, device=device)[None]
-    allowed = torch.cat([in_prefix.expand(-1, queries, -1), causal[None] & real], dim=-1)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

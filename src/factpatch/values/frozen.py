@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from factpatch.model.batching import padded
-from factpatch.model.hooks import adding, captured, causal_mask, starting_after
+from factpatch.model.hooks import adding, captured
 from factpatch.model.language_model import LanguageModel
-from factpatch.values.rows import Row
+from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
+from factpatch.values.rows import Row, micro_batches
 
-
-class _FrozenLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped to mypy
-    """Keys and values of the prefix, which attention reads and nothing appends to."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+# How many times as many tokens fit into a pass that keeps nothing for a backward one.
+_WITHOUT_GRADIENT = 8
 
 
 @dataclass(frozen=True)
@@ -42,67 +32,28 @@ class Losses:
 
 @dataclass
 class FrozenRows:
-    """Rows of like suffix length behind their frozen prefixes, ready to be run from one layer on."""
+    """The tokens of rows from the subject's last one on, ready to be run from one layer on."""
 
     start: int
     """The last layer that does not run again; -1 if all do."""
     fact: Tensor
     """(rows,): the fact of each row."""
+    packing: Packing
+    """How the rows lie side by side; each begins with its subject's last token."""
+    pool: Pool
+    """Keys and values of what comes before, for the layers behind `start`; shared with other micro-batches."""
     hidden: Tensor
-    """(rows, suffix, d_value): outputs of block `start` from the subject's last token on."""
-    keys: list[Tensor]
-    """For every layer behind `start`, (rows, heads, prefix, d_head)."""
-    values: list[Tensor]
-    positions: Tensor
-    """(rows, suffix): position ids."""
-    mask: Tensor
-    """(rows, 1, suffix, prefix + suffix), additive."""
+    """(tokens, d_value): outputs of block `start`, or inputs of the first block."""
     read_row: Tensor
     """(reads,): the row of each position whose distribution a loss reads."""
-    read_position: Tensor
-    """(reads,): its position in the suffix."""
+    read_place: Tensor
+    """(reads,): that position among the tokens."""
     read_target: Tensor
     """(reads,): the token whose NLL is read there, or -1 where the KL is read."""
     read_weight: Tensor
     """(reads,): its share in the fact's mean NLL; 0 for the KL."""
     reference: Tensor | None = None
     """(KL reads, vocabulary): log-probabilities before the first step."""
-
-    @classmethod
-    def capture(cls, lm: LanguageModel, rows: Sequence[Row], start: int) -> FrozenRows:
-        """Run the rows once and keep what layer `start` puts out, and what lies before the subject's last token."""
-        ids, attended = padded([row.ids for row in rows], device=lm.device)
-        cache = DynamicCache()
-        wanted: Any = {"outputs": {start: lm.block(start)}} if start >= 0 else {"inputs": {start: lm.block(0)}}
-        with torch.inference_mode(), captured(**wanted) as found:
-            lm.body(input_ids=ids, attention_mask=attended, past_key_values=cache, use_cache=True)
-        # Tensors made in inference mode cannot take part in a later backward pass; clones can.
-        block = found[start].clone()
-        device = block.device
-        prefix_lengths = torch.tensor([row.subject for row in rows], device=device)
-        suffix_lengths = torch.tensor([row.suffix for row in rows], device=device)
-        prefix, suffix = int(prefix_lengths.max()), int(suffix_lengths.max())
-        positions = prefix_lengths[:, None] + torch.arange(suffix, device=device)[None]
-        inside = positions.clamp(max=block.shape[1] - 1)
-        above = cache.layers[start + 1 :]
-        reads = [
-            (index, row.suffix - len(row.targets) + offset, target, row.weight)
-            for index, row in enumerate(rows)
-            for offset, target in enumerate(row.targets)
-        ] + [(index, 0, -1, 0.0) for index, row in enumerate(rows) if not row.targets]
-        return cls(
-            start=start,
-            fact=torch.tensor([row.fact for row in rows], device=device),
-            hidden=block.gather(1, inside[..., None].expand(-1, -1, block.shape[-1])),
-            keys=[kept.keys[:, :, :prefix].clone() for kept in above],
-            values=[kept.values[:, :, :prefix].clone() for kept in above],
-            positions=inside,
-            mask=causal_mask(suffix_lengths, suffix, prefix_lengths, prefix, lm.dtype),
-            read_row=torch.tensor([read[0] for read in reads], device=device),
-            read_position=torch.tensor([read[1] for read in reads], device=device),
-            read_target=torch.tensor([read[2] for read in reads], device=device),
-            read_weight=torch.tensor([read[3] for read in reads], device=device, dtype=lm.work_dtype),
-        )
 
     def run(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Tensor:
         """Add δ at the subject's last token and run what it reaches, the head only where a loss reads it.
@@ -114,21 +65,10 @@ class FrozenRows:
         Returns:
             (reads, vocabulary) log-probabilities, in the work dtype.
         """
-        below = [DynamicLayer() for _ in range(self.start + 1)]
-        frozen = [_FrozenLayer(keys, values) for keys, values in zip(self.keys, self.values, strict=True)]
-        skipping = starting_after(lm.blocks, self.start, self.hidden, lm.architecture.returns_tuple)
-        with skipping, adding(sites, delta[self.fact]):
-            last = lm.body(
-                # The embeddings of these ids are never used: the blocks that would read them do not run.
-                input_ids=torch.zeros_like(self.positions, device=lm.device),
-                attention_mask=self.mask,
-                position_ids=self.positions,
-                past_key_values=Cache(layers=[*below, *frozen]),
-                use_cache=True,
-            )
-        read = last[self.read_row.to(last.device), self.read_position.to(last.device)]
+        with adding(sites, self.packing.first, delta[self.fact]):
+            last, _ = run_packed(lm, self.packing, self.pool, hidden=self.hidden, start=self.start)
         # A model spread over devices ends on another one than it was edited on.
-        return lm.log_probabilities(read).to(delta.device)
+        return lm.log_probabilities(last[self.read_place.to(last.device)]).to(delta.device)
 
     def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
         """Run the rows with δ and read their losses; the arguments are those of `run`."""
@@ -155,30 +95,168 @@ class FrozenRows:
             renumbered: (facts,): the new number of each fact, -1 for a finished one.
         """
         fact = renumbered[self.fact]
-        rows = (fact >= 0).nonzero()[:, 0]
-        if len(rows) == 0:
+        staying = (fact >= 0).tolist()
+        if all(staying):
+            return replace(self, fact=fact)
+        if not any(staying):
             return None
-        if len(rows) == len(fact):
-            self.fact = fact
-            return self
+        old = self.packing
+        packing = Packing(
+            [row for row, stays in zip(old.rows, staying, strict=True) if stays], self.hidden.dtype, fact.device
+        )
+        tokens = torch.tensor([stays for row, stays in zip(old.rows, staying, strict=True) for _ in range(row.tokens)])
+        rows = (fact >= 0).nonzero()[:, 0]
         new_row = torch.full_like(fact, -1)
         new_row[rows] = torch.arange(len(rows), device=rows.device)
-        read_row = new_row[self.read_row]
-        reads = (read_row >= 0).nonzero()[:, 0]
+        reads = (new_row[self.read_row] >= 0).nonzero()[:, 0]
+        read_row = new_row[self.read_row[reads]]
+        # A read stays as far behind its row's first token as it was.
+        inside = self.read_place[reads] - old.first[self.read_row[reads]]
         reference = self.reference
         if reference is not None:
-            reference = reference[read_row[self.read_target < 0] >= 0]
-        return FrozenRows(
-            start=self.start,
+            reference = reference[(new_row[self.read_row] >= 0)[self.read_target < 0]]
+        return replace(
+            self,
             fact=fact[rows],
-            hidden=self.hidden[rows],
-            keys=[keys[rows.to(keys.device)] for keys in self.keys],
-            values=[values[rows.to(values.device)] for values in self.values],
-            positions=self.positions[rows],
-            mask=self.mask[rows],
-            read_row=read_row[reads],
-            read_position=self.read_position[reads],
+            packing=packing,
+            hidden=self.hidden[tokens.to(self.hidden.device)],
+            read_row=read_row,
+            read_place=packing.first[read_row] + inside,
             read_target=self.read_target[reads],
             read_weight=self.read_weight[reads],
             reference=reference,
         )
+
+
+def freeze(lm: LanguageModel, rows: Sequence[Row], start: int, tokens: int) -> list[FrozenRows]:
+    """Run everything that δ cannot change, once. Call it inside `packed_attention`.
+
+    What the rows of one context begin with is run for all of them together; then each row's own tokens up to layer
+    `start`, and from there on only those before the subject's last token, whose keys and values the others will read.
+
+    Args:
+        start: the last layer that will not run again; -1 if all will.
+        tokens: largest number of suffix tokens in a micro-batch.
+
+    Returns:
+        Micro-batches that hold every row once.
+    """
+    with torch.inference_mode():
+        shared, begins = _shared_prefixes(lm, rows)
+        found = [
+            _own_tokens(lm, batch, start, shared, begins) for batch in micro_batches(rows, tokens * _WITHOUT_GRADIENT)
+        ]
+    # Tensors made in inference mode cannot take part in a later backward pass; clones can.
+    pool = shared.behind(start).with_more([own.pool for own in found])
+    pool = Pool(*({layer: part.clone() for layer, part in side.items()} for side in (pool.keys, pool.values)))
+    offset = shared.tokens
+    prepared: list[tuple[Row, PackedRow, Tensor]] = []
+    for own in found:
+        for row, places, hidden in zip(own.rows, own.places, own.hidden, strict=True):
+            prefix = (*begins[row.context], *(offset + place for place in places))
+            prepared.append((row, PackedRow(row.suffix, prefix), hidden.clone()))
+        offset += own.pool.tokens
+    by_row = {id(row): (packed, hidden) for row, packed, hidden in prepared}
+    return [_micro_batch(lm, start, batch, pool, by_row) for batch in micro_batches(rows, tokens)]
+
+
+def _micro_batch(
+    lm: LanguageModel, start: int, rows: Sequence[Row], pool: Pool, found: dict[int, tuple[PackedRow, Tensor]]
+) -> FrozenRows:
+    hidden = torch.cat([found[id(row)][1] for row in rows])
+    device = hidden.device
+    packing = Packing([found[id(row)][0] for row in rows], lm.dtype, device)
+    first = packing.first.tolist()
+    reads = [
+        (index, first[index] + row.suffix - len(row.targets) + offset, target, row.weight)
+        for index, row in enumerate(rows)
+        for offset, target in enumerate(row.targets)
+    ] + [(index, first[index], -1, 0.0) for index, row in enumerate(rows) if not row.targets]
+    return FrozenRows(
+        start=start,
+        fact=torch.tensor([row.fact for row in rows], device=device),
+        packing=packing,
+        pool=pool,
+        hidden=hidden,
+        read_row=torch.tensor([read[0] for read in reads], device=device),
+        read_place=torch.tensor([read[1] for read in reads], device=device),
+        read_target=torch.tensor([read[2] for read in reads], device=device),
+        read_weight=torch.tensor([read[3] for read in reads], device=device, dtype=lm.work_dtype),
+    )
+
+
+def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict[int, tuple[int, ...]]]:
+    """Run what all rows of a context begin with, before any subject's last token.
+
+    Returns:
+        The pool of these tokens, and by context their places in it.
+    """
+    contexts: dict[int, list[Row]] = {}
+    for row in rows:
+        contexts.setdefault(row.context, []).append(row)
+    begins: dict[int, tuple[int, ...]] = {}
+    ids: list[int] = []
+    packed: list[PackedRow] = []
+    for context, members in contexts.items():
+        common = _common([row.ids[: row.subject] for row in members])
+        begins[context] = tuple(range(len(ids), len(ids) + len(common)))
+        if common:
+            ids.extend(common)
+            packed.append(PackedRow(len(common)))
+    if not ids:
+        return Pool(), begins
+    packing = Packing(packed, lm.dtype, lm.device)
+    return run_packed(lm, packing, Pool(), ids=torch.tensor(ids), collect=True)[1], begins
+
+
+def _common(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest common beginning."""
+    low, high = min(texts), max(texts)
+    differing = (index for index, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
+    return low[: next(differing, min(len(low), len(high)))]
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What running the own tokens of some rows has given."""
+
+    rows: Sequence[Row]
+    pool: Pool
+    """Of the tokens between the shared ones and the subject's last, for the layers behind `start`."""
+    places: list[range]
+    """By row: where these lie in the pool."""
+    hidden: list[Tensor]
+    """By row, (suffix, d_value): what layer `start` puts out from the subject's last token on."""
+
+
+def _own_tokens(
+    lm: LanguageModel, rows: Sequence[Row], start: int, shared: Pool, begins: dict[int, tuple[int, ...]]
+) -> _Own:
+    rows = sorted(rows, key=lambda row: len(row.ids) - len(begins[row.context]))
+    prefixes = [begins[row.context] for row in rows]
+    packed = [PackedRow(len(row.ids) - len(prefix), prefix) for row, prefix in zip(rows, prefixes, strict=True)]
+    packing = Packing(packed, lm.dtype, lm.device)
+    ids = torch.tensor([token for row, prefix in zip(rows, prefixes, strict=True) for token in row.ids[len(prefix) :]])
+    block = lm.block(max(start, 0))
+    wanted: Any = {"outputs": {0: block}, "stop_after": block} if start >= 0 else {"inputs": {0: block}}
+    with captured(**wanted) as found:
+        run_packed(lm, packing, shared, ids=ids)
+    outputs = torch.split(found[0].reshape(packing.tokens, -1), [row.tokens for row in packed])
+    before = [row.subject - len(prefix) for row, prefix in zip(rows, prefixes, strict=True)]
+    places, end = [], 0
+    for length in before:
+        places.append(range(end, end + length))
+        end += length
+    hidden = [output[length:] for output, length in zip(outputs, before, strict=True)]
+    if end == 0:
+        return _Own(rows, Pool(), places, hidden)
+    # Neighbors of equal length run together.
+    order = sorted((index for index, length in enumerate(before) if length), key=lambda index: before[index])
+    at = 0
+    for index in order:
+        places[index] = range(at, at + before[index])
+        at += before[index]
+    packing = Packing([PackedRow(before[index], prefixes[index]) for index in order], lm.dtype, lm.device)
+    heads = torch.cat([outputs[index][: before[index]] for index in order])
+    _, pool = run_packed(lm, packing, shared.behind(start), hidden=heads, start=start, collect=True)
+    return _Own(rows, pool.behind(start), places, hidden)

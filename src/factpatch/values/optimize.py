@@ -10,10 +10,11 @@ from torch import Tensor
 
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.packed import packed_attention
 from factpatch.strategies.target import Target
-from factpatch.values.frozen import FrozenRows, Losses
+from factpatch.values.frozen import FrozenRows, Losses, freeze
 from factpatch.values.reading import SubjectRows, read_values
-from factpatch.values.rows import micro_batches, optimization_rows
+from factpatch.values.rows import optimization_rows
 
 TOKENS_AT_ONCE = 1024
 # Gradients of a float16 model are computed times this, since small ones would become zero; times less where that
@@ -89,12 +90,12 @@ def optimize_values(
     Raises:
         FloatingPointError: a loss or a gradient is not finite.
     """
-    with lm.quiet():
+    subjects = SubjectRows.of(lm, facts, contexts[:1])
+    present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
+    with lm.quiet(), packed_attention(lm):
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
-        groups = [FrozenRows.capture(lm, group, start) for group in micro_batches(rows, tokens_at_once)]
-        subjects = SubjectRows.of(lm, facts, contexts[:1])
-        present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
+        groups = freeze(lm, rows, start, tokens_at_once)
         return _Descent(lm, groups, layer, target, present).run(progress)
 
 

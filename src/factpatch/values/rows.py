@@ -16,6 +16,8 @@ class Row:
     """One text of one fact. δ is added at `subject`; tokens before it never change, tokens from it on do."""
 
     fact: int
+    context: int
+    """Which context it is in; -1 for the row whose KL is read."""
     ids: tuple[int, ...]
     subject: int
     """Index of the subject's last token."""
@@ -57,7 +59,7 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     located = iter(locate(lm.tokenizer, texts, ends, frame))
     rows = []
     for index, target in enumerate(targets):
-        for _ in contexts:
+        for number in range(len(contexts)):
             ids, subject = next(located)
             merged = frame.chat and ids[-len(target) :] != target
             if frame.chat:
@@ -69,9 +71,10 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
                     f"{facts[index].target_new!r} takes {len(target)} tokens, but fewer follow the subject; the "
                     "tokenizer merges prompt and target."
                 )
-            rows.append(Row(index, tuple(ids), subject, tuple(target), 1.0 / (len(contexts) * len(target))))
+            weight = 1.0 / (len(contexts) * len(target))
+            rows.append(Row(index, number, tuple(ids), subject, tuple(target), weight))
         ids, subject = next(located)
-        rows.append(Row(index, tuple(ids[: subject + 1]), subject, (), 0.0))
+        rows.append(Row(index, -1, tuple(ids[: subject + 1]), subject, (), 0.0))
     return rows
 
 
@@ -89,47 +92,14 @@ def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str:
     return continuation
 
 
-def micro_batches(rows: Sequence[Row], tokens: int, overhead: int = 80) -> list[list[Row]]:
-    """Group rows of like suffix length, and of unlike ones where padding costs less than another pass.
-
-    Args:
-        tokens: largest number of suffix positions in a group, padding included; eight times as many positions in all,
-            which run once and without gradients.
-        overhead: what a pass costs whatever its size, in positions. Measured on two CPU cores with SmolLM2-135M: 0.3 s
-            for a forward and backward pass, and 0.0035 s more for each position.
-    """
-    groups: list[list[Row]] = []
-    for together in _cheapest_partition(rows, overhead):
-        group: list[Row] = []
-        longest = 0
-        for row in together:
-            size = len(group) + 1
-            if group and (size * row.suffix > tokens or size * max(longest, len(row.ids)) > 8 * tokens):
-                groups.append(group)
-                group, longest = [], 0
-            group.append(row)
-            longest = max(longest, len(row.ids))
-        groups.append(group)
-    return groups
-
-
-def _cheapest_partition(rows: Sequence[Row], overhead: int) -> list[list[Row]]:
-    """Split rows, sorted by suffix length, so that padded sizes and overheads sum to the least."""
-    ordered = sorted(rows, key=lambda row: (row.suffix, len(row.ids), row.fact))
-    ends = [index for index in range(1, len(ordered) + 1) if index == len(ordered) or _longer(ordered, index)]
-    # The best way to run the rows up to an end, and where its last group begins.
-    best: dict[int, tuple[int, int]] = {0: (0, 0)}
-    for end in ends:
-        length = ordered[end - 1].suffix
-        best[end] = min((cost + overhead + (end - start) * length, start) for start, (cost, _) in best.items())
-    groups: list[list[Row]] = []
-    end = len(ordered)
-    while end > 0:
-        start = best[end][1]
-        groups.insert(0, ordered[start:end])
-        end = start
-    return groups
-
-
-def _longer(rows: Sequence[Row], index: int) -> bool:
-    return rows[index].suffix > rows[index - 1].suffix
+def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """Split rows, sorted by suffix length, into batches with at most so many suffix tokens each; a row stays whole."""
+    batches: list[list[Row]] = []
+    room = 0
+    for row in sorted(rows, key=lambda row: (row.suffix, row.fact)):
+        if row.suffix > room:
+            batches.append([])
+            room = tokens
+        batches[-1].append(row)
+        room -= row.suffix
+    return batches

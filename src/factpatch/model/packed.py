@@ -1,0 +1,245 @@
+"""Rows of tokens run side by side as one sequence.
+
+Every matrix product then sees real tokens only, and tokens that many rows begin with are run once: their keys and
+values lie in a pool, from which every row's attention reads its own. Only attention itself looks at rows one by one, in
+groups of equal length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+from factpatch.model.hooks import starting_after
+from factpatch.model.language_model import LanguageModel
+
+_NAME = "factpatch-packed"
+
+
+@dataclass
+class Pool:
+    """Keys and values of tokens that were run before, by layer: (heads, tokens, d_head) each."""
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it holds."""
+        return next((keys.shape[1] for keys in self.keys.values()), 0)
+
+    def behind(self, start: int) -> Pool:
+        """The part for the layers behind `start`."""
+        keys = {layer: keys for layer, keys in self.keys.items() if layer > start}
+        return Pool(keys, {layer: self.values[layer] for layer in keys})
+
+    def with_more(self, others: Sequence[Pool]) -> Pool:
+        """This pool with the tokens of others behind its own."""
+
+        def joined(side: str) -> dict[int, Tensor]:
+            parts = [getattr(pool, side) for pool in (self, *others) if pool.tokens]
+            return {layer: torch.cat([part[layer] for part in parts], dim=1) for layer in parts[0]} if parts else {}
+
+        return Pool(joined("keys"), joined("values"))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Tokens of one text that run now, and those of the text before them that a pool holds."""
+
+    tokens: int
+    prefix: tuple[int, ...] = ()
+    """Places in the pool, in the order of the text."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Neighboring rows of equal length."""
+
+    rows: int
+    length: int
+    prefix: Tensor
+    """(rows, longest prefix): places in the pool; padding points at the first."""
+    mask: Tensor
+    """(rows, 1, length, longest prefix + length), additive."""
+
+    def rows_of(self, tokens: Tensor) -> Tensor:
+        """(heads, tokens, d_head) of this group as (rows, heads, length, d_head)."""
+        return tokens.reshape(tokens.shape[0], self.rows, self.length, -1).transpose(0, 1)
+
+
+class Packing:
+    """Rows, in the order in which their tokens lie in the sequence.
+
+    Rows of equal length should be neighbors: attention runs once for each such group.
+    """
+
+    def __init__(self, rows: Sequence[PackedRow], dtype: torch.dtype, device: torch.device) -> None:
+        self.rows = tuple(rows)
+        lengths = torch.tensor([row.tokens for row in rows], device=device)
+        self.first = lengths.cumsum(0) - lengths
+        """(rows,): where each row begins."""
+        self.positions = torch.cat([len(row.prefix) + torch.arange(row.tokens) for row in rows]).to(device)
+        """(tokens,): position ids."""
+        self.groups = [
+            _group(length, list(members), dtype, device) for length, members in groupby(rows, lambda row: row.tokens)
+        ]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.positions)
+
+
+def _group(length: int, rows: Sequence[PackedRow], dtype: torch.dtype, device: torch.device) -> _Group:
+    longest = max(len(row.prefix) for row in rows)
+    prefix = torch.tensor([[*row.prefix, *[0] * (longest - len(row.prefix))] for row in rows], dtype=torch.long)
+    real = torch.arange(longest)[None] < torch.tensor([len(row.prefix) for row in rows])[:, None]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed = torch.cat([real[:, None].expand(-1, length, -1), causal.expand(len(rows), -1, -1)], dim=-1)
+    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return _Group(len(rows), length, prefix.to(device), mask[:, None].to(device))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What attention has to know during one forward pass."""
+
+    packing: Packing
+    pool: Pool
+    collected: Pool | None
+
+
+_present: ContextVar[_Pass] = ContextVar("packed pass")
+
+
+def run_packed(
+    lm: LanguageModel,
+    packing: Packing,
+    pool: Pool,
+    *,
+    ids: Tensor | None = None,
+    hidden: Tensor | None = None,
+    start: int = -1,
+    collect: bool = False,
+) -> tuple[Tensor, Pool]:
+    """Run rows side by side through the model, or through the layers behind `start`. Call it inside `packed_attention`.
+
+    Args:
+        packing: the rows.
+        pool: what they read, for every layer that runs.
+        ids: (tokens,): their token ids; or
+        hidden: (tokens, d_value): what layer `start` puts out for them.
+        collect: whether to return their own keys and values.
+
+    Returns:
+        (tokens, d_value), the last hidden states behind the final norm; and the pool of these tokens, or an empty one.
+    """
+    collected = Pool() if collect else None
+    if ids is None:
+        # The embeddings of these ids are never used: the blocks that would read them do not run.
+        ids = torch.zeros(packing.tokens, dtype=torch.long)
+    token = _present.set(_Pass(packing, pool, collected))
+    try:
+        with _entering(lm, start, hidden):
+            last = lm.body(
+                input_ids=ids[None].to(lm.device),
+                position_ids=packing.positions[None].to(lm.device),
+                # A mask of this shape is taken as it is, and packed attention has its own.
+                attention_mask=torch.zeros((1, 1, 1, 1), dtype=lm.dtype, device=lm.device),
+                use_cache=False,
+            )
+    finally:
+        _present.reset(token)
+    return last[0], collected or Pool()
+
+
+@contextmanager
+def _entering(lm: LanguageModel, start: int, hidden: Tensor | None) -> Iterator[None]:
+    if hidden is None:
+        yield
+        return
+    with starting_after(lm.blocks, start, hidden[None], lm.architecture.returns_tuple):
+        yield
+
+
+@contextmanager
+def packed_attention(lm: LanguageModel) -> Iterator[None]:
+    """Let the model's attention read packed rows; restored afterwards."""
+    method = lm.architecture.attends
+    if method is None:
+        before = lm.model.config._attn_implementation
+        lm.model.set_attn_implementation(_NAME)
+        try:
+            yield
+        finally:
+            lm.model.set_attn_implementation(before)
+        return
+    modules = [lm.attention(layer) for layer in range(lm.num_layers)]
+    try:
+        for module in modules:
+            setattr(module, method, _packed_method(module, getattr(module, method)))
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop(method, None)
+
+
+def _packed_method(module: nn.Module, attends: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    """An attention method (query, key, value, mask), all (rows, heads, tokens, d_head), for packed rows."""
+
+    def inner(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, None]:
+        return attends(query, key, value, mask)[0].transpose(1, 2), None
+
+    def packed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        return _attend(inner, module, query, key, value)[0].transpose(1, 2), None
+
+    return packed
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """The function that transformers' attention modules call."""
+    return _attend(ALL_ATTENTION_FUNCTIONS["sdpa"], module, query, key, value, **options)
+
+
+AttentionInterface.register(_NAME, _attention)
+
+
+def _attend(
+    inner: Callable[..., tuple[Tensor, Any]], module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> tuple[Tensor, None]:
+    """Let each row attend to its prefix in the pool and to itself.
+
+    Args:
+        inner: attends with (rows, heads, tokens, d_head) and gives (rows, tokens, heads, d_head).
+        query, key, value: (1, heads, tokens, d_head) of all rows.
+
+    Returns:
+        (1, tokens, heads, d_head)
+    """
+    now = _present.get()
+    layer = module.layer_idx
+    if now.collected is not None:
+        now.collected.keys[layer], now.collected.values[layer] = key[0].detach(), value[0].detach()
+    sizes = [group.rows * group.length for group in now.packing.groups]
+    # Splitting has a backward pass that joins; slicing would fill a whole tensor with zeros for every group.
+    parts = zip(*(torch.split(whole[0], sizes, dim=1) for whole in (query, key, value)), strict=True)
+    outputs = []
+    for group, part in zip(now.packing.groups, parts, strict=True):
+        own = [group.rows_of(tokens) for tokens in part]
+        if group.prefix.shape[1]:
+            places = group.prefix.to(key.device)
+            for index, side in ((1, now.pool.keys), (2, now.pool.values)):
+                own[index] = torch.cat([side[layer][:, places].transpose(0, 1), own[index]], dim=2)
+        found = inner(module, *own, group.mask.to(key.device), **options)[0]
+        outputs.append(found.flatten(0, 1))
+    return torch.cat(outputs)[None], None
