@@ -38,7 +38,7 @@ MORE_THAN_THE_SPREAD = {
     "GPT2-XL": {"alphaedit-blue"},
     "GPT-J-6B": {"alphaedit-blue", "pmet-blue"},
     "Llama-3-8B": {"alphaedit-blue"},
-    "SmolLM2-135M": {"memit-blue", "alphaedit-blue", "rect-blue", "prune-blue"},
+    "SmolLM2-135M": {"memit-blue", "alphaedit-blue", "prune-blue", "pmet-blue"},
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "GPT2-XL": {"model_type": "gpt2", "n_layer": 48, "n_embd": 1600},
