@@ -1,0 +1,277 @@
+"""factpatch beside the published procedure, plainly written (benchmarks/plain.py): the same work, in turns.
+
+Prints for each row the median seconds of both sides and their ratio, floating-point operations and what share of the
+machine's matrix-product rate they ran at, peak memory, and the largest difference between the two results.
+
+    python benchmarks/speed.py smollm2-135m --facts counterfact.json --limit 8 --repeat 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plain
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from factpatch import Editor, NullSpace, Ridge, SecondMoment, load_facts
+from factpatch.evaluation.verify import read_facts
+from factpatch.model.loading import load_language_model
+from factpatch.model.tokens import tokenize
+from factpatch.second_moment import corpus_from
+from factpatch.values.optimize import optimize_values
+
+ROWS = ("values", "batch", "evaluation", "statistics", "solve")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What both sides took, and how far apart their results are."""
+
+    row: str
+    plainly: list[float]
+    ours: list[float]
+    operations: tuple[int, int] | None = None
+    difference: str = ""
+
+
+class Side:
+    """One side of a row: run once to count operations, then in turns with the other."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.result: Any = None
+        self.seconds: list[float] = []
+        self.operations = 0
+
+    def count(self) -> None:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            self.result = self.work()
+        self.operations = counter.get_total_flops()
+
+    def time(self) -> None:
+        gc.collect()
+        start = time.perf_counter()
+        self.result = self.work()
+        self.seconds.append(time.perf_counter() - start)
+
+
+def in_turns(row: str, ours: Side, plainly: Side, repeat: int, difference: Callable[[Any, Any], str]) -> Outcome:
+    """Time both sides alternately, ours first."""
+    for _ in range(repeat):
+        ours.time()
+        plainly.time()
+    far = difference(ours.result, plainly.result)
+    # Counted apart from the timing, which counting slows.
+    ours.count()
+    plainly.count()
+    return Outcome(row, plainly.seconds, ours.seconds, (plainly.operations, ours.operations), far)
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of the best of ten products of ordinary size."""
+    left, right = (torch.randn(shape, dtype=dtype, device=device) for shape in ((1024, 1536), (1536, 1536)))
+    best = 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        for _ in range(4):
+            left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 4 * 2 * 1024 * 1536 * 1536 / (time.perf_counter() - start))
+    return best
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+class Bench:
+    """The rows, on one model and one set of facts."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.facts = load_facts(options.facts, options.limit)
+        self.repeat = options.repeat
+        self.lm = load_language_model(options.model, dtype=options.dtype)
+        self.model, self.tokenizer = self.lm.model.eval().requires_grad_(False), self.lm.tokenizer
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.editor = Editor(self.lm, method="memit-blue", settings={"target.steps": options.steps}, progress=False)
+        method = self.editor.method
+        assert isinstance(method.solver, Ridge)
+        self.settings = plain.Settings(
+            self.editor.critical_layers, self.editor.contexts, method.solver.weight, method.target.steps,
+            method.target.learning_rate, method.target.clamp,
+        )  # fmt: skip
+        ends = (self.settings.critical_layers[0], self.settings.critical_layers[-1])
+        self.moments = {
+            layer: moment.matrix for layer, moment in SecondMoment.read(self.lm, ends, corpus_from(None), 15360).items()
+        }
+
+    def values(self) -> Outcome:
+        """Target values at the first critical layer."""
+        layer, target = self.settings.critical_layers[0], self.editor.method.target
+
+        def plainly() -> tuple[Tensor, list[int]]:
+            found = [
+                plain.optimize_value(self.model, self.tokenizer, fact, layer, self.settings) for fact in self.facts
+            ]
+            return torch.stack([value for value, _ in found]), [evaluations for _, evaluations in found]
+
+        def ours() -> tuple[Tensor, list[int]]:
+            found = optimize_values(self.lm, self.facts, layer, target, self.settings.contexts)
+            return found.values, found.evaluations.tolist()
+
+        return in_turns("values", Side(ours), Side(plainly), self.repeat, self._compare_values)
+
+    def batch(self) -> Outcome:
+        """MEMIT with BLUE end to end, without statistics; both sides begin with the unedited weights."""
+        layers = (self.settings.critical_layers[0], self.settings.critical_layers[-1])
+        originals = {layer: self.lm.weight(layer).clone() for layer in layers}
+
+        def restored() -> None:
+            for layer, weight in originals.items():
+                self.lm.weight(layer).copy_(weight)
+
+        def plainly() -> Any:
+            found = plain.edit_blue(self.model, self.tokenizer, self.facts, self.moments, self.settings)
+            restored()
+            return found
+
+        def ours() -> Any:
+            editor = Editor(
+                self.lm, method=self.editor.method, contexts=self.settings.contexts, second_moments=self.moments,
+                critical_layers=self.settings.critical_layers, progress=False,
+            )  # fmt: skip
+            editor.edit(self.facts)
+            found = {layer: (at.values, at.evaluations.tolist()) for layer, at in editor.edits[0].targets.items()}
+            restored()
+            return found
+
+        def compare(found: Any, expected: Any) -> str:
+            return self._compare_values(found[layers[0]], expected[layers[0]])
+
+        return in_turns("batch", Side(ours), Side(plainly), self.repeat, compare)
+
+    @staticmethod
+    def _compare_values(found: tuple[Tensor, list[int]], expected: tuple[Tensor, list[int]]) -> str:
+        """The largest relative difference of facts with equally many evaluations, and how many have not."""
+        same = [index for index, (a, b) in enumerate(zip(found[1], expected[1], strict=True)) if a == b]
+        worst = max((relative(found[0][index], expected[0][index]) for index in same), default=float("nan"))
+        return f"{worst:.1e} relative; {len(found[1]) - len(same)} of {len(found[1])} stopped elsewhere"
+
+    def evaluation(self) -> Outcome:
+        """NLL of both objects behind prompt, paraphrases and neighbors."""
+
+        def plainly() -> list[float]:
+            return [nll for fact in self.facts for nll in plain.evaluate(self.model, self.tokenizer, fact)]
+
+        def ours() -> list[float]:
+            readings = read_facts(self.lm, self.facts, answers=False)
+            probes = [probe for one in readings for probe in (one.rewrite, *one.paraphrases, *one.neighbors)]
+            return [nll for probe in probes for nll in (probe.nll_new, probe.nll_true) if nll is not None]
+
+        def compare(found: list[float], expected: list[float]) -> str:
+            assert len(found) == len(expected)
+            return f"{max(abs(a - b) for a, b in zip(found, expected, strict=True)):.1e} nats"
+
+        return in_turns("evaluation", Side(ours), Side(plainly), self.repeat, compare)
+
+    def statistics(self) -> Outcome:
+        """The second moment of all critical layers, from 4,096 tokens."""
+        texts = "\n".join(corpus_from(None).documents())
+        ids = tokenize(self.tokenizer, [texts])[0][:4096]
+        windows = [ids[at : at + 512] for at in range(0, len(ids), 512)]
+        documents = [self.tokenizer.decode(window) for window in windows]
+        layers = self.settings.critical_layers
+
+        def plainly() -> dict[int, Tensor]:
+            return {layer: plain.second_moment(self.model, windows, layer) for layer in layers}
+
+        def ours() -> dict[int, Tensor]:
+            found = SecondMoment.read(self.lm, layers, corpus_from(documents), 4096, cache=False)
+            return {layer: moment.matrix for layer, moment in found.items()}
+
+        def compare(found: dict[int, Tensor], expected: dict[int, Tensor]) -> str:
+            return f"{max(relative(found[layer], expected[layer]) for layer in layers):.1e} relative"
+
+        return in_turns("statistics", Side(ours), Side(plainly), self.repeat, compare)
+
+
+def solves(d_key: int, d_value: int, facts: int, earlier: int, repeat: int) -> list[Outcome]:
+    """Ridge and null space on random data."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    spectrum = torch.logspace(0, -4, d_key, dtype=torch.float64)
+    moment = torch.diag(spectrum) + 1e-3 * (root := random(d_key, 64)) @ root.T / 64
+    keys, past, residual = random(facts, d_key), random(earlier, d_key), random(facts, d_value)
+    outcomes = []
+    for solver in (Ridge(weight=1000.0), NullSpace(threshold=0.02, l2=1.0)):
+        prepared = solver.prepare(moment)
+
+        def ours(solver: Any = solver, prepared: Tensor = prepared) -> Tensor:
+            return solver.solve(prepared, keys, residual, past).matrix()
+
+        def plainly(solver: Any = solver, prepared: Tensor = prepared) -> Tensor:
+            if isinstance(solver, Ridge):
+                return plain.solve_ridge(keys, residual, moment, solver.weight, past)
+            return plain.solve_null_space(keys, residual, prepared @ prepared.T, solver.l2, past)
+
+        name = f"solve, {type(solver).__name__}"
+        sides = Side(ours), Side(plainly)
+        outcomes.append(
+            in_turns(name, *sides, repeat, lambda found, expected: f"{relative(found, expected):.1e} relative")
+        )
+    return outcomes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--dtype", default=None)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--solve", nargs=4, type=int, default=(4096, 1024, 100, 2000),
+                        metavar=("D_KEY", "D_VALUE", "FACTS", "EARLIER"))  # fmt: skip
+    options = parser.parse_args()
+    bench = Bench(options) if set(options.rows) - {"solve"} else None
+    rate = matrix_rate(torch.float32, torch.device("cpu"))
+    print(f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in float32 matrix products")
+    print("row                  plain s   ours s   ratio   plain GFLOP (share)   ours GFLOP (share)   difference")
+    for row in options.rows:
+        outcomes: Sequence[Outcome] = (
+            solves(*options.solve, options.repeat) if row == "solve" else [getattr(bench, row)()]
+        )
+        for outcome in outcomes:
+            print(line(outcome, rate), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"peak memory of the process: {peak:.2f} GB")
+
+
+def line(outcome: Outcome, rate: float) -> str:
+    plainly, ours = statistics.median(outcome.plainly), statistics.median(outcome.ours)
+    counts = ""
+    if outcome.operations is not None:
+        parts = zip(outcome.operations, (plainly, ours), strict=True)
+        counts = "   ".join(f"{work / 1e9:10.0f} ({100 * work / seconds / rate:3.0f} %)" for work, seconds in parts)
+    return f"{outcome.row:<18} {plainly:9.2f} {ours:8.2f} {plainly / ours:7.1f}   {counts}   {outcome.difference}"
+
+
+if __name__ == "__main__":
+    main()
