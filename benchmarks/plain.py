@@ -1,8 +1,8 @@
 """The published procedure, plainly: what factpatch is measured against.
 
-One fact at a time; every layer, every token and the whole output head at every step; dense float64 solves; one pass over
-the corpus for each layer; one record at a time in evaluation. Written from the papers' formulas to be read in one go,
-and right: benchmarks/speed.py compares its results with factpatch's.
+One fact at a time; every layer, every token and the whole output head at every step; dense float64 solves; one pass
+over the corpus for each layer; one record at a time in evaluation. Written from the papers' formulas to be read in one
+go, and right: benchmarks/speed.py compares its results with factpatch's.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def optimize_value(model: Any, tokenizer: Any, fact: Fact, layer: int, settings:
 
 
 def read_layer(model: Any, tokenizer: Any, fact: Fact, layer: int, contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """One fact's key in a layer's down-projection, (d_key,), and what the block puts out on the bare prompt, (d_value,)."""
+    """One fact's key in a layer, (d_key,), and what the block puts out on the bare prompt, (d_value,)."""
     texts, places = subject_rows(tokenizer, fact, contexts)
     found: dict[str, Tensor] = {}
     block = model.model.layers[layer]

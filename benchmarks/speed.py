@@ -28,6 +28,7 @@ from factpatch.evaluation.verify import read_facts
 from factpatch.model.loading import load_language_model
 from factpatch.model.tokens import tokenize
 from factpatch.second_moment import corpus_from
+from factpatch.strategies import Memory
 from factpatch.values.optimize import optimize_values
 
 ROWS = ("values", "batch", "evaluation", "statistics", "solve")
@@ -219,16 +220,19 @@ def solves(d_key: int, d_value: int, facts: int, earlier: int, repeat: int) -> l
     moment = torch.diag(spectrum) + 1e-3 * (root := random(d_key, 64)) @ root.T / 64
     keys, past, residual = random(facts, d_key), random(earlier, d_key), random(facts, d_value)
     outcomes = []
+    batches = list(past.split(facts))
     for solver in (Ridge(weight=1000.0), NullSpace(threshold=0.02, l2=1.0)):
-        prepared = solver.prepare(moment)
+        memory = Memory(solver.prepare(moment))
+        # The earlier batches were followed when they were solved; this one is followed after it.
+        memory.follow(batches)
 
-        def ours(solver: Any = solver, prepared: Tensor = prepared) -> Tensor:
-            return solver.solve(prepared, keys, residual, past).matrix()
+        def ours(memory: Memory = memory) -> Tensor:
+            return memory.solve(keys, residual).matrix()
 
-        def plainly(solver: Any = solver, prepared: Tensor = prepared) -> Tensor:
-            if isinstance(solver, Ridge):
+        def plainly(solver: Any = solver, basis: Tensor | None = memory.first.basis) -> Tensor:
+            if basis is None:
                 return plain.solve_ridge(keys, residual, moment, solver.weight, past)
-            return plain.solve_null_space(keys, residual, prepared @ prepared.T, solver.l2, past)
+            return plain.solve_null_space(keys, residual, basis @ basis.T, solver.l2, past)
 
         name = f"solve, {type(solver).__name__}"
         sides = Side(ours), Side(plainly)

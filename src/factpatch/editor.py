@@ -26,6 +26,7 @@ from factpatch.progress import bar, timed
 from factpatch.second_moment import TOKENS_PER_DIMENSION, Corpus, SecondMoment, corpus_from
 from factpatch.settings import settings_of, with_settings
 from factpatch.shift import Shift, smaller, total
+from factpatch.strategies.least_squares import Memory
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.spread import Step
 from factpatch.values.contexts import check_contexts, generate_contexts
@@ -120,7 +121,7 @@ class Editor:
         self._corpus_tokens = self.preset.corpus_tokens if corpus_tokens is None else corpus_tokens
         self._contexts = None if contexts is None else check_contexts(contexts)
         self._moments: dict[int, Tensor] = dict(second_moments or {})
-        self._prepared: dict[int, Tensor] = {}
+        self._memories: dict[int, Memory] = {}  # what each layer's solver knows
         self._statistics: dict[str, Any] = {"corpus": "given as matrices"}
         self._base: dict[int, Tensor] = {}  # the unedited weights
         self._full: dict[int, Tensor] = {}  # the weights with every edit, where the model shows something else
@@ -373,7 +374,7 @@ class Editor:
 
     def _prepare(self, layers: Sequence[int]) -> None:
         """Have the solver's view of every layer's second moment at hand."""
-        missing = [layer for layer in layers if layer not in self._prepared]
+        missing = [layer for layer in layers if layer not in self._memories]
         unread = [layer for layer in missing if layer not in self._moments]
         if unread:
             if self.edits:
@@ -384,7 +385,7 @@ class Editor:
             moments = self._read_moments(unread)
             self._moments |= {layer: moment.matrix for layer, moment in moments.items()}
         for layer in missing:
-            self._prepared[layer] = self.method.solver.prepare(self._moments[layer])
+            self._memories[layer] = Memory(self.method.solver.prepare(self._moments[layer]))
             del self._moments[layer]  # only now: after an error it is still there for the next try
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
@@ -407,12 +408,11 @@ class Editor:
             return optimize_values(self.lm, facts, layer, target, self.contexts, advance)
 
     def _solve(self, layer: int, keys: Tensor, residual: Tensor) -> Shift:
-        earlier = [edit.keys[layer] for edit in self.edits if layer in edit.keys]
-        past = torch.cat([*earlier, keys[:0]])
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
-        solved = self.method.solver.solve(self._prepared[layer], keys, residual, past)
-        shift = smaller(solved).to(self._stored_dtype)
+        memory = self._memories[layer]
+        memory.follow([edit.keys[layer] for edit in self.edits if layer in edit.keys])
+        shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
         return shift

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from factpatch.strategies import NullSpace, Ridge
+from factpatch.strategies import Memory, NullSpace, Ridge
 
 D_KEY, D_VALUE = 24, 16
 
@@ -114,3 +114,44 @@ def test_different_numbers_of_facts_are_refused() -> None:
 def test_a_ridge_without_weight_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         Ridge(**wrong)
+
+
+SOLVERS = [Ridge(weight=5.0), NullSpace(threshold=0.5, l2=1.0)]
+
+
+@pytest.mark.parametrize("capacity", [1, 4, 9, 1000])
+@pytest.mark.parametrize("solver", SOLVERS, ids=["ridge", "null-space"])
+def test_a_memory_gives_what_starting_over_gives_however_often_it_takes_keys_in(
+    solver: Ridge | NullSpace, capacity: int
+) -> None:
+    moment, keys, residual, past = problem(5, 20)
+    system = solver.prepare(moment)
+    memory = Memory(system, capacity)
+    batches: list[Tensor] = []
+    for size in (3, 1, 4, 5, 7):
+        start = sum(map(len, batches))
+        batches.append(past[start : start + size])
+        memory.follow(batches)
+        expected = solver.solve(system, keys, residual, past[: start + size]).matrix()
+        torch.testing.assert_close(memory.solve(keys, residual).matrix(), expected, rtol=1e-8, atol=1e-11)
+    assert (memory.system is system) == (capacity == 1000)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["ridge", "null-space"])
+def test_a_memory_follows_back_and_its_bits_depend_on_the_sequence_alone(solver: Ridge | NullSpace) -> None:
+    moment, keys, residual, past = problem(5, 12)
+    batches = [past[:4], past[4:8], past[8:]]
+    straight, wandering = (Memory(solver.prepare(moment), capacity=6) for _ in range(2))
+    straight.follow(batches)
+    for path in (batches[:1], batches, batches[:2], [], batches[:1], batches):
+        wandering.follow(path)
+    assert torch.equal(straight.solve(keys, residual).down, wandering.solve(keys, residual).down)
+
+
+def test_a_memory_keeps_no_more_keys_apart_than_it_may() -> None:
+    moment, _, _, past = problem(5, 40)
+    memory = Memory(Ridge(weight=5.0).prepare(moment), capacity=7)
+    batches = list(past.split(2))
+    for count in range(1, len(batches) + 1):
+        memory.follow(batches[:count])
+        assert memory._features.shape[1] <= 7

@@ -1,5 +1,6 @@
 """The four independent choices that make an editing method: target, spread, solver, regularizer."""
 
+from factpatch.strategies.least_squares import Memory, System
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, Unchanged
 from factpatch.strategies.solver import NullSpace, Ridge, Solver
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
@@ -14,6 +15,7 @@ __all__ = [
     "First",
     "HiddenState",
     "KeepLargest",
+    "Memory",
     "NullSpace",
     "Regularizer",
     "Ridge",
@@ -21,6 +23,7 @@ __all__ = [
     "Spread",
     "SquareRoot",
     "Step",
+    "System",
     "Target",
     "Unchanged",
 ]

@@ -1,7 +1,7 @@
 """3. The least-squares problem solved in one layer.
 
-Rows are facts (the papers stack columns). Everything is computed in float64 and costs triangular solves and a system as
-large as the number of facts; what costs d_key³ depends on the second moment alone and is done once per model and layer.
+Rows are facts (the papers stack columns). Everything is computed in float64. What costs d_key³ depends on the second
+moment alone and is done once per model and layer; `least_squares` says how the rest is done.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ import torch
 from torch import Tensor
 
 from factpatch.shift import LowRank
+from factpatch.strategies.least_squares import Memory, System
 
 
 class Solver(ABC):
     """Find the shift of one weight that sends keys to their residuals and does as little as possible otherwise."""
 
     @abstractmethod
-    def prepare(self, second_moment: Tensor) -> Tensor:
-        """Return what `solve` needs of C₀, the (d_key, d_key) mean second moment of keys on ordinary text.
-
-        It depends on nothing else, so that an editor computes it once per layer.
-        """
-
-    @abstractmethod
-    def solve(self, prepared: Tensor, keys: Tensor, residual: Tensor, earlier_keys: Tensor) -> LowRank:
-        """Return the shift for one batch of facts.
+    def prepare(self, second_moment: Tensor) -> System:
+        """Return what a shift costs by itself, and the directions that it may use.
 
         Args:
-            prepared: the result of `prepare` for this layer.
+            second_moment: C₀, (d_key, d_key), the mean second moment of keys on ordinary text.
+
+        Raises:
+            ValueError: the second moment does not fit the solver's settings.
+        """
+
+    def solve(self, system: System, keys: Tensor, residual: Tensor, earlier_keys: Tensor) -> LowRank:
+        """Return the shift for one batch of facts.
+
+        For one batch after another a `Memory` of the system does the same without starting over.
+
+        Args:
+            system: the result of `prepare` for this layer.
             keys: K, (n, d_key), activations.
             residual: R, (n, d_value), in hidden-state units, the layer's share already taken.
             earlier_keys: K_p, (m, d_key), keys of facts that this session edited before; m may be 0.
@@ -42,24 +48,9 @@ class Solver(ABC):
         Raises:
             ValueError: `keys` and `residual` hold different numbers of facts, or the widths disagree.
         """
-
-
-def _stacked(keys: Tensor, residual: Tensor, earlier_keys: Tensor, d_key: int) -> Tensor:
-    """Check the shapes and return Z = [K_p; K], (m + n, d_key), in float64."""
-    if keys.shape[0] != residual.shape[0]:
-        raise ValueError(
-            f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts."
-        )
-    for name, tensor in (("keys", keys), ("earlier_keys", earlier_keys)):
-        if tensor.shape[1] != d_key:
-            raise ValueError(f"{name} has width {tensor.shape[1]}, but the second moment has {d_key}.")
-    return torch.cat([earlier_keys.to(keys), keys]).double()
-
-
-def _last_columns(system: Tensor, n: int) -> Tensor:
-    """Solve the symmetric positive definite `system` for the last n columns of the identity."""
-    unit = torch.eye(system.shape[0], dtype=system.dtype, device=system.device)[:, -n:]
-    return torch.cholesky_solve(unit, torch.linalg.cholesky(system))
+        memory = Memory(system)
+        memory.follow([earlier_keys] if len(earlier_keys) else [])
+        return memory.solve(keys, residual)
 
 
 @dataclass(frozen=True)
@@ -76,31 +67,18 @@ class Ridge(Solver):
         if not 0 < self.weight < math.inf:
             raise ValueError(f"weight={self.weight!r}: λ must be positive and finite, or the system is singular.")
 
-    def prepare(self, second_moment: Tensor) -> Tensor:
-        """The lower Cholesky factor L of λ C₀."""
-        factor: Tensor
-        factor, info = torch.linalg.cholesky_ex(self.weight * second_moment.double())
-        if int(info) != 0:
-            raise ValueError(
-                f"second_moment: not positive definite (leading minor {int(info)} of {second_moment.shape[0]}); it was "
-                "read from too few tokens. Give a longer corpus: about ten tokens per key dimension."
-            )
-        return factor
-
-    def solve(self, prepared: Tensor, keys: Tensor, residual: Tensor, earlier_keys: Tensor) -> LowRank:
-        """See `Solver.solve`. With λC₀ = L Lᵀ and Y = L⁻¹ Zᵀ, Woodbury gives Δᵀ = L⁻ᵀ Y (I + Yᵀ Y)⁻¹ E R; E picks K."""
-        z = _stacked(keys, residual, earlier_keys, prepared.shape[0])
-        y = torch.linalg.solve_triangular(prepared, z.T, upper=False)
-        gram = y.T @ y
-        gram.diagonal().add_(1.0)
-        down = torch.linalg.solve_triangular(prepared.T, y @ _last_columns(gram, keys.shape[0]), upper=True)
-        return LowRank(up=residual.double().T, down=down.T)
+    def prepare(self, second_moment: Tensor) -> System:
+        """G = λ C₀."""
+        system = System(self.weight * second_moment.double())
+        _ = system.factor  # now, so that a singular second moment is noticed before anything else is done
+        return system
 
 
 @dataclass(frozen=True)
 class NullSpace(Solver):
     """Ridge regression inside the null space of ordinary keys: Δᵀ = (P (Kᵀ K + K_pᵀ K_p) + L2 I)⁻¹ P Kᵀ R, P = U Uᵀ.
 
+    By the push-through identity that is Δᵀ = U X with the X that is best at G = L2 I.
     Source: AlphaEdit (arXiv:2410.02355), eq. 14.
     """
 
@@ -115,8 +93,8 @@ class NullSpace(Solver):
         if not self.l2 > 0:
             raise ValueError(f"l2={self.l2!r}: must be positive, or the system is singular.")
 
-    def prepare(self, second_moment: Tensor) -> Tensor:
-        """U, (d_key, r): the eigenvectors of C₀ with eigenvalue below the threshold."""
+    def prepare(self, second_moment: Tensor) -> System:
+        """G = L2 I, and U, (d_key, r): the eigenvectors of C₀ with eigenvalue below the threshold."""
         values, vectors = torch.linalg.eigh(second_moment.double())
         basis: Tensor = vectors[:, values < self.threshold]
         if basis.shape[1] == 0:
@@ -124,13 +102,4 @@ class NullSpace(Solver):
                 f"threshold={self.threshold}: no eigenvalue of the second moment is below it (the smallest is "
                 f"{float(values[0]):.3g}, the median {float(values.median()):.3g}); raise the threshold."
             )
-        return basis.contiguous()
-
-    def solve(self, prepared: Tensor, keys: Tensor, residual: Tensor, earlier_keys: Tensor) -> LowRank:
-        """See `Solver.solve`. With Q = U (Uᵀ Zᵀ), the push-through identity gives Δᵀ = Q (L2 I + Qᵀ Q)⁻¹ E R."""
-        z = _stacked(keys, residual, earlier_keys, prepared.shape[0])
-        inside = prepared.T @ z.T
-        gram = inside.T @ inside
-        gram.diagonal().add_(self.l2)
-        down = prepared @ (inside @ _last_columns(gram, keys.shape[0]))
-        return LowRank(up=residual.double().T, down=down.T)
+        return System(torch.tensor(self.l2, dtype=torch.float64, device=basis.device), basis.contiguous())
