@@ -81,8 +81,7 @@ def test_scores_in_a_chat_equal_one_full_forward_of_the_template_each(family, bo
 def test_scores_do_not_depend_on_the_batches(budget, monkeypatch):
     lm = tiny("llama", dtype=torch.float64)
     expected = score(lm, REQUESTS)
-    small = batching.batches
-    monkeypatch.setattr(probabilities, "batches", lambda lengths: small(lengths, budget))
+    monkeypatch.setattr(probabilities, "TOKEN_BUDGET", budget)
     monkeypatch.setattr(batching, "HEAD_ENTRIES", 1)
     assert_same(score(lm, REQUESTS), expected, 1e-9)
 
@@ -123,11 +122,26 @@ def test_one_row_serves_a_prompt_with_two_targets_of_one_token(monkeypatch):
     assert seen == [(1, len(lm.tokenizer(prompt)["input_ids"]))]
 
 
-def test_rows_that_begin_another_row_are_left_out():
-    rows = [(1,), (1, 2), (1, 2, 3), (1, 3), (2,), (1, 2), (1, 2, 4)]
-    kept, holder = probabilities._longest_rows(rows)
-    assert sorted(kept) == [(1, 2, 3), (1, 2, 4), (1, 3), (2,)]
-    assert all(kept[index][: len(row)] == row for row, index in zip(rows, holder, strict=True))
+def test_what_prompts_begin_with_is_run_once(monkeypatch):
+    lm = tiny("gpt2")
+    seen = []
+    body = LanguageModel.body
+    monkeypatch.setattr(
+        LanguageModel, "body", lambda self, **inputs: seen.append(inputs["input_ids"].shape[1]) or body(self, **inputs)
+    )
+    shared, rest = "The Eiffel Tower is a tower in the", (" city of", " capital of", " large city of")
+    score(lm, [(shared + end, "Paris") for end in rest] + [(shared, "city")])
+    whole = [len(lm.tokenizer(f"{shared}{end} Paris")["input_ids"]) - 1 for end in rest]
+    assert seen == [sum(whole) - 2 * len(lm.tokenizer(shared)["input_ids"])]
+
+
+@pytest.mark.parametrize("budget", [1, 5, 7, 100])
+def test_batches_hold_every_row_and_no_more_new_tokens_than_allowed(budget):
+    rows = sorted({(1,), (1, 2), (1, 2, 3), (1, 3), (2,), (1, 2, 4), (1, 2, 4, 5, 6, 7)})
+    found = list(probabilities._batches(rows, budget))
+    assert [row for batch in found for row in batch] == rows
+    for batch in found:
+        assert len(batch) == 1 or len({row[:end] for row in batch for end in range(1, len(row) + 1)}) <= budget
 
 
 def crossing_tokenizer():

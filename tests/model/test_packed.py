@@ -9,7 +9,7 @@ from torch import Tensor
 
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.packed import PackedRow, Packing, Pool, packed_attention, run_packed
+from factpatch.model.packed import PackedRow, Packing, Pool, Tree, packed_attention, run_packed
 
 EXACT = torch.float64
 # Some families keep a float32 table or float32 attention scores inside a float64 model.
@@ -97,3 +97,20 @@ def test_pools_of_successive_passes_are_one_pool() -> None:
     assert joined.tokens == 6
     assert set(joined.keys) == set(joined.values) == {2}
     assert Pool().with_more([]).tokens == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tree_gives_every_token_of_every_text_as_if_it_were_alone(family: str) -> None:
+    lm = tiny(family, dtype=EXACT)
+    rows = [tuple(text) for text in texts(lm)]
+    rows += [rows[0][:3], rows[1][:5], (*rows[2], 7), (*rows[2], 8, 9), (5,)]
+    tree = Tree(rows)
+    distinct = {row[:end] for row in rows for end in range(1, len(row) + 1)}
+    assert len(tree.ids) == len(distinct)
+    with torch.inference_mode(), lm.quiet(), packed_attention(lm):
+        packing = Packing(tree.rows, lm.dtype, lm.device)
+        found, _ = run_packed(lm, packing, Pool(), ids=torch.tensor(tree.ids))
+    for row in rows:
+        places = list(tree.places[row])
+        assert [tree.ids[place] for place in places] == list(row)
+        torch.testing.assert_close(found[places], alone(lm, list(row)), **CLOSE)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
-from factpatch.model.batching import batches, log_probability_chunks, padded
+from factpatch.model.batching import TOKEN_BUDGET, log_probability_chunks
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.packed import Packing, Pool, Tree, common_beginning, packed_attention, run_packed
 
 Progress = Callable[[int], None]
 """Called with the number of requests that have been finished since the last call."""
@@ -52,8 +53,8 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
     The target's tokens are those that stand for a character behind the prompt; a token that reaches over the boundary
     is one of them.
 
-    The last token of a text is predicted and never read, so a prompt with two targets of one token is one row of input.
-    In general a row that is the beginning of another row is read from that one: attention is causal.
+    The last token of a text is predicted and never read. What texts of a batch begin with in common is run once: the
+    prompt for its two objects, and the words that a fact's neighbors share.
 
     Args:
         lm: The model; it is left as it was.
@@ -67,17 +68,15 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
         ValueError: A target has no tokens, or nothing precedes its first token.
     """
     texts = _tokenize(lm, requests)
-    rows, row_of = _longest_rows([tuple(text.ids[:-1]) for text in texts])
     members = defaultdict(list)
-    for index, row in enumerate(row_of):
-        members[row].append(index)
+    for index, text in enumerate(texts):
+        members[text.read].append(index)
 
     scores: dict[int, Score] = {}
-    with torch.inference_mode(), lm.quiet():
-        for batch in batches([len(row) for row in rows]):
+    with torch.inference_mode(), lm.quiet(), packed_attention(lm):
+        for batch in _batches(sorted(members), TOKEN_BUDGET):
             indices = [index for row in batch for index in members[row]]
-            slots = [slot for slot, row in enumerate(batch) for _ in members[row]]
-            scores.update(_score_batch(lm, [rows[row] for row in batch], slots, indices, texts))
+            scores.update(_score_batch(lm, batch, {index: texts[index] for index in indices}))
             if progress is not None:
                 progress(len(indices))
     return [scores[index] for index in range(len(texts))]
@@ -90,6 +89,11 @@ class _Text:
     ids: list[int]
     start: int
     """Index of the target's first token."""
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The tokens that the model reads: the last one is predicted only."""
+        return tuple(self.ids[:-1])
 
 
 def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_Text]:
@@ -115,40 +119,35 @@ def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_T
     return texts
 
 
-def _longest_rows(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Leave out the rows that are the beginning of another row.
+def _batches(rows: Sequence[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
+    """Split sorted rows so that each batch, without what its rows share with the one before, stays within a budget."""
+    batch: list[tuple[int, ...]] = []
+    size = 0
+    for row in rows:
+        more = len(row) - (len(common_beginning([batch[-1], row])) if batch else 0)
+        if batch and size + more > budget:
+            yield batch
+            batch, size, more = [], 0, len(row)
+        batch.append(row)
+        size += more
+    if batch:
+        yield batch
 
-    Returns:
-        The rows that remain, and for each given row the index of one that begins with it.
-    """
-    kept: list[tuple[int, ...]] = []
-    holder: dict[tuple[int, ...], int] = {}
-    # Whatever begins with a row follows it at once in lexicographic order, so backwards the last kept row decides.
-    for row in sorted(set(rows), reverse=True):
-        if not kept or kept[-1][: len(row)] != row:
-            kept.append(row)
-        holder[row] = len(kept) - 1
-    return kept, [holder[row] for row in rows]
 
-
-def _score_batch(
-    lm: LanguageModel, rows: Sequence[tuple[int, ...]], slots: Sequence[int], indices: Sequence[int], texts: list[_Text]
-) -> dict[int, Score]:
-    """Score the requests `indices`, the i-th of which is read from row `slots[i]`."""
-    ids, _ = padded(rows)
-    width = ids.shape[1]
-    places, labels = [], []
-    for slot, index in zip(slots, indices, strict=True):
-        text = texts[index]
-        places += [slot * width + position - 1 for position in range(text.start, len(text.ids))]
+def _score_batch(lm: LanguageModel, rows: Sequence[tuple[int, ...]], texts: Mapping[int, _Text]) -> dict[int, Score]:
+    """Score some requests, whose tokens are among these rows."""
+    tree = Tree(rows)
+    places: list[int] = []
+    labels: list[int] = []
+    for text in texts.values():
+        places += tree.places[text.read][text.start - 1 :]
         labels += text.ids[text.start :]
     read = sorted(set(places))
     number = {place: index for index, place in enumerate(read)}
     position = torch.tensor([number[place] for place in places])
     label = torch.tensor(labels)
 
-    # No mask: what stands behind a token cannot reach it, and padding stands behind all.
-    hidden = lm.body(input_ids=ids.to(lm.device), use_cache=False).flatten(0, 1)
+    hidden, _ = run_packed(lm, Packing(tree.rows, lm.dtype, lm.device), Pool(), ids=torch.tensor(tree.ids))
     hidden = hidden[torch.tensor(read, device=hidden.device)]
     log_probability = torch.empty(len(labels), dtype=torch.float64)
     matched = torch.empty(len(labels), dtype=torch.bool)
@@ -160,8 +159,8 @@ def _score_batch(
 
     scores = {}
     tokens = zip(log_probability.tolist(), matched.tolist(), strict=True)
-    for index in indices:
-        of_target = list(islice(tokens, len(texts[index].ids) - texts[index].start))
+    for index, text in texts.items():
+        of_target = list(islice(tokens, len(text.ids) - text.start))
         total = math.fsum(log for log, _ in of_target)
         scores[index] = Score(-total / len(of_target), math.exp(total), tuple(hit for _, hit in of_target))
     return scores

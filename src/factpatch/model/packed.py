@@ -7,7 +7,7 @@ groups of equal length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -53,11 +53,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class PackedRow:
-    """Tokens of one text that run now, and those of the text before them that a pool holds."""
+    """Neighboring tokens of one text that run now, and where those of the text before them are."""
 
     tokens: int
     prefix: tuple[int, ...] = ()
-    """Places in the pool, in the order of the text."""
+    """Places in the pool, in the order of the text; behind the pool's last place come those of the sequence itself."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ class _Group:
     rows: int
     length: int
     prefix: Tensor
-    """(rows, longest prefix): places in the pool; padding points at the first."""
+    """(rows, longest prefix): places as in `PackedRow`; padding points at the first."""
+    last_place: int
+    """The largest of them; -1 without a prefix."""
     mask: Tensor
     """(rows, 1, length, longest prefix + length), additive."""
 
@@ -105,7 +107,51 @@ def _group(length: int, rows: Sequence[PackedRow], dtype: torch.dtype, device: t
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     allowed = torch.cat([real[:, None].expand(-1, length, -1), causal.expand(len(rows), -1, -1)], dim=-1)
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-    return _Group(len(rows), length, prefix.to(device), mask[:, None].to(device))
+    last_place = int(prefix.max()) if prefix.numel() else -1
+    return _Group(len(rows), length, prefix.to(device), last_place, mask[:, None].to(device))
+
+
+class Tree:
+    """Texts whose common beginnings are run once, in one pass.
+
+    Args:
+        texts: token ids, at least one in each.
+    """
+
+    def __init__(self, texts: Iterable[tuple[int, ...]]) -> None:
+        self._segments: list[tuple[int, tuple[int, ...], list[tuple[int, ...]]]] = []
+        self._grow(sorted(set(texts)), 0, -1)
+        # Rows of equal length are neighbors; what a segment follows may well come behind it.
+        order = sorted(range(len(self._segments)), key=lambda index: len(self._segments[index][1]))
+        self.ids = [token for index in order for token in self._segments[index][1]]
+        """The token ids of all rows, side by side."""
+        own: dict[int, range] = {}
+        end = 0
+        for index in order:
+            own[index] = range(end, end + len(self._segments[index][1]))
+            end = own[index].stop
+        path: dict[int, tuple[int, ...]] = {-1: ()}
+        for index, (parent, _, _) in enumerate(self._segments):  # a parent comes before its children
+            path[index] = (*path[parent], *own[index])
+        self.rows = [PackedRow(len(own[index]), path[self._segments[index][0]]) for index in order]
+        self.places = {text: path[index] for index, (_, _, ends) in enumerate(self._segments) for text in ends}
+        """Where the tokens of each text lie in the sequence."""
+
+    def _grow(self, texts: Sequence[tuple[int, ...]], depth: int, parent: int) -> None:
+        """Add segments for sorted texts that agree in their first `depth` tokens and are longer than that."""
+        for _, group in groupby(texts, lambda text: text[depth]):
+            alike = list(group)
+            shared = common_beginning(alike)
+            here = len(self._segments)
+            self._segments.append((parent, shared[depth:], [text for text in alike if len(text) == len(shared)]))
+            self._grow([text for text in alike if len(text) > len(shared)], len(shared), here)
+
+
+def common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest tuple that all begin with."""
+    low, high = min(texts), max(texts)
+    differing = (index for index, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
+    return low[: next(differing, min(len(low), len(high)))]
 
 
 @dataclass(frozen=True)
@@ -238,8 +284,10 @@ def _attend(
         own = [group.rows_of(tokens) for tokens in part]
         if group.prefix.shape[1]:
             places = group.prefix.to(key.device)
-            for index, side in ((1, now.pool.keys), (2, now.pool.values)):
-                own[index] = torch.cat([side[layer][:, places].transpose(0, 1), own[index]], dim=2)
+            for index, side, present in ((1, now.pool.keys, key[0]), (2, now.pool.values, value[0])):
+                known = side.get(layer, present[:, :0])
+                source = known if group.last_place < known.shape[1] else torch.cat([known, present], dim=1)
+                own[index] = torch.cat([source[:, places].transpose(0, 1), own[index]], dim=2)
         found = inner(module, *own, group.mask.to(key.device), **options)[0]
         outputs.append(found.flatten(0, 1))
     return torch.cat(outputs)[None], None

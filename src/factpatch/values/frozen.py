@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from factpatch.model.hooks import adding, captured
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
+from factpatch.model.packed import PackedRow, Packing, Pool, common_beginning, run_packed
 from factpatch.values.rows import Row, micro_batches
 
 # How many times as many tokens fit into a pass that keeps nothing for a backward one.
@@ -198,7 +198,7 @@ def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict
     ids: list[int] = []
     packed: list[PackedRow] = []
     for context, members in contexts.items():
-        common = _common([row.ids[: row.subject] for row in members])
+        common = common_beginning([row.ids[: row.subject] for row in members])
         begins[context] = tuple(range(len(ids), len(ids) + len(common)))
         if common:
             ids.extend(common)
@@ -207,13 +207,6 @@ def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict
         return Pool(), begins
     packing = Packing(packed, lm.dtype, lm.device)
     return run_packed(lm, packing, Pool(), ids=torch.tensor(ids), collect=True)[1], begins
-
-
-def _common(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest common beginning."""
-    low, high = min(texts), max(texts)
-    differing = (index for index, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
-    return low[: next(differing, min(len(low), len(high)))]
 
 
 @dataclass(frozen=True)
