@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
-from factpatch.model.batching import TOKEN_BUDGET, log_probability_chunks
+from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.packed import Packing, Pool, Tree, common_beginning, packed_attention, run_packed
+from factpatch.model.packed import Packing, Pool, Tree, packed_attention, run_packed, tree_batches
 
 Progress = Callable[[int], None]
 """Called with the number of requests that have been finished since the last call."""
@@ -74,7 +74,7 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
 
     scores: dict[int, Score] = {}
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
-        for batch in _batches(sorted(members), TOKEN_BUDGET):
+        for batch in tree_batches(members):
             indices = [index for row in batch for index in members[row]]
             scores.update(_score_batch(lm, batch, {index: texts[index] for index in indices}))
             if progress is not None:
@@ -117,21 +117,6 @@ def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_T
             )
         texts.append(_Text(ids, start))
     return texts
-
-
-def _batches(rows: Sequence[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
-    """Split sorted rows so that each batch, without what its rows share with the one before, stays within a budget."""
-    batch: list[tuple[int, ...]] = []
-    size = 0
-    for row in rows:
-        more = len(row) - (len(common_beginning([batch[-1], row])) if batch else 0)
-        if batch and size + more > budget:
-            yield batch
-            batch, size, more = [], 0, len(row)
-        batch.append(row)
-        size += more
-    if batch:
-        yield batch
 
 
 def _score_batch(lm: LanguageModel, rows: Sequence[tuple[int, ...]], texts: Mapping[int, _Text]) -> dict[int, Score]:

@@ -22,6 +22,8 @@ from factpatch.model.hooks import starting_after
 from factpatch.model.language_model import LanguageModel
 
 _NAME = "factpatch-packed"
+TOKEN_BUDGET = 4096
+"""Tokens that run side by side where nothing is kept for a backward pass."""
 
 
 @dataclass
@@ -145,6 +147,22 @@ class Tree:
             here = len(self._segments)
             self._segments.append((parent, shared[depth:], [text for text in alike if len(text) == len(shared)]))
             self._grow([text for text in alike if len(text) > len(shared)], len(shared), here)
+
+
+def tree_batches(texts: Iterable[tuple[int, ...]], budget: int | None = None) -> Iterator[list[tuple[int, ...]]]:
+    """Split distinct texts, sorted, so that the tree of each batch has at most `budget` tokens; a text stays whole."""
+    budget = TOKEN_BUDGET if budget is None else budget
+    batch: list[tuple[int, ...]] = []
+    size = 0
+    for text in sorted(set(texts)):
+        more = len(text) - (len(common_beginning([batch[-1], text])) if batch else 0)
+        if batch and size + more > budget:
+            yield batch
+            batch, size, more = [], 0, len(text)
+        batch.append(text)
+        size += more
+    if batch:
+        yield batch
 
 
 def common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from factpatch.facts import Fact
-from factpatch.model.batching import batches, padded
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.packed import Packing, Pool, Tree, packed_attention, run_packed, tree_batches
 from factpatch.model.tokens import locate
 from factpatch.values.contexts import fill
 
@@ -42,21 +42,19 @@ class SubjectRows:
 def _read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site: str, side: str) -> Tensor:
     """The input or output of a module of `layer` at the last token of each row, (rows, width), in the work dtype."""
     module = getattr(lm, site)(layer)
-    out: list[Tensor | None] = [None] * len(rows)
-    with torch.inference_mode(), lm.quiet():
-        for group in batches([len(row) for row in rows]):
-            ids, mask = padded([rows[row] for row in group], device=lm.device)
+    texts = [tuple(row) for row in rows]
+    found: dict[tuple[int, ...], Tensor] = {}
+    with torch.inference_mode(), lm.quiet(), packed_attention(lm):
+        for batch in tree_batches(texts):
+            tree = Tree(batch)
+            packing = Packing(tree.rows, lm.dtype, lm.device)
             wanted = {side: {0: module}}
-            with captured(**wanted, stop_after=lm.block(layer)) as found:
-                lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
-            width = found[0].shape[-1]
-            # OPT flattens rows and tokens before its MLP.
-            activation = found[0].reshape(len(group), -1, width)
-            last = mask.sum(dim=1).to(activation.device) - 1
-            picked = activation[torch.arange(len(group), device=activation.device), last].to(lm.work_dtype)
-            for row, vector in zip(group, picked, strict=True):
-                out[row] = vector
-    return torch.stack([vector for vector in out if vector is not None]).clone()
+            with captured(**wanted, stop_after=lm.block(layer)) as read:
+                run_packed(lm, packing, Pool(), ids=torch.tensor(tree.ids))
+            # A row of its own keeps nothing of the whole pass alive.
+            activation = read[0].reshape(packing.tokens, -1)
+            found.update({text: activation[tree.places[text][-1]].to(lm.work_dtype, copy=True) for text in batch})
+    return torch.stack([found[text] for text in texts]).clone()
 
 
 def read_keys(lm: LanguageModel, subjects: SubjectRows, layer: int) -> Tensor:
