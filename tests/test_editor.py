@@ -680,3 +680,26 @@ def test_the_second_moment_is_read_from_the_corpus_when_none_is_given(tmp_path: 
     editor = make(second_moments=None, corpus=list(SENTENCES), corpus_tokens=150, settings={"solver.weight": 50.0})
     editor.edit(FACTS[:2])
     assert len(list((tmp_path / "second_moment").iterdir())) == 2  # boundary layers only
+
+
+def test_a_session_does_not_go_on_from_what_prune_has_conditioned() -> None:
+    editor, fresh = make("prune", settings=LOOSE), make("prune", settings=LOOSE)
+    full = editor.edit(FACTS)
+    assert (full.batches[0].conditioned, editor.patch.batches[0].conditioned) == (False, True)
+    before = state(fresh)
+    with pytest.raises(ValueError, match="has conditioned the sum"):
+        fresh.replay(editor.patch)
+    assert same(fresh, before)
+
+
+def test_a_replay_rounds_as_the_edit_did() -> None:
+    patch = make(dtype=torch.float32).edit(FACTS)
+    with pytest.raises(ValueError, match=r"written_dtype is 'torch\.float32' there and 'torch\.bfloat16' here"):
+        make(dtype=torch.float32, written_dtype="bfloat16").replay(patch)
+
+
+def test_an_edit_inside_inference_mode_is_an_edit() -> None:
+    outside, inside = make(dtype=torch.float32), make(dtype=torch.float32)
+    expected = outside.edit(FACTS).batches[0].after
+    with torch.inference_mode():
+        assert inside.edit(FACTS).batches[0].after == expected

@@ -15,6 +15,7 @@ from tests.test_patch import edit, refused, same_bits
 from torch import Tensor
 
 from factpatch.facts import Fact
+from factpatch.fitting import PatchMismatchError
 from factpatch.model.language_model import editable_weights
 from factpatch.model.weights import content_hash
 from factpatch.patch import Batch, Patch, write_shift
@@ -124,7 +125,7 @@ def test_one_patch_composed_keeps_its_facts_and_counts_its_edits(family: str) ->
 
 def test_independent_patches_of_the_same_fact_are_refused(family: str) -> None:
     first, second = edit(tiny_model(family), [(2,)], 0), edit(tiny_model(family), [(2,)], 1)
-    with pytest.raises(ValueError, match=r"patches\[1\] edits 'Zoë lives in', which an independent patch .* too"):
+    with pytest.raises(ValueError, match=r"patches\[1\] edits 'Zoë lives in', which a patch before it edits too"):
         Patch.compose([first, second])
 
 
@@ -380,3 +381,27 @@ def test_one_masked_patch_composed_stays_small_and_the_same(family: str) -> None
     patch.apply(model)
     composed.apply(other)
     assert same_bits(model, other)
+
+
+def test_the_same_fact_in_layers_that_are_apart_is_refused_since_no_hash_tells_which_came_first(family: str) -> None:
+    one, other = edit(tiny_model(family), [(1,)], 0), edit(tiny_model(family), [(2,)], 0)
+    with pytest.raises(ValueError, match="nothing tells that it was made after"):
+        Patch.compose([one, other])
+    assert Patch.compose([one, other_facts(other)]).layers == (1, 2)
+
+
+def test_a_patch_composed_of_composed_ones_still_says_whether_it_is_of_a_chat(family: str) -> None:
+    parts = [edit(tiny_model(family), [(1,)], 0)]
+    parts += [other_facts(parts[0]), other_facts(other_facts(parts[0]))]
+    told = [replace(part, settings={**part.settings, "chat": True, "n": n}) for n, part in enumerate(parts)]
+    whole = Patch.compose([told[2], Patch.compose(told[:2])])
+    assert whole.chat
+    assert len(whole.settings["composed"]) == 3
+    assert not Patch.compose([parts[2], Patch.compose(told[:2])]).chat
+
+
+def test_a_patch_is_not_rebased_onto_the_model_that_holds_it(family: str) -> None:
+    model = tiny_model(family)
+    patch = edit(model, [(1, 2)])
+    with pytest.raises(PatchMismatchError, match="holds this patch already"):
+        patch.rebase(model)

@@ -51,7 +51,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 128256,
         "max_position_embeddings": 8192,
     },
-    "SmolLM2-135M": {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536},
+    "SmolLM2-135M": {
+        "model_type": "llama",
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 8192,
+    },
 }
 MADE_UP = """
 model: Made-up
@@ -213,6 +219,13 @@ def test_a_preset_fits_its_model_and_no_other(model: str) -> None:
     given = dict(CONFIGS[model])
     config = AutoConfig.for_model(given.pop("model_type"), **given)
     assert [preset.model for preset in load_presets() if preset.match.fits(config)] == [model]
+
+
+def test_the_first_smollm_is_not_taken_for_the_second() -> None:
+    from transformers import LlamaConfig
+
+    sizes = {"num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152}
+    assert not PRESETS["SmolLM2-135M"].match.fits(LlamaConfig(**sizes, max_position_embeddings=2048))
 
 
 def test_llama_3_1_is_not_taken_for_llama_3() -> None:

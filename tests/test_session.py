@@ -522,7 +522,7 @@ def test_a_plan_without_facts_is_refused(session_of_two: Path) -> None:
     session = Session(session_of_two)
     session.undo(2)
     for batches in ([], [[OTHER], []]):
-        with pytest.raises(ValueError, match="give at least one batch, and a fact in each"):
+        with pytest.raises(ValueError, match="at least one"):
             session.plan(batches)
     assert Session(session_of_two).waiting == []
 

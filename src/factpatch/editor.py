@@ -122,7 +122,8 @@ class Editor:
         self._contexts = None if contexts is None else check_contexts(contexts)
         self._moments: dict[int, Tensor] = dict(second_moments or {})
         self._memories: dict[int, Memory] = {}  # what each layer's solver knows
-        self._statistics: dict[str, Any] = {"corpus": "given as matrices"}
+        given = {str(layer): content_hash(moment) for layer, moment in self._moments.items()}
+        self._statistics: dict[str, Any] = {"corpus": "given as matrices", "sha256": given}
         self._base: dict[int, Tensor] = {}  # the unedited weights
         self._full: dict[int, Tensor] = {}  # the weights with every edit, where the model shows something else
         self._read_out: Patch | None = None  # what it then shows
@@ -137,6 +138,11 @@ class Editor:
     @property
     def tokenizer(self) -> Any:
         return self.lm.tokenizer
+
+    @property
+    def written_dtype(self) -> torch.dtype:
+        """What a shift is rounded to before it is added."""
+        return self._written_dtype
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -223,7 +229,9 @@ class Editor:
                 restore(weights, copies)
                 self._write(weights, shifts)
             # The weights below a layer are no longer those its keys were read on.
-            keys = {layer: read_keys(lm, subjects, layer).cpu() for layer in shifts}
+            if self.remember_keys:
+                with timed(seconds, "keys"):
+                    keys = {layer: read_keys(lm, subjects, layer).cpu() for layer in shifts}
         return shifts, targets, keys
 
     def _regularized(self, acts: Acts, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
@@ -261,6 +269,7 @@ class Editor:
                     before={layer: content_hash(base[layer]) for layer in weights},
                     after={layer: content_hash(weight) for layer, weight in weights.items()},
                     edits=tuple(len(batch.facts) for batch in _batches(edits)),
+                    conditioned=True,
                 )
             )
         self.edits, self._base, self._full, self._read_out = edits, base if edits else {}, full, read_out
@@ -312,7 +321,8 @@ class Editor:
         The keys of their facts are read again, on the weights that each batch leaves.
 
         Args:
-            patch: of the same method, settings and seed, made on what the model now is.
+            patch: of the same method and settings, made on what the model now is; not what a regularizer has left of a
+                session's sum.
 
         Raises:
             ValueError: other settings, or other weights; the model is unchanged and the message says what differs.
@@ -320,7 +330,13 @@ class Editor:
         """
         self._check_untouched("replay")
         self._prepare(patch.layers)
-        mine, its = self._settings(), patch.settings
+        if any(batch.conditioned for batch in patch.batches):
+            raise ValueError(
+                f"replay: {patch.method} has conditioned the sum of this patch's edits, so that a session cannot go on "
+                "from it; give the patches that edit returned."
+            )
+        mine, its = ({"written_dtype": str(dtype)} for dtype in (self._written_dtype, patch.written_dtype))
+        mine, its = {**mine, **self.settings}, {**its, **patch.settings}
         differing = [name for name in sorted(mine.keys() | its.keys()) if mine.get(name) != its.get(name)]
         if differing:
             raise ValueError(
@@ -371,6 +387,11 @@ class Editor:
                 f"corpus=None: {self.lm.name} needs a text for its second moment; give a file, or hf:NAME for a "
                 f"dataset. About {TOKENS_PER_DIMENSION * self.lm.d_key} tokens of ordinary text are enough."
             )
+
+    def prepare(self) -> None:
+        """Read what every edit needs, so that only editing is left: contexts, and second moments of written layers."""
+        _ = self.contexts
+        self._prepare(sorted({step.layer for step in self.method.spread.steps(self.critical_layers)}))
 
     def _prepare(self, layers: Sequence[int]) -> None:
         """Have the solver's view of every layer's second moment at hand."""
@@ -428,7 +449,9 @@ class Editor:
                 "restore them, or go on with a new Editor."
             )
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the next edit depends on besides the weights and the facts, resolved, as a patch holds it."""
         settings = {
             **settings_of(self.method),
             "preset": self._origin,
@@ -446,7 +469,7 @@ class Editor:
         return Patch(
             batches=(batch,),
             method=self.method.name,
-            settings=self._settings(),
+            settings=self.settings,
             config=self.lm.config.to_dict(),
             weight_dtype=self.lm.dtype,
             written_dtype=self._written_dtype,

@@ -15,6 +15,7 @@ from torch import Tensor
 from factpatch.files import atomic_directory
 from factpatch.model.architectures import architecture_of
 from factpatch.model.language_model import projection_name
+from factpatch.model_card import hub_id
 from factpatch.shift import decomposed, total
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def write_lora(patch: Patch, directory: str | Path, rank: int | None = None) -> 
     config = lora_config(
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=patch.config.get("_name_or_path") or None,
+        base_model_name_or_path=hub_id(str(patch.config.get("_name_or_path") or "")) or None,
         r=widest,
         lora_alpha=widest,
         lora_dropout=0.0,

@@ -29,12 +29,13 @@ def model_card(patch: Patch) -> str:
     """
     in_force, superseded = latest(batch.facts for batch in patch.batches)
     origin = str(patch.config.get("_name_or_path") or "")
-    name = (_hub_id(origin) or PurePath(origin).name or str(patch.config.get("model_type"))).strip()
+    name = (hub_id(origin) or PurePath(origin).name or str(patch.config.get("model_type"))).strip()
     about = {
         "method": patch.method,
         "layers": ", ".join(map(str, patch.layers)),
         "facts": f"{len(in_force)} in force, {len(superseded)} replaced by later ones",
         "edits": str(sum(len(batch.edits) for batch in patch.batches)),
+        "asked": "as a user's turn in the chat template" if patch.chat else "as plain text",
         "weights": dtype_name(patch.weight_dtype),
         "seed": str(patch.seed),
         "versions": ", ".join(f"{library} {version}" for library, version in sorted(patch.versions.items())),
@@ -62,14 +63,14 @@ def model_card(patch: Patch) -> str:
 
 def _metadata(origin: str) -> ModelCardData:
     known = {}
-    if _hub_id(origin):
+    if hub_id(origin):
         known = {"base_model": origin, "base_model_relation": "finetune"}
     elif origin in EMBEDDED:
         known = {"license": EMBEDDED[origin].license.lower()}
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=list(TAGS), **known)
 
 
-def _hub_id(origin: str) -> str:
+def hub_id(origin: str) -> str:
     """The name if it may be one of the Hub, which refuses a card that names a directory; else nothing."""
     known = _HUB_ID.fullmatch(origin) and origin not in EMBEDDED and not Path(origin).exists()
     return origin if known else ""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from factpatch.facts import Fact, latest
 from factpatch.fitting import (
+    PatchMismatchError,
     base_weights,
     check_config,
     check_state,
@@ -76,6 +77,8 @@ class Batch:
     """The content hash of each edited weight after the batch; empty if nobody has computed the weights yet."""
     edits: tuple[int, ...] = ()
     """How many facts each edit had whose shifts were summed; one edit by default."""
+    conditioned: bool = False
+    """Whether a regularizer that acts on the session, such as PRUNE's, has acted on the sum."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", tuple(self.facts))
@@ -146,7 +149,7 @@ class Patch:
     @property
     def chat(self) -> bool:
         """Whether its facts were edited as turns of a chat; of a composed patch, whether all were."""
-        return all(part.get("chat", False) for part in self.settings.get("composed", [self.settings]))
+        return asked_in_chat(self.settings)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -303,14 +306,19 @@ class Patch:
                     f"patches[{index}] was made on weights of {layer_list(broken)} that neither the base model nor the "
                     "patches before it have; rebase it first, if it is meant for these."
                 )
-            if not successive:
+            # Between layers that are all apart, no hash tells which patch came first.
+            if not successive or not present.keys() & before.keys():
                 _check_apart(patches[:index], patch, index)
             base = {**before, **base}
             present |= patch.states()[-1] if successive else dict.fromkeys(patch.layers, "")
         batches = [batch for patch in patches for batch in patch.batches]
         methods = list(dict.fromkeys(patch.method for patch in patches))
         alike = all(patch.settings == first.settings for patch in patches)
-        composed = [{"method": patch.method, **patch.settings} for patch in patches]
+        composed = [
+            part
+            for patch in patches
+            for part in patch.settings.get("composed", [{"method": patch.method, **patch.settings}])
+        ]
         layers = sorted(base)
         batch = Batch(
             facts=tuple(fact for batch in batches for fact in batch.facts),
@@ -321,6 +329,7 @@ class Patch:
             before={layer: base[layer] for layer in layers},
             after={},
             edits=tuple(count for batch in batches for count in batch.edits),
+            conditioned=any(batch.conditioned for batch in batches),
         )
         settings = first.settings if alike else {"composed": composed}
         return replace(first, batches=(batch,), method=" + ".join(methods), settings=settings)
@@ -334,7 +343,7 @@ class Patch:
             base: A transformers model or a `LanguageModel` that the patch is to be applied to; it stays as it is.
 
         Raises:
-            PatchMismatchError: Another architecture.
+            PatchMismatchError: Another architecture, or the patch is in these weights already.
             FloatingPointError: A shift makes a weight infinite or undefined.
         """
         model = transformers_model(base)
@@ -342,6 +351,8 @@ class Patch:
         dtype = next(iter(editable_weights(model, self.layers[:1]).values())).dtype
         patch = replace(self, config=text_config(model).to_dict(), weight_dtype=dtype)
         weights = snapshot(fitting_weights(patch, model))
+        if self.sealed and not changed_layers(weights, self.states()[-1], self.layers):
+            raise PatchMismatchError("base: it holds this patch already, which would be added a second time.")
         batches = []
         for batch in self.batches:
             before = {layer: content_hash(weights[layer]) for layer in batch.shifts}
@@ -419,6 +430,7 @@ class Patch:
                     "before": batch.before,
                     "after": batch.after,
                     "edits": batch.edits,
+                    "conditioned": batch.conditioned,
                 }
                 for batch in self.batches
             ],
@@ -442,6 +454,7 @@ class Patch:
                     before={int(layer): digest for layer, digest in batch["before"].items()},
                     after={int(layer): digest for layer, digest in batch["after"].items()},
                     edits=tuple(batch.get("edits", ())),
+                    conditioned=bool(batch.get("conditioned", False)),
                 )
                 for index, batch in enumerate(document["batches"])
             )
@@ -519,6 +532,11 @@ def _check_same_model(first: Patch, patch: Patch, index: int) -> None:
         )
 
 
+def asked_in_chat(settings: Mapping[str, Any]) -> bool:
+    """Whether settings are those of edits in a chat; of a composed patch, of all of them."""
+    return all(part.get("chat", False) for part in settings.get("composed", [settings]))
+
+
 def _check_apart(patches: Sequence[Patch], patch: Patch, index: int) -> None:
     """Raise ValueError if a patch edits a fact that an independent one edits too: the sum would go too far."""
     known = {fact.key for earlier in patches for batch in earlier.batches for fact in batch.facts}
@@ -526,8 +544,8 @@ def _check_apart(patches: Sequence[Patch], patch: Patch, index: int) -> None:
         for fact in batch.facts:
             if fact.key in known:
                 raise ValueError(
-                    f"patches[{index}] edits {fact.text!r}, which an independent patch before it edits too; their sum "
-                    "would hold neither. Leave one of the patches out."
+                    f"patches[{index}] edits {fact.text!r}, which a patch before it edits too, and nothing tells "
+                    "that it was made after that one; their sum would go too far. Leave one of the patches out."
                 )
 
 

@@ -29,12 +29,11 @@ from filelock import FileLock, Timeout
 from factpatch.data import load_facts, save_facts
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
-from factpatch.facts import Fact
+from factpatch.facts import Fact, check_batch
 from factpatch.files import append, atomic_directory, file_digest, plain, remove_drafts, write_json
 from factpatch.model.weights import content_hash
 from factpatch.patch import Patch
 from factpatch.patch_file import PatchFileError, describe
-from factpatch.settings import settings_of
 from factpatch.strategies.regularizer import Acts
 
 logger = logging.getLogger(__name__)
@@ -222,12 +221,14 @@ class Session:
             outputs: JSON-able data for whoever resumes.
 
         Raises:
-            ValueError: There is no batch, or one without facts.
+            ValueError: There is no batch, or one that is empty or contradicts itself.
             SessionError: Batches are pending.
             OSError: The directory cannot be written; nothing is planned.
         """
-        if not batches or not all(batches):
-            raise ValueError(f"batches={batches!r}: give at least one batch, and a fact in each.")
+        if not batches:
+            raise ValueError("batches=[]: give at least one batch of facts.")
+        for batch in batches:
+            check_batch(batch)
         self.check_idle()
         self._check_current()  # the name of the file below may be another's by now
         name = f"facts/{self._files['facts'] + 1:04d}.json"
@@ -492,12 +493,8 @@ def _hashes(editor: Editor) -> dict[str, str]:
 
 def _settings(editor: Editor) -> dict[str, Any]:
     """What an editor's next batch depends on, as `session.json` gives it back."""
-    settings = {
-        **settings_of(editor.method),
-        "critical_layers": editor.critical_layers,
-        "remember_keys": editor.remember_keys,
-        "seed": editor.seed,
-    }
+    editor.prepare()
+    settings = {**editor.settings, "seed": editor.seed, "written_dtype": str(editor.written_dtype)}
     return {name: plain(value) for name, value in settings.items()}
 
 

@@ -122,7 +122,7 @@ def test_published_sizes_have_the_names_shapes_and_orientation_of_the_table(name
 
 
 def test_an_unknown_family_is_refused_with_what_has_to_be_known() -> None:
-    with pytest.raises(ValueError, match=r"model_type='bloom'.*Six facts.*register_architecture"):
+    with pytest.raises(ValueError, match=r"model_type='bloom'.*These facts.*register_architecture"):
         architecture_of(AutoConfig.for_model("bloom"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.models import FAMILIES, NUM_LAYERS, SENTENCES, tiny
@@ -114,3 +116,11 @@ def test_a_tree_gives_every_token_of_every_text_as_if_it_were_alone(family: str)
         places = list(tree.places[row])
         assert [tree.ids[place] for place in places] == list(row)
         torch.testing.assert_close(found[places], alone(lm, list(row)), **CLOSE)
+
+
+def test_a_family_whose_attention_would_mix_the_rows_is_refused() -> None:
+    lm = tiny("gptj")
+    lm.architecture = replace(lm.architecture, attends=None)
+    with pytest.raises(ValueError, match="Register its row with attends="), packed_attention(lm):
+        run_packed(lm, Packing([PackedRow(2), PackedRow(2)], lm.dtype, lm.device), Pool(), ids=torch.arange(4))
+    assert lm.model.config._attn_implementation != "factpatch-packed"

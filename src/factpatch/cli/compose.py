@@ -69,9 +69,10 @@ def compose(
         raise checks.BadArgumentError(f"--dtype {dtype}: is for the model of --rebase; give that, or leave it out.")
 
     from factpatch.patch import Patch
+    from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
-        composed = Patch.compose([Patch.load(path) for path in patches])
+        composed = Patch.compose([load_patch(path) for path in patches])
     checks.check_place(None, dtype)
     if rank is not None or energy is not None:
         composed = composed.shrink(rank, energy)

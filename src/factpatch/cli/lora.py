@@ -30,10 +30,10 @@ def lora(
     checks.check_output_directory("--out", out)
 
     from factpatch.lora import WEIGHTS, write_lora
-    from factpatch.patch import Patch
+    from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
-        loaded = Patch.load(patch)
+        loaded = load_patch(patch)
     try:
         with checks.argument("--rank"):
             ranks = write_lora(loaded, out, rank)

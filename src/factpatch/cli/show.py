@@ -7,6 +7,7 @@ from factpatch.cli import checks, options, render
 
 def show(patch: options.PatchFile) -> None:
     """Show what a patch holds, from its header alone: the model, the method, its settings and the facts."""
+    from factpatch.patch import asked_in_chat
     from factpatch.patch_file import describe
 
     with checks.argument("PATCH"):
@@ -21,7 +22,7 @@ def show(patch: options.PatchFile) -> None:
         "layers": render.numbers(found["layers"]),
         "weights": f"{found['weight_dtype']}, shifts rounded to {found['written_dtype']}",
         "seed": str(found["seed"]),
-        "chat": "yes" if found["settings"].get("chat") else "no",
+        "chat": "yes" if asked_in_chat(found["settings"]) else "no",
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
         "sha256": f"{found['sha256']} (as stated; not checked)",
     }

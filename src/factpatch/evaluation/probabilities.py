@@ -106,6 +106,7 @@ def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_T
     texts = []
     for (prompt, target), (text, answer) in zip(requests, whole, strict=True):
         ids, offsets = encoded["input_ids"][place[text]], encoded["offset_mapping"][place[text]]
+        lm.check_length(ids[:-1], prompt)
         # Token ends ascend, special tokens in front end at 0: the first token that ends behind the prompt.
         start = bisect_right([end for _, end in offsets], answer)
         if not target.strip() or start == len(ids):

@@ -92,11 +92,12 @@ def architecture_of(config: Config) -> Architecture:
     if row is None:
         raise ValueError(
             f"model_type={model_type!r} is not in the table of architectures (known: "
-            f"{', '.join(sorted(ARCHITECTURES))}). Six facts are needed about it: the path from the model to its list "
-            "of blocks, the paths from a block to the MLP's down-projection, to the MLP and to the attention module, "
-            "whether the down-projection's weight is stored as (d_key, d_value), and whether a block returns a tuple. "
+            f"{', '.join(sorted(ARCHITECTURES))}). These facts are needed about it: the path from the model to its "
+            "list of blocks, the paths from a block to the MLP's down-projection, to the MLP and to the attention "
+            "module, whether the down-projection's weight is stored as (d_key, d_value), whether a block returns a "
+            "tuple, and which method attends if the family does not use transformers' attention interface. "
             f"Register them with factpatch.register_architecture(Architecture(model_type={model_type!r}, blocks=..., "
-            "down_projection=..., mlp=..., attention=..., transposed=..., returns_tuple=...))."
+            "down_projection=..., mlp=..., attention=..., transposed=..., returns_tuple=..., attends=...))."
         )
     reason = row.refuse(config)
     if reason is not None:

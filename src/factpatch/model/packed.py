@@ -88,6 +88,7 @@ class Packing:
 
     def __init__(self, rows: Sequence[PackedRow], dtype: torch.dtype, device: torch.device) -> None:
         self.rows = tuple(rows)
+        self.dtype, self.device = dtype, device
         lengths = torch.tensor([row.tokens for row in rows], device=device)
         self.first = lengths.cumsum(0) - lengths
         """(rows,): where each row begins."""
@@ -179,6 +180,8 @@ class _Pass:
     packing: Packing
     pool: Pool
     collected: Pool | None
+    attended: set[int] = field(default_factory=set)
+    """The layers whose attention has looked at the rows."""
 
 
 _present: ContextVar[_Pass] = ContextVar("packed pass")
@@ -210,7 +213,8 @@ def run_packed(
     if ids is None:
         # The embeddings of these ids are never used: the blocks that would read them do not run.
         ids = torch.zeros(packing.tokens, dtype=torch.long)
-    token = _present.set(_Pass(packing, pool, collected))
+    present = _Pass(packing, pool, collected)
+    token = _present.set(present)
     try:
         with _entering(lm, start, hidden):
             last = lm.body(
@@ -222,7 +226,17 @@ def run_packed(
             )
     finally:
         _present.reset(token)
+    if len(present.attended) < lm.num_layers - 1 - (-1 if hidden is None else start):
+        raise ValueError(_no_interface(lm))
     return last[0], collected or Pool()
+
+
+def _no_interface(lm: LanguageModel) -> str:
+    return (
+        f"model_type={lm.architecture.model_type!r} does not use transformers' attention interface, so that texts side "
+        "by side would see each other. Register its row with attends=, the name of the attention module's method that "
+        "takes query, key, value and mask."
+    )
 
 
 @contextmanager
@@ -242,6 +256,8 @@ def packed_attention(lm: LanguageModel) -> Iterator[None]:
         before = lm.model.config._attn_implementation
         lm.model.set_attn_implementation(_NAME)
         try:
+            if lm.model.config._attn_implementation != _NAME:
+                raise ValueError(_no_interface(lm))
             yield
         finally:
             lm.model.set_attn_implementation(before)
@@ -292,6 +308,7 @@ def _attend(
     """
     now = _present.get()
     layer = module.layer_idx
+    now.attended.add(layer)
     if now.collected is not None:
         now.collected.keys[layer], now.collected.values[layer] = key[0].detach(), value[0].detach()
     sizes = [group.rows * group.length for group in now.packing.groups]

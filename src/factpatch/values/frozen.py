@@ -101,9 +101,7 @@ class FrozenRows:
         if not any(staying):
             return None
         old = self.packing
-        packing = Packing(
-            [row for row, stays in zip(old.rows, staying, strict=True) if stays], self.hidden.dtype, fact.device
-        )
+        packing = Packing([row for row, stays in zip(old.rows, staying, strict=True) if stays], old.dtype, old.device)
         tokens = torch.tensor([stays for row, stays in zip(old.rows, staying, strict=True) for _ in range(row.tokens)])
         rows = (fact >= 0).nonzero()[:, 0]
         new_row = torch.full_like(fact, -1)
@@ -111,7 +109,7 @@ class FrozenRows:
         reads = (new_row[self.read_row] >= 0).nonzero()[:, 0]
         read_row = new_row[self.read_row[reads]]
         # A read stays as far behind its row's first token as it was.
-        inside = self.read_place[reads] - old.first[self.read_row[reads]]
+        inside = self.read_place[reads] - old.first.to(reads.device)[self.read_row[reads]]
         reference = self.reference
         if reference is not None:
             reference = reference[(new_row[self.read_row] >= 0)[self.read_target < 0]]
@@ -121,14 +119,16 @@ class FrozenRows:
             packing=packing,
             hidden=self.hidden[tokens.to(self.hidden.device)],
             read_row=read_row,
-            read_place=packing.first[read_row] + inside,
+            read_place=packing.first.to(reads.device)[read_row] + inside,
             read_target=self.read_target[reads],
             read_weight=self.read_weight[reads],
             reference=reference,
         )
 
 
-def freeze(lm: LanguageModel, rows: Sequence[Row], start: int, tokens: int) -> list[FrozenRows]:
+def freeze(
+    lm: LanguageModel, rows: Sequence[Row], start: int, tokens: int, device: torch.device | None = None
+) -> list[FrozenRows]:
     """Run everything that δ cannot change, once. Call it inside `packed_attention`.
 
     What the rows of one context begin with is run for all of them together; then each row's own tokens up to layer
@@ -137,6 +137,7 @@ def freeze(lm: LanguageModel, rows: Sequence[Row], start: int, tokens: int) -> l
     Args:
         start: the last layer that will not run again; -1 if all will.
         tokens: largest number of suffix tokens in a micro-batch.
+        device: where δ is; by default where block `start` puts out.
 
     Returns:
         Micro-batches that hold every row once.
@@ -157,15 +158,20 @@ def freeze(lm: LanguageModel, rows: Sequence[Row], start: int, tokens: int) -> l
             prepared.append((row, PackedRow(row.suffix, prefix), hidden.clone()))
         offset += own.pool.tokens
     by_row = {id(row): (packed, hidden) for row, packed, hidden in prepared}
-    return [_micro_batch(lm, start, batch, pool, by_row) for batch in micro_batches(rows, tokens)]
+    return [_micro_batch(lm, start, batch, pool, by_row, device) for batch in micro_batches(rows, tokens)]
 
 
 def _micro_batch(
-    lm: LanguageModel, start: int, rows: Sequence[Row], pool: Pool, found: dict[int, tuple[PackedRow, Tensor]]
+    lm: LanguageModel,
+    start: int,
+    rows: Sequence[Row],
+    pool: Pool,
+    found: dict[int, tuple[PackedRow, Tensor]],
+    device: torch.device | None,
 ) -> FrozenRows:
     hidden = torch.cat([found[id(row)][1] for row in rows])
-    device = hidden.device
-    packing = Packing([found[id(row)][0] for row in rows], lm.dtype, device)
+    device = device or hidden.device
+    packing = Packing([found[id(row)][0] for row in rows], lm.dtype, hidden.device)
     first = packing.first.tolist()
     reads = [
         (index, first[index] + row.suffix - len(row.targets) + offset, target, row.weight)
@@ -231,8 +237,8 @@ def _own_tokens(
     packing = Packing(packed, lm.dtype, lm.device)
     ids = torch.tensor([token for row, prefix in zip(rows, prefixes, strict=True) for token in row.ids[len(prefix) :]])
     block = lm.block(max(start, 0))
-    wanted: Any = {"outputs": {0: block}, "stop_after": block} if start >= 0 else {"inputs": {0: block}}
-    with captured(**wanted) as found:
+    wanted: Any = {"outputs" if start >= 0 else "inputs": {0: block}}
+    with captured(**wanted, stop_after=block) as found:
         run_packed(lm, packing, shared, ids=ids)
     outputs = torch.split(found[0].reshape(packing.tokens, -1), [row.tokens for row in packed])
     before = [row.subject - len(prefix) for row, prefix in zip(rows, prefixes, strict=True)]

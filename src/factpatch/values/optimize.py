@@ -92,10 +92,11 @@ def optimize_values(
     """
     subjects = SubjectRows.of(lm, facts, contexts[:1])
     present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
-    with lm.quiet(), packed_attention(lm):
+    # A caller's inference mode would leave no gradients.
+    with torch.inference_mode(False), lm.quiet(), packed_attention(lm):
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
-        groups = freeze(lm, rows, start, tokens_at_once)
+        groups = freeze(lm, rows, start, tokens_at_once, present.device)
         return _Descent(lm, groups, layer, target, present).run(progress)
 
 
@@ -131,7 +132,9 @@ class _Descent:
             losses, gradient = self._evaluate(delta[active], nll_weight, self.norm[active], with_gradient=not last)
             loss = self._total(losses, nll_weight, delta[active], self.norm[active])
             if not bool(torch.isfinite(loss).all() and torch.isfinite(gradient).all()):
-                raise FloatingPointError(f"the loss of the value optimization at layer {self.layer} is not finite")
+                raise FloatingPointError(
+                    f"the loss of the value optimization at layer {self.layer}, or its gradient, is not finite"
+                )
             evaluations[active] = evaluation
             final_loss[active] = loss
             finished, nll_weight = target.judge(loss, losses.kl, losses.missed == 0)
