@@ -29,6 +29,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.model.weights import content_hash
 from factpatch.session import Session
+from factpatch.settings import settings_of
 from factpatch.values.optimize import TargetValues, optimize_values
 
 COLUMNS = ("efficacy", "generalization", "specificity", "score")
@@ -41,6 +42,8 @@ class SharedTargets:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.saved = 0.0
+        """Seconds that optimizations took which were read from disk instead."""
         directory.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, lm: Any, facts: Any, layer: int, target: Any, contexts: Any, progress: Any) -> TargetValues:
@@ -55,42 +58,59 @@ class SharedTargets:
         ]
         path = self.directory / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.safetensors"
         if not path.exists():
+            start = time.perf_counter()
             found = optimize_values(lm, facts, layer, target, contexts, progress)
-            atomic_write(path, lambda draft: save_file({**vars(found)}, draft))
-        return TargetValues(**load_file(path))
+            took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+            atomic_write(path, lambda draft: save_file({**vars(found), "seconds": took}, draft))
+            return found
+        kept = load_file(path)
+        self.saved += float(kept.pop("seconds"))
+        return TargetValues(**kept)
 
 
 def run(
-    lm: LanguageModel, method: str, batches: Sequence[Sequence[Fact]], text: str, directory: Path
+    lm: LanguageModel,
+    method: str,
+    batches: Sequence[Sequence[Fact]],
+    text: str,
+    directory: Path,
+    targets: SharedTargets,
 ) -> dict[str, Any]:
     """Edit and measure with one method, or read what was measured before; the model is as it was."""
     result = directory / f"{method}.json"
-    if result.exists():
-        return dict(json.loads(result.read_text("utf-8")))
     editor = Editor(lm, method=method)
+    about = _digest([[fact.to_dict() for fact in batch] for batch in batches], settings_of(editor.method), text)
+    if result.exists():
+        row = dict(json.loads(result.read_text("utf-8")))
+        if row["about"] != about:
+            raise ValueError(f"{result} was measured with other facts, settings or text; choose another --directory.")
+        return row
     session = Session(directory / method) if (directory / method).exists() else None
     session = session or Session.create(directory / method, editor, batches)
-    losses = directory / method / "losses.json"
+    notes = directory / method / "notes.json"
     with session.locked():
         session.attach(editor)
         while session.pending:
+            targets.saved = 0.0
             start = time.perf_counter()
             session.edit(editor)
-            known = json.loads(losses.read_text("utf-8")) if losses.exists() else {}
             last = editor.edits[-1].targets[editor.critical_layers[-1]]
-            write_json(losses, {**known, str(len(session.finished)): last.loss.tolist()})
+            note = {"loss": last.loss.tolist(), "saved": targets.saved}
+            write_json(notes, {**_read(notes), str(len(session.finished)): note})
             print(f"{method}: batch {len(session.finished)}, {time.perf_counter() - start:.0f} s", flush=True)
     facts = [fact for batch in batches for fact in batch]
     measured = verify(lm, None, facts, answers=False)
     summary = measured.summary()
     row = {
         "method": method,
+        "about": about,
         **{name: summary[name]["after"] for name in COLUMNS},
         "argmax": summary["strict"]["efficacy"]["after"],
         "perplexity": perplexity(lm, text),
-        "seconds": sum(sum(batch.seconds.values()) for batch in session.finished),
+        "seconds": sum(sum(batch.seconds.values()) for batch in session.finished)
+        + sum(note["saved"] for note in _read(notes).values()),
         "bytes": editor.patch.num_bytes,
-        "unlearned": _reasons(measured, session, json.loads(losses.read_text("utf-8"))),
+        "unlearned": _reasons(measured, session, _read(notes)),
         "settings": editor.patch.settings,
     }
     while editor.edits:
@@ -99,13 +119,21 @@ def run(
     return row
 
 
-def _reasons(measured: Verification, session: Session, losses: dict[str, list[float]]) -> dict[str, list[str]]:
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _read(notes: Path) -> dict[str, Any]:
+    return dict(json.loads(notes.read_text("utf-8"))) if notes.exists() else {}
+
+
+def _reasons(measured: Verification, session: Session, notes: dict[str, Any]) -> dict[str, list[str]]:
     """The facts that the model does not hold in the end, by reason."""
-    # A kill between a batch and this file loses the losses of that batch.
+    # A kill between a batch and its note loses the losses of that batch.
     flat = [
         loss
         for number, batch in enumerate(session.finished, start=1)
-        for loss in losses.get(str(number), [0.0] * batch.facts)
+        for loss in notes.get(str(number), {"loss": [0.0] * batch.facts})["loss"]
     ]
     held = [learned for batch in session.finished for learned in batch.learned]
     reasons: dict[str, list[str]] = {"no value found": [], "found, not written": [], "written, forgotten": []}
@@ -148,7 +176,8 @@ def main() -> None:
     text = options.text.read_text("utf-8") if options.text else held_out_text()
     options.directory.mkdir(parents=True, exist_ok=True)
     lm = load_language_model(options.model)
-    editor_module.optimize_values = SharedTargets(options.directory / "targets")
+    targets = SharedTargets(options.directory / "targets")
+    editor_module.optimize_values = targets
 
     before = options.directory / "unedited.json"
     if not before.exists():
@@ -158,7 +187,7 @@ def main() -> None:
         rest = {"perplexity": perplexity(lm, text), "seconds": 0.0, "unlearned": {}}
         write_json(before, {"method": "unedited", **numbers, "argmax": argmax, **rest})
     unedited = json.loads(before.read_text("utf-8"))
-    rows = [run(lm, method, batches, text, options.directory) for method in options.methods]
+    rows = [run(lm, method, batches, text, options.directory, targets) for method in options.methods]
     print(table(rows, unedited))
     for row in rows:
         for reason, missing in row["unlearned"].items():
