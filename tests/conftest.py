@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Products of tiny matrices take longer on two threads than on one, and in other bits. From the start, since fixtures that
+# serve several tests are made before the one below.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
@@ -15,8 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    # Products of tiny matrices take longer on two threads than on one.
-    torch.set_num_threads((os.cpu_count() or 1) if request.node.get_closest_marker("slow") else 1)
+    if request.node.get_closest_marker("slow"):
+        torch.set_num_threads(os.cpu_count() or 1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
