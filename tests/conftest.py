@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# What a command shows must not depend on the terminal, nor on whether there is one.
+os.environ["COLUMNS"] = "120"
 # Products of tiny matrices take longer on two threads than on one, and come out in other bits. From the start, since
 # fixtures that serve several tests are made before the one below.
 torch.set_num_threads(1)

@@ -49,7 +49,7 @@ def test_lora_writes_what_peft_loads(run: Run, patch: Path, model_directory: Pat
     with torch.inference_mode():
         torch.testing.assert_close(adapted(tokens).logits, edited(tokens).logits, rtol=0, atol=1e-5)
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(model_directory)
+    assert config["base_model_name_or_path"] is None  # a directory of this machine is nobody else's business
 
 
 def test_lora_without_a_low_rank_asks_for_one_and_tells_the_error(run: Run, rect: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def log(
     about = opened.about
     render.say(f"{about['method']} on {about['model']}, begun {about['created']}", "bold")
     table = render.table("batch", "finished", "facts", "learned", "seconds", "patch")
+    table.columns[-1].no_wrap = True
     for number, batch in enumerate(opened.finished, start=1):
         learned = f"{sum(batch.learned)}/{batch.facts}" if batch.learned else "not asked"
         table.add_row(

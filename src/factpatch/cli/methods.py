@@ -24,6 +24,7 @@ def methods(
     from factpatch.settings import STRATEGIES
 
     made = render.table("method", *STRATEGIES, "source")
+    made.columns[0].no_wrap = True
     for method in METHODS.values():
         strategies = [type(getattr(method, part)).__name__ for part in STRATEGIES]
         made.add_row(method.name, *strategies, method.source)
