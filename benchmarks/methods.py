@@ -18,54 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from shared_targets import SharedTargets
 
 import factpatch.editor as editor_module
 from factpatch import METHODS, Editor, Fact, load_facts, verify
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification
-from factpatch.files import atomic_write, write_json
+from factpatch.files import write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
-from factpatch.model.weights import content_hash
 from factpatch.session import Session
 from factpatch.settings import settings_of
-from factpatch.values.optimize import TargetValues, optimize_values
 
 COLUMNS = ("efficacy", "generalization", "specificity", "score")
 # A value whose loss ended above this, in nats, was not found: its new object is less probable than 1/e.
 FOUND = 1.0
-
-
-class SharedTargets:
-    """Value optimization that remembers on disk: the outcome depends on weights, facts, contexts and settings."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.saved = 0.0
-        """Seconds that optimizations took which were read from disk instead."""
-        directory.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, lm: Any, facts: Any, layer: int, target: Any, contexts: Any, progress: Any) -> TargetValues:
-        weights = [content_hash(lm.weight(index)) for index in range(lm.num_layers)]
-        about = [
-            weights,
-            [fact.to_dict() for fact in facts],
-            layer,
-            repr(target),
-            list(contexts),
-            torch.get_num_threads(),
-        ]
-        path = self.directory / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.safetensors"
-        if not path.exists():
-            start = time.perf_counter()
-            found = optimize_values(lm, facts, layer, target, contexts, progress)
-            took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
-            atomic_write(path, lambda draft: save_file({**vars(found), "seconds": took}, draft))
-            return found
-        kept = load_file(path)
-        self.saved += float(kept.pop("seconds"))
-        return TargetValues(**kept)
 
 
 def run(

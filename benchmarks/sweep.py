@@ -11,31 +11,18 @@ are optimized once.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from shared_targets import SharedTargets
 
 import factpatch.editor as editor_module
 from factpatch import Editor, load_facts, verify
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.model.loading import load_language_model
-from factpatch.model.weights import content_hash
 from factpatch.settings import parse_assignments
-from factpatch.values.optimize import TargetValues, optimize_values
-
-
-class SharedTargets:
-    """Value optimization that remembers: the outcome depends on the weights, the facts and the target's settings."""
-
-    def __init__(self) -> None:
-        self.known: dict[Any, TargetValues] = {}
-
-    def __call__(self, lm: Any, facts: Any, layer: int, target: Any, contexts: Any, progress: Any) -> TargetValues:
-        weights = tuple(content_hash(lm.weight(index)) for index in range(lm.num_layers))
-        key = (weights, tuple(fact.key for fact in facts), layer, target, tuple(contexts))
-        if key not in self.known:
-            self.known[key] = optimize_values(lm, facts, layer, target, contexts, progress)
-        return self.known[key]
 
 
 def main() -> None:
@@ -52,7 +39,8 @@ def main() -> None:
     facts = load_facts(options.facts, options.skip + options.limit)[options.skip :]
     text = options.text.read_text("utf-8") if options.text else held_out_text()
     lm = load_language_model(options.model)
-    editor_module.optimize_values = SharedTargets()
+    folder = tempfile.TemporaryDirectory()
+    editor_module.optimize_values = SharedTargets(Path(folder.name))
 
     def measure() -> tuple[dict[str, Any], float]:
         return verify(lm, None, facts, answers=False).summary(), perplexity(lm, text)

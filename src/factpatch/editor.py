@@ -20,12 +20,12 @@ from factpatch.model.language_model import LanguageModel, editable_weights
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
 from factpatch.model_card import model_card
-from factpatch.patch import Batch, Patch, write_shift
+from factpatch.patch import Batch, Patch, total_shifts, write_shift
 from factpatch.presets import choose, preset_for
 from factpatch.progress import bar, timed
 from factpatch.second_moment import TOKENS_PER_DIMENSION, Corpus, SecondMoment, corpus_from
-from factpatch.settings import settings_of, with_settings
-from factpatch.shift import Shift, smaller, total
+from factpatch.settings import difference, settings_of, with_settings
+from factpatch.shift import Shift, smaller
 from factpatch.strategies.least_squares import Memory
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.spread import Step
@@ -255,11 +255,7 @@ class Editor:
         read_out = None
         if edits and self.method.regularizer.acts is Acts.SESSION:
             full = snapshot(weights)
-            shifts = {
-                layer: total([batch.shifts[layer] for batch in _batches(edits) if layer in batch.shifts])
-                for layer in weights
-            }
-            kept = self._regularized(Acts.SESSION, shifts, base)
+            kept = self._regularized(Acts.SESSION, total_shifts(_batches(edits)), base)
             restore(weights, base)
             self._write(weights, kept)
             read_out = self._describe(
@@ -337,24 +333,21 @@ class Editor:
             )
         mine, its = ({"written_dtype": str(dtype)} for dtype in (self._written_dtype, patch.written_dtype))
         mine, its = {**mine, **self.settings}, {**its, **patch.settings}
-        differing = [name for name in sorted(mine.keys() | its.keys()) if mine.get(name) != its.get(name)]
-        if differing:
-            raise ValueError(
-                f"replay: the patch was made with other settings: {', '.join(differing)}; "
-                f"{differing[0]} is {its.get(differing[0])!r} there and {mine.get(differing[0])!r} here."
-            )
+        differing = difference(its, mine)
+        if differing is not None:
+            raise ValueError(f"replay: the patch was made with other settings: {differing}.")
         layers = patch.layers
         weights = self.lm.weights(layers)
         edits = list(self.edits)
         with self._unchanged_on_failure(weights) as shown:
             restore(weights, self._full)
-            for batch in patch.batches:
-                differing = list(map(str, changed_layers(weights, batch.before, batch.before)))
-                if differing:
-                    raise ValueError(
-                        f"replay: the patch was made for other weights than the model has in layers "
-                        f"{', '.join(differing)}; load the model that was edited."
-                    )
+            changed = changed_layers(weights, patch.states()[0], layers)
+            if changed:
+                raise ValueError(
+                    f"replay: the patch was made for other weights than the model has in layers "
+                    f"{', '.join(map(str, changed))}; load the model that was edited."
+                )
+            for batch in patch.batches:  # each begins where the one before it ended: a patch sees to that
                 self._write(weights, batch.shifts)
                 if changed_layers(weights, batch.after, batch.after):
                     raise RuntimeError(

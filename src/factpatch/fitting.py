@@ -125,16 +125,15 @@ def check_state(patch: Patch, weights: Mapping[int, Tensor], model: Any, wanted:
     )
 
 
-def base_weights(patch: Patch, model: Any, base: Any, same: bool = True) -> dict[int, Tensor]:
+def base_weights(patch: Patch, model: Any, base: Any) -> dict[int, Tensor]:
     """The weights of the patch's layers in a model or a directory, in the patch's dtype.
 
     Args:
         model: A transformers model or a `LanguageModel` that says how the weights of a directory are stored; a model
             given as `base` says it itself.
-        same: Whether they must be those that the patch was made for.
 
     Raises:
-        PatchMismatchError: They are not, or the architecture differs.
+        PatchMismatchError: They are not those that the patch was made for, or the architecture differs.
         FileNotFoundError: `base` is a path without safetensors in it.
     """
     if isinstance(base, (str, Path)):
@@ -147,7 +146,7 @@ def base_weights(patch: Patch, model: Any, base: Any, same: bool = True) -> dict
         found = editable_weights(base, patch.layers)
     # As loading a saved model in the patch's dtype does.
     weights = {layer: weight.to(patch.weight_dtype) for layer, weight in found.items()}
-    differing = changed_layers(weights, patch.states()[0], patch.layers) if same else []
+    differing = changed_layers(weights, patch.states()[0], patch.layers)
     if differing:
         raise PatchMismatchError(
             f"base={name}: the weights of {layer_list(differing)} are not those that the patch was made for"

@@ -6,7 +6,7 @@ import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,10 +16,8 @@ from factpatch.files import atomic_directory
 from factpatch.model.architectures import architecture_of
 from factpatch.model.language_model import projection_name
 from factpatch.model_card import hub_id
-from factpatch.shift import decomposed, total
-
-if TYPE_CHECKING:
-    from factpatch.patch import Patch
+from factpatch.patch import Patch, total_shifts
+from factpatch.shift import decomposed
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,7 @@ def write_lora(patch: Patch, directory: str | Path, rank: int | None = None) -> 
         raise ValueError(f"rank={rank}: must be at least 1.")
     lora_config = _config_class()
     architecture = architecture_of(SimpleNamespace(**patch.config))
-    parts = {layer: decomposed(_total_shift(patch, layer)) for layer in patch.layers}
+    parts = {layer: decomposed(shift) for layer, shift in total_shifts(patch.batches).items()}
     eps = torch.finfo(patch.written_dtype).eps
     needed = {layer: _numeric_rank(singular, eps) for layer, (_, singular, _) in parts.items()}
     if rank is None:
@@ -103,10 +101,6 @@ def _config_class() -> Any:
     except ImportError:
         raise ImportError("adapters are written with the `peft` package; pip install 'factpatch[lora]'.") from None
     return LoraConfig
-
-
-def _total_shift(patch: Patch, layer: int) -> Any:
-    return total([batch.shifts[layer] for batch in patch.batches if layer in batch.shifts])
 
 
 def _numeric_rank(singular: Tensor, eps: float) -> int:

@@ -322,10 +322,7 @@ class Patch:
         layers = sorted(base)
         batch = Batch(
             facts=tuple(fact for batch in batches for fact in batch.facts),
-            shifts={
-                layer: _stored(total([batch.shifts[layer] for batch in batches if layer in batch.shifts]), batches)
-                for layer in layers
-            },
+            shifts={layer: _stored(shift, batches) for layer, shift in total_shifts(batches).items()},
             before={layer: base[layer] for layer in layers},
             after={},
             edits=tuple(count for batch in batches for count in batch.edits),
@@ -530,6 +527,12 @@ def _check_same_model(first: Patch, patch: Patch, index: int) -> None:
             f"patches[{index}] was made for another model than patches[0]: the configs differ in "
             f"{', '.join(differing)}."
         )
+
+
+def total_shifts(batches: Sequence[Batch]) -> dict[int, Shift]:
+    """The sum of all shifts, by layer in ascending order; see `factpatch.shift.total`."""
+    layers = sorted({layer for batch in batches for layer in batch.shifts})
+    return {layer: total([batch.shifts[layer] for batch in batches if layer in batch.shifts]) for layer in layers}
 
 
 def asked_in_chat(settings: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from factpatch.files import append, atomic_directory, file_digest, plain, remove
 from factpatch.model.weights import content_hash
 from factpatch.patch import Patch
 from factpatch.patch_file import PatchFileError, describe
+from factpatch.settings import difference
 from factpatch.strategies.regularizer import Acts
 
 logger = logging.getLogger(__name__)
@@ -256,7 +257,6 @@ class Session:
 
         Raises:
             SessionError: The editor has edited, or its model or its settings are not the session's.
-            ValueError: The patches were made with another second moment or other contexts than the editor has.
             RuntimeError: This machine writes other bits than the one that edited.
         """
         if editor.edits:
@@ -269,14 +269,9 @@ class Session:
                 f"other critical layers or other weights there: {', '.join(layers)}. Load the model that the session "
                 "began with."
             )
-        wanted, has = self.about["settings"], _settings(editor)
-        differing = [name for name in sorted(wanted.keys() | has.keys()) if wanted.get(name) != has.get(name)]
-        if differing:
-            name = differing[0]
-            raise SessionError(
-                f"{self.directory}: the session was begun with other settings: {', '.join(differing)}; {name} is "
-                f"{wanted.get(name)!r} there and {has.get(name)!r} here."
-            )
+        differing = difference(self.about["settings"], _settings(editor))
+        if differing is not None:
+            raise SessionError(f"{self.directory}: the session was begun with other settings: {differing}.")
         if self.finished:
             editor.replay(Patch.join(list(self.patches())))  # as one, so that it is all written or nothing
 

@@ -79,3 +79,12 @@ def settings_of(method: Method) -> dict[str, Any]:
             for part in STRATEGIES
         },
     }
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Name the settings that differ, and show the first; None if all are the same."""
+    names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    if not names:
+        return None
+    first = names[0]
+    return f"{', '.join(names)}; {first} is {there.get(first)!r} there and {here.get(first)!r} here"

@@ -74,7 +74,6 @@ def facts_file(tmp_path: Path) -> Path:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command in an empty cache; returns the result, whose `output` holds stdout and stderr."""
     monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "100")
 
     def invoke(*arguments: object) -> Any:
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -89,3 +88,12 @@ def edit_arguments(model_directory: Path, facts_file: Path, corpus: Path) -> lis
         "edit", model_directory, "--facts", facts_file, "--layers", "1,2", "--set", "target.steps=5",
         "--corpus", corpus, "--batch-size", "2",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
+    """Two batches, of two facts and one."""
+    path = tmp_path / "p.safetensors"
+    result = run(*edit_arguments, "--out", path, "--no-verify")
+    assert result.exit_code == 0, result.output
+    return path

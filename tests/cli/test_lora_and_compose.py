@@ -15,15 +15,6 @@ from factpatch.patch import Patch
 
 
 @pytest.fixture
-def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
-    """Two batches, of two facts and one."""
-    path = tmp_path / "p.safetensors"
-    result = run(*edit_arguments, "--out", path, "--no-verify")
-    assert result.exit_code == 0, result.output
-    return path
-
-
-@pytest.fixture
 def rect(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
     """A patch without a low rank."""
     path = tmp_path / "rect.safetensors"

@@ -34,14 +34,6 @@ COMMANDS = (
 )
 
 
-@pytest.fixture
-def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
-    path = tmp_path / "p.safetensors"
-    result = run(*edit_arguments, "--out", path, "--no-verify")
-    assert result.exit_code == 0, result.output
-    return path
-
-
 def same_weights(first: Path, second: Path) -> bool:
     one, other = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (first, second))
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

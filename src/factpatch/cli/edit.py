@@ -21,22 +21,8 @@ if TYPE_CHECKING:
 
 def edit(
     ctx: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="An embedded model (see `factpatch models`), a directory, or an id of the Hugging Face Hub.",
-            show_default=False,
-        ),
-    ] = None,
-    facts: Annotated[
-        Path | None,
-        typer.Option(
-            "--facts",
-            metavar="FILE",
-            help="Facts as .json, .jsonl or .csv; the CounterFact and zsRE formats are recognized.",
-        ),
-    ] = None,
+    model: options.OptionalModel = None,
+    facts: options.OptionalFacts = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="PATCH", help="Where to write the patch. Only a session can do without."),

@@ -7,29 +7,27 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="An embedded model (see `factpatch models`), a directory, or an id of the Hugging Face Hub.",
-        show_default=False,
-    ),
-]
+_MODEL = typer.Argument(
+    metavar="MODEL",
+    help="An embedded model (see `factpatch models`), a directory, or an id of the Hugging Face Hub.",
+    show_default=False,
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
 PatchFile = Annotated[
     Path,
     typer.Argument(
         metavar="PATCH", help="A patch that `factpatch edit` wrote, or the directory of a session.", show_default=False
     ),
 ]
-Facts = Annotated[
-    Path,
-    typer.Option(
-        "--facts",
-        metavar="FILE",
-        help="Facts as .json, .jsonl or .csv; the CounterFact and zsRE formats are recognized.",
-        show_default=False,
-    ),
-]
+_FACTS = typer.Option(
+    "--facts",
+    metavar="FILE",
+    help="Facts as .json, .jsonl or .csv; the CounterFact and zsRE formats are recognized.",
+    show_default=False,
+)
+Facts = Annotated[Path, _FACTS]
+OptionalFacts = Annotated[Path | None, _FACTS]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N facts.")]
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write a report as JSON.")]
 OutDirectory = Annotated[

@@ -13,7 +13,7 @@ import torch
 
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.packed import Packing, Pool, Tree, packed_attention, run_packed, tree_batches
+from factpatch.model.packed import Tree, packed_attention, run_tree, tree_batches
 
 Progress = Callable[[int], None]
 """Called with the number of requests that have been finished since the last call."""
@@ -133,7 +133,7 @@ def _score_batch(lm: LanguageModel, rows: Sequence[tuple[int, ...]], texts: Mapp
     position = torch.tensor([number[place] for place in places])
     label = torch.tensor(labels)
 
-    hidden, _ = run_packed(lm, Packing(tree.rows, lm.dtype, lm.device), Pool(), ids=torch.tensor(tree.ids))
+    hidden = run_tree(lm, tree)
     hidden = hidden[torch.tensor(read, device=hidden.device)]
     log_probability = torch.empty(len(labels), dtype=torch.float64)
     matched = torch.empty(len(labels), dtype=torch.bool)

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from factpatch.model.batching import TOKEN_BUDGET
 from factpatch.model.hooks import starting_after
 from factpatch.model.language_model import LanguageModel
 
 _NAME = "factpatch-packed"
-TOKEN_BUDGET = 4096
-"""Tokens that run side by side where nothing is kept for a backward pass."""
 
 
 @dataclass
@@ -237,6 +236,11 @@ def _no_interface(lm: LanguageModel) -> str:
         "by side would see each other. Register its row with attends=, the name of the attention module's method that "
         "takes query, key, value and mask."
     )
+
+
+def run_tree(lm: LanguageModel, tree: Tree) -> Tensor:
+    """(tokens, d_value): the last hidden states of a tree's tokens. Call it inside `packed_attention`."""
+    return run_packed(lm, Packing(tree.rows, lm.dtype, lm.device), Pool(), ids=torch.tensor(tree.ids))[0]
 
 
 @contextmanager

@@ -147,17 +147,15 @@ def freeze(
         found = [
             _own_tokens(lm, batch, start, shared, begins) for batch in micro_batches(rows, tokens * _WITHOUT_GRADIENT)
         ]
-    # Tensors made in inference mode cannot take part in a later backward pass; clones can.
+    # Out of inference mode, joining makes tensors that can take part in a backward pass.
     pool = shared.behind(start).with_more([own.pool for own in found])
-    pool = Pool(*({layer: part.clone() for layer, part in side.items()} for side in (pool.keys, pool.values)))
     offset = shared.tokens
-    prepared: list[tuple[Row, PackedRow, Tensor]] = []
+    by_row: dict[int, tuple[PackedRow, Tensor]] = {}
     for own in found:
         for row, places, hidden in zip(own.rows, own.places, own.hidden, strict=True):
             prefix = (*begins[row.context], *(offset + place for place in places))
-            prepared.append((row, PackedRow(row.suffix, prefix), hidden.clone()))
+            by_row[id(row)] = PackedRow(row.suffix, prefix), hidden
         offset += own.pool.tokens
-    by_row = {id(row): (packed, hidden) for row, packed, hidden in prepared}
     return [_micro_batch(lm, start, batch, pool, by_row, device) for batch in micro_batches(rows, tokens)]
 
 
@@ -242,20 +240,17 @@ def _own_tokens(
         run_packed(lm, packing, shared, ids=ids)
     outputs = torch.split(found[0].reshape(packing.tokens, -1), [row.tokens for row in packed])
     before = [row.subject - len(prefix) for row, prefix in zip(rows, prefixes, strict=True)]
-    places, end = [], 0
-    for length in before:
-        places.append(range(end, end + length))
-        end += length
     hidden = [output[length:] for output, length in zip(outputs, before, strict=True)]
-    if end == 0:
-        return _Own(rows, Pool(), places, hidden)
+    places = [range(0)] * len(rows)
     # Neighbors of equal length run together.
     order = sorted((index for index, length in enumerate(before) if length), key=lambda index: before[index])
-    at = 0
+    if not order:
+        return _Own(rows, Pool(), places, hidden)
+    end = 0
     for index in order:
-        places[index] = range(at, at + before[index])
-        at += before[index]
+        places[index] = range(end, end + before[index])
+        end = places[index].stop
     packing = Packing([PackedRow(before[index], prefixes[index]) for index in order], lm.dtype, lm.device)
     heads = torch.cat([outputs[index][: before[index]] for index in order])
     _, pool = run_packed(lm, packing, shared.behind(start), hidden=heads, start=start, collect=True)
-    return _Own(rows, pool.behind(start), places, hidden)
+    return _Own(rows, pool, places, hidden)

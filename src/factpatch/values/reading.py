@@ -11,7 +11,7 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.packed import Packing, Pool, Tree, packed_attention, run_packed, tree_batches
+from factpatch.model.packed import Tree, packed_attention, run_tree, tree_batches
 from factpatch.model.tokens import locate
 from factpatch.values.contexts import fill
 
@@ -47,12 +47,11 @@ def _read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, sit
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
         for batch in tree_batches(texts):
             tree = Tree(batch)
-            packing = Packing(tree.rows, lm.dtype, lm.device)
             wanted = {side: {0: module}}
             with captured(**wanted, stop_after=lm.block(layer)) as read:
-                run_packed(lm, packing, Pool(), ids=torch.tensor(tree.ids))
+                run_tree(lm, tree)
             # A row of its own keeps nothing of the whole pass alive.
-            activation = read[0].reshape(packing.tokens, -1)
+            activation = read[0].reshape(len(tree.ids), -1)
             found.update({text: activation[tree.places[text][-1]].to(lm.work_dtype, copy=True) for text in batch})
     return torch.stack([found[text] for text in texts]).clone()
 
