@@ -73,6 +73,8 @@ def test_a_fact_cannot_be_changed() -> None:
         ({"target_true": "  "}, "target_true='  ' is blank"),
         ({"id": " "}, "id=' ' is blank"),
         ({"paraphrases": ["fine", " "]}, r"paraphrases\[1\]=' ' is blank"),
+        ({"generation_prompts": [""]}, r"generation_prompts\[0\]='' is blank"),
+        ({"relation_id": " "}, "relation_id=' ' is blank"),
     ],
 )
 def test_a_bad_text_is_refused_by_name_and_value(changes: dict[str, Any], message: str) -> None:
@@ -94,6 +96,8 @@ def test_a_bad_text_is_refused_by_name_and_value(changes: dict[str, Any], messag
             "paraphrases='Peru is run from' is of type str; it must be a list or tuple",
         ),
         ({"paraphrases": [2]}, r"paraphrases\[0\]=2 is of type int"),
+        ({"generation_prompts": "Peru is"}, "generation_prompts='Peru is' is of type str; it must be a list or tuple"),
+        ({"target_new_id": 585}, "target_new_id=585 is of type int"),
         ({"neighbors": "x"}, "neighbors='x' is of type str; it must be a list or tuple"),
         ({"neighbors": ["x"]}, r"neighbors\[0\]='x' is of type str; each one must be a Neighbor"),
     ],
@@ -119,7 +123,16 @@ def test_key_ignores_everything_but_the_question() -> None:
 
 
 def test_from_dict_reads_back_what_to_dict_wrote() -> None:
-    full = fact(target_true="Lima", id="7", paraphrases=("Peru is run from",), neighbors=(Neighbor("a", "b"),))
+    full = fact(
+        target_true="Lima",
+        id="7",
+        paraphrases=("Peru is run from",),
+        neighbors=(Neighbor("a", "b"),),
+        generation_prompts=("Peru is", "Peru is"),
+        relation_id="P36",
+        target_new_id="Q585",
+    )
+    assert full.to_dict().keys() == {field.name for field in dataclasses.fields(full)}
     for one in (fact(), full):
         assert Fact.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     assert Neighbor.from_dict(Neighbor("a", "b").to_dict()) == Neighbor("a", "b")
@@ -130,7 +143,8 @@ def test_to_dict_omits_empty_fields() -> None:
 
 
 def test_from_dict_takes_none_for_an_absent_optional_field() -> None:
-    nothing = {"target_true": None, "id": None, "paraphrases": None, "neighbors": None}
+    nothing = {field.name: None for field in dataclasses.fields(Fact) if field.default is not dataclasses.MISSING}
+    assert {"target_true", "paraphrases", "relation_id"} < nothing.keys()
     assert Fact.from_dict({**fact().to_dict(), **nothing}) == fact()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from factpatch.suggestions import suggestion
@@ -14,7 +14,7 @@ _SLOT = "{}"
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A complete prompt about another subject, whose answer must not move when a fact is edited.
+    """A complete prompt about something else, mostly another subject, whose answer must not move in an edit.
 
     Attributes:
         prompt: The question as a text that ends right before its answer. It has no slot to fill.
@@ -62,7 +62,11 @@ class Fact:
         target_true: The answer before the edit. None where it is not known, as in zsRE.
         id: A name for the fact in reports and messages; a number is turned into text.
         paraphrases: Complete prompts that ask the same question in other words. Lists are accepted.
-        neighbors: Prompts about other subjects, which must keep their answers. Lists are accepted.
+        neighbors: Prompts about something else, which must keep their answers. Lists are accepted.
+        generation_prompts: Complete prompts about the subject, from which texts are generated to judge their fluency
+            and consistency. A prompt may occur several times, for as many texts. Lists are accepted.
+        relation_id: What the fact says of its subject, as a Wikidata property: P103 is the native language.
+        target_new_id: The new answer as a Wikidata item. With `relation_id`, it finds the reference texts.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -76,18 +80,24 @@ class Fact:
     id: str | None = None
     paraphrases: tuple[str, ...] = ()
     neighbors: tuple[Neighbor, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    relation_id: str | None = None
+    target_new_id: str | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         object.__setattr__(self, "subject", _check_text("subject", self.subject).strip())
         object.__setattr__(self, "target_new", _check_text("target_new", self.target_new).strip())
-        if self.target_true is not None:
-            object.__setattr__(self, "target_true", _check_text("target_true", self.target_true).strip())
+        for name in ("target_true", "relation_id", "target_new_id"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _check_text(name, value).strip())
         object.__setattr__(self, "id", _check_id(self.id))
-        paraphrases = _check_items("paraphrases", self.paraphrases, "strings")
-        for i, paraphrase in enumerate(paraphrases):
-            _check_text(f"paraphrases[{i}]", paraphrase)
-        object.__setattr__(self, "paraphrases", paraphrases)
+        for name in ("paraphrases", "generation_prompts"):
+            prompts = _check_items(name, getattr(self, name), "strings")
+            for i, prompt in enumerate(prompts):
+                _check_text(f"{name}[{i}]", prompt)
+            object.__setattr__(self, name, prompts)
         neighbors = _check_items("neighbors", self.neighbors, "Neighbor objects")
         for i, neighbor in enumerate(neighbors):
             if not isinstance(neighbor, Neighbor):
@@ -111,13 +121,10 @@ class Fact:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fact as a JSON-able record that `from_dict` reads back, without its empty fields."""
-        record: dict[str, Any] = {"prompt": self.prompt, "subject": self.subject, "target_new": self.target_new}
-        if self.target_true is not None:
-            record["target_true"] = self.target_true
-        if self.id is not None:
-            record["id"] = self.id
-        if self.paraphrases:
-            record["paraphrases"] = list(self.paraphrases)
+        record = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
+        for name in ("paraphrases", "generation_prompts"):
+            if name in record:
+                record[name] = list(record[name])
         if self.neighbors:
             record["neighbors"] = [neighbor.to_dict() for neighbor in self.neighbors]
         return record
@@ -132,9 +139,10 @@ class Fact:
         """
         _check_fields(cls, record, required=("prompt", "subject", "target_new"))
         given = dict(record)
-        for name in ("target_true", "id", "paraphrases", "neighbors"):
-            if given.get(name) is None:
-                given.pop(name, None)
+        for field in fields(cls):
+            # Not those without a default, so that a required one which is None is refused as such.
+            if field.default is not MISSING and given.get(field.name) is None:
+                given.pop(field.name, None)
         if "neighbors" in given:
             items = _check_items("neighbors", given["neighbors"], "objects with prompt and target_true")
             given["neighbors"] = tuple(_neighbor_at(i, item) for i, item in enumerate(items))
