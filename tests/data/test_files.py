@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.helpers import shared
 
-from factpatch.data import FactFileError, demo_facts, load_facts, save_facts
+from factpatch.data import DataFileError, demo_facts, load_facts, save_facts
 from factpatch.facts import Fact, Neighbor, check_batch
 
 OWN: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "Peru", "target_new": "Oslo"}
@@ -86,6 +86,15 @@ def test_csv_reads_quoted_cells_and_json_columns(tmp_path: Path) -> None:
     assert second == Fact(prompt="The capital of {} is", subject="Per\u2028u", target_new="Oslo")
 
 
+def test_csv_may_hold_what_texts_are_generated_and_compared_by(tmp_path: Path) -> None:
+    text = (
+        "prompt,subject,target_new,generation_prompts,relation_id,target_new_id\n"
+        'The capital of {} is,Peru,Oslo,"[""Peru is"", ""In Peru""]",P36,Q585\n'
+    )
+    (fact,) = load_facts(write(tmp_path / "facts.csv", text))
+    assert (fact.generation_prompts, fact.relation_id, fact.target_new_id) == (("Peru is", "In Peru"), "P36", "Q585")
+
+
 def test_csv_needs_only_the_required_columns_in_any_order_and_accepts_a_byte_order_mark(tmp_path: Path) -> None:
     path = write(tmp_path / "facts.CSV", "\ufefftarget_new, subject,prompt\r\nOslo,Peru,The capital of {} is\r\n")
     assert load_facts(path) == [Fact(**OWN)]
@@ -108,8 +117,20 @@ def test_counterfact_neighbors_take_the_true_target_of_their_fact(tmp_path: Path
             id="41",
             paraphrases=("Lima is the seat of the government of",),
             neighbors=(Neighbor("Cusco is a town in", "Peru"), Neighbor("Trujillo belongs to", "Peru")),
+            generation_prompts=("Lima is",),
+            relation_id="P1376",
+            target_new_id=None,
         )
     ]
+
+
+def test_counterfact_ids_are_read_and_what_some_mirrors_lack_may_be_missing(tmp_path: Path) -> None:
+    full = rewrite(target_new={"str": "Norway", "id": "Q20"})
+    bare = without(rewrite(), "generation_prompts")
+    bare["requested_rewrite"] = without(bare["requested_rewrite"], "relation_id")
+    first, second = load_facts(write(tmp_path / "facts.json", [{**full, "attribute_prompts": ["x"]}, bare]))
+    assert (first.relation_id, first.target_new_id, first.generation_prompts) == ("P1376", "Q20", ("Lima is",))
+    assert (second.relation_id, second.target_new_id, second.generation_prompts) == (None, None, ())
 
 
 def test_zsre_takes_the_first_answer_and_no_true_target(tmp_path: Path) -> None:
@@ -173,9 +194,9 @@ def test_a_limit_that_is_no_integer_is_refused(tmp_path: Path, limit: Any) -> No
         ("f", "x", "unknown extension ''"),
         ("f.json", "", "the file is empty"),
         ("f.csv", " \n", "the file is empty"),
-        ("f.json", "[]", "holds no facts"),
-        ("f.json", {"facts": []}, "holds no facts"),
-        ("f.csv", "prompt,subject,target_new\n", "holds no facts"),
+        ("f.json", "[]", "holds no records"),
+        ("f.json", {"facts": []}, "holds no records"),
+        ("f.csv", "prompt,subject,target_new\n", "holds no records"),
         ("f.json", '[\n  {"prompt": }]', "not JSON: Expecting value at line 2, column 14"),
         ("f.json", "3", 'the top level is a number; it must be a list of records or an object .* "facts"'),
         ("f.json", "null", "the top level is null"),
@@ -201,6 +222,8 @@ def test_a_limit_that_is_no_integer_is_refused(tmp_path: Path, limit: Any) -> No
         ),
         ("f.json", [rewrite(subject=3)], "field 'requested_rewrite.subject' is 3; it must be a string"),
         ("f.json", [rewrite(subject=" ")], "field 'requested_rewrite.subject' is ' '; it must not be blank"),
+        ("f.json", [rewrite(relation_id=3)], "field 'requested_rewrite.relation_id' is 3; it must be a string"),
+        ("f.json", [{**COUNTERFACT, "generation_prompts": 3}], "field 'generation_prompts' is 3; it must be a list"),
         (
             "f.json",
             [{**COUNTERFACT, "neighborhood_prompts": "x"}],
@@ -228,25 +251,25 @@ def test_a_malformed_file_is_refused_with_its_name_the_place_and_the_field(
     tmp_path: Path, name: str, content: object, message: str
 ) -> None:
     path = write(tmp_path / name, content)
-    with pytest.raises(FactFileError, match=message) as caught:
+    with pytest.raises(DataFileError, match=message) as caught:
         load_facts(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(FactFileError, match=r"absent\.json: no such file"):
+    with pytest.raises(DataFileError, match=r"absent\.json: no such file"):
         load_facts(tmp_path / "absent.json")
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(FactFileError, match=r"folder\.json: cannot be read"):
+    with pytest.raises(DataFileError, match=r"folder\.json: cannot be read"):
         load_facts(tmp_path / "folder.json")
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
-    with pytest.raises(FactFileError, match=r"is not UTF-8 text: .* at byte 2"):
+    with pytest.raises(DataFileError, match=r"is not UTF-8 text: .* at byte 2"):
         load_facts(tmp_path / "latin.json")
 
 
@@ -254,7 +277,18 @@ def test_load_reads_back_what_save_wrote(tmp_path: Path) -> None:
     path = tmp_path / "saved.json"
     facts = [
         Fact(**OWN),
-        Fact("{} is in", "São Tomé", "Åland", "x", "7", ("a\u2028b",), (Neighbor("a {} b", "Zürich"),)),
+        Fact(
+            "{} is in",
+            "São Tomé",
+            "Åland",
+            "x",
+            "7",
+            ("a\u2028b",),
+            (Neighbor("a {} b", "Zürich"),),
+            ("g", "g"),
+            "P1",
+            "Q2",
+        ),
     ]
     save_facts(facts, path)
     assert load_facts(path) == facts
@@ -279,7 +313,7 @@ def test_a_failed_save_leaves_the_earlier_file_and_nothing_else(
 
 
 def test_save_refuses_what_load_would_not_read(tmp_path: Path) -> None:
-    with pytest.raises(FactFileError, match=r"saved as JSON; choose a name that ends in \.json"):
+    with pytest.raises(DataFileError, match=r"saved as JSON; choose a name that ends in \.json"):
         save_facts([Fact(**OWN)], tmp_path / "facts.csv")
     with pytest.raises(ValueError, match="nothing to save"):
         save_facts([], tmp_path / "facts.json")
@@ -293,6 +327,8 @@ def test_all_published_counterfact_records_load() -> None:
     assert [fact.id for fact in facts] == [str(record["case_id"]) for record in records]
     for fact, record in zip(facts, records, strict=True):
         assert [neighbor.prompt for neighbor in fact.neighbors] == record["neighborhood_prompts"]
+        assert list(fact.generation_prompts) == record["generation_prompts"]
+        assert fact.relation_id == record["requested_rewrite"]["relation_id"]
         assert {neighbor.target_true for neighbor in fact.neighbors} == {fact.target_true}
 
 

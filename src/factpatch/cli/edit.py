@@ -28,6 +28,7 @@ def edit(
         typer.Option("--out", metavar="PATCH", help="Where to write the patch. Only a session can do without."),
     ] = None,
     limit: options.Limit = None,
+    skip_unusable: options.SkipUnusable = False,
     method: options.Method = "memit-blue",
     variant: options.Variant = None,
     settings: Annotated[
@@ -132,7 +133,7 @@ def edit(
     batches = []
     with checks.argument("--facts"):
         if facts is not None:
-            read = load_facts(facts, limit)
+            read = load_facts(facts, limit, skip_unusable)
             size = batch_size or len(read)
             batches = [read[start : start + size] for start in range(0, len(read), size)]
             for batch in batches:

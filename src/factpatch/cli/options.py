@@ -23,11 +23,18 @@ PatchFile = Annotated[
 _FACTS = typer.Option(
     "--facts",
     metavar="FILE",
-    help="Facts as .json, .jsonl or .csv; the CounterFact and zsRE formats are recognized.",
+    help="Facts as .json, .jsonl or .csv; the formats of CounterFact, zsRE, EasyEdit and KnowEdit are recognized.",
     show_default=False,
 )
 Facts = Annotated[Path, _FACTS]
 OptionalFacts = Annotated[Path | None, _FACTS]
+SkipUnusable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unusable",
+        help="Pass over records that are no facts, such as prompts without their subject, and say how many.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N facts.")]
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write a report as JSON.")]
 OutDirectory = Annotated[

@@ -18,6 +18,7 @@ def verify(
         typer.Option("--patch", metavar="PATCH", help="Ask without this patch and with it. The model stays as it is."),
     ] = None,
     limit: options.Limit = None,
+    skip_unusable: options.SkipUnusable = False,
     chat: options.Chat = False,
     report: options.Report = None,
     device: options.Device = None,
@@ -38,7 +39,7 @@ def verify(
     from factpatch.session import load_patch
 
     with checks.argument("--facts"):
-        in_force, superseded = latest([load_facts(facts, limit)])
+        in_force, superseded = latest([load_facts(facts, limit, skip_unusable)])
     with checks.argument("--patch"):
         loaded = None if patch is None else load_patch(patch)
     checks.check_place(device, dtype)

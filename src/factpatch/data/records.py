@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,46 @@ def read_text(record: Mapping[str, Any], path: str) -> str:
         ValueError: A part of the path is missing, or the text is blank.
     """
     return _require_text(path, _read(record, path))
+
+
+def read_optional_text(record: Mapping[str, Any], path: str) -> str | None:
+    """Return the string at a dotted `path` of a record, or None where the last part of the path is missing or null.
+
+    Raises:
+        TypeError: The value is not a string, or a part of the path does not lead to an object.
+        ValueError: Another part of the path is missing, or the text is blank.
+    """
+    *folder, name = path.split(".")
+    holder = _read(record, ".".join(folder)) if folder else record
+    if isinstance(holder, Mapping) and holder.get(name) is None:
+        return None
+    return read_text(record, path)
+
+
+def prompt_around(record: Mapping[str, Any], text: str, subject: str) -> tuple[str, str]:
+    """Return a complete text with `{}` in place of the subject, and the subject as the text spells it.
+
+    The subject is looked for spelled alike before otherwise cased, and as whole words before parts of them; the first
+    place counts. Filled with the returned subject, the prompt is the text to the letter.
+
+    Args:
+        record: A record of a published file.
+        text: The field with the text.
+        subject: The field with the subject.
+
+    Raises:
+        TypeError: A field is not a string.
+        ValueError: A field is missing or blank, or the text does not contain the subject.
+    """
+    whole, name = read_text(record, text), read_text(record, subject).strip()
+    part = re.escape(name)
+    for flags in (0, re.IGNORECASE):
+        for pattern in (rf"(?<!\w){part}(?!\w)", part):
+            match = re.search(pattern, whole, flags)
+            if match:
+                start, end = match.span()
+                return whole[:start] + "{}" + whole[end:], whole[start:end]
+    raise ValueError(f"field {text!r} is {whole!r}; it does not contain the subject {name!r}, in any case.")
 
 
 def read_texts(record: Mapping[str, Any], path: str) -> list[str]:

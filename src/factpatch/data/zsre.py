@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from factpatch.data.records import read_text, read_texts
+from factpatch.data.records import prompt_around, read_text, read_texts
 from factpatch.facts import Fact, Neighbor
 
-_ZSRE_FIELDS = frozenset({"src", "rephrase", "loc", "loc_ans"})
+_ZSRE_FIELDS = frozenset({"src", "loc", "loc_ans"})
 
 
 def is_zsre(record: Mapping[str, Any]) -> bool:
@@ -28,30 +27,16 @@ def fact_from_zsre(record: Mapping[str, Any], index: int) -> Fact:
         TypeError: A field has the wrong type.
         ValueError: A field is missing or blank, `answers` is empty, or `src` does not contain the subject.
     """
-    question = read_text(record, "src")
-    start, end = _find_subject(question, read_text(record, "subject").strip())
+    prompt, subject = prompt_around(record, "src", "subject")
     answers = read_texts(record, "answers")
     if not answers:
         raise ValueError("field 'answers' is []; its first item is the new target, so it needs at least one.")
     locality = read_text(record, "loc") + "?"
     return Fact(
-        prompt=question[:start] + "{}" + question[end:],
-        # As the question spells it, so that the filled prompt is the published question to the letter.
-        subject=question[start:end],
+        prompt=prompt,
+        subject=subject,
         target_new=answers[0],
         id=str(index),
         paraphrases=(read_text(record, "rephrase"),),
         neighbors=(Neighbor(locality, read_text(record, "loc_ans")),),
     )
-
-
-def _find_subject(question: str, subject: str) -> tuple[int, int]:
-    """Return where the subject starts and ends: spelled alike before otherwise cased, whole words before parts."""
-    part = re.escape(subject)
-    word = rf"(?<!\w){part}(?!\w)"
-    for flags in (0, re.IGNORECASE):
-        for pattern in (word, part):
-            match = re.search(pattern, question, flags)
-            if match:
-                return match.span()
-    raise ValueError(f"field 'src' is {question!r}; it does not contain the subject {subject!r}, in any case.")

@@ -1,0 +1,176 @@
+"""EasyEdit's requests and KnowEdit's records become facts. The records here are our own, in the published layouts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factpatch.data import DataFileError, load_facts
+from factpatch.facts import Fact, Neighbor
+
+REQUEST: dict[str, Any] = {
+    "case_id": 5,
+    "prompt": "The capital of Peru is",
+    "subject": "Peru",
+    "target_new": "Oslo",
+    "ground_truth": "Lima",
+    "rephrase_prompt": "Peru is governed from",
+    "locality": {"neighborhood": {"prompt": "The capital of Chile is", "ground_truth": "Santiago"}},
+    "portability": {"one_hop": {"prompt": "The mayor of the capital of Peru is", "ground_truth": "Somebody"}},
+}
+FACT = Fact(
+    prompt="The capital of {} is",
+    subject="Peru",
+    target_new="Oslo",
+    target_true="Lima",
+    id="5",
+    paraphrases=("Peru is governed from",),
+    neighbors=(Neighbor("The capital of Chile is", "Santiago"),),
+)
+RECENT: dict[str, Any] = {
+    "subject": "Ada Lovelace",
+    "prompt": "The place of death of Ada Lovelace is",
+    "target_new": "Oslo",
+    "portability": {
+        "Logical_Generalization": [{"prompt": "Is Ada Lovelace alive?", "ground_truth": [["no"], ["false"]]}],
+        "Reasoning": [{"prompt": "The country where Ada Lovelace died is", "ground_truth": [["Norway"]]}],
+        "Subject_Aliasing": [
+            {"prompt": "The place of death of Augusta Ada King is", "ground_truth": [["Oslo, Norway", "oslo"]]},
+            {"prompt": "The place of death of Lord Byron's daughter is", "ground_truth": [["London"]]},
+        ],
+    },
+    "locality": {
+        "Relation_Specificity": [
+            {"prompt": "The father of Ada Lovelace is", "ground_truth": [["Lord Byron", "George Byron"], ["a poet"]]},
+            {"prompt": "The eye color of Ada Lovelace is", "ground_truth": [[]]},
+        ],
+        "Forgetfulness": [{"prompt": "The place of death, other than Oslo, is", "ground_truth": "London"}],
+    },
+}
+WIKIBIO: dict[str, Any] = {
+    "text": "This is a passage about ada lovelace. Ada Lovelace was born in London.",
+    "labels": "She wrote about the Analytical Engine.",
+    "concept": "ada lovelace",
+    "locality": {"Relation_Specificity": [{"prompt": "ada lovelace field of work", "ground_truth": ["mathematics"]}]},
+}
+
+
+def load(tmp_path: Path, *records: object, **options: Any) -> list[Fact]:
+    path = tmp_path / "any_name.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return load_facts(path, **options)
+
+
+def test_a_request_becomes_a_fact(tmp_path: Path) -> None:
+    assert load(tmp_path, REQUEST) == [FACT]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": "The capital of {} is"},
+        {"prompt": "The capital of peru is", "subject": "peru"},
+        {"ground_truth": ["Lima", "Callao"]},
+        {"ground_truth": [["Lima", "City of Kings"]]},
+        {"rephrase_prompt": ["Peru is governed from"]},
+        {"rephrase_prompt": None, "rephrase": "Peru is governed from"},
+        {"locality": {"a": {"prompt": ["The capital of Chile is"], "ground_truth": ["Santiago"]}}},
+        {"locality": {"a": [{"prompt": "The capital of Chile is", "ground_truth": [["Santiago", "Stgo"]]}], "b": None}},
+        {"locality": None, "locality_prompt": "The capital of Chile is", "locality_ground_truth": "Santiago"},
+        {"portability": {}},
+        {"portability": None},
+    ],
+)
+def test_the_layouts_of_requests_read_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
+    (found,) = load(tmp_path, {**REQUEST, **changes})
+    assert (found.prompt, found.text.casefold()) == (FACT.prompt, FACT.text.casefold())
+    assert (found.target_true, found.paraphrases, found.neighbors) == ("Lima", FACT.paraphrases, FACT.neighbors)
+
+
+@pytest.mark.parametrize("unknown", ["<|endoftext|>", [], [[]], None, ["<|endoftext|>"]])
+def test_a_true_answer_that_is_not_known_is_none(tmp_path: Path, unknown: object) -> None:
+    (found,) = load(tmp_path, {**REQUEST, "ground_truth": unknown})
+    assert found.target_true is None
+
+
+def test_knowedit_gives_paraphrases_that_ask_the_same_and_neighbors_that_have_an_answer(tmp_path: Path) -> None:
+    assert load(tmp_path, REQUEST, RECENT)[1] == Fact(
+        prompt="The place of death of {} is",
+        subject="Ada Lovelace",
+        target_new="Oslo",
+        id="1",
+        paraphrases=("The place of death of Augusta Ada King is",),
+        neighbors=(
+            Neighbor("The father of Ada Lovelace is", "Lord Byron"),
+            Neighbor("The place of death, other than Oslo, is", "London"),
+        ),
+    )
+
+
+def test_wikibio_edits_the_sentence_behind_a_passage_about_its_concept(tmp_path: Path) -> None:
+    assert load(tmp_path, WIKIBIO) == [
+        Fact(
+            prompt="This is a passage about {}. Ada Lovelace was born in London.",
+            subject="ada lovelace",
+            target_new="She wrote about the Analytical Engine.",
+            id="0",
+            neighbors=(Neighbor("ada lovelace field of work", "mathematics"),),
+        )
+    ]
+
+
+def test_zsre_with_portability_is_still_zsre(tmp_path: Path) -> None:
+    record = {
+        "subject": "Lima",
+        "src": "Which country is Lima in?",
+        "rephrase": "Where is Lima?",
+        "answers": ["Peru"],
+        "alt": "Chile",
+        "loc": "nq question: who wrote it",
+        "loc_ans": "Kipling",
+        "portability": {"New Question": "Which continent is Lima in?", "New Answer": "South America"},
+    }
+    (found,) = load(tmp_path, record)
+    assert (found.target_new, found.neighbors[0].prompt) == ("Peru", "nq question: who wrote it?")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {**REQUEST, "subject": "Chile"},
+            "field 'prompt' is 'The capital of Peru is'; it does not contain the subject",
+        ),
+        ({**WIKIBIO, "concept": "lord byron"}, "it does not contain the subject 'lord byron'"),
+        ({**REQUEST, "target_new": ""}, "field 'target_new' is ''; it must not be blank"),
+        ({**REQUEST, "ground_truth": 3}, "field 'ground_truth' is 3; it must be a string or a list of strings"),
+        ({**REQUEST, "locality": "x"}, "field 'locality' is 'x'; it must be an object"),
+        ({**REQUEST, "locality": {"a": ["x"]}}, "field 'locality.a' is 'x'; it must be an object"),
+        ({**REQUEST, "locality": {"a": {"prompt": ["x", "y"], "ground_truth": ["z"]}}}, "two lists of equal length"),
+        ({**REQUEST, "rephrase_prompt": 3}, "field 'rephrase_prompt' is 3; it must be a list of strings"),
+        ({"text": "about x", "labels": "y"}, "missing field 'concept'"),
+        ({"ground_truth": "x"}, "missing field 'prompt'"),
+    ],
+)
+def test_a_record_that_is_no_fact_is_named_with_its_file(tmp_path: Path, record: object, message: str) -> None:
+    with pytest.raises(DataFileError, match=message) as caught:
+        load(tmp_path, REQUEST, record)
+    assert str(caught.value).startswith(f"{tmp_path / 'any_name.json'}: record 1: ")
+
+
+def test_unusable_records_can_be_skipped_and_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = {**REQUEST, "subject": "Chile"}
+    with caplog.at_level(logging.WARNING):
+        found = load(tmp_path, bad, REQUEST, 3, {**REQUEST, "case_id": 6}, REQUEST, skip_unusable=True, limit=2)
+    assert [fact.id for fact in found] == ["5", "6"]
+    (said,) = caplog.messages
+    assert "2 records cannot be used and were skipped; the first: record 0: field 'prompt' is" in said
+
+
+def test_a_file_without_one_usable_record_is_refused_even_so(tmp_path: Path) -> None:
+    with pytest.raises(DataFileError, match=r"holds no records; .* 2 cannot be used, the first at record 0: .*"):
+        load(tmp_path, {"a": 1}, {"b": 2}, skip_unusable=True)
