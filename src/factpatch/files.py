@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -144,10 +145,17 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def remove_drafts(folder: Path) -> None:
-    """Remove what a process that was killed had not put in place. Nobody else may be writing files there."""
+def remove_drafts(folder: Path, older_than: float = 0.0) -> None:
+    """Remove what a process that was killed had not put in place.
+
+    Args:
+        folder: Where the files go. Unless `older_than` says otherwise, nobody else may be writing files there.
+        older_than: Leave drafts that were written to in the last so many seconds: somebody may still be at them.
+    """
     for draft in folder.glob(_DRAFT.format("*")):
-        draft.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if not older_than or time.time() - draft.stat().st_mtime > older_than:
+                draft.unlink()
 
 
 def _draft(final: Path) -> Path:

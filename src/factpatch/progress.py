@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 @contextmanager
-def bar(description: str, total: int, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the context is open; the yielded function advances it."""
+def bar(description: str, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the context is open; the yielded function advances it. A total of None is not known."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

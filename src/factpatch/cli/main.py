@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from factpatch.cli import (
     apply,
     compose,
+    data,
     demo,
     edit,
     log,
@@ -101,6 +102,7 @@ app.command("show")(show.show)
 app.command("compose")(compose.compose)
 app.command("lora")(lora.lora)
 app.command("second-moment")(second_moment.second_moment)
+app.add_typer(data.app, name="data")
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("presets")(presets.presets)

@@ -23,7 +23,8 @@ PatchFile = Annotated[
 _FACTS = typer.Option(
     "--facts",
     metavar="FILE",
-    help="Facts as .json, .jsonl or .csv; the formats of CounterFact, zsRE, EasyEdit and KnowEdit are recognized.",
+    help="Facts as .json, .jsonl or .csv; the formats of CounterFact, zsRE, EasyEdit and KnowEdit are recognized. Or "
+    "the name of a data set that `factpatch data fetch` has downloaded.",
     show_default=False,
 )
 Facts = Annotated[Path, _FACTS]

@@ -154,7 +154,12 @@ def show_times(seconds: dict[str, float]) -> None:
 
 def size(path: Path) -> str:
     """The size of a file for people."""
-    number = float(path.stat().st_size)
+    return amount(path.stat().st_size)
+
+
+def amount(count: int) -> str:
+    """A number of bytes for people."""
+    number = float(count)
     for unit in ("bytes", "kB", "MB"):
         if number < 1000:
             return f"{number:.3g} {unit}" if unit != "bytes" else f"{number:.0f} bytes"

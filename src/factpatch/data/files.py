@@ -13,6 +13,7 @@ from factpatch.data.counterfact import fact_from_counterfact, is_counterfact
 from factpatch.data.easyedit import fact_from_easyedit, fact_from_wikibio, is_easyedit, is_wikibio
 from factpatch.data.reading import DataFileError, convert_records
 from factpatch.data.records import fact_from_own, is_own
+from factpatch.data.sources import resolve_data
 from factpatch.data.zsre import fact_from_zsre, is_zsre
 from factpatch.facts import Fact
 from factpatch.files import atomic_write
@@ -55,7 +56,8 @@ def load_facts(path: str | Path, limit: int | None = None, skip_unusable: bool =
     be in our own format or in one of the published ones; see `FORMATS`.
 
     Args:
-        path: The file, in UTF-8; its extension says how it is read.
+        path: The file, in UTF-8; its extension says how it is read. Or the name of a published data set that was
+            fetched, such as "counterfact"; see `factpatch.data.sources`.
         limit: How many facts to read, from the start; later records are not checked. None reads all.
         skip_unusable: Pass over records that are no facts, and log how many these were. Some files have a few: in
             those of KnowEdit, some prompts do not name their subject.
@@ -65,7 +67,7 @@ def load_facts(path: str | Path, limit: int | None = None, skip_unusable: bool =
         TypeError: `limit` is not an integer.
         ValueError: `limit` is not positive.
     """
-    return convert_records(Path(path), _fact_from, limit, skip_unusable)
+    return convert_records(resolve_data(path), _fact_from, limit, skip_unusable)
 
 
 def save_facts(facts: Iterable[Fact], path: str | Path) -> None:
