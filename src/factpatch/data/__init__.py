@@ -1,6 +1,23 @@
-"""Files to facts: our own format and the published ones, and a small set of facts to try things on."""
+"""Files to facts: our own format and the published ones, where to get those, and a small set to try things on."""
 
 from factpatch.data.files import demo_facts, load_facts, save_facts
+from factpatch.data.known import KnownFact, load_known_facts
 from factpatch.data.reading import DataFileError
+from factpatch.data.references import ReferenceTexts, demo_references
+from factpatch.data.sources import DownloadError, fetch, resolve_data
+from factpatch.data.tfidf import Tfidf
 
-__all__ = ["DataFileError", "demo_facts", "load_facts", "save_facts"]
+__all__ = [
+    "DataFileError",
+    "DownloadError",
+    "KnownFact",
+    "ReferenceTexts",
+    "Tfidf",
+    "demo_facts",
+    "demo_references",
+    "fetch",
+    "load_facts",
+    "load_known_facts",
+    "resolve_data",
+    "save_facts",
+]

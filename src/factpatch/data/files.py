@@ -92,7 +92,11 @@ def save_facts(facts: Iterable[Fact], path: str | Path) -> None:
 
 
 def demo_facts() -> list[Fact]:
-    """Return the counterfactual facts that come with the package, each with two paraphrases and four neighbors."""
+    """Return the counterfactual facts that come with the package.
+
+    Each has two paraphrases, four neighbors, three generation prompts and the ids that its reference texts go by; see
+    `factpatch.data.references.demo_references`.
+    """
     resource = importlib.resources.files("factpatch.data").joinpath("demo_facts.json")
     with importlib.resources.as_file(resource) as path:
         return load_facts(path)
