@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from factpatch import Editor, NullSpace, Ridge, SecondMoment, load_facts
+from factpatch.corpus import corpus_from
 from factpatch.evaluation.verify import read_facts
 from factpatch.model.loading import load_language_model
 from factpatch.model.tokens import tokenize
-from factpatch.second_moment import corpus_from
 from factpatch.strategies import Memory
 from factpatch.values.optimize import optimize_values
 

@@ -13,9 +13,10 @@ from tests.models import FAMILIES, SENTENCES, tiny
 
 import factpatch.second_moment as module
 from factpatch import SecondMoment
+from factpatch.corpus import corpus_from
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
-from factpatch.second_moment import Corpus, corpus_from, documents_in, fingerprints
+from factpatch.second_moment import fingerprints
 
 DOCUMENTS = [*SENTENCES, "A long one. " * 40, "Short."]
 
@@ -146,11 +147,6 @@ def test_a_disk_that_takes_no_cache_does_not_stop_the_work(tmp_path: Path, caplo
     assert "not kept for the next time" in caplog.text
 
 
-def test_documents_are_separated_by_blank_lines() -> None:
-    text = "one\ntwo\n\n  \nthree\n"
-    assert list(documents_in(text.splitlines(keepends=True))) == ["one\ntwo", "three"]
-
-
 def test_a_file_and_the_same_documents_give_the_same_moment(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_text("\n\n".join(SENTENCES), "utf-8")
@@ -158,30 +154,3 @@ def test_a_file_and_the_same_documents_give_the_same_moment(tmp_path: Path) -> N
     one = SecondMoment.read(lm, (1,), corpus_from(path), 100, tmp_path / "a")
     other = SecondMoment.read(lm, (1,), corpus_from(list(SENTENCES)), 100, tmp_path / "b")
     assert torch.equal(one[1].matrix, other[1].matrix)
-
-
-def test_a_local_dataset_is_streamed(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": sentence}) for sentence in SENTENCES))
-    corpus = corpus_from(f"hf:{folder}")
-    assert list(corpus.documents()) == list(SENTENCES)
-    assert list(corpus.documents()) == list(SENTENCES)
-    identity = corpus.identity
-    (folder / "train.jsonl").write_text(json.dumps({"text": "Something else."}))
-    assert corpus_from(f"hf:{folder}").identity != identity
-    with pytest.raises(ValueError, match="no column 'words'"):
-        corpus_from(f"hf:{folder}:::words")
-
-
-def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"corpus='.*absent.txt': no such text file"):
-        corpus_from(str(tmp_path / "absent.txt"))
-
-
-def test_the_shipped_corpus_is_the_default_and_has_an_identity() -> None:
-    corpus = corpus_from(None)
-    assert isinstance(corpus, Corpus)
-    assert corpus.identity == corpus_from(None).identity
-    assert sum(1 for _ in corpus.documents()) > 100

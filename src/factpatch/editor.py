@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factpatch.corpus import Corpus, corpus_from
 from factpatch.facts import Fact, check_batch
 from factpatch.methods import Method, method_named
 from factpatch.model.language_model import LanguageModel, editable_weights
@@ -23,7 +24,7 @@ from factpatch.model_card import model_card
 from factpatch.patch import Batch, Patch, total_shifts, write_shift
 from factpatch.presets import choose, preset_for
 from factpatch.progress import bar, timed
-from factpatch.second_moment import TOKENS_PER_DIMENSION, Corpus, SecondMoment, corpus_from
+from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment
 from factpatch.settings import difference, settings_of, with_settings
 from factpatch.shift import Shift, smaller
 from factpatch.strategies.least_squares import Memory
@@ -59,7 +60,7 @@ class Editor:
             without one, the nearest preset is assumed, scaled to its depth, and a warning names what is.
         settings: fields of the method's strategies to replace, by dotted name: `{"solver.weight": 5000}`.
         contexts: templates with one `{}` for the prompt, the bare one first; by default the model generates them.
-        corpus: text for the second moment: see `factpatch.second_moment.corpus_from`.
+        corpus: text for the second moment: see `factpatch.corpus.corpus_from`.
         corpus_tokens: how many of its tokens to read; 10 per key dimension by default.
         second_moments: E[k kᵀ] by layer, (d_key, d_key), for those who have it already.
         chat: edit what the model answers in a chat: every prompt is a user's turn in the tokenizer's chat template, and

@@ -276,10 +276,10 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
     """The editor that the arguments describe, those of the command line or those a session has kept."""
     chosen = checks.parse_layers(how["layers"])
 
+    from factpatch.corpus import corpus_from
     from factpatch.editor import Editor
     from factpatch.methods import method_named
     from factpatch.progress import timed
-    from factpatch.second_moment import corpus_from
     from factpatch.settings import parse_assignments, with_settings
 
     with checks.argument("--method"):

@@ -39,8 +39,9 @@ def second_moment(
     import torch
 
     from factpatch.cache import cache_directory
+    from factpatch.corpus import corpus_from
     from factpatch.progress import bar
-    from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment, corpus_from
+    from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment
     from factpatch.strategies import NullSpace
 
     checks.check_place(device, dtype)
