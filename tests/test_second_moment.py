@@ -16,7 +16,7 @@ from factpatch import SecondMoment
 from factpatch.corpus import corpus_from
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
-from factpatch.second_moment import fingerprints
+from factpatch.second_moment import add_products, fingerprints, mirror
 
 DOCUMENTS = [*SENTENCES, "A long one. " * 40, "Short."]
 
@@ -66,6 +66,20 @@ def test_one_pass_for_all_layers_equals_a_plain_pass_for_each(family: str, bos: 
         # GPT-J keeps attention scores in float32, whose rounding depends on the padding.
         torch.testing.assert_close(found[layer].matrix, plainly(lm, layer, 200), rtol=1e-5, atol=1e-7)
         assert found[layer].tokens == 200
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 100])
+def test_products_in_bands_of_rows_make_the_whole_symmetric_matrix(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", rows)
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(5, 8, generator=generator), torch.randn(7, 8, generator=generator)
+    total = torch.zeros(8, 8, dtype=torch.float64)
+    for keys in (first, second):
+        add_products(total, keys)
+    assert mirror(total) is total
+    assert torch.equal(total, total.T)
+    both = torch.cat([first, second]).double()
+    torch.testing.assert_close(total, both.T @ both, rtol=1e-14, atol=1e-14)
 
 
 def test_a_second_call_reads_the_cache_and_a_new_layer_is_computed_alone(tmp_path: Path, passes: list[int]) -> None:

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -35,6 +36,19 @@ FACTS: list[dict[str, Any]] = [
         "target_true": "French",
     },
 ]
+
+
+def interrupt(patched: pytest.MonkeyPatch, target: str, calls: int = 0) -> None:
+    """Let Ctrl-C come in place of a function, after some calls."""
+    function, left = resolve_name(target), [None] * calls
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return function(*given, **options)
+
+    patched.setattr(target, interrupted)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, interrupt
 from transformers import AutoModelForCausalLM
 
 import factpatch
@@ -156,6 +156,24 @@ def test_second_moment_shows_the_spectrum_and_fills_the_cache(
     assert str(tmp_path / "cache" / "second_moment") in result.output
     assert len(list((tmp_path / "cache" / "second_moment").iterdir())) == 2
     assert f"below {NullSpace().threshold:g}" in " ".join(run(*arguments).output.split())
+
+
+def test_second_moment_says_that_it_goes_on_where_it_was_interrupted(
+    run: Run, model_directory: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factpatch.second_moment.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("factpatch.second_moment.TOKEN_BUDGET", 200)
+    arguments = ("second-moment", model_directory, "--layers", "1,2", "--corpus", corpus, "--tokens", 700)
+    with monkeypatch.context() as patched:
+        interrupt(patched, "factpatch.second_moment.padded", calls=2)
+        result = run(*arguments)
+    assert result.exit_code == 130
+    read = re.findall(r"kept as far as it is, after (\d+) tokens", result.stderr)
+    assert len(read) == 2
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert f"goes on where it was interrupted, after {read[-1]} tokens" in result.stderr
+    assert len(list((tmp_path / "cache" / "second_moment").iterdir())) == 2
 
 
 def test_a_short_corpus_is_warned_about(run: Run, model_directory: Path, corpus: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.conftest import FACTS, Run
+from tests.cli.conftest import FACTS, Run, interrupt
 from tests.test_files_atomic import largest_file
 from transformers import AutoModelForCausalLM
 
@@ -42,21 +42,6 @@ def more(tmp_path: Path) -> Path:
     path = tmp_path / "more.json"
     path.write_text(json.dumps(MORE), encoding="utf-8")
     return path
-
-
-def interrupt(patched: pytest.MonkeyPatch, target: str, calls: int = 0) -> None:
-    """Let Ctrl-C come in place of a function, after some calls."""
-    from pkgutil import resolve_name
-
-    function, left = resolve_name(target), [None] * calls
-
-    def interrupted(*given: Any, **options: Any) -> Any:
-        if not left:
-            raise KeyboardInterrupt
-        left.pop()
-        return function(*given, **options)
-
-    patched.setattr(target, interrupted)
 
 
 @pytest.fixture

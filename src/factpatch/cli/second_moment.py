@@ -31,7 +31,10 @@ def second_moment(
     device: options.Device = None,
     dtype: options.Dtype = None,
 ) -> None:
-    """Compute and cache the second moment of the keys of every critical layer, and show its spectrum."""
+    """Compute and cache the second moment of the keys of every critical layer, and show its spectrum.
+
+    A run that was interrupted goes on where it was when it is started again with the same options.
+    """
     chosen = checks.parse_layers(layers)
     if threshold is not None and not threshold > 0:
         raise checks.BadArgumentError(f"--threshold {threshold}: must be positive.")
