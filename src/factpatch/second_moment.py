@@ -168,7 +168,7 @@ class _Sums:
         self.check_finite()
         totals = {str(layer): total for layer, total in self.totals.items()}
         if entry.write(totals, read=self.tokens, batches=self.batches):
-            logger.info("the second moment is kept as far as it is, after %d tokens", self.tokens)
+            logger.info("the second moment so far is kept, after %d tokens", self.tokens)
 
     def check_finite(self) -> None:
         for layer, total in self.totals.items():

@@ -168,7 +168,7 @@ def test_second_moment_says_that_it_goes_on_where_it_was_interrupted(
         interrupt(patched, "factpatch.second_moment.padded", calls=2)
         result = run(*arguments)
     assert result.exit_code == 130
-    read = re.findall(r"kept as far as it is, after (\d+) tokens", result.stderr)
+    read = re.findall(r"so far is kept, after (\d+) tokens", result.stderr)
     assert len(read) == 2
     result = run(*arguments)
     assert result.exit_code == 0, result.output
