@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from factpatch.strategies import Memory, NullSpace, Ridge
+from factpatch.strategies import Memory, NullSpace, Ridge, least_squares
+from factpatch.strategies.least_squares import PANEL, add_rows
 
 D_KEY, D_VALUE = 24, 16
 
@@ -119,39 +121,141 @@ def test_a_ridge_without_weight_is_refused(wrong: dict[str, float]) -> None:
 SOLVERS = [Ridge(weight=5.0), NullSpace(threshold=0.5, l2=1.0)]
 
 
-@pytest.mark.parametrize("capacity", [1, 4, 9, 1000])
 @pytest.mark.parametrize("solver", SOLVERS, ids=["ridge", "null-space"])
-def test_a_memory_gives_what_starting_over_gives_however_often_it_takes_keys_in(
-    solver: Ridge | NullSpace, capacity: int
-) -> None:
-    moment, keys, residual, past = problem(5, 20)
+def test_a_memory_gives_what_starting_over_gives_after_every_batch(solver: Ridge | NullSpace) -> None:
+    moment, keys, residual, past = problem(5, 90)
     system = solver.prepare(moment)
-    memory = Memory(system, capacity)
+    memory = Memory(system)
     batches: list[Tensor] = []
-    for size in (3, 1, 4, 5, 7):
+    for size in (3, 1, 40, 5, 7, 30):
         start = sum(map(len, batches))
         batches.append(past[start : start + size])
         memory.follow(batches)
         expected = solver.solve(system, keys, residual, past[: start + size]).matrix()
-        torch.testing.assert_close(memory.solve(keys, residual).matrix(), expected, rtol=1e-8, atol=1e-11)
-    assert (memory.system is system) == (capacity == 1000)
+        torch.testing.assert_close(memory.solve(keys, residual).matrix(), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=["ridge", "null-space"])
 def test_a_memory_follows_back_and_its_bits_depend_on_the_sequence_alone(solver: Ridge | NullSpace) -> None:
     moment, keys, residual, past = problem(5, 12)
     batches = [past[:4], past[4:8], past[8:]]
-    straight, wandering = (Memory(solver.prepare(moment), capacity=6) for _ in range(2))
+    straight, wandering = (Memory(solver.prepare(moment)) for _ in range(2))
     straight.follow(batches)
     for path in (batches[:1], batches, batches[:2], [], batches[:1], batches):
         wandering.follow(path)
     assert torch.equal(straight.solve(keys, residual).down, wandering.solve(keys, residual).down)
 
 
-def test_a_memory_keeps_no_more_keys_apart_than_it_may() -> None:
-    moment, _, _, past = problem(5, 40)
-    memory = Memory(Ridge(weight=5.0).prepare(moment), capacity=7)
-    batches = list(past.split(2))
-    for count in range(1, len(batches) + 1):
-        memory.follow(batches[:count])
-        assert memory._features.shape[1] <= 7
+@pytest.mark.parametrize("solver", SOLVERS, ids=["ridge", "null-space"])
+def test_a_memory_that_was_interrupted_while_it_followed_starts_over(
+    solver: Ridge | NullSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment, keys, residual, past = problem(5, 12)
+    batches = list(past.split(4))
+    memory, calm = (Memory(solver.prepare(moment)) for _ in range(2))
+    monkeypatch.setattr(least_squares, "PANEL", 5)
+    calm.follow(batches)
+    memory.follow(batches[:1])
+    panels = iter(range(2))
+    decompose = torch.geqrf
+
+    def interrupted(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        if next(panels, None) is None:
+            raise KeyboardInterrupt
+        return decompose(matrix)
+
+    monkeypatch.setattr(torch, "geqrf", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        memory.follow(batches)
+    monkeypatch.setattr(torch, "geqrf", decompose)
+    memory.follow(batches)
+    assert torch.equal(memory.solve(keys, residual).down, calm.solve(keys, residual).down)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, PANEL, 3 * PANEL])
+@pytest.mark.parametrize("rank", [1, PANEL - 1, PANEL, 2 * PANEL + 7])
+def test_rows_are_added_to_a_cholesky_factor(rank: int, rows: int) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    gram = torch.randn(rank, rank, generator=generator, dtype=torch.float64)
+    gram = gram @ gram.T + torch.eye(rank, dtype=torch.float64)
+    added = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
+    added[:, ::3] = 0.0  # as behind a rectified linear unit
+    factor, given = torch.linalg.cholesky(gram), added.clone()
+    add_rows(factor, added)
+    assert torch.equal(added, given)
+    assert not factor.triu(1).any()
+    torch.testing.assert_close(factor @ factor.T, gram + added.T @ added, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("earlier", [0, 20, 300])
+@pytest.mark.parametrize("name", ["ridge", "null-space"])
+def test_ill_conditioned_moments_give_the_dense_solution_to_one_in_a_million(name: str, earlier: int) -> None:
+    """Eigenvalues from 1 to 1e-6; keys lie in every direction alike, where they cost most and least."""
+    width, generator = 150, torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    vectors = torch.linalg.qr(normal(width, width)).Q
+    spectrum = torch.logspace(0, -6, width, dtype=torch.float64)
+    keys, residual, past = normal(12, width), normal(12, D_VALUE), normal(earlier, width)
+    outer = keys.T @ keys + past.T @ past
+    if name == "ridge":
+        moment = vectors * spectrum @ vectors.T
+        system = Ridge(weight=20.0).prepare(moment)
+        dense = torch.linalg.solve(20.0 * moment + outer, keys.T @ residual).T
+    else:
+        basis = vectors[:, spectrum < 0.02].contiguous()
+        system = NullSpace(l2=1e-3).within(basis)
+        projector = basis @ basis.T
+        system_of_paper = projector @ outer + 1e-3 * torch.eye(width, dtype=torch.float64)
+        dense = torch.linalg.solve(system_of_paper, projector @ keys.T @ residual).T
+    memory = Memory(system)
+    memory.follow(list(past.split(15)))
+    found = memory.solve(keys, residual).matrix()
+    assert float((found - dense).norm() / dense.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=["ridge", "null-space"])
+def test_a_batch_takes_operations_with_the_square_of_the_dimensions_and_equally_many_after_any_number_of_facts(
+    solver: Ridge | NullSpace,
+) -> None:
+    def operations(width: int, earlier: int) -> int:
+        generator = torch.Generator().manual_seed(0)
+        keys = torch.randn(4, width, generator=generator, dtype=torch.float64)
+        past = list(torch.randn(earlier, width, generator=generator, dtype=torch.float64).split(4))
+        memory = Memory(solver.prepare(torch.diag(torch.logspace(0, -2, width, dtype=torch.float64))))
+        memory.follow(past[:-1])
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+            memory.follow(past)
+            memory.solve(keys, keys)
+        return int(counter.get_total_flops())
+
+    at_256 = operations(256, 8)
+    assert operations(256, 120) == at_256
+    assert operations(512, 8) < 4.2 * at_256
+
+
+def _product(_: list[int], left: list[int], right: list[int], **__: object) -> int:
+    return 2 * left[-2] * left[-1] * right[-1]
+
+
+def _columns_solved(factor: list[int], right: list[int], *_: object, **__: object) -> int:
+    return right[-1] * factor[-1] ** 2
+
+
+def _cube(matrix: list[int], *_: object, **__: object) -> int:
+    return 2 * matrix[-2] * matrix[-1] ** 2
+
+
+UNCOUNTED = {
+    torch.ops.aten.addmm_: _product,
+    torch.ops.aten.linalg_solve_triangular: _columns_solved,
+    torch.ops.aten.cholesky_solve: lambda right, factor, *_, **__: 2 * right[-1] * factor[-1] ** 2,
+    torch.ops.aten.geqrf: _cube,
+    torch.ops.aten.linalg_cholesky_ex: _cube,
+    torch.ops.aten._linalg_solve_ex: _cube,
+    torch.ops.aten.linalg_inv_ex: _cube,
+    torch.ops.aten._linalg_eigh: _cube,
+}
+"""What PyTorch's counter does not count by itself."""

@@ -69,9 +69,13 @@ class Ridge(Solver):
 
     def prepare(self, second_moment: Tensor) -> System:
         """G = λ C₀."""
-        system = System(self.weight * second_moment.double())
-        _ = system.factor  # now, so that a singular second moment is noticed before anything else is done
-        return system
+        factor, info = torch.linalg.cholesky_ex(self.weight * second_moment.double())
+        if int(info) != 0:
+            raise ValueError(
+                f"second_moment: not positive definite (leading minor {int(info)} of {len(factor)}); it was read from "
+                "too few tokens. Give a longer corpus: about ten tokens per key dimension."
+            )
+        return System(factor)
 
 
 @dataclass(frozen=True)
@@ -102,4 +106,12 @@ class NullSpace(Solver):
                 f"threshold={self.threshold}: no eigenvalue of the second moment is below it (the smallest is "
                 f"{float(values[0]):.3g}, the median {float(values.median()):.3g}); raise the threshold."
             )
-        return System(torch.tensor(self.l2, dtype=torch.float64, device=basis.device), basis.contiguous())
+        return self.within(basis.contiguous())
+
+    def within(self, basis: Tensor) -> System:
+        """The system of a null space that is known already.
+
+        Args:
+            basis: U, (d_key, r), orthonormal; float64.
+        """
+        return System(basis.new_tensor(math.sqrt(self.l2)), basis)
