@@ -13,25 +13,25 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import plain
 import torch
+from solves import PROBLEMS, RandomBatch, stream
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from factpatch import Editor, NullSpace, Ridge, SecondMoment, load_facts
+from factpatch import Editor, Ridge, SecondMoment, load_facts
 from factpatch.corpus import corpus_from
 from factpatch.evaluation.verify import read_facts
 from factpatch.model.loading import load_language_model
 from factpatch.model.tokens import tokenize
-from factpatch.strategies import Memory
 from factpatch.values.optimize import optimize_values
 
-ROWS = ("values", "batch", "evaluation", "statistics", "solve")
+ROWS = ("values", "batch", "evaluation", "statistics", "solve", "stream")
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,30 @@ class Side:
         self.seconds.append(time.perf_counter() - start)
 
 
-def in_turns(row: str, ours: Side, plainly: Side, repeat: int, difference: Callable[[Any, Any], str]) -> Outcome:
-    """Time both sides alternately, ours first."""
+def in_turns(
+    row: str,
+    ours: Side,
+    plainly: Side,
+    repeat: int,
+    difference: Callable[[Any, Any], str],
+    operations: tuple[int, int] | None = None,
+) -> Outcome:
+    """Time both sides alternately, ours first; their operations, plain first, are counted where they are not known."""
     for _ in range(repeat):
         ours.time()
         plainly.time()
     far = difference(ours.result, plainly.result)
-    # Counted apart from the timing, which counting slows.
-    ours.count()
-    plainly.count()
-    return Outcome(row, plainly.seconds, ours.seconds, (plainly.operations, ours.operations), far)
+    if operations is None:
+        # Counted apart from the timing, which counting slows.
+        ours.count()
+        plainly.count()
+        operations = plainly.operations, ours.operations
+    return Outcome(row, plainly.seconds, ours.seconds, operations, far)
 
 
-def matrix_rate() -> float:
-    """Floating-point operations a second of the best of ten float32 products of ordinary size."""
-    left, right = torch.randn(1024, 1536), torch.randn(1536, 1536)
+def matrix_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations a second of the best of ten products of ordinary size."""
+    left, right = torch.randn(1024, 1536, dtype=dtype), torch.randn(1536, 1536, dtype=dtype)
     best = 0.0
     for _ in range(10):
         start = time.perf_counter()
@@ -207,43 +216,24 @@ class Bench:
         return in_turns("statistics", Side(ours), Side(plainly), self.repeat, compare)
 
 
-def solves(d_key: int, d_value: int, facts: int, earlier: int, repeat: int) -> list[Outcome]:
-    """Ridge and null space on random data."""
-    generator = torch.Generator().manual_seed(0)
+def solves(d_key: int, d_value: int, facts: int, earlier: int, repeat: int) -> Iterator[Outcome]:
+    """Ridge and null space on random data, one at a time in memory."""
+    for problem in PROBLEMS:
+        yield solve(RandomBatch(problem(d_key), d_value, facts, earlier), repeat)
 
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    spectrum = torch.logspace(0, -4, d_key, dtype=torch.float64)
-    moment = torch.diag(spectrum) + 1e-3 * (root := random(d_key, 64)) @ root.T / 64
-    keys, past, residual = random(facts, d_key), random(earlier, d_key), random(facts, d_value)
-    outcomes = []
-    batches = list(past.split(facts))
-    for solver in (Ridge(weight=1000.0), NullSpace(threshold=0.02, l2=1.0)):
-        memory = Memory(solver.prepare(moment))
-        # The earlier batches were followed when they were solved; this one is followed after it.
-        memory.follow(batches)
+def solve(batch: RandomBatch, repeat: int) -> Outcome:
+    def compare(found: Tensor, expected: Tensor) -> str:
+        return f"{relative(found, expected):.1e} relative"
 
-        def ours(memory: Memory = memory) -> Tensor:
-            return memory.solve(keys, residual).matrix()
-
-        def plainly(solver: Any = solver, basis: Tensor | None = memory.first.basis) -> Tensor:
-            if basis is None:
-                return plain.solve_ridge(keys, residual, moment, solver.weight, past)
-            return plain.solve_null_space(keys, residual, basis @ basis.T, solver.l2, past)
-
-        name = f"solve, {type(solver).__name__}"
-        sides = Side(ours), Side(plainly)
-        outcomes.append(
-            in_turns(name, *sides, repeat, lambda found, expected: f"{relative(found, expected):.1e} relative")
-        )
-    return outcomes
+    sides = Side(batch.ours), Side(batch.plainly)
+    return in_turns(f"solve, {batch.problem.name}", *sides, repeat, compare, batch.operations)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("model", nargs="?", help="and --facts: for all rows but solve and stream")
+    parser.add_argument("--facts", type=Path)
     parser.add_argument("--limit", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
@@ -251,17 +241,29 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--solve", nargs=4, type=int, default=(4096, 1024, 100, 2000),
                         metavar=("D_KEY", "D_VALUE", "FACTS", "EARLIER"))  # fmt: skip
+    parser.add_argument("--stream", nargs=3, type=int, default=(2048, 100, 10000),
+                        metavar=("D_KEY", "FACTS", "TOTAL"))  # fmt: skip
     options = parser.parse_args()
-    bench = Bench(options) if set(options.rows) - {"solve"} else None
-    rate = matrix_rate()
-    print(f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in float32 matrix products")
+    bench = None
+    if set(options.rows) - {"solve", "stream"}:
+        if options.model is None or options.facts is None:
+            parser.error("all rows but solve and stream need a model and --facts")
+        bench = Bench(options)
+    rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.float64)}
+    print(f"{torch.get_num_threads()} threads; matrix products in GFLOP/s: "
+          f"{', '.join(f'{dtype} {rate / 1e9:.0f}' for dtype, rate in rates.items())}")  # fmt: skip
     print("row                  plain s   ours s   ratio   plain GFLOP (share)   ours GFLOP (share)   difference")
     for row in options.rows:
-        outcomes: Sequence[Outcome] = (
-            solves(*options.solve, options.repeat) if row == "solve" else [getattr(bench, row)()]
-        )
+        if row == "stream":
+            d_key, *session = options.stream
+            for problem in PROBLEMS:
+                for text in stream(problem(d_key), *session):
+                    print(text, flush=True)
+            continue
+        solving = row == "solve"
+        outcomes: Iterable[Outcome] = solves(*options.solve, options.repeat) if solving else [getattr(bench, row)()]
         for outcome in outcomes:
-            print(line(outcome, rate), flush=True)
+            print(line(outcome, rates[torch.float64 if solving else torch.float32]), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of the process: {peak:.2f} GB")
 
