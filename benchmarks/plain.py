@@ -131,15 +131,17 @@ def read_layer(model: Any, tokenizer: Any, fact: Fact, layer: int, contexts: Seq
 
 def solve_ridge(keys: Tensor, residual: Tensor, second_moment: Tensor, weight: float, earlier: Tensor) -> Tensor:
     """Δ = Rᵀ K (λ C₀ + K_pᵀ K_p + Kᵀ K)⁻¹, densely in float64. Source: MEMIT, eq. 14."""
-    keys, residual, earlier = keys.double(), residual.double(), earlier.double()
-    system = weight * second_moment.double() + keys.T @ keys + earlier.T @ earlier
+    keys, residual = keys.double(), residual.double()
+    every = torch.cat([keys, earlier.double()])
+    system = torch.addmm(second_moment.double(), every.T, every, beta=weight)
     return torch.linalg.solve(system, keys.T @ residual).T
 
 
 def solve_null_space(keys: Tensor, residual: Tensor, projector: Tensor, l2: float, earlier: Tensor) -> Tensor:
     """Δᵀ = (P (Kᵀ K + K_pᵀ K_p) + L2 I)⁻¹ P Kᵀ R, densely in float64. Source: AlphaEdit, eq. 14."""
-    keys, residual, earlier = keys.double(), residual.double(), earlier.double()
-    system = projector @ (keys.T @ keys + earlier.T @ earlier)
+    keys, residual = keys.double(), residual.double()
+    every = torch.cat([keys, earlier.double()])
+    system = projector @ (every.T @ every)
     system.diagonal().add_(l2)
     return torch.linalg.solve(system, projector @ (keys.T @ residual)).T
 

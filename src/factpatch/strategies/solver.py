@@ -1,7 +1,7 @@
 """3. The least-squares problem solved in one layer.
 
 Rows are facts (the papers stack columns). Everything is computed in float64. What costs d_key³ depends on the second
-moment alone and is done once per model and layer; `least_squares` says how the rest is done.
+moment alone and is done once per process and layer; `least_squares` says how the rest is done.
 """
 
 from __future__ import annotations
