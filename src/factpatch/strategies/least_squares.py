@@ -22,7 +22,7 @@ from torch import Tensor
 
 from factpatch.shift import LowRank
 
-PANEL = 64
+PANEL = 48
 """Rows of Lᵀ that are transformed at once: (2 n + PANEL) r² operations in all, nearly all of them matrix products."""
 
 
