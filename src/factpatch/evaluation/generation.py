@@ -1,21 +1,27 @@
-"""Greedy answers: what a model says next, in batches."""
+"""What a model says next: the first sentence, greedily, or a text of some length, greedily or sampled."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from factpatch.model.batching import batches, padded
+from factpatch.model.decoding import Pick, TopK, continuations, end_tokens, most_probable
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
 
 MAX_NEW_TOKENS = 16
+"""Of an answer."""
+TEXT_TOKENS = 100
+"""New tokens of a text that is judged for its fluency and consistency."""
 
 # A period behind an initial or one of these titles and places ends no sentence: "J. R. Smith", "U.S.", "St. Louis".
 _NO_END = r"(?<!\b[A-Z])(?<!\b(?:St|Mt|Ft|Dr|Mr|Ms|Jr|Sr))(?<!\bMrs)"
@@ -31,90 +37,136 @@ def first_sentence(text: str) -> str:
     return text[: end.end()].rstrip() if end else text
 
 
-def greedy_answers(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+def greedy_answers(
+    lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = MAX_NEW_TOKENS
+) -> list[str]:
     """Continue each prompt greedily and return the first sentence or line of what the model says.
-
-    The settings of the model's own `generation_config` (sampling, penalties) play no part; only its end tokens do.
 
     Args:
         lm: The model; it is left as it was.
         prompts: Texts that end right before their answer, or, for a model that is asked in a chat, what the user says.
-        max_new_tokens: Where an answer is cut if no sentence or line ends before.
+        max_new_tokens: Where an answer is cut if no sentence or line ends before; one number for each prompt, or one.
 
     Returns:
         One answer for each prompt, without white space around it; it may be empty.
 
     Raises:
-        ValueError: `max_new_tokens` is below 1, or a prompt has no tokens.
+        ValueError: `max_new_tokens` is below 1, or a prompt has no tokens or more than the model reads.
     """
+    rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    rows = _rows(lm, prompts, min(rooms, default=1))
+
+    def ended(new: list[int]) -> bool:
+        """More text cannot change the first sentence."""
+        return _END_BEFORE_MORE.search(_decode(lm.tokenizer, new).lstrip()) is not None
+
+    unique = list(dict.fromkeys(rows))
+    found = continuations(lm, unique, max(rooms, default=1), done=ended, ends=end_tokens(lm))
+    said = dict(zip(unique, found, strict=True))
+    return [first_sentence(_decode(lm.tokenizer, said[row][:room])) for row, room in zip(rows, rooms, strict=True)]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A text that a model wrote.
+
+    Attributes:
+        prompt: What it was given.
+        said: What it put behind that, white space included.
+    """
+
+    prompt: str
+    said: str
+
+    @property
+    def text(self) -> str:
+        """The prompt and what follows it."""
+        return self.prompt + self.said
+
+    @property
+    def empty(self) -> bool:
+        """Whether the model said nothing but white space."""
+        return not self.said.strip()
+
+
+def generate_texts(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[str]],
+    *,
+    max_new_tokens: int = TEXT_TOKENS,
+    top_k: int = 5,
+    seed: int = 0,
+    stop: bool = False,
+) -> list[tuple[Generation, ...]]:
+    """Let a model write on, from some prompts for each fact.
+
+    A text depends on its prompt, the seed and how many equal prompts the same fact has before it, and not on what other
+    prompts there are, but for rounding: sampling has a generator for each text.
+
+    Args:
+        lm: The model; it is left as it was.
+        prompts: For each fact its prompts; in a chat, what the user says.
+        max_new_tokens: How many tokens follow a prompt; fewer where the model's positions end.
+        top_k: Each token is sampled from so many most probable ones; 1 is greedy.
+        seed: Of the sampling, from 0 up.
+        stop: Whether a text ends with an end token. The published evaluation goes on behind it, without showing it.
+
+    Returns:
+        For each fact one text for each of its prompts.
+
+    Raises:
+        ValueError: `max_new_tokens` or `top_k` is below 1, the seed is negative, or a prompt has no tokens or more than
+            the model reads.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: give 1 for the most probable token, or more to sample.")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: give a number from 0 up.")
+    wanted = [(prompt, seen) for group in prompts for prompt, seen in _numbered(group)]
+    wanted = [(prompt, 0 if top_k == 1 else seen) for prompt, seen in wanted]
+    unique = list(dict.fromkeys(wanted))
+    rows = _rows(lm, [prompt for prompt, _ in unique], max_new_tokens)
+    pick: Pick = most_probable
+    if top_k > 1:
+        pick = TopK([_noise(seed, prompt, seen, (max_new_tokens, top_k)) for prompt, seen in unique])
+    new = continuations(lm, rows, max_new_tokens, pick=pick, ends=end_tokens(lm) if stop else ())
+    said = {one: _behind(lm, row, ids) for one, row, ids in zip(unique, rows, new, strict=True)}
+    texts = iter(Generation(one[0], said[one]) for one in wanted)
+    return [tuple(islice(texts, len(group))) for group in prompts]
+
+
+def _numbered(group: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Each prompt with how many equal ones come before it."""
+    seen: Counter[str] = Counter()
+    for prompt in group:
+        yield prompt, seen[prompt]
+        seen[prompt] += 1
+
+
+def _noise(seed: int, prompt: str, seen: int, shape: tuple[int, int]) -> Tensor:
+    words = np.frombuffer(hashlib.sha256(prompt.encode()).digest(), dtype="<u4")
+    return torch.from_numpy(np.random.default_rng([seed, seen, *words.tolist()]).gumbel(size=shape))
+
+
+def _behind(lm: LanguageModel, row: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens behind their row."""
+    # Some tokenizers drop the space in front of a text's first word, so that the row is decoded along.
+    before, whole = _decode(lm.tokenizer, row), _decode(lm.tokenizer, [*row, *new])
+    said = whole.removeprefix(before) if whole.startswith(before) else _decode(lm.tokenizer, new)
+    return "\n" + said.lstrip() if lm.frame.chat and said.strip() else said
+
+
+def _rows(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> list[tuple[int, ...]]:
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: an answer needs at least 1.")
-    unique = list(dict.fromkeys(prompts))
-    rows = tokenize(lm.tokenizer, [lm.frame.wrap(prompt) for prompt in unique], lm.frame) if unique else []
-    for prompt, row in zip(unique, rows, strict=True):
+        raise ValueError(f"max_new_tokens={max_new_tokens}: give at least 1.")
+    rows = tokenize(lm.tokenizer, [lm.frame.wrap(prompt) for prompt in prompts], lm.frame) if prompts else []
+    for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ValueError(f"prompt={prompt!r} has no tokens under this tokenizer; give a text.")
-    config = _greedy_config(lm, max_new_tokens)
-    answers = {}
-    with torch.inference_mode(), lm.quiet(), _only_config(lm.model, config):
-        for batch in batches([len(row) + max_new_tokens for row in rows]):
-            ids, mask = padded([rows[row] for row in batch], left=True, padding=config.pad_token_id)
-            criteria = _SentenceEnds(lm.tokenizer, ids.shape[1])
-            output = lm.model.generate(
-                input_ids=ids.to(lm.device),
-                attention_mask=mask.to(lm.device),
-                generation_config=config,
-                stopping_criteria=StoppingCriteriaList([criteria]),
-            )
-            for index, said in zip(batch, _decode(lm.tokenizer, output[:, ids.shape[1] :]), strict=True):
-                answers[unique[index]] = first_sentence(said)
-    return [answers[prompt] for prompt in prompts]
+        lm.check_length(row, prompt)
+    return [tuple(row) for row in rows]
 
 
-def _greedy_config(lm: LanguageModel, max_new_tokens: int) -> GenerationConfig:
-    own = getattr(lm.model.generation_config, "eos_token_id", None)
-    ends = own if isinstance(own, list) else [own]
-    ends = list(dict.fromkeys(end for end in (*ends, lm.tokenizer.eos_token_id) if end is not None))
-    padding = lm.tokenizer.pad_token_id
-    if padding is None:
-        padding = ends[0] if ends else 0
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        use_cache=True,
-        eos_token_id=ends or None,
-        pad_token_id=padding,
-    )
-
-
-@contextmanager
-def _only_config(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """Hide the model's own generation settings: `generate` fills whatever a given config leaves open from them."""
-    own = model.generation_config
-    try:
-        model.generation_config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
-        yield
-    finally:
-        model.generation_config = own
-
-
-def _decode(tokenizer: Any, ids: Tensor) -> list[str]:
-    texts: list[str] = tokenizer.batch_decode(
-        ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return texts
-
-
-class _SentenceEnds(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row once more text cannot change its first sentence."""
-
-    def __init__(self, tokenizer: Any, prompt_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.prompt_tokens = prompt_tokens
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        said = _decode(self.tokenizer, input_ids[:, self.prompt_tokens :])
-        ended = [_END_BEFORE_MORE.search(text.lstrip()) is not None for text in said]
-        return torch.tensor(ended, device=input_ids.device)
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

@@ -199,12 +199,20 @@ class LanguageModel:
         positions = getattr(self.config, "max_position_embeddings", None)
         return wanted if positions is None else min(wanted, int(positions))
 
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that a text may have: the model's positions, or fewer if its attention reaches less far."""
+        limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+        return min((int(limit) for limit in limits if limit is not None), default=None)
+
+    def has_room(self, tokens: int) -> bool:
+        """Whether a text of so many tokens can be read."""
+        return self.longest is None or tokens <= self.longest
+
     def check_length(self, ids: Sequence[int], text: str) -> None:
         """Raise ValueError for a text with more tokens than the model has positions, or than its attention reaches."""
-        limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
-        longest = min((int(limit) for limit in limits if limit is not None), default=len(ids))
-        if len(ids) > longest:
-            raise ValueError(f"{text[:60]!r}... takes {len(ids)} tokens; {self.name} reads {longest}. Shorten it.")
+        if not self.has_room(len(ids)):
+            raise ValueError(f"{text[:60]!r}... takes {len(ids)} tokens; {self.name} reads {self.longest}. Shorten it.")
 
     def check_chat(self, chat: bool) -> None:
         """Raise ValueError if a chat is wanted and this model is asked plainly."""

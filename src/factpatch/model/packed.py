@@ -149,16 +149,24 @@ class Tree:
             self._grow([text for text in alike if len(text) > len(shared)], len(shared), here)
 
 
-def tree_batches(texts: Iterable[tuple[int, ...]], budget: int | None = None) -> Iterator[list[tuple[int, ...]]]:
-    """Split distinct texts, sorted, so that the tree of each batch has at most `budget` tokens; a text stays whole."""
+def tree_batches(
+    texts: Iterable[tuple[int, ...]], budget: int | None = None, room: int = 0
+) -> Iterator[list[tuple[int, ...]]]:
+    """Sort texts and split them so that the tree of each batch has at most `budget` tokens; a text stays whole.
+
+    Args:
+        texts: token ids.
+        budget: by default `TOKEN_BUDGET`.
+        room: tokens that are to follow each text, which count.
+    """
     budget = TOKEN_BUDGET if budget is None else budget
     batch: list[tuple[int, ...]] = []
     size = 0
-    for text in sorted(set(texts)):
-        more = len(text) - (len(common_beginning([batch[-1], text])) if batch else 0)
+    for text in sorted(texts):
+        more = len(text) - (len(common_beginning([batch[-1], text])) if batch else 0) + room
         if batch and size + more > budget:
             yield batch
-            batch, size, more = [], 0, len(text)
+            batch, size, more = [], 0, len(text) + room
         batch.append(text)
         size += more
     if batch:
