@@ -1,0 +1,193 @@
+"""How sure a mean over facts is: standard errors, and bootstrap intervals of scores and differences.
+
+Facts are the sample, whatever number of prompts each brings: values of single facts come in, and facts are what is
+drawn again. Nothing here covers what another seed of the edit would give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Values = Mapping[str, float | None]
+"""A metric's value for each fact, by the fact's name; None where it has none."""
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+_ENTRIES = 2**22
+"""Values drawn at once."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over facts.
+
+    Attributes:
+        value: The mean; None without facts.
+        error: Its standard error: the sample standard deviation (n − 1) over √n. None for fewer than 2 facts.
+        facts: n, how many facts have a value.
+        missing: How many have none.
+    """
+
+    value: float | None
+    error: float | None
+    facts: int
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A bootstrap interval of a number that is computed from facts.
+
+    Attributes:
+        value: The number itself; None where it cannot be computed.
+        low: The interval's lower end; None where there is none.
+        high: Its upper end.
+        facts: How many facts it rests on.
+        level: The share of resampled numbers between the ends.
+        resamples: How often the facts were drawn again.
+        seed: Of the drawing.
+        reason: Why there is no interval; None where there is one.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    facts: int
+    level: float
+    resamples: int
+    seed: int
+    reason: str | None = None
+
+
+def mean(values: Sequence[float | None]) -> Mean:
+    """Return the mean and the standard error of the values that are not None, one value for each fact."""
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    if not len(known):
+        return Mean(None, None, 0, len(values))
+    error = float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
+    return Mean(float(known.mean()), error, len(known), len(values) - len(known))
+
+
+def difference(
+    first: Values, second: Values, *, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES
+) -> Interval:
+    """Return first − second, the difference of the means of two methods on the same facts, with its interval.
+
+    Facts are drawn in pairs, so that what makes a fact hard for both methods cancels. A fact that lacks a value on
+    either side does not count.
+
+    Raises:
+        ValueError: The two are about different facts, or `level` or `resamples` is out of range.
+    """
+    pairs = _paired([first], [second])
+    return _bootstrap(pairs[:, :1] - pairs[:, 1:], lambda means: means[:, 0], seed, level, resamples)
+
+
+def score(metrics: Sequence[Values], *, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
+    """Return the harmonic mean S of some metrics' means, with its interval.
+
+    Every draw of facts gives all metrics, which are correlated. A metric's mean is over the facts that have it.
+
+    Args:
+        metrics: Efficacy, generalization and specificity of the same facts.
+
+    Raises:
+        ValueError: The metrics are about different facts, or `level` or `resamples` is out of range.
+    """
+    return _bootstrap(_table(metrics), _harmonic, seed, level, resamples)
+
+
+def score_difference(
+    first: Sequence[Values],
+    second: Sequence[Values],
+    *,
+    seed: int = 0,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Return S of one method − S of another on the same facts, with its interval; facts are drawn in pairs.
+
+    Raises:
+        ValueError: The metrics are about different facts, or `level` or `resamples` is out of range.
+    """
+    half = len(first)
+
+    def apart(means: Floats) -> Floats:
+        return _harmonic(means[:, :half]) - _harmonic(means[:, half:])
+
+    return _bootstrap(_paired(first, second), apart, seed, level, resamples)
+
+
+def _paired(first: Sequence[Values], second: Sequence[Values]) -> Floats:
+    if len(first) != len(second):
+        raise ValueError(f"second: has {len(second)} metrics and first {len(first)}; give the same ones.")
+    return _table([*first, *second])
+
+
+def _table(metrics: Sequence[Values]) -> Floats:
+    """(facts, metrics), NaN for None."""
+    if not metrics:
+        raise ValueError("metrics=[]: give at least one.")
+    names = list(metrics[0])
+    for values in metrics[1:]:
+        other = next(iter({*names} ^ {*values}), None)
+        if other is not None:
+            raise ValueError(f"the metrics are about different facts: {other!r} is not among all; give the same facts.")
+    columns = [[math.nan if values[name] is None else values[name] for name in names] for values in metrics]
+    return np.array(columns, dtype=np.float64).reshape(len(metrics), len(names)).T
+
+
+def _harmonic(means: Floats) -> Floats:
+    with np.errstate(divide="ignore"):
+        # 1 / ∞ = 0: as in `metrics.harmonic_mean`, one 0 makes the whole 0.
+        found: Floats = means.shape[1] / (1 / means).sum(axis=1)
+    return found
+
+
+def _bootstrap(
+    table: Floats, statistic: Callable[[Floats], Floats], seed: int, level: float, resamples: int
+) -> Interval:
+    """The percentile interval of a statistic of column means.
+
+    Args:
+        table: (facts, columns), NaN where a fact lacks a value.
+        statistic: From means, (resamples, columns), to numbers, (resamples,).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: give a share between 0 and 1, such as 0.95.")
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: give at least 1, better some thousands.")
+    table = table[~np.isnan(table).all(axis=1)]
+    facts = len(table)
+    value = float(statistic(_means(table[None]))[0])
+
+    def without(value: float | None, reason: str) -> Interval:
+        return Interval(value, None, None, facts, level, resamples, seed, reason)
+
+    if math.isnan(value):
+        return without(None, "no fact has the values that it is computed from")
+    if facts < 2:
+        return without(value, "one fact says nothing about others; give at least 2")
+    random = np.random.default_rng(seed)
+    step = max(1, _ENTRIES // table.size)
+    drawn = [
+        statistic(_means(table[random.integers(facts, size=(min(step, resamples - first), facts))]))
+        for first in range(0, resamples, step)
+    ]
+    # A draw may hold no fact with some metric: it says nothing.
+    low, high = np.nanquantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), facts, level, resamples, seed)
+
+
+def _means(tables: Floats) -> Floats:
+    """(resamples, facts, columns) to (resamples, columns): the mean of what is there, NaN where nothing is."""
+    present = ~np.isnan(tables)
+    with np.errstate(invalid="ignore"):
+        found: Floats = np.where(present, tables, 0.0).sum(axis=1) / present.sum(axis=1)
+    return found
