@@ -72,7 +72,7 @@ def run(
         "method": method,
         "about": about,
         **{name: summary[name]["after"] for name in COLUMNS},
-        "argmax": summary["strict"]["efficacy"]["after"],
+        "argmax": summary["strict_efficacy"]["after"],
         "perplexity": perplexity(lm, text),
         "seconds": sum(sum(batch.seconds.values()) for batch in session.finished)
         + sum(note["saved"] for note in _read(notes).values()),
@@ -150,7 +150,7 @@ def main() -> None:
     if not before.exists():
         summary = verify(lm, None, facts, answers=False).summary()
         numbers = {name: summary[name]["after"] for name in COLUMNS}
-        argmax = summary["strict"]["efficacy"]["after"]
+        argmax = summary["strict_efficacy"]["after"]
         rest = {"perplexity": perplexity(lm, text), "seconds": 0.0, "unlearned": {}}
         write_json(before, {"method": "unedited", **numbers, "argmax": argmax, **rest})
     unedited = json.loads(before.read_text("utf-8"))

@@ -47,7 +47,7 @@ def main() -> None:
 
     def line(label: str, summary: dict[str, Any], ratio: float, seconds: float) -> str:
         numbers = [summary[name]["after"] for name in ("efficacy", "generalization", "specificity")]
-        numbers.append(summary["strict"]["efficacy"]["after"])
+        numbers.append(summary["strict_efficacy"]["after"])
         return " ".join(f"{number:7.1f}" for number in numbers) + f"  {ratio:8.4f} {seconds:7.1f} s  {label}"
 
     print("    eff     gen     spe  argmax  ppl ratio", flush=True)

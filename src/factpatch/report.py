@@ -12,6 +12,8 @@ from typing import Any
 
 from factpatch.editor import Edit, Editor
 from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.plain import plain_summary
+from factpatch.evaluation.rows import METRICS
 from factpatch.evaluation.verify import Verification, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
@@ -35,7 +37,6 @@ STAGES = (
     "perplexity",
     "save_model",
 )
-METRICS = ("efficacy", "generalization", "specificity", "score", "greedy_success", "strict", "token_accuracy")
 _WINDOW = 512
 
 
@@ -88,6 +89,8 @@ class EditReport:
     perplexity_after: float | None = None
     patch_file: Path | None = None
     """Where the patch was saved."""
+    editing: float | None = None
+    """Seconds that the edits took, without the second moment; None if some were only written again."""
 
     @property
     def attempted(self) -> list[Fact]:
@@ -110,6 +113,13 @@ class EditReport:
         return [] if self.verification is None else self.verification.unlearned()
 
     @property
+    def plain(self) -> str:
+        """What was learned, what moved and what it cost, in a sentence; empty if the model was not asked."""
+        if self.verification is None:
+            return ""
+        return plain_summary(self.verification, (self.perplexity_before, self.perplexity_after), self.editing)
+
+    @property
     def patch_bytes(self) -> int:
         """The size of the patch's file, or of its shifts if it was not saved."""
         return self.patch.num_bytes if self.patch_file is None else self.patch_file.stat().st_size
@@ -121,8 +131,9 @@ class EditReport:
         return {
             "model": self.model,
             "method": self.patch.method,
+            "plain": self.plain,
             "seed": self.patch.seed,
-            **{name: summary.get(name, {"before": None, "after": None}) for name in METRICS},
+            **{name: summary.get(name, {"before": None, "after": None}) for name in (*METRICS, "score")},
             "perplexity_before": self.perplexity_before,
             "perplexity_after": self.perplexity_after,
             "seconds": dict(self.seconds),
@@ -229,6 +240,7 @@ def edit_and_report(
         perplexity_before=fluent_before,
         perplexity_after=fluent_after,
         patch_file=out,
+        editing=_editing(editor.edits),
     )
 
 
@@ -252,8 +264,14 @@ def ask(
     lm: LanguageModel, facts: Sequence[Fact], what: str, before: Verification | None = None, progress: bool = True
 ) -> Verification:
     """As `factpatch.verify`, with a bar called `what` on a terminal."""
-    with bar(what, request_count(facts), progress) as advance:
+    with bar(what, request_count(lm, facts), progress) as advance:
         return verify(lm, None, facts, before, progress=advance)
+
+
+def _editing(edits: Sequence[Edit]) -> float | None:
+    if not all(edit.seconds for edit in edits):
+        return None
+    return math.fsum(took for edit in edits for stage, took in edit.seconds.items() if stage != "second_moment")
 
 
 def _perplexity(lm: LanguageModel, text: str, progress: bool) -> float:

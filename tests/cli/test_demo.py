@@ -26,7 +26,7 @@ def test_the_demo_edits_and_undoes_to_the_last_bit(run: Run, tmp_path: Path) -> 
     report = tmp_path / "r.json"
     result = run("demo", "--facts", 2, "--report", report)
     assert result.exit_code == 0, result.output
-    for expected in ("Editing 2 facts with memit-blue", "it says now", "Of 4 paraphrases", "bit-identical"):
+    for expected in ("Editing 2 facts with memit-blue", "it says now", "of 4 paraphrases agree", "bit-identical"):
         assert expected in result.output
     found = json.loads(report.read_text())
     assert found["model"] == "smollm2-135m"

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from factpatch.patch import Patch
 
 KEYS = {
-    "model", "method", "seed", "efficacy", "generalization", "specificity", "greedy_success", "token_accuracy",
-    "perplexity_before", "perplexity_after", "seconds", "steps", "settings", "facts", "superseded", "similar",
-    "unlearned", "versions", "patch",
+    "model", "method", "seed", "plain", "efficacy", "generalization", "specificity", "score", "strict_efficacy",
+    "token_efficacy", "prompt_exact", "question_contained", "perplexity_before", "perplexity_after", "seconds", "steps",
+    "settings", "facts", "superseded", "similar", "unlearned", "versions", "patch",
 }  # fmt: skip
 STAGES = {
     "load", "second_moment", "contexts", "values", "keys", "solve", "write", "verify_before", "verify_after",
@@ -40,7 +40,7 @@ def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(
     assert found["seconds"].keys() >= STAGES
     stages = sum(took for stage, took in found["seconds"].items() if stage != "total")
     assert 0 < stages <= found["seconds"]["total"]
-    for name in ("efficacy", "greedy_success"):
+    for name in ("efficacy", "prompt_contained"):
         assert found[name].keys() == {"before", "after"}
         assert all(0 <= number <= 100 for number in found[name].values())
     assert found["perplexity_before"] > 0

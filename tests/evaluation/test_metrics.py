@@ -50,10 +50,49 @@ def test_token_accuracy_averages_tokens_then_prompts_then_facts():
     assert metrics.token_accuracy([[(True, False), (True,)], [(True, False, False, False)]]) == 50.0
 
 
-def test_greedy_success_normalizes_white_space_and_minds_case():
-    answers = [("New  York City.", "New York"), ("\nParis", "Paris"), ("paris", "Paris"), ("in Paris", "Paris")]
-    assert metrics.greedy_success(answers) == 50.0
-    assert metrics.greedy_success([]) is None
+@pytest.mark.parametrize(
+    ("answer", "target", "exact", "contained"),
+    [
+        ("Paris.", "Paris", True, True),
+        ("  the \u201cPARIS\u201d!", "Paris", True, True),
+        ("St Louis", "St. Louis", True, True),
+        ("Paris, the capital", "Paris", False, True),
+        ("Parisian", "Paris", False, False),
+        ("New Orleans, not York", "New York", False, False),
+        ("It is in New  York City.", "New York", False, True),
+        ("Stra\u00dfe", "STRASSE", True, True),
+        ("", "Paris", False, False),
+        ("the", "The The", False, False),
+        ("A", "The", False, False),
+        ("The", "the", True, True),
+        ("?", "?!", False, False),
+        ("\u30d1\u30ea\u3067\u3059", "\u30d1\u30ea", False, True),  # "Paris" in Japanese, and the copula
+    ],
+)
+def test_an_answer_matches_word_by_word(answer, target, exact, contained):
+    assert metrics.exact_match(answer, target) is exact
+    assert metrics.contained_match(answer, target) is contained
+    assert metrics.exact([(answer, target)]) == 100.0 * exact
+    assert metrics.contained([(answer, target)]) == 100.0 * contained
+
+
+def test_matches_leave_out_facts_that_lack_an_answer_or_an_object():
+    answers = [("Paris", "Paris"), ("Rome", "Paris"), (None, "Paris"), ("Paris", None)]
+    assert metrics.exact(answers) == metrics.contained(answers) == 50.0
+    assert metrics.exact(answers[2:]) is metrics.contained([]) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "rest"),
+    [
+        ("The capital  of France is Rome.", "Rome."),
+        ("the Capital of france is: Rome", ": Rome"),
+        ("The capital of France isolates", "The capital of France isolates"),
+        ("Rome. The capital of France is", "Rome. The capital of France is"),
+    ],
+)
+def test_an_answer_may_repeat_its_prompt_first(answer, rest):
+    assert metrics.behind(answer, "The capital of France is") == rest
 
 
 def test_harmonic_mean():

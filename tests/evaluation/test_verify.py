@@ -6,10 +6,12 @@ import pytest
 import torch
 from tests.models import tiny, tiny_model, tiny_tokenizer
 
+from factpatch.data.zsre import fact_from_zsre
 from factpatch.evaluation import metrics
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Score, score
-from factpatch.evaluation.verify import Probe, Reading, Verification, read_facts, request_count, verify
+from factpatch.evaluation.readings import Answer, Probe, Reading
+from factpatch.evaluation.verify import Verification, read_facts, request_count, verify
 from factpatch.facts import Fact, Neighbor
 from factpatch.model.language_model import LanguageModel
 
@@ -62,41 +64,62 @@ def test_answers_are_left_out_on_request():
 
 
 def test_progress_adds_up_to_the_number_of_requests():
+    lm = tiny("gpt2")
     steps = []
-    read_facts(tiny("gpt2"), [FULL, BARE], answers=False, progress=steps.append)
-    assert sum(steps) == request_count([FULL, BARE]) == 11
+    read_facts(lm, [FULL, BARE], answers=False, progress=steps.append)
+    assert sum(steps) == request_count(lm, [FULL, BARE], answers=False) == 11
+    read_facts(lm, [FULL, BARE], progress=steps.append)
+    assert sum(steps) - 11 == request_count(lm, [FULL, BARE]) == 11 + 4
+
+
+def said(text, form="prompt"):
+    return Answer(form, "asked", text)
+
+
+BEFORE = (
+    Reading(
+        made(3.0, 1.0), (made(3.0, 1.0), made(1.0, 2.0)), (made(2.0, 1.0), made(2.0, 1.0)), (said("The French. "),)
+    ),
+    Reading(made(2.0, matched=(False, False, True)), answers=(said("big"),)),
+)
+AFTER = (
+    Reading(
+        made(1.0, 3.0, matched=(True,)),
+        (made(1.0, 3.0, matched=(True,)), made(1.0, 2.0, matched=(False,))),
+        (made(2.0, 1.0, true_matched=(True, False)), made(1.0, 2.0)),
+        (said("English, not French"), said("the mother tongue of danielle Darrieux is English.", "question")),
+    ),
+    Reading(made(2.0, matched=(True, True, True)), answers=(said("a large  city"), said("small", "question"))),
+)
 
 
 def test_summary_of_a_hand_made_verification():
-    before = (
-        Reading(made(3.0, 1.0), (made(3.0, 1.0), made(1.0, 2.0)), (made(2.0, 1.0), made(2.0, 1.0)), "French. "),
-        Reading(made(2.0, matched=(False, False, True)), answer="big"),
-    )
-    after = (
-        Reading(
-            made(1.0, 3.0, matched=(True,)),
-            (made(1.0, 3.0, matched=(True,)), made(1.0, 2.0, matched=(False,))),
-            (made(2.0, 1.0, true_matched=(True, False)), made(1.0, 2.0)),
-            "English, of course",
-        ),
-        Reading(made(2.0, matched=(True, True, True)), answer="a large  city"),
-    )
-    summary = Verification((FULL, BARE), after, before).summary()
-    assert summary["efficacy"] == {"before": 0.0, "after": 100.0}
-    assert summary["generalization"] == {"before": 50.0, "after": 100.0}
-    assert summary["specificity"] == {"before": 100.0, "after": 50.0}
-    assert summary["score"] == {"before": 0.0, "after": metrics.harmonic_mean([100, 100, 50])}
-    assert summary["greedy_success"] == {"before": 0.0, "after": 100.0}
-    assert summary["strict"] == {
-        "efficacy": {"before": 0.0, "after": 100.0},
-        "generalization": {"before": 0.0, "after": 50.0},
-        "specificity": {"before": 0.0, "after": 0.0},
+    summary = Verification((FULL, BARE), AFTER, BEFORE).summary()
+    expected = {
+        "efficacy": (0.0, 100.0),
+        "generalization": (50.0, 100.0),
+        "specificity": (100.0, 50.0),
+        "score": (0.0, metrics.harmonic_mean([100, 100, 50])),
+        "strict_efficacy": (0.0, 100.0),
+        "strict_generalization": (0.0, 50.0),
+        "strict_specificity": (0.0, 0.0),
+        "token_efficacy": (pytest.approx(100 / 6), 100.0),
+        "token_generalization": (0.0, 50.0),
+        "token_specificity": (0.0, 25.0),
+        "prompt_exact": (0.0, 50.0),
+        "prompt_exact_true": (100.0, 0.0),
+        "prompt_contained": (0.0, 100.0),
+        "prompt_contained_true": (100.0, 100.0),
+        "question_exact": (None, 50.0),
+        "question_exact_true": (None, 0.0),
+        "question_contained": (None, 50.0),
+        "question_contained_true": (None, 0.0),
+        "chat_exact": (None, None),
+        "chat_exact_true": (None, None),
+        "chat_contained": (None, None),
+        "chat_contained_true": (None, None),
     }
-    assert summary["token_accuracy"] == {
-        "rewrite": {"before": pytest.approx(100 / 6), "after": 100.0},
-        "paraphrase": {"before": 0.0, "after": 50.0},
-        "neighborhood": {"before": 0.0, "after": 25.0},
-    }
+    assert summary == {name: {"before": before, "after": after} for name, (before, after) in expected.items()}
 
 
 def test_unlearned_names_facts_that_prefer_the_old_object_or_miss_a_token():
@@ -108,10 +131,9 @@ def test_unlearned_names_facts_that_prefer_the_old_object_or_miss_a_token():
 
 def test_metrics_without_probes_are_none():
     summary = Verification((BARE,), (Reading(made(1.0)),)).summary()
-    for name in ("efficacy", "generalization", "specificity", "score", "greedy_success"):
-        assert summary[name] == {"before": None, "after": None}
-    assert summary["token_accuracy"]["paraphrase"]["after"] is None
-    assert summary["token_accuracy"]["rewrite"]["after"] == 0.0
+    known = {name for name, pair in summary.items() if pair != {"before": None, "after": None}}
+    assert known == {"strict_efficacy", "token_efficacy"}
+    assert summary["token_efficacy"]["after"] == 0.0
 
 
 def test_verify_takes_a_model_with_its_tokenizer_or_a_language_model():
@@ -176,3 +198,33 @@ def test_a_record_goes_through_json():
     assert len(record["facts"][0]["after"]["neighbors"]) == 2
     assert record["facts"][1]["after"]["probability_true"] is None
     assert record["facts"][0]["before"] == record["facts"][0]["after"]
+
+
+def test_zsre_facts_are_scored_by_token_accuracy():
+    record = {
+        "src": "Where does Messi play?",
+        "subject": "Messi",
+        "answers": ["in the city of Paris"],
+        "rephrase": "In which city does Messi play?",
+        "loc": "nq question: where is the Eiffel Tower",
+        "loc_ans": "in Paris",
+    }
+    fact = fact_from_zsre(record, 0)
+    lm = tiny("llama", dtype=torch.float64)
+    summary = verify(lm, None, [fact], answers=False).summary()
+    for name, prompt, target in (
+        ("token_efficacy", fact.text, fact.target_new),
+        ("token_generalization", fact.paraphrases[0], fact.target_new),
+        ("token_specificity", "nq question: where is the Eiffel Tower?", "in Paris"),
+    ):
+        # As published: each token of the target behind the prompt and the target's tokens before it.
+        start = len(lm.tokenizer(prompt)["input_ids"])
+        ids = lm.tokenizer(f"{prompt} {target}")["input_ids"]
+        with torch.no_grad():
+            best = [
+                lm.model(input_ids=torch.tensor([ids[:end]])).logits[0, -1].argmax() for end in range(start, len(ids))
+            ]
+        hits = [int(token) == wanted for token, wanted in zip(best, ids[start:], strict=True)]
+        assert summary[name]["after"] == pytest.approx(100 * sum(hits) / len(hits))
+    assert summary["efficacy"]["after"] is summary["generalization"]["after"] is None
+    assert summary["prompt_contained_true"]["after"] is None

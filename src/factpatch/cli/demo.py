@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from factpatch.cli import checks, options, render
-
-if TYPE_CHECKING:
-    from factpatch.evaluation.verify import Verification
 
 MODEL = "smollm2-135m"
 
@@ -64,10 +61,8 @@ def demo(
     checked = done.verification
     assert checked is not None
     share = done.patch.num_bytes / sum(weight.numel() * weight.element_size() for weight in lm.model.parameters())
-    took = editor.edits[0].seconds
-    editing = sum(took.values()) - took["second_moment"]
     render.paragraph(
-        f"Edited in {editing:.1f} s, after {took['second_moment']:.1f} s with ordinary text. "
+        f"Edited in {done.editing:.1f} s, after {done.seconds['second_moment']:.1f} s with ordinary text. "
         f"Written: layers {render.numbers(done.patch.layers)}, as a patch of "
         f"{done.patch.num_bytes / 1e6:.2f} MB, {100 * share:.2g} % of the model's size."
     )
@@ -75,7 +70,7 @@ def demo(
     render.heading("3. What it said, and says now")
     render.screen.print(render.fact_table(checked))
     render.screen.print(render.metric_table(checked, (done.perplexity_before, done.perplexity_after)))
-    _count_probes(checked)
+    render.paragraph(done.plain + ".")
     render.show_unlearned(done.unlearned)
     render.show_times(done.seconds)
 
@@ -105,25 +100,3 @@ def parameter_hash(model: Any) -> str:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name}:{content_hash(tensor)}\n".encode())
     return digest.hexdigest()
-
-
-def _count_probes(checked: Verification) -> None:
-    from factpatch.evaluation.metrics import prefers_new, prefers_true
-
-    assert checked.before is not None
-    agreed, agree = (
-        sum(prefers_new(probe.nlls) is True for reading in readings for probe in reading.paraphrases)
-        for readings in (checked.before, checked.after)
-    )
-    asked = sum(len(reading.paraphrases) for reading in checked.after)
-    neighbors = [
-        (prefers_true(earlier.nlls) is True, prefers_true(now.nlls) is True)
-        for before, after in zip(checked.before, checked.after, strict=True)
-        for earlier, now in zip(before.neighbors, after.neighbors, strict=True)
-    ]
-    right = sum(earlier for earlier, _ in neighbors)
-    kept = sum(earlier and now for earlier, now in neighbors)
-    render.paragraph(
-        f"Of {asked} paraphrases, {agreed} agreed with the new fact before and {agree} agree now. Of {len(neighbors)} "
-        f"questions about neighbors, {right} were answered rightly before, and {kept} of these still are."
-    )

@@ -363,6 +363,7 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
         render.screen.print(render.fact_table(done.verification))
         pair = (done.perplexity_before, done.perplexity_after)
         render.screen.print(render.metric_table(done.verification, pair))
+        render.paragraph(done.plain + ".")
         render.show_unlearned(done.unlearned)
     render.show_superseded(done.superseded)
     render.show_similar(done.similar)

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from factpatch.evaluation.verify import Reading, Verification
+    from factpatch.evaluation.readings import Reading
+    from factpatch.evaluation.verify import Verification
     from factpatch.facts import Fact
 
 screen = Console(highlight=False)
@@ -25,8 +26,13 @@ _LINES = (
     ("efficacy", "new answer likelier than the true one"),
     ("generalization", "the same, behind paraphrases"),
     ("specificity", "neighbors keep their true answer"),
-    ("greedy_success", "the greedy answer is the new one"),
-    ("token_accuracy", "tokens of the new answer that are greedy"),
+    ("token_efficacy", "tokens of the new answer that are the likeliest"),
+    ("token_generalization", "the same, behind paraphrases"),
+    ("token_specificity", "the same of neighbors and their true answer"),
+    ("prompt_contained", "going on with the prompt, it says the new answer"),
+    ("question_contained", "asked a question, it says the new answer"),
+    ("chat_contained", "the same in a chat"),
+    ("prompt_contained_true", "going on with the prompt, it says the true answer"),
 )
 
 
@@ -106,9 +112,9 @@ def metric_table(verification: Verification, perplexity: tuple[float | None, flo
     made.columns[-1].overflow = "ellipsis"
     summary = verification.summary()
     for name, meaning in _LINES:
-        pair = summary[name]["rewrite"] if name == "token_accuracy" else summary[name]
-        if pair["after"] is not None:
-            made.add_row(name.replace("_", " "), *_change(pair["before"], pair["after"], " %"), Text(meaning, "dim"))
+        was, now = summary[name]["before"], summary[name]["after"]
+        if now is not None:
+            made.add_row(name.replace("_", " "), *_change(was, now, " %"), Text(meaning, "dim"))
     before, after = perplexity
     if before is not None and after is not None:
         made.add_row("perplexity", *_change(before, after, "  "), Text(f"{100 * (after / before - 1):+.1f} %", "dim"))

@@ -33,6 +33,7 @@ def verify(
     checks.check_distinct(report=report, facts=facts, patch=patch)
 
     from factpatch.data import load_facts
+    from factpatch.evaluation.plain import plain_summary
     from factpatch.facts import latest
     from factpatch.files import write_json
     from factpatch.report import ask
@@ -57,9 +58,10 @@ def verify(
             done = ask(lm, in_force, "asking with the patch", before)
     if report is not None:
         about = {"model": model, "patch": None if patch is None else str(patch), "chat": lm.frame.chat}
-        write_json(report, {**about, **done.to_dict()})
+        write_json(report, {**about, "plain": plain_summary(done), **done.to_dict()})
     render.screen.print(render.fact_table(done))
     render.screen.print(render.metric_table(done))
+    render.paragraph(plain_summary(done) + ".")
     render.show_unlearned(done.unlearned())
     render.show_superseded(superseded)
     if report is not None:

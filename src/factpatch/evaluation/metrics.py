@@ -1,16 +1,20 @@
 """The metrics of knowledge editing as pure functions of what a model said: no model, no text files.
 
-Every metric is in percent. A metric is None where nothing was given that it could be computed from: no fact has a true
-object, or none brings paraphrases or neighbors. A fact without the probes a metric needs does not enter its mean.
+Every metric is in percent; docs/metrics.md lists them with their sources. A metric is None where nothing was given that
+it could be computed from: no fact has a true object, or none brings paraphrases or neighbors. A fact without the probes
+a metric needs does not enter its mean.
 
-Two readings of success are in use. The published one compares two objects: the NLL (mean nats per target token) of the
-new and of the true one. The strict one asks whether every token of the wanted object is the most probable token.
+Two readings of success are in use for an object that is put into the model's mouth. The published one compares two
+objects: the NLL (mean nats per target token) of the new and of the true one. The strict one asks whether every token of
+the wanted object is the most probable token. What the model says by itself is matched word by word.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 
 NllPair = tuple[float, float | None]
 """NLL of the new object and of the true object behind one prompt; None where the true object is not known."""
@@ -125,15 +129,57 @@ def token_accuracy(probes: Iterable[Iterable[Matched]]) -> float | None:
     return percent(mean_of_means((mean_or_none(tokens) for tokens in prompts) for prompts in probes))
 
 
-def greedy_success(answers: Iterable[tuple[str, str]]) -> float | None:
-    """Percentage of facts whose greedy answer begins with the new object.
+def exact(answers: Iterable[tuple[str | None, str | None]]) -> float | None:
+    """Percentage of answers that are the object and nothing else; see `exact_match`.
 
     Args:
-        answers: For each fact the answer and the new object.
+        answers: For each fact the answer and the object; a fact that lacks one of them does not count.
     """
-    return percent(mean_or_none(begins_with(answer, target) for answer, target in answers))
+    return percent(mean_or_none(_matches(exact_match, pair) for pair in answers))
 
 
-def begins_with(answer: str, target: str) -> bool:
-    """Whether an answer begins with a target: case counts, the amount and kind of white space does not."""
-    return " ".join(answer.split()).startswith(" ".join(target.split()))
+def contained(answers: Iterable[tuple[str | None, str | None]]) -> float | None:
+    """Percentage of answers in which the object occurs; see `contained_match`.
+
+    Args:
+        answers: For each fact the answer and the object; a fact that lacks one of them does not count.
+    """
+    return percent(mean_or_none(_matches(contained_match, pair) for pair in answers))
+
+
+def exact_match(answer: str, target: str) -> bool:
+    """Whether an answer is a target, word by word, but for case, punctuation and the articles a, an, the.
+
+    Source: the exact match of SQuAD (arXiv:1606.05250), section 6.1.
+    """
+    return _words(answer) == _words(target)
+
+
+def contained_match(answer: str, target: str) -> bool:
+    """Whether the words of a target stand in an answer, whole and in a row, normalized as in `exact_match`."""
+    said, wanted = _words(answer), _words(target)
+    return any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1))
+
+
+def behind(answer: str, prompt: str) -> str:
+    """An answer without the prompt that it repeats first: "French." of "The mother tongue of Ada is French."."""
+    said, asked = (" ".join(text.split()) for text in (answer, prompt))
+    repeated = re.match(rf"{re.escape(asked)}(?!\w)", said, re.IGNORECASE)
+    return said[repeated.end() :].lstrip() if repeated else answer
+
+
+def _matches(match: Callable[[str, str], bool], pair: tuple[str | None, str | None]) -> bool | None:
+    answer, target = pair
+    return None if answer is None or target is None else match(answer, target)
+
+
+# Scripts that put no space between words: there every character is a word.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+_ARTICLES = ("a", "an", "the")
+
+
+def _words(text: str) -> list[str]:
+    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    # "The The" keeps its articles, and "?!" its marks: a target of no words would be in every answer.
+    return [word for word in words if word not in _ARTICLES] or words or [text.strip()]
