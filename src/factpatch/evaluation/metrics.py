@@ -71,6 +71,8 @@ def prefers_true(nlls: NllPair) -> bool | None:
 def efficacy(rewrites: Iterable[NllPair]) -> float | None:
     """Percentage of facts whose new object has a lower NLL than the true one behind the edit prompt.
 
+    Source: MEMIT (arXiv:2210.07229), eq. 24.
+
     Args:
         rewrites: One pair for each fact.
     """
@@ -80,6 +82,8 @@ def efficacy(rewrites: Iterable[NllPair]) -> float | None:
 def generalization(paraphrases: Iterable[Iterable[NllPair]]) -> float | None:
     """As `efficacy`, behind paraphrases: mean over facts of the mean over the fact's paraphrases.
 
+    Source: MEMIT (arXiv:2210.07229), eq. 25.
+
     Args:
         paraphrases: For each fact one pair for each paraphrase.
     """
@@ -88,6 +92,8 @@ def generalization(paraphrases: Iterable[Iterable[NllPair]]) -> float | None:
 
 def specificity(neighbors: Iterable[Iterable[NllPair]]) -> float | None:
     """Percentage of neighborhood prompts that still prefer their true object to the fact's new one: mean of means.
+
+    Source: MEMIT (arXiv:2210.07229), eq. 26.
 
     Args:
         neighbors: For each fact one pair for each neighbor: the fact's new object, the neighbor's true object.
@@ -121,7 +127,8 @@ def strict_specificity(neighbors: Iterable[Iterable[Matched]]) -> float | None:
 def token_accuracy(probes: Iterable[Iterable[Matched]]) -> float | None:
     """Percentage of the wanted object's tokens that are the most probable ones: mean over facts, prompts, tokens.
 
-    This is how zsRE is scored, which names no true object.
+    This is how zsRE is scored, which names no true object. Source: MEMIT (arXiv:2210.07229), eq. 21 to 23, which the
+    published code counts token by token.
 
     Args:
         probes: For each fact and prompt what holds of the tokens of the wanted object.

@@ -1,7 +1,7 @@
 """Fluency and consistency: what generated texts are worth, as pure functions of the texts.
 
-Source: ROME (arXiv:2202.05262), section 3.4, where they are called GE and RS. docs/metrics.md lists the differences
-from the published code.
+Source: ROME (arXiv:2202.05262), section 3.3, and MEMIT (arXiv:2210.07229), appendix C.2, which call them GE and RS;
+docs/metrics.md lists the differences from the published code.
 """
 
 from __future__ import annotations
