@@ -207,7 +207,7 @@ def test_zsre_facts_are_scored_by_token_accuracy():
         "answers": ["in the city of Paris"],
         "rephrase": "In which city does Messi play?",
         "loc": "nq question: where is the Eiffel Tower",
-        "loc_ans": "in Paris",
+        "loc_ans": "pe pe Paris",  # which begins as this random model goes on
     }
     fact = fact_from_zsre(record, 0)
     lm = tiny("llama", dtype=torch.float64)
@@ -215,7 +215,7 @@ def test_zsre_facts_are_scored_by_token_accuracy():
     for name, prompt, target in (
         ("token_efficacy", fact.text, fact.target_new),
         ("token_generalization", fact.paraphrases[0], fact.target_new),
-        ("token_specificity", "nq question: where is the Eiffel Tower?", "in Paris"),
+        ("token_specificity", "nq question: where is the Eiffel Tower?", "pe pe Paris"),
     ):
         # As published: each token of the target behind the prompt and the target's tokens before it.
         start = len(lm.tokenizer(prompt)["input_ids"])
@@ -226,5 +226,6 @@ def test_zsre_facts_are_scored_by_token_accuracy():
             ]
         hits = [int(token) == wanted for token, wanted in zip(best, ids[start:], strict=True)]
         assert summary[name]["after"] == pytest.approx(100 * sum(hits) / len(hits))
+    assert 0 < summary["token_specificity"]["after"] < 100
     assert summary["efficacy"]["after"] is summary["generalization"]["after"] is None
     assert summary["prompt_contained_true"]["after"] is None

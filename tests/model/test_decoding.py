@@ -30,8 +30,8 @@ def test_equal_rows_are_continued_one_by_one():
         asked.extend(rows)
         return torch.tensor([10 + index for index in rows])
 
-    assert continuations(lm, [row, row, (5,)], 2, pick=pick) == [[10, 10], [11, 11], [12, 12]]
-    assert sorted(asked) == [0, 0, 1, 1, 2, 2]
+    assert continuations(lm, [row, row, (5,)], [2, 3, 1], pick=pick) == [[10] * 2, [11] * 3, [12]]
+    assert sorted(asked) == [0, 0, 1, 1, 1, 2]
 
 
 def test_rows_leave_when_they_are_done_or_end(monkeypatch):
@@ -44,7 +44,7 @@ def test_rows_leave_when_they_are_done_or_end(monkeypatch):
     found = continuations(
         lm,
         [(1, 2), (1, 4), (5,)],
-        3,
+        [3, 3, 3],
         pick=lambda scores, rows, step: torch.tensor([plan[row][step] for row in rows]),
         done=lambda new: new == [7, 8],
         ends={3},

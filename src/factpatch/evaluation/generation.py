@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factpatch.evaluation.probabilities import Progress
 from factpatch.model.decoding import Pick, TopK, continuations, end_tokens, most_probable
+from factpatch.model.frame import Frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
 
@@ -38,14 +40,20 @@ def first_sentence(text: str) -> str:
 
 
 def greedy_answers(
-    lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int | Sequence[int] = MAX_NEW_TOKENS
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    max_new_tokens: int | Sequence[int] = MAX_NEW_TOKENS,
+    frames: Sequence[Frame] | None = None,
+    progress: Progress = lambda answers: None,
 ) -> list[str]:
     """Continue each prompt greedily and return the first sentence or line of what the model says.
 
     Args:
         lm: The model; it is left as it was.
-        prompts: Texts that end right before their answer, or, for a model that is asked in a chat, what the user says.
+        prompts: Texts that end right before their answer, or, where it is asked in a chat, what the user says.
         max_new_tokens: Where an answer is cut if no sentence or line ends before; one number for each prompt, or one.
+        frames: How each prompt is asked; by default all as the model is asked.
+        progress: Called after each batch of answers with their number.
 
     Returns:
         One answer for each prompt, without white space around it; it may be empty.
@@ -54,16 +62,19 @@ def greedy_answers(
         ValueError: `max_new_tokens` is below 1, or a prompt has no tokens or more than the model reads.
     """
     rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    rows = _rows(lm, prompts, min(rooms, default=1))
+    frames = [lm.frame] * len(prompts) if frames is None else frames
+    rows = _rows(lm, prompts, frames, rooms)
 
     def ended(new: list[int]) -> bool:
         """More text cannot change the first sentence."""
         return _END_BEFORE_MORE.search(_decode(lm.tokenizer, new).lstrip()) is not None
 
-    unique = list(dict.fromkeys(rows))
-    found = continuations(lm, unique, max(rooms, default=1), done=ended, ends=end_tokens(lm))
-    said = dict(zip(unique, found, strict=True))
-    return [first_sentence(_decode(lm.tokenizer, said[row][:room])) for row, room in zip(rows, rooms, strict=True)]
+    unique = list(dict.fromkeys(zip(rows, rooms, strict=True)))
+    progress(len(rows) - len(unique))
+    rows_and_rooms = zip(*unique, strict=True) if unique else ((), ())
+    found = continuations(lm, *rows_and_rooms, done=ended, ends=end_tokens(lm), progress=progress)
+    said = {one: first_sentence(_decode(lm.tokenizer, new)) for one, new in zip(unique, found, strict=True)}
+    return [said[one] for one in zip(rows, rooms, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,7 @@ def generate_texts(
     top_k: int = 5,
     seed: int = 0,
     stop: bool = False,
+    progress: Progress = lambda texts: None,
 ) -> list[tuple[Generation, ...]]:
     """Let a model write on, from some prompts for each fact.
 
@@ -110,6 +122,7 @@ def generate_texts(
         top_k: Each token is sampled from so many most probable ones; 1 is greedy.
         seed: Of the sampling, from 0 up.
         stop: Whether a text ends with an end token. The published evaluation goes on behind it, without showing it.
+        progress: Called after each batch of texts with their number.
 
     Returns:
         For each fact one text for each of its prompts.
@@ -125,11 +138,14 @@ def generate_texts(
     wanted = [(prompt, seen) for group in prompts for prompt, seen in _numbered(group)]
     wanted = [(prompt, 0 if top_k == 1 else seen) for prompt, seen in wanted]
     unique = list(dict.fromkeys(wanted))
-    rows = _rows(lm, [prompt for prompt, _ in unique], max_new_tokens)
+    rooms = [max_new_tokens] * len(unique)
+    rows = _rows(lm, [prompt for prompt, _ in unique], [lm.frame] * len(unique), rooms)
     pick: Pick = most_probable
     if top_k > 1:
         pick = TopK([_noise(seed, prompt, seen, (max_new_tokens, top_k)) for prompt, seen in unique])
-    new = continuations(lm, rows, max_new_tokens, pick=pick, ends=end_tokens(lm) if stop else ())
+    progress(len(wanted) - len(unique))
+    ends = end_tokens(lm) if stop else ()
+    new = continuations(lm, rows, rooms, pick=pick, ends=ends, progress=progress)
     said = {one: _behind(lm, row, ids) for one, row, ids in zip(unique, rows, new, strict=True)}
     texts = iter(Generation(one[0], said[one]) for one in wanted)
     return [tuple(islice(texts, len(group))) for group in prompts]
@@ -156,15 +172,19 @@ def _behind(lm: LanguageModel, row: Sequence[int], new: Sequence[int]) -> str:
     return "\n" + said.lstrip() if lm.frame.chat and said.strip() else said
 
 
-def _rows(lm: LanguageModel, prompts: Sequence[str], max_new_tokens: int) -> list[tuple[int, ...]]:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: give at least 1.")
-    rows = tokenize(lm.tokenizer, [lm.frame.wrap(prompt) for prompt in prompts], lm.frame) if prompts else []
-    for prompt, row in zip(prompts, rows, strict=True):
+def _rows(
+    lm: LanguageModel, prompts: Sequence[str], frames: Sequence[Frame], rooms: Sequence[int]
+) -> list[tuple[int, ...]]:
+    if min(rooms, default=1) < 1:
+        raise ValueError(f"max_new_tokens={min(rooms)}: give at least 1.")
+    rows = []
+    for prompt, frame in zip(prompts, frames, strict=True):
+        (row,) = tokenize(lm.tokenizer, [frame.wrap(prompt)], frame)
         if not row:
             raise ValueError(f"prompt={prompt!r} has no tokens under this tokenizer; give a text.")
         lm.check_length(row, prompt)
-    return [tuple(row) for row in rows]
+        rows.append(tuple(row))
+    return rows
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers
 from factpatch.evaluation.probabilities import Progress
 from factpatch.evaluation.readings import Answer
 from factpatch.facts import Fact
+from factpatch.model.frame import Frame, chat_frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
 
@@ -23,7 +24,9 @@ def question(fact: Fact) -> str:
     return next((text for text in own if text.endswith("?")), f"Complete the sentence: {fact.text} ...")
 
 
-def answers(lm: LanguageModel, facts: Sequence[Fact], progress: Progress | None = None) -> list[tuple[Answer, ...]]:
+def answers(
+    lm: LanguageModel, facts: Sequence[Fact], progress: Progress = lambda answers: None
+) -> list[tuple[Answer, ...]]:
     """What a model says of facts by itself, asked in every form that suits it.
 
     In a chat, the prompt and the question are turns of a user. Plainly, a question stands between "Question:" and
@@ -32,38 +35,39 @@ def answers(lm: LanguageModel, facts: Sequence[Fact], progress: Progress | None 
     Args:
         lm: The model; it is left as it was.
         facts: What to ask about.
-        progress: Called after each form with the number of answers.
+        progress: Called after each batch of answers with their number.
 
     Returns:
         For each fact one answer for each of `forms`.
     """
-    found: list[list[Answer]] = [[] for _ in facts]
-    for name, asked_as in forms(lm).items():
-        more = 0 if name == "prompt" else _REPEATED
-        asked = [fact.text if name == "prompt" else _posed(question(fact), asked_as) for fact in facts]
-        answered = greedy_answers(asked_as, asked, [room + more for room in _rooms(asked_as, facts)])
-        for of_fact, prompt, said in zip(found, asked, answered, strict=True):
-            of_fact.append(Answer(name, prompt, said))
-        if progress is not None:
-            progress(len(facts))
-    return [tuple(of_fact) for of_fact in found]
+    framed = forms(lm)
+    asked = [(name, _asked(name, frame, fact)) for fact in facts for name, frame in framed.items()]
+    rooms = [_room(lm, fact, name, frame) for fact in facts for name, frame in framed.items()]
+    # All at once: a step on many rows takes little longer than one on few.
+    frames = [framed[name] for name, _ in asked]
+    said = greedy_answers(lm, [prompt for _, prompt in asked], rooms, frames, progress)
+    found = [Answer(name, prompt, answer) for (name, prompt), answer in zip(asked, said, strict=True)]
+    return [tuple(found[first : first + len(framed)]) for first in range(0, len(found), len(framed))]
 
 
-def forms(lm: LanguageModel) -> dict[str, LanguageModel]:
-    """The forms in which a model can be asked, each with the model that is asked so."""
-    plainly = {"prompt": lm, "question": lm}
+def forms(lm: LanguageModel) -> dict[str, Frame]:
+    """The forms in which a model can be asked, each with what stands around the prompt."""
+    plainly = {"prompt": lm.frame, "question": lm.frame}
     if lm.frame.chat:
         return plainly
     try:
-        return {**plainly, "chat": LanguageModel(lm.model, lm.tokenizer, chat=True)}
+        return {**plainly, "chat": chat_frame(lm.tokenizer)}
     except ValueError:  # there is no chat template, or none that serves
         return plainly
 
 
-def _posed(question: str, lm: LanguageModel) -> str:
-    return question if lm.frame.chat else f"Question: {question}\nAnswer:"
+def _asked(form: str, frame: Frame, fact: Fact) -> str:
+    if form == "prompt":
+        return fact.text
+    return question(fact) if frame.chat else f"Question: {question(fact)}\nAnswer:"
 
 
-def _rooms(lm: LanguageModel, facts: Sequence[Fact]) -> list[int]:
-    """Enough tokens for each new object, so that a long one is not missed for want of room."""
-    return [max(MAX_NEW_TOKENS, len(target_ids(lm.tokenizer, fact.target_new, lm.frame)) + 1) for fact in facts]
+def _room(lm: LanguageModel, fact: Fact, form: str, frame: Frame) -> int:
+    """Enough tokens for the new object, so that a long one is not missed for want of room."""
+    room = max(MAX_NEW_TOKENS, len(target_ids(lm.tokenizer, fact.target_new, frame)) + 1)
+    return room if form == "prompt" else room + _REPEATED

@@ -122,7 +122,7 @@ def read_facts(
         request for fact in facts for prompt, true in _probes(fact) for request in _requests(fact, prompt, true)
     ]
     scores = iter(score(lm, requests, progress))
-    said = asked_freely(lm, facts, progress) if answers else [()] * len(facts)
+    said = asked_freely(lm, facts, progress or (lambda answers: None)) if answers else [()] * len(facts)
     readings = []
     for fact, of_fact in zip(facts, said, strict=True):
         probes = [Probe(prompt, next(scores), None if true is None else next(scores)) for prompt, true in _probes(fact)]

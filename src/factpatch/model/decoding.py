@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 
 import torch
 from torch import Tensor
@@ -50,11 +50,12 @@ def end_tokens(lm: LanguageModel) -> frozenset[int]:
 def continuations(
     lm: LanguageModel,
     rows: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
+    rooms: Sequence[int],
     *,
     pick: Pick = most_probable,
     done: Callable[[list[int]], bool] = lambda new: False,
     ends: Collection[int] = (),
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> list[list[int]]:
     """Continue each row of token ids until it is done, an end token comes, or there is no more room.
 
@@ -64,10 +65,11 @@ def continuations(
     Args:
         lm: The model; it is left as it was.
         rows: At least one token each. Equal rows are continued one by one.
-        max_new_tokens: How many tokens a row gets at most; fewer where the model's positions end.
+        rooms: How many tokens each row gets at most, from 1 up; fewer where the model's positions end.
         pick: How the next token is chosen.
         done: Called with the new tokens of a row after each; True ends the row.
         ends: Tokens that end a row and are not part of it.
+        progress: Called after each batch of rows with their number.
 
     Returns:
         The new token ids of each row.
@@ -75,22 +77,24 @@ def continuations(
     new: list[list[int]] = [[] for _ in rows]
     order = iter(sorted(range(len(rows)), key=lambda row: rows[row]))
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
-        for batch in tree_batches(rows, room=max_new_tokens):
+        for batch in tree_batches(rows, room=max(rooms, default=0)):
             live = list(islice(order, len(batch)))  # `tree_batches` sorts alike
             reader = _Reader(lm, {row: rows[row] for row in live})
-            for step in range(max_new_tokens):
+            for step in count():
                 picked = reader.pick(live, pick, step)
                 going = []
                 for row, token in zip(live, picked, strict=True):
                     if token in ends:
                         continue
                     new[row].append(token)
-                    if not done(new[row]) and lm.has_room(len(rows[row]) + len(new[row])):
+                    full = step + 1 == rooms[row] or not lm.has_room(len(rows[row]) + len(new[row]))
+                    if not full and not done(new[row]):
                         going.append(row)
                 live = going
-                if not live or step == max_new_tokens - 1:
+                if not live:
                     break
                 reader.read({row: new[row][-1] for row in live})
+            progress(len(batch))
     return new
 
 
