@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from factpatch.data.tfidf import Tfidf
 from factpatch.evaluation import text
 from factpatch.evaluation.generation import Generation
 
@@ -67,6 +68,16 @@ def test_consistency_compares_all_texts_with_all_references():
     # (a 2, b 1, c 1) and (a 1, b 2, d 1): 4 / (sqrt(6) sqrt(6)).
     assert text.consistency(generations, ["a b", "b d"], WordOverlap()) == pytest.approx(100 * 4 / 6)
     assert text.consistency(generations, ["x y"], WordOverlap()) == 0.0
+
+
+def test_consistency_by_tf_idf_worked_by_hand():
+    pytest.importorskip("sklearn")
+    tfidf = Tfidf.fit(["rome paris", "rome vienna"])
+    rome, other = 1.0, math.log(3 / 2) + 1  # "rome" is in both of two texts, the others in one
+    expected = 2 * rome * rome / (math.hypot(2 * rome, other) * math.hypot(rome, other))
+    generations = [Generation("Rome", " Paris"), Generation("Rome", " Berlin")]
+    assert text.consistency(generations, ["Rome", "Vienna"], tfidf) == pytest.approx(100 * expected)
+    assert text.consistency([Generation("Berlin", " Bonn")], ["Rome"], tfidf) == 0.0
 
 
 @pytest.mark.parametrize("references", [None, []])
