@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -68,6 +68,27 @@ def captured(
 
 
 @contextmanager
+def shadowed(replacements: Iterable[tuple[nn.Module, str, Callable[..., Any]]]) -> Iterator[None]:
+    """Replace methods of single modules: (module, name of the method, what to call instead).
+
+    An attribute of the instance shadows the class's method. accelerate places its own hooks the same way, so that there
+    may be one already; it is put back.
+    """
+    before: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for module, name, function in replacements:
+            before.append((module, name, module.__dict__.get(name)))
+            setattr(module, name, function)
+        yield
+    finally:
+        for module, name, present in reversed(before):
+            if present is None:
+                module.__dict__.pop(name, None)
+            else:
+                setattr(module, name, present)
+
+
+@contextmanager
 def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tuples: bool) -> Iterator[None]:
     """Let forward passes begin with `hidden` as the output of block `layer`; the blocks up to there do not run.
 
@@ -81,26 +102,16 @@ def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tupl
     def give(*args: Any, **kwargs: Any) -> Any:
         return (hidden, None) if tuples else hidden
 
-    replaced = list(blocks[: layer + 1])
-    before = [block.__dict__.get("forward") for block in replaced]
-
     def put_in(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, _HIDDEN: hidden})
 
     entrance = blocks[0].register_forward_pre_hook(put_in, with_kwargs=True) if layer < 0 else None
     try:
-        # An attribute of the instance shadows the class's `forward`; accelerate places its own hooks the same way.
-        for block in replaced:
-            block.forward = give
-        yield
+        with shadowed((block, "forward", give) for block in blocks[: layer + 1]):
+            yield
     finally:
         if entrance is not None:
             entrance.remove()
-        for block, forward in zip(replaced, before, strict=True):
-            if forward is None:
-                del block.forward
-            else:
-                block.forward = forward
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from factpatch.model.batching import TOKEN_BUDGET
-from factpatch.model.hooks import starting_after
+from factpatch.model.hooks import shadowed, starting_after
 from factpatch.model.language_model import LanguageModel
 
 _NAME = "factpatch-packed"
@@ -274,14 +274,9 @@ def packed_attention(lm: LanguageModel) -> Iterator[None]:
         finally:
             lm.model.set_attn_implementation(before)
         return
-    modules = [lm.attention(layer) for layer in range(lm.num_layers)]
-    try:
-        for module in modules:
-            setattr(module, method, _packed_method(module, getattr(module, method)))
+    modules = (lm.attention(layer) for layer in range(lm.num_layers))
+    with shadowed((module, method, _packed_method(module, getattr(module, method))) for module in modules):
         yield
-    finally:
-        for module in modules:
-            module.__dict__.pop(method, None)
 
 
 def _packed_method(module: nn.Module, attends: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
