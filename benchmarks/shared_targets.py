@@ -25,7 +25,9 @@ class SharedTargets:
         """Seconds that optimizations took which were read from disk instead."""
         directory.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, lm: Any, facts: Any, layer: int, target: Any, contexts: Any, progress: Any) -> TargetValues:
+    def __call__(
+        self, lm: Any, facts: Any, layer: int, target: Any, contexts: Any, progress: Any, precision: Any = None
+    ) -> TargetValues:
         weights = [content_hash(lm.weight(index)) for index in range(lm.num_layers)]
         about = [
             weights,
@@ -33,12 +35,13 @@ class SharedTargets:
             layer,
             repr(target),
             list(contexts),
+            repr(precision),
             torch.get_num_threads(),
         ]
         path = self.directory / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.safetensors"
         if not path.exists():
             start = time.perf_counter()
-            found = optimize_values(lm, facts, layer, target, contexts, progress)
+            found = optimize_values(lm, facts, layer, target, contexts, progress, precision=precision)
             took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
             atomic_write(path, lambda draft: save_file({**vars(found), "seconds": took}, draft))
             return found

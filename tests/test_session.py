@@ -472,6 +472,7 @@ def test_an_editor_of_another_model_or_other_settings_or_with_edits_is_refused(s
         (make(settings={"solver.weight": 6.0}), r"other settings: solver; .*5\.0.*6\.0"),
         (make("memit"), "other settings: method, source, spread"),
         (make(remember_keys=False), "other settings: remember_keys; remember_keys is True there and False here"),
+        (make(precision="fast"), "other settings: precision; precision is 'float32' there and 'fast' here"),
         (make(contexts=("{}",)), "other settings: contexts"),
         (edited, "has edited the model already"),
     ):

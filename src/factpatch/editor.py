@@ -19,6 +19,7 @@ from factpatch.facts import Fact, check_batch
 from factpatch.methods import Method, method_named
 from factpatch.model.language_model import LanguageModel, editable_weights
 from factpatch.model.loading import dtype_named, load_language_model
+from factpatch.model.precision import check_precision, precision_for
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
 from factpatch.model_card import model_card
 from factpatch.patch import Batch, Patch, total_shifts, write_shift
@@ -66,9 +67,11 @@ class Editor:
         chat: edit what the model answers in a chat: every prompt is a user's turn in the tokenizer's chat template, and
             its target begins the assistant's answer.
         remember_keys: preserve the keys of facts that this editor edited before.
+        precision: of the value optimization: exact (float64), float32, or fast (16-bit matrix products, everything
+            small in float32); by default what the model is stored in. See `factpatch.model.precision.precision_for`.
         written_dtype: what a shift is rounded to before it is added; float32, or float64 for a float64 model.
         seed: of the generated contexts.
-        device, dtype: where and in which precision to load the model; a float64 model is edited in exact mode.
+        device, dtype: where and in which dtype to load the model; a float64 model is edited in exact mode.
         progress: show a bar on a terminal during long work.
 
     Raises:
@@ -90,6 +93,7 @@ class Editor:
         second_moments: Mapping[int, Tensor] | None = None,
         chat: bool = False,
         remember_keys: bool = True,
+        precision: str | None = None,
         written_dtype: str | torch.dtype | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -99,6 +103,7 @@ class Editor:
         row = method_named(method) if isinstance(method, str) else method
         settings = dict(settings or {})
         with_settings(row, settings)  # a wrong name should not wait for the model
+        check_precision(precision)
         if variant is not None and not isinstance(method, str):
             raise ValueError(
                 f"variant={variant!r}: a Method is taken as it is; name a method, or leave the variant out."
@@ -113,6 +118,7 @@ class Editor:
         self.critical_layers = choice.critical_layers
         self._origin = choice.origin
         self.remember_keys = remember_keys
+        self.precision = precision_for(self.lm, precision)
         self.seed = seed
         self.edits: list[Edit] = []
         self._progress = progress
@@ -420,7 +426,7 @@ class Editor:
     def _optimize(self, facts: Sequence[Fact], layer: int) -> TargetValues:
         target = self.method.target
         with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
-            return optimize_values(self.lm, facts, layer, target, self.contexts, advance)
+            return optimize_values(self.lm, facts, layer, target, self.contexts, advance, precision=self.precision)
 
     def _solve(self, layer: int, keys: Tensor, residual: Tensor) -> Shift:
         _check_finite(f"keys of layer {layer}", keys)
@@ -454,6 +460,7 @@ class Editor:
             "chat": self.lm.frame.chat,
             **({"frame": asdict(self.lm.frame)} if self.lm.frame.chat else {}),
             "remember_keys": self.remember_keys,
+            "precision": self.precision.name,
             "second_moment": self._statistics,
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a patch file gives them back

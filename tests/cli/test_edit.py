@@ -122,6 +122,17 @@ def test_forgetting_earlier_keys_is_in_the_settings(run: Run, edit_arguments: li
     assert Patch.load(out).settings["remember_keys"] is False
 
 
+@pytest.mark.parametrize(("options", "expected"), [([], "float32"), (["--precision", "fast"], "fast")])
+def test_the_precision_is_in_the_patch_and_in_the_report(
+    run: Run, edit_arguments: list[object], tmp_path: Path, options: list[str], expected: str
+) -> None:
+    out, report = tmp_path / "p.safetensors", tmp_path / "r.json"
+    assert run(*edit_arguments, "--out", out, "--report", report, "--no-verify", *options).exit_code == 0
+    assert Patch.load(out).settings["precision"] == expected
+    assert json.loads(report.read_text())["settings"]["precision"] == expected
+    assert f"precision    {expected}" in run("show", out).output
+
+
 BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "method": (["--method", "memit-bleu"], "Did you mean 'memit-blue'"),
     "layer": (["--layers", "1,9"], "--layers: layers=[1, 9]: layer 9 does not exist"),
@@ -130,6 +141,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "device": (["--device", "cuda:77"], "--device: device='cuda:77'"),
     "device name": (["--device", "gpu"], "--device: device='gpu'"),
     "dtype": (["--dtype", "float8"], "--dtype: dtype='float8'"),
+    "precision": (["--precision", "quick"], "--precision: precision='quick': no such precision. Known: auto, exact"),
     "setting": (["--set", "target.step=3"], "Did you mean 'steps'"),
     "strategy": (["--set", "targets.steps=3"], "Did you mean 'target'"),
     "assignment": (["--set", "target.steps"], "--set: setting 'target.steps': write it as"),

@@ -116,6 +116,7 @@ def test_paths_settings_and_outputs_hold_when_a_session_is_resumed_elsewhere(
     arguments = [
         "edit", "tiny", "--facts", facts_file, "--layers", "1,2", "--set", "target.steps=5", "--set",
         "solver.weight=1e-1", "--corpus", "corpus.txt", "--batch-size", 2, "--seed", 3, "--method", "memit",
+        "--precision", "exact",
     ]  # fmt: skip
     monkeypatch.chdir(work)
     result = run(*arguments, "--session", "whole", "--out", "whole.safetensors")
@@ -134,6 +135,7 @@ def test_paths_settings_and_outputs_hold_when_a_session_is_resumed_elsewhere(
     assert (work / "p.safetensors").read_bytes() == (work / "whole.safetensors").read_bytes()
     patch = Patch.load(work / "p.safetensors")
     assert (patch.seed, patch.settings["target"]["steps"], patch.settings["solver"]["weight"]) == (3, 5, 0.1)
+    assert patch.settings["precision"] == "exact"
     assert json.loads((work / "r.json").read_text())["facts"]["number"] == 3
     base = AutoModelForCausalLM.from_pretrained(model_directory)
     patch.apply(base)
@@ -308,6 +310,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "set": (["edit", "--resume", "{done}", "--set", "target.steps=5"], "--set: the session says that already"),
     "seed": (["edit", "--resume", "{done}", "--seed", "0"], "--seed: the session says that already"),
     "keys": (["edit", "--resume", "{done}", "--no-remember-keys"], "--no-remember-keys: the session says"),
+    "precision": (["edit", "--resume", "{done}", "--precision", "fast"], "--precision: the session says that already"),
     "facts": (["edit", "--resume", "{done}", "--facts", "{facts}"], "give --session DIR instead of --resume DIR"),
     "both": (["edit", "--resume", "{done}", "--session", "{done}"], "--session: the session says that already"),
     "resume nothing": (["edit", "--resume", "{tmp}"], "--resume: {tmp}: is not the directory of a session"),
@@ -323,6 +326,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "other method": (
         ["{edit}", "--session", "{done}", "--method", "memit"],
         "was begun with other settings: method is 'memit-blue' there and 'memit' here",
+    ),
+    "other precision": (
+        ["{edit}", "--session", "{done}", "--precision", "fast"],
+        "was begun with other settings: precision is None there and 'fast' here",
     ),
     "other setting": (["{edit}", "--session", "{done}", "--set", "target.steps=6"], "other settings: settings is"),
     "patch inside": (["{edit}", "--session", "{done}", "--out", "{done}/p"], "lies in the session's directory"),

@@ -16,7 +16,7 @@ from factpatch.evaluation.verify import read_facts
 from factpatch.model.architectures import architecture_of
 
 
-def edited(model: Any, method: str = "memit-blue") -> tuple[Editor, Patch]:
+def edited(model: Any, method: str = "memit-blue", precision: str | None = None) -> tuple[Editor, Patch]:
     editor = Editor(
         model,
         tiny_tokenizer(),
@@ -25,6 +25,7 @@ def edited(model: Any, method: str = "memit-blue") -> tuple[Editor, Patch]:
         critical_layers=LAYERS,
         contexts=CONTEXTS,
         second_moments=second_moments(),
+        precision=precision,
     )
     return editor, editor.edit(FACTS)
 
@@ -65,6 +66,27 @@ def test_an_offloaded_model_is_edited_asked_undone_and_saved_like_another(family
     editor.undo()
     patch.apply(model)
     patch.remove(model, base=tiny_model(family))
+
+
+@pytest.mark.parametrize("precision", ["exact", "float32", "fast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_wherever_weights_are_they_are_computed_with_in_the_precision_asked_for(
+    family: str, dtype: torch.dtype, precision: str, tmp_path: Any
+) -> None:
+    _, expected = edited(tiny_model(family, dtype=dtype), precision=precision)
+    offloaded, partly, in_two = (tiny_model(family, dtype=dtype) for _ in range(3))
+    cpu_offload(offloaded, execution_device=torch.device("cpu"))
+    places = split(partly, lambda index: "cpu" if index in LAYERS else "disk")
+    dispatch_model(partly, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    dispatch_model(in_two, split(in_two, lambda index: "cpu"), force_hooks=True)
+    for model in (offloaded, partly, in_two):
+        before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+        _, patch = edited(model, precision=precision)
+        assert patch.batches[0].after == expected.batches[0].after
+        for name, module in model.named_modules():
+            for method in ("forward", "_old_forward"):
+                assert module.__dict__.get(method) is before[name].get(method)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])

@@ -70,6 +70,15 @@ def edit(
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="P",
+            help="What the value optimization computes in: exact (float64), float32, or fast (matrix products in 16 "
+            "bits, the rest in float32). Default: what the model is loaded in.",
+        ),
+    ] = None,
     corpus: options.Corpus = None,
     corpus_tokens: options.CorpusTokens = None,
     no_remember_keys: Annotated[
@@ -105,6 +114,7 @@ def edit(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "precision": precision,
         "corpus": corpus,
         "corpus_tokens": corpus_tokens,
         "remember_keys": not no_remember_keys,
@@ -279,6 +289,7 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
     from factpatch.corpus import corpus_from
     from factpatch.editor import Editor
     from factpatch.methods import method_named
+    from factpatch.model.precision import check_precision
     from factpatch.progress import timed
     from factpatch.settings import parse_assignments, with_settings
 
@@ -288,6 +299,8 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
         assigned = parse_assignments(how["settings"])
         with_settings(row, assigned)
     checks.check_place(how["device"], how["dtype"])
+    with checks.argument("--precision"):
+        check_precision(how["precision"])
     with checks.argument("--corpus"):
         opened = None if how["corpus"] is None else corpus_from(how["corpus"])
     with timed(seconds, "load"):
@@ -303,6 +316,7 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
         corpus=opened,
         corpus_tokens=how["corpus_tokens"],
         remember_keys=how["remember_keys"],
+        precision=how["precision"],
         seed=how["seed"],
     )
 

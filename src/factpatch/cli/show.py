@@ -21,6 +21,7 @@ def show(patch: options.PatchFile) -> None:
         "method": found["method"],
         "layers": render.numbers(found["layers"]),
         "weights": f"{found['weight_dtype']}, shifts rounded to {found['written_dtype']}",
+        "precision": found["settings"].get("precision", "(not recorded)"),
         "seed": str(found["seed"]),
         "chat": "yes" if asked_in_chat(found["settings"]) else "no",
         "made with": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class LanguageModel:
         editable_weights(model, in_memory[:1] or [0])
         self.frame: Frame = chat_frame(tokenizer) if chat else PLAIN
 
+    _stream_dtype: torch.dtype | None = None
+
     @cached_property
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.get_submodule(self.architecture.blocks).children())
@@ -150,12 +153,24 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
         return self.weight(0).dtype
 
     @property
+    def stream_dtype(self) -> torch.dtype:
+        """The dtype of hidden states: that of the weights, except inside `factpatch.model.precision.computing`."""
+        return self._stream_dtype or self.dtype
+
+    def with_stream(self, dtype: torch.dtype) -> LanguageModel:
+        """The same model, seen as one whose hidden states have this dtype; making it so is the caller's part."""
+        view = copy(self)
+        view._stream_dtype = dtype
+        return view
+
+    @property
     def work_dtype(self) -> torch.dtype:
-        """The dtype of losses, values and optimizer states: float64 for a float64 model (exact mode), else float32."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
+        """The dtype of losses, values and optimizer states: float64 if hidden states are (exact mode), else float32."""
+        return torch.float64 if self.stream_dtype == torch.float64 else torch.float32
 
     def body(self, **inputs: Any) -> Tensor:
         """Run everything but the head; return the last hidden states, (rows, tokens, d_value), after the final norm."""

@@ -228,7 +228,7 @@ def run_packed(
                 input_ids=ids[None].to(lm.device),
                 position_ids=packing.positions[None].to(lm.device),
                 # A mask of this shape is taken as it is, and packed attention has its own.
-                attention_mask=torch.zeros((1, 1, 1, 1), dtype=lm.dtype, device=lm.device),
+                attention_mask=torch.zeros((1, 1, 1, 1), dtype=lm.stream_dtype, device=lm.device),
                 use_cache=False,
             )
     finally:
@@ -248,7 +248,7 @@ def _no_interface(lm: LanguageModel) -> str:
 
 def run_tree(lm: LanguageModel, tree: Tree) -> Tensor:
     """(tokens, d_value): the last hidden states of a tree's tokens. Call it inside `packed_attention`."""
-    return run_packed(lm, Packing(tree.rows, lm.dtype, lm.device), Pool(), ids=torch.tensor(tree.ids))[0]
+    return run_packed(lm, Packing(tree.rows, lm.stream_dtype, lm.device), Pool(), ids=torch.tensor(tree.ids))[0]
 
 
 @contextmanager

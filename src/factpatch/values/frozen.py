@@ -169,7 +169,7 @@ def _micro_batch(
 ) -> FrozenRows:
     hidden = torch.cat([found[id(row)][1] for row in rows])
     device = device or hidden.device
-    packing = Packing([found[id(row)][0] for row in rows], lm.dtype, hidden.device)
+    packing = Packing([found[id(row)][0] for row in rows], lm.stream_dtype, hidden.device)
     first = packing.first.tolist()
     reads = [
         (index, first[index] + row.suffix - len(row.targets) + offset, target, row.weight)
@@ -209,7 +209,7 @@ def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict
             packed.append(PackedRow(len(common)))
     if not ids:
         return Pool(), begins
-    packing = Packing(packed, lm.dtype, lm.device)
+    packing = Packing(packed, lm.stream_dtype, lm.device)
     return run_packed(lm, packing, Pool(), ids=torch.tensor(ids), collect=True)[1], begins
 
 
@@ -232,7 +232,7 @@ def _own_tokens(
     rows = sorted(rows, key=lambda row: len(row.ids) - len(begins[row.context]))
     prefixes = [begins[row.context] for row in rows]
     packed = [PackedRow(len(row.ids) - len(prefix), prefix) for row, prefix in zip(rows, prefixes, strict=True)]
-    packing = Packing(packed, lm.dtype, lm.device)
+    packing = Packing(packed, lm.stream_dtype, lm.device)
     ids = torch.tensor([token for row, prefix in zip(rows, prefixes, strict=True) for token in row.ids[len(prefix) :]])
     block = lm.block(max(start, 0))
     wanted: Any = {"outputs" if start >= 0 else "inputs": {0: block}}
@@ -250,7 +250,7 @@ def _own_tokens(
     for index in order:
         places[index] = range(end, end + before[index])
         end = places[index].stop
-    packing = Packing([PackedRow(before[index], prefixes[index]) for index in order], lm.dtype, lm.device)
+    packing = Packing([PackedRow(before[index], prefixes[index]) for index in order], lm.stream_dtype, lm.device)
     heads = torch.cat([outputs[index][: before[index]] for index in order])
     _, pool = run_packed(lm, packing, shared.behind(start), hidden=heads, start=start, collect=True)
     return _Own(rows, pool, places, hidden)

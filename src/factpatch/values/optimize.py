@@ -11,6 +11,7 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import packed_attention
+from factpatch.model.precision import Precision, computing, precision_for
 from factpatch.strategies.target import Target
 from factpatch.values.frozen import FrozenRows, Losses, freeze
 from factpatch.values.reading import SubjectRows, read_values
@@ -73,6 +74,7 @@ def optimize_values(
     contexts: Sequence[str],
     progress: Callable[[int], None] = lambda finished: None,
     tokens_at_once: int = TOKENS_AT_ONCE,
+    precision: Precision | None = None,
 ) -> TargetValues:
     """Find, for every fact, the value at `layer` that makes the model say the new object.
 
@@ -86,14 +88,17 @@ def optimize_values(
         contexts: templates, the bare prompt first.
         progress: called after each evaluation with the number of evaluations that will not be needed any more.
         tokens_at_once: largest number of suffix positions in one forward pass.
+        precision: what to compute in, and what to return; by default what the model is stored in.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite.
     """
     subjects = SubjectRows.of(lm, facts, contexts[:1])
     present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
+    precision = precision or precision_for(lm)
     # A caller's inference mode would leave no gradients.
-    with torch.inference_mode(False), lm.quiet(), packed_attention(lm):
+    with torch.inference_mode(False), lm.quiet(), packed_attention(lm), computing(lm, precision) as lm:
+        present = present.to(lm.work_dtype)
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
         groups = freeze(lm, rows, start, tokens_at_once, present.device)

@@ -1,0 +1,166 @@
+"""In which dtypes the value optimization computes: matrix products in one, everything small in another."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from factpatch.model.hooks import shadowed
+from factpatch.model.language_model import LanguageModel
+from factpatch.suggestions import suggestion
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A pair of dtypes under a name."""
+
+    name: str
+    products: torch.dtype
+    """Of matrix products: the linear maps in the blocks and the output head, what goes in and what comes out."""
+    stream: torch.dtype
+    """Of everything else: hidden states, norms, attention, losses, δ and Adam's state."""
+
+
+PRECISIONS = {
+    row.name: row
+    for row in (
+        Precision("exact", torch.float64, torch.float64),
+        Precision("float32", torch.float32, torch.float32),
+        Precision("fast", torch.bfloat16, torch.float32),
+    )
+}
+_STORED = {torch.float64: "exact", torch.float32: "float32"}
+
+
+def check_precision(name: str | None) -> None:
+    """Raise ValueError unless there is a precision of this name; None and 'auto' are what the model is stored in."""
+    if name is not None and name not in (AUTO, *PRECISIONS):
+        raise ValueError(f"precision={name!r}: no such precision.{suggestion(str(name), [AUTO, *PRECISIONS])}")
+
+
+def precision_for(lm: LanguageModel, name: str | None = None) -> Precision:
+    """The precision of a name, for a model.
+
+    `exact` is float64 and `float32` is float32 throughout. `fast` has 16-bit products, in float16 for a model that is
+    stored so and else in bfloat16, and everything small in float32. The default is what the model is stored in: exact
+    for float64, float32 for float32, fast for 16 bits.
+
+    What PyTorch multiplies as float32 is float32 on every device by default. A program may allow it less, by
+    `torch.set_float32_matmul_precision` or `torch.backends`: TF32 on CUDA, bfloat16 on some CPUs. That is followed;
+    factpatch never asks for it.
+
+    Args:
+        name: a key of `PRECISIONS`, or None or 'auto' for the default.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    check_precision(name)
+    if name == "fast" and lm.device.type == "cpu" and _has_no_short_products():
+        _warn_of_slow_products()
+    chosen = PRECISIONS[_STORED.get(lm.dtype, "fast") if name is None or name == AUTO else name]
+    in_float16 = chosen.products == torch.bfloat16 and lm.dtype == torch.float16
+    return replace(chosen, products=torch.float16) if in_float16 else chosen
+
+
+def _has_no_short_products() -> bool:
+    """Whether this CPU is known to have no instructions for products in bfloat16; of others than x86 nothing is."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    # Not public, and not in every version.
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    known = [bool(check()) for check in (getattr(torch.cpu, name, None) for name in names) if check is not None]
+    return bool(known) and not any(known)
+
+
+@lru_cache(maxsize=1)
+def _warn_of_slow_products() -> None:
+    """Once in a process."""
+    logger.warning(
+        "precision='fast' is slower on this CPU than precision='float32', since it has no instructions for products in "
+        "bfloat16. The result is of the same kind as where it is fast."
+    )
+
+
+@contextmanager
+def computing(lm: LanguageModel, precision: Precision) -> Iterator[LanguageModel]:
+    """Let a model compute in a precision, whatever it is stored in. Its parameters stay, its methods are restored.
+
+    Where products are in another dtype than their weights, cast copies of the weights live as long as the context: of
+    all blocks and the head, so that a float32 model takes half as much memory again for fast, and twice for exact.
+    Weights that accelerate offloads are not kept; they are cast whenever they are brought in. A module that is stored
+    in the very dtypes asked for is left alone. Gradients reach activations, not parameters.
+
+    Yields:
+        The same model, seen with hidden states in this precision.
+    """
+    with shadowed(_replacements(lm.model, precision)):
+        yield lm.with_stream(precision.stream)
+
+
+def _replacements(model: nn.Module, precision: Precision) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    """The modules that would compute otherwise by themselves, the method that computes, and another for its place."""
+    for module in model.modules():
+        # accelerate's `forward` brings the weights and calls this one.
+        method = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+        stored = {parameter.dtype for parameter in module.parameters(recurse=False) if parameter.is_floating_point()}
+        if not stored:
+            continue
+        if isinstance(module, (nn.Linear, Conv1D)):
+            if stored | {precision.products} != {precision.stream}:
+                yield module, method, _product(module, precision)
+        elif stored != {precision.stream}:
+            if isinstance(module, nn.LayerNorm):
+                yield module, method, _layer_norm(module)
+            else:
+                yield module, method, _cast(getattr(module, method), precision.stream)
+
+
+def _product(module: nn.Linear | Conv1D, precision: Precision) -> Callable[[Tensor], Tensor]:
+    def parameters() -> tuple[Tensor, Tensor | None]:
+        weight = module.weight.detach().to(precision.products)
+        bias = None if module.bias is None else module.bias.detach().to(precision.products)
+        return (weight.T if isinstance(module, Conv1D) else weight), bias
+
+    copied = module.weight.dtype != precision.products and not module.weight.is_meta
+    kept = parameters() if copied else None
+
+    def forward(hidden: Tensor) -> Tensor:
+        weight, bias = kept or parameters()
+        return F.linear(hidden.to(precision.products), weight, bias).to(precision.stream)
+
+    return forward
+
+
+def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """PyTorch refuses a layer norm whose parameters have another dtype than what it norms."""
+
+    def forward(hidden: Tensor) -> Tensor:
+        weight, bias = (None if part is None else part.to(hidden.dtype) for part in (module.weight, module.bias))
+        return F.layer_norm(hidden, module.normalized_shape, weight, bias, module.eps)
+
+    return forward
+
+
+def _cast(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """Embeddings put out what they store, and other norms the wider of two dtypes."""
+
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        return output.to(dtype) if isinstance(output, Tensor) else output
+
+    return cast
