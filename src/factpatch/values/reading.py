@@ -39,8 +39,19 @@ class SubjectRows:
         return self.rows[:: self.contexts]
 
 
-def _read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site: str, side: str) -> Tensor:
-    """The input or output of a module of `layer` at the last token of each row, (rows, width), in the work dtype."""
+def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site: str, side: str) -> Tensor:
+    """Read what a module of a layer takes in or puts out at the last token of each row.
+
+    Args:
+        lm: The model; it is left as it was.
+        rows: Token ids, at least one in each row.
+        layer: The layer; nothing above it runs.
+        site: The module's name among the methods of `LanguageModel`, as "block" or "down_projection".
+        side: "inputs" or "outputs".
+
+    Returns:
+        (rows, width), in the work dtype.
+    """
     module = getattr(lm, site)(layer)
     texts = [tuple(row) for row in rows]
     found: dict[tuple[int, ...], Tensor] = {}
@@ -62,7 +73,7 @@ def read_keys(lm: LanguageModel, subjects: SubjectRows, layer: int) -> Tensor:
     Returns:
         (n, d_key), inputs of the down-projection of `layer`, in the work dtype.
     """
-    keys = _read_last(lm, subjects.rows, layer, "down_projection", "inputs")
+    keys = read_last(lm, subjects.rows, layer, "down_projection", "inputs")
     keys = keys.view(-1, subjects.contexts, keys.shape[-1])
     if subjects.contexts == 1:
         return keys[:, 0]
@@ -71,4 +82,4 @@ def read_keys(lm: LanguageModel, subjects: SubjectRows, layer: int) -> Tensor:
 
 def read_values(lm: LanguageModel, subjects: SubjectRows, layer: int, site: str) -> Tensor:
     """Present values of a batch on the bare prompts, (n, d_value): outputs of `site` of `layer`, in the work dtype."""
-    return _read_last(lm, subjects.bare(), layer, site, "outputs")
+    return read_last(lm, subjects.bare(), layer, site, "outputs")

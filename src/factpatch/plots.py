@@ -1,0 +1,64 @@
+"""Plots, drawn with matplotlib and written as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from factpatch.files import atomic_write
+
+FORMATS = (".png", ".svg", ".pdf")
+# Colors that people with any kind of color vision tell apart.
+_BEFORE, _AFTER = "#0072B2", "#D55E00"
+
+
+def plot_hidden_shift(path: Path, before: Tensor, after: Tensor, title: str = "") -> None:
+    """Draw a map of hidden states before and after an edit, with the distribution along each axis, as Figure 7.
+
+    Args:
+        path: Where to write; `FORMATS` lists the extensions. The file appears whole or not at all.
+        before: (n, 2), as `tsne_map` gives them.
+        after: (n, 2).
+        title: Text above the plot.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: The extension is unknown.
+        OSError: The file cannot be written.
+    """
+    check_plot_file(path)
+    figure = _figure()
+    grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5), wspace=0.03, hspace=0.03)
+    main = figure.add_subplot(grid[1, 0])
+    top, right = figure.add_subplot(grid[0, 0], sharex=main), figure.add_subplot(grid[1, 1], sharey=main)
+    for places, color, name in ((before, _BEFORE, "before the edit"), (after, _AFTER, "after the edit")):
+        x, y = places.T.tolist()
+        main.scatter(x, y, s=7, color=color, alpha=0.6, linewidths=0, label=name)
+        top.hist(x, bins=40, color=color, alpha=0.5)
+        right.hist(y, bins=40, color=color, alpha=0.5, orientation="horizontal")
+    # A map of t-SNE has no unit.
+    main.set(xticks=[], yticks=[])
+    for side in (top, right):
+        side.axis("off")
+    main.legend(frameon=False, loc="upper left", markerscale=2)
+    top.set_title(title, fontsize=10)
+    options = {"format": path.suffix.removeprefix("."), "dpi": 160}
+    atomic_write(path, lambda draft: figure.savefig(draft, **options))
+
+
+def check_plot_file(path: Path) -> None:
+    """Raise ValueError or ImportError unless a plot of this name can be drawn."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: unknown extension {path.suffix!r}; known: {', '.join(FORMATS)}.")
+    _figure()
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plots are drawn with the `matplotlib` package; pip install 'factpatch[plots]'.") from None
+    # Not through pyplot, which would look for a screen and keep every figure alive.
+    return Figure(figsize=(6, 6), layout="constrained")
