@@ -21,6 +21,8 @@ COMMANDS = (
     "demo",
     "edit",
     "verify",
+    "capability",
+    "drift",
     "apply",
     "undo",
     "log",

@@ -97,6 +97,24 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         raise BadArgumentError(f"--layers {text}: write numbers with commas between them, as 4,5,6,7,8.") from None
 
 
+def parse_names(text: str | None) -> list[str]:
+    """Names as the command line takes them, with commas between them."""
+    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Let the library's own words say which extra is not installed.
+
+    Raises:
+        RuntimeError: the block raised an ImportError.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise RuntimeError(str(error)) from error
+
+
 def check_place(device: str | None, dtype: str | None) -> None:
     """Raise BadArgumentError unless there is such a device and such a dtype."""
     from factpatch.model.loading import check_device, dtype_named

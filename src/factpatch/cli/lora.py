@@ -34,11 +34,8 @@ def lora(
 
     with checks.argument("PATCH"):
         loaded = load_patch(patch)
-    try:
-        with checks.argument("--rank"):
-            ranks = write_lora(loaded, out, rank)
-    except ImportError as error:
-        raise RuntimeError(str(error)) from error
+    with checks.extras(), checks.argument("--rank"):
+        ranks = write_lora(loaded, out, rank)
     for layer, count in ranks.items():
         render.say(f"Layer {layer}: rank {count}")
     render.say(f"Adapter: {out} ({render.size(out / WEIGHTS)}; rank {max(ranks.values())})", "bold")

@@ -18,9 +18,11 @@ from typer.core import TyperGroup
 
 from factpatch.cli import (
     apply,
+    capability,
     compose,
     data,
     demo,
+    drift,
     edit,
     log,
     lora,
@@ -95,6 +97,8 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("edit")(edit.edit)
 app.command("verify")(verify.verify)
+app.command("capability")(capability.capability)
+app.command("drift")(drift.drift)
 app.command("apply")(apply.apply)
 app.command("undo")(undo.undo)
 app.command("log")(log.log)

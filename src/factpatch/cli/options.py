@@ -44,6 +44,10 @@ OutDirectory = Annotated[
         "--out", metavar="DIR", help="Where to write the model; a new or empty directory.", show_default=False
     ),
 ]
+PatchToMeasure = Annotated[
+    Path | None,
+    typer.Option("--patch", metavar="PATCH", help="Ask without this patch and with it. The model stays as it is."),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, ...; auto spreads the model. Default: cpu."),

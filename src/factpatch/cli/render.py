@@ -125,6 +125,12 @@ def _change(before: float | None, after: float, unit: str) -> tuple[str, str, st
     return ("", "", f"{after:.1f}{unit}") if before is None else (f"{before:.1f}", "->", f"{after:.1f}{unit}")
 
 
+def change(before: float | None, after: float, digits: int = 1) -> str:
+    """A number, or what became of it: before -> after."""
+    now = f"{after:.{digits}f}"
+    return now if before is None else f"{before:.{digits}f} -> {now}"
+
+
 def show_unlearned(facts: Sequence[Fact]) -> None:
     """Name the facts that the model does not hold."""
     _show_facts(f"Not learned: {len(facts)}", facts, "red")

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from factpatch.cli import checks, options, render
 
 
 def verify(
     model: options.Model,
     facts: options.Facts,
-    patch: Annotated[
-        Path | None,
-        typer.Option("--patch", metavar="PATCH", help="Ask without this patch and with it. The model stays as it is."),
-    ] = None,
+    patch: options.PatchToMeasure = None,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
     chat: options.Chat = False,
