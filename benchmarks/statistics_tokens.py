@@ -31,7 +31,7 @@ def row(lm: LanguageModel, facts: list[Fact], start: str, unedited: float | None
     """A line of the table about the model as it is, and its perplexity on the text that the package ships."""
     summary, found = verify(lm, None, facts, answers=False).summary(), perplexity(lm)
     numbers = " | ".join(f"{summary[name]['after']:.1f}" for name in COLUMNS)
-    return f"| {start} | {numbers} | × {found / (unedited or found):.3f} |", found
+    return f"| {start} | {numbers} | × {found / (unedited or found):.4f} |", found
 
 
 def main() -> None:
