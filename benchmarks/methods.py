@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared_targets import SharedTargets
 
-import factpatch.editor as editor_module
 from factpatch import METHODS, Editor, Fact, load_facts, verify
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification
@@ -29,6 +27,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.session import Session
 from factpatch.settings import settings_of
+from factpatch.values.shared import SharedTargets
 
 COLUMNS = ("efficacy", "generalization", "specificity", "score")
 # A value whose loss ended above this, in nats, was not found: its new object is less probable than 1/e.
@@ -45,7 +44,7 @@ def run(
 ) -> dict[str, Any]:
     """Edit and measure with one method, or read what was measured before; the model is as it was."""
     result = directory / f"{method}.json"
-    editor = Editor(lm, method=method)
+    editor = Editor(lm, method=method, optimize=targets)
     about = _digest([[fact.to_dict() for fact in batch] for batch in batches], settings_of(editor.method), text)
     if result.exists():
         row = dict(json.loads(result.read_text("utf-8")))
@@ -58,11 +57,11 @@ def run(
     with session.locked():
         session.attach(editor)
         while session.pending:
-            targets.saved = 0.0
+            targets.seconds = 0.0
             start = time.perf_counter()
             session.edit(editor)
             last = editor.edits[-1].targets[editor.critical_layers[-1]]
-            note = {"loss": last.loss.tolist(), "saved": targets.saved}
+            note = {"loss": last.loss.tolist(), "saved": targets.seconds}
             write_json(notes, {**_read(notes), str(len(session.finished)): note})
             print(f"{method}: batch {len(session.finished)}, {time.perf_counter() - start:.0f} s", flush=True)
     facts = [fact for batch in batches for fact in batch]
@@ -143,8 +142,7 @@ def main() -> None:
     text = options.text.read_text("utf-8") if options.text else held_out_text()
     options.directory.mkdir(parents=True, exist_ok=True)
     lm = load_language_model(options.model)
-    targets = SharedTargets(options.directory / "targets")
-    editor_module.optimize_values = targets
+    targets = SharedTargets(options.directory / "targets", options.model)
 
     before = options.directory / "unedited.json"
     if not before.exists():

@@ -16,13 +16,11 @@ import random
 import tempfile
 from pathlib import Path
 
-from shared_targets import SharedTargets
-
-import factpatch.editor as editor_module
 from factpatch import METHODS, Editor, Fact, load_facts, verify
 from factpatch.evaluation.perplexity import perplexity
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.values.shared import SharedTargets
 
 COLUMNS = ("efficacy", "generalization", "specificity", "score")
 
@@ -51,7 +49,7 @@ def main() -> None:
     random.Random(options.seed).shuffle(corpus)
     lm = load_language_model(options.model)
     folder = tempfile.TemporaryDirectory()
-    editor_module.optimize_values = SharedTargets(Path(folder.name))
+    targets = SharedTargets(folder.name, options.model)
 
     print("| method | tokens per dimension | efficacy | generalization | specificity | S | perplexity |")
     print("|---|---|---|---|---|---|---|")
@@ -59,7 +57,8 @@ def main() -> None:
     print(line, flush=True)
     for method in options.methods:
         for times in options.times:
-            editor = Editor(lm, method=method, corpus=corpus, corpus_tokens=times * lm.d_key, progress=False)
+            tokens = times * lm.d_key
+            editor = Editor(lm, method=method, corpus=corpus, corpus_tokens=tokens, optimize=targets, progress=False)
             try:
                 editor.edit(facts)
             except ValueError as error:  # a singular matrix

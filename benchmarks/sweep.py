@@ -16,13 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shared_targets import SharedTargets
-
-import factpatch.editor as editor_module
 from factpatch import Editor, load_facts, verify
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.model.loading import load_language_model
 from factpatch.settings import parse_assignments
+from factpatch.values.shared import SharedTargets
 
 
 def main() -> None:
@@ -40,7 +38,7 @@ def main() -> None:
     text = options.text.read_text("utf-8") if options.text else held_out_text()
     lm = load_language_model(options.model)
     folder = tempfile.TemporaryDirectory()
-    editor_module.optimize_values = SharedTargets(Path(folder.name))
+    targets = SharedTargets(folder.name, options.model)
 
     def measure() -> tuple[dict[str, Any], float]:
         return verify(lm, None, facts, answers=False).summary(), perplexity(lm, text)
@@ -54,7 +52,7 @@ def main() -> None:
     summary, unedited = measure()
     print(line("unedited", summary, 1.0, 0.0), flush=True)
     for settings in options.tries or [""]:
-        editor = Editor(lm, method=options.method, settings=parse_assignments(settings.split()))
+        editor = Editor(lm, method=options.method, settings=parse_assignments(settings.split()), optimize=targets)
         start = time.perf_counter()
         editor.edit(facts)
         seconds = time.perf_counter() - start

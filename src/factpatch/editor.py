@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -69,6 +69,7 @@ class Editor:
         remember_keys: preserve the keys of facts that this editor edited before.
         precision: of the value optimization: exact (float64), float32, or fast (16-bit matrix products, everything
             small in float32); by default what the model is stored in. See `factpatch.model.precision.precision_for`.
+        optimize: what finds target values in place of `optimize_values`, with the same arguments, as `SharedTargets`.
         written_dtype: what a shift is rounded to before it is added; float32, or float64 for a float64 model.
         seed: of the generated contexts.
         device, dtype: where and in which dtype to load the model; a float64 model is edited in exact mode.
@@ -94,6 +95,7 @@ class Editor:
         chat: bool = False,
         remember_keys: bool = True,
         precision: str | None = None,
+        optimize: Callable[..., TargetValues] | None = None,
         written_dtype: str | torch.dtype | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
@@ -119,6 +121,7 @@ class Editor:
         self._origin = choice.origin
         self.remember_keys = remember_keys
         self.precision = precision_for(self.lm, precision)
+        self._optimizer = optimize
         self.seed = seed
         self.edits: list[Edit] = []
         self._progress = progress
@@ -426,7 +429,8 @@ class Editor:
     def _optimize(self, facts: Sequence[Fact], layer: int) -> TargetValues:
         target = self.method.target
         with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
-            return optimize_values(self.lm, facts, layer, target, self.contexts, advance, precision=self.precision)
+            optimize = self._optimizer or optimize_values
+            return optimize(self.lm, facts, layer, target, self.contexts, advance, precision=self.precision)
 
     def _solve(self, layer: int, keys: Tensor, residual: Tensor) -> Shift:
         _check_finite(f"keys of layer {layer}", keys)

@@ -1,0 +1,75 @@
+"""Value targets that several methods need, optimized once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from factpatch.facts import Fact
+from factpatch.files import atomic_write
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.weights import content_hash
+from factpatch.strategies.target import Target
+from factpatch.values.optimize import TargetValues, optimize_values
+
+
+class SharedTargets:
+    """A value optimization that remembers on disk: give it to `Editor(optimize=...)`.
+
+    What is found depends on the model, its weights, the facts, the contexts and the target's settings, and on nothing
+    else: methods that differ in the solver or the regularizer share it as long as they hold the same weights.
+
+    Args:
+        directory: Where the targets are kept; it is made if it is not there.
+        model: What tells this model from others besides its editable weights, as its name and revision.
+    """
+
+    def __init__(self, directory: str | Path, model: str) -> None:
+        self.directory = Path(directory)
+        self.model = model
+        self.seconds = 0.0
+        """What the optimizations took that were read from disk instead."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def __call__(
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        layer: int,
+        target: Target,
+        contexts: Sequence[str],
+        progress: Callable[[int], None] = lambda finished: None,
+        **options: Any,
+    ) -> TargetValues:
+        """As `optimize_values`, whose further options count as settings."""
+        about = [_about(fact) for fact in facts], layer, repr(target), list(contexts), repr(sorted(options.items()))
+        path = self.directory / f"{self._digest(lm, *about)}.safetensors"
+        if not path.exists():
+            start = time.perf_counter()
+            found = optimize_values(lm, facts, layer, target, contexts, progress, **options)
+            took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+            tensors = {name: value.cpu().contiguous() for name, value in vars(found).items()}
+            atomic_write(path, lambda draft: save_file({**tensors, "seconds": took}, draft))
+            return found
+        kept = load_file(path)
+        self.seconds += float(kept.pop("seconds"))
+        progress(len(facts) * target.steps)
+        return TargetValues(**{name: value.to(lm.device) for name, value in kept.items()})
+
+    def _digest(self, lm: LanguageModel, *about: Any) -> str:
+        weights = [content_hash(lm.weight(layer)) for layer in range(lm.num_layers)]
+        # Sums are rounded in another order on another number of threads.
+        whole = [self.model, str(lm.dtype), weights, torch.get_num_threads(), *about]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _about(fact: Fact) -> list[str]:
+    """What the value optimization reads of a fact."""
+    return [fact.prompt, fact.subject, fact.target_new]
