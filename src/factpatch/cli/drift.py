@@ -86,6 +86,13 @@ def drift(
         after = hidden_states(lm, texts, layer, ends)
     shift = HiddenShift.between(before, after)
 
+    render.say(f"{shift.prompts} prompts, layer {layer}, at the last token of the {at.value}")
+    made = render.table("measure", "value", "without a shift", show_header=True)
+    made.add_row("mean relative shift", f"{shift.relative_shift:.4f}", "0")
+    made.add_row("linear CKA", f"{shift.cka:.4f}", "1")
+    made.add_row("distance of the means / spread", f"{shift.mean_distance:.4f}", "0")
+    render.screen.print(made)
+
     record: dict[str, Any] = {"model": model, "patch": str(patch), "layer": layer, "at": at.value, **asdict(shift)}
     if plot is not None:
         with checks.extras(), checks.argument("--plot"):
@@ -94,13 +101,6 @@ def drift(
         record["map"] = {"seed": seed, "before": maps[0].tolist(), "after": maps[1].tolist()}
     if out is not None:
         write_json(out, record)
-
-    render.say(f"{shift.prompts} prompts, layer {layer}, at the last token of the {at.value}")
-    made = render.table("measure", "value", "without a shift", show_header=True)
-    made.add_row("mean relative shift", f"{shift.relative_shift:.4f}", "0")
-    made.add_row("linear CKA", f"{shift.cka:.4f}", "1")
-    made.add_row("distance of the means / spread", f"{shift.mean_distance:.4f}", "0")
-    render.screen.print(made)
     for name, path in (("Plot", plot), ("Report", out)):
         if path is not None:
             render.say(f"{name}: {path}")
