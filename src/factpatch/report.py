@@ -37,7 +37,6 @@ STAGES = (
     "perplexity",
     "save_model",
 )
-_WINDOW = 512
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def _editing(edits: Sequence[Edit]) -> float | None:
 
 def _perplexity(lm: LanguageModel, text: str, progress: bool) -> float:
     with bar("measuring perplexity", 1, progress):
-        return perplexity(lm, text, lm.window(_WINDOW))
+        return perplexity(lm, text)
 
 
 def _named(fact: Fact) -> dict[str, Any]:

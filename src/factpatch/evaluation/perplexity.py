@@ -18,7 +18,11 @@ def held_out_text() -> str:
     return resources.files("factpatch").joinpath("corpora", "held_out.txt").read_text(encoding="utf-8")
 
 
-def perplexity(lm: LanguageModel, text: str | None = None, window: int = 512) -> float:
+WINDOW = 512
+"""Longest piece of a document that is read at once, in tokens."""
+
+
+def perplexity(lm: LanguageModel, text: str | None = None, window: int | None = None) -> float:
     """exp of the mean NLL per predicted token.
 
     Blank lines separate documents. Each document is tokenized with the tokenizer's default special tokens and cut into
@@ -27,11 +31,12 @@ def perplexity(lm: LanguageModel, text: str | None = None, window: int = 512) ->
     Args:
         lm: The model; it is left as it was.
         text: One or more documents; by default `held_out_text()`.
-        window: Tokens that are read together.
+        window: Tokens that are read together; by default 512, or fewer if the model has fewer positions.
 
     Raises:
         ValueError: `window` is below 2 or more than the model has positions for, or no document has two tokens.
     """
+    window = lm.window(WINDOW) if window is None else window
     if window < 2:
         raise ValueError(f"window={window}: the first token of a window is not predicted; give at least 2.")
     if text is None:
