@@ -29,6 +29,8 @@ from factpatch.cli import (
     methods,
     models,
     presets,
+    reproduce,
+    run,
     second_moment,
     show,
     undo,
@@ -105,6 +107,8 @@ app.command("log")(log.log)
 app.command("show")(show.show)
 app.command("compose")(compose.compose)
 app.command("lora")(lora.lora)
+app.command("run")(run.run)
+app.command("reproduce")(reproduce.reproduce)
 app.command("second-moment")(second_moment.second_moment)
 app.add_typer(data.app, name="data")
 app.command("methods")(methods.methods)

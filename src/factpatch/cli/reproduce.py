@@ -1,0 +1,103 @@
+"""`factpatch reproduce`: a table or a figure of the paper on any model, by one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factpatch.cli import checks, options, render
+from factpatch.cli.run import carry_out
+
+
+def reproduce(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="table2, table3, table4, table5, figure6, figure7, figure9 or figure10.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Default: the paper's.")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            metavar="FACTS",
+            help="A file of facts, or the name of a published one; repeat for several. Default: counterfact and zsre.",
+        ),
+    ] = None,
+    facts: Annotated[
+        int | None, typer.Option("--facts", min=1, metavar="N", help="How many to edit. Default: the paper's number.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, metavar="B", help="Default: the paper's.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help="Repeat for several. Default: the paper's.")
+    ] = None,
+    earlier_keys: Annotated[
+        bool | None,
+        typer.Option(
+            "--earlier-keys/--no-earlier-keys",
+            help="Whether every method preserves the keys of earlier batches. Default: AlphaEdit alone, as published.",
+        ),
+    ] = None,
+    text_facts: Annotated[
+        int, typer.Option("--text-facts", min=1, metavar="N", help="Facts that texts are written for.")
+    ] = 100,
+    capability_data: Annotated[
+        Path | None, typer.Option("--capability-data", metavar="DIR", help="Folder of the capability tasks' files.")
+    ] = None,
+    capability_items: Annotated[
+        int | None, typer.Option("--capability-items", min=1, metavar="N", help="Items of each capability task.")
+    ] = None,
+    prompts: Annotated[
+        str, typer.Option("--prompts", metavar="FILE", help="Factual prompts whose hidden states are compared.")
+    ] = "known_1000",
+    layers: options.Layers = None,
+    corpus: options.Corpus = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The run's directory. Default: NAME in this folder.")
+    ] = None,
+) -> None:
+    """Edit and measure as the paper does, and print its table; write it as Markdown, LaTeX and CSV.
+
+    The settings are the paper's unless an option says otherwise; each model has those of its preset. Called again after
+    it was stopped, the command goes on where it was.
+    """
+    from factpatch.runs.directory import RunDirectory
+    from factpatch.runs.reproductions import config_for, reproduction_named
+
+    with checks.argument("NAME"):
+        what = reproduction_named(name)
+    checks.check_place(device, dtype)
+    chosen = checks.parse_layers(layers)
+    if "capability" in what.evaluate and capability_data is None:
+        raise checks.BadArgumentError("--capability-data: give the folder with the files of the tasks.")
+    with checks.argument(name):
+        config = config_for(
+            what,
+            dataset or ["counterfact", "zsre"],
+            model=model,
+            methods=method,
+            edits=facts,
+            batch_size=batch_size,
+            seed=seed,
+            remember_keys=earlier_keys,
+            text={"facts": text_facts},
+            capability={"data": str(capability_data), "limit": capability_items},
+            drift={"prompts": prompts},
+            critical_layers=chosen,
+            corpus=corpus,
+            device=device,
+            dtype=dtype,
+        )
+        directory = RunDirectory.create(out or Path(name), config)
+    render.heading(what.title)
+    carry_out(directory, name, what.outputs)

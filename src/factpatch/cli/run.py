@@ -1,0 +1,73 @@
+"""`factpatch run`: every method on every dataset with every seed, edited and measured; it can be killed and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from factpatch.cli import checks, render
+
+if TYPE_CHECKING:
+    from factpatch.runs.directory import RunDirectory
+    from factpatch.runs.reproductions import Output
+    from factpatch.runs.tables import Table
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR", help="The run's directory, new or begun before.", show_default=False),
+]
+
+
+def run(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to edit and to measure.", show_default=False)
+    ],
+    out: Out,
+) -> None:
+    """Edit and measure what a configuration says, in sequential batches, and print a table.
+
+    Patches, measurements and texts are kept in the run's directory. Called again after it was stopped, the command goes
+    on where it was and ends with the same numbers.
+    """
+    from factpatch.runs.config import load_config
+    from factpatch.runs.directory import RunDirectory
+
+    with checks.argument("CONFIG.yaml"):
+        loaded = load_config(config)
+    with checks.argument("--out"):
+        directory = RunDirectory.create(out, loaded)
+    carry_out(directory)
+
+
+def carry_out(directory: RunDirectory, name: str = "table", outputs: Sequence[Output] = ("comparison",)) -> None:
+    """Do what is left of a run, and draw up what is wanted from it."""
+    from factpatch.runs.execute import execute
+    from factpatch.runs.outputs import draw_up
+    from factpatch.runs.results import read_results
+
+    checks.silence_transformers()
+    execute(directory, render.note)
+    for output in outputs:
+        drawn = draw_up(output, read_results(directory.path), directory.path, name)
+        if drawn.table is not None:
+            _show(drawn.table)
+        for line in drawn.said:
+            render.say(line)
+        for path in drawn.files:
+            render.note(f"Written: {path}")
+
+
+def _show(table: Table) -> None:
+    """A line for each method; what BLUE improved is in red, as in the paper."""
+    shown = render.table("method", *(column.header for column in table.columns))
+    for label, cells in table.lines:
+        texts = (
+            Text(cell.text(column.decimals), style="red" if cell.improved else "")
+            for column, cell in zip(table.columns, cells, strict=True)
+        )
+        shown.add_row(label, *texts)
+    render.screen.print(shown)

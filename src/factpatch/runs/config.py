@@ -1,0 +1,189 @@
+"""What a run edits and measures: the fields of its configuration file, each checked when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import field_validator as validates
+
+from factpatch.methods import method_named
+from factpatch.settings import with_settings
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the file, the field and its value."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodConfig(_Section):
+    """A method, and what differs from its preset."""
+
+    name: str
+    """One of `factpatch.METHODS`."""
+    label: str = ""
+    """What tables call it; its name by default. Two rows of a run need two labels."""
+    variant: str | None = None
+    """A variant of the model's preset."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Fields of its strategies by dotted name."""
+    remember_keys: bool = True
+    """Whether it preserves the keys of earlier batches."""
+
+    def model_post_init(self, context: Any) -> None:
+        with_settings(method_named(self.name), self.settings)
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+
+
+class DatasetConfig(_Section):
+    """Facts to edit."""
+
+    facts: str
+    """A file of facts, or the name of a published one."""
+    name: str = ""
+    """What tables call it; the file's stem by default."""
+    skip: NonNegativeInt = 0
+    """How many facts to leave out at the beginning."""
+    limit: PositiveInt | None = None
+    """How many facts to edit; all by default."""
+    sample: bool = False
+    """Whether to draw them at random, with the run's seed, instead of taking the first ones."""
+    batch_size: PositiveInt | None = None
+    """Facts in a batch, in place of the run's."""
+
+    def model_post_init(self, context: Any) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.facts).stem)
+
+
+class TextConfig(_Section):
+    """Texts that the edited model writes, for fluency and consistency."""
+
+    facts: PositiveInt = 100
+    """How many facts, from the first on, have their generation prompts continued."""
+    tokens: PositiveInt = 100
+    """New tokens in each text."""
+    sampling: Literal["top-k", "greedy"] = "top-k"
+    """As published (the five most probable tokens), or the most probable one."""
+    references: str | None = None
+    """A folder with `attribute_snippets.json` and the TF-IDF files; the package's own small set by default."""
+
+
+class CapabilityConfig(_Section):
+    """Tasks that an edit should not touch."""
+
+    data: Path
+    """The folder of the task files."""
+    tasks: tuple[str, ...] = ("sst2", "mrpc", "mmlu", "rte", "cola", "nli")
+    limit: PositiveInt | None = None
+    """Items of each task; all by default."""
+    every: PositiveInt | None = None
+    """Measure each time this many facts have been edited, and at the end; only at the end by default."""
+
+
+class DriftConfig(_Section):
+    """Hidden states of factual prompts, before and after."""
+
+    prompts: str
+    """A file in the format of known_1000.json, or the name of a published one."""
+    limit: PositiveInt = 1000
+
+
+class EvaluateConfig(_Section):
+    """What is measured, and when. The facts themselves are always asked at the end."""
+
+    written: bool = True
+    """Whether each batch is asked right after it was written, too, so that forgetting shows."""
+    generation: bool = True
+    """Whether the model also answers freely."""
+    perplexity: bool | Path = True
+    """On the text that the package ships, or a file's."""
+    text: TextConfig | None = None
+    capability: CapabilityConfig | None = None
+    drift: DriftConfig | None = None
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _from_file(value: Any) -> Any:
+    return {"facts": value} if isinstance(value, str) else value
+
+
+class RunConfig(_Section):
+    """A run: every method on every dataset with every seed, in sequential batches."""
+
+    model: str
+    methods: tuple[Annotated[MethodConfig, BeforeValidator(_named)], ...] = Field(min_length=1)
+    datasets: tuple[Annotated[DatasetConfig, BeforeValidator(_from_file)], ...] = Field(min_length=1)
+    batch_size: PositiveInt = 100
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    dtype: str | None = None
+    device: str | None = None
+    critical_layers: tuple[NonNegativeInt, ...] | None = None
+    corpus: str | None = None
+    corpus_tokens: PositiveInt | None = None
+    chat: bool = False
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @validates("methods")
+    @classmethod
+    def _labels_differ(cls, methods: tuple[MethodConfig, ...]) -> tuple[MethodConfig, ...]:
+        _check_different("label", [method.label for method in methods])
+        return methods
+
+    @validates("datasets")
+    @classmethod
+    def _names_differ(cls, datasets: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
+        _check_different("name", [dataset.name for dataset in datasets])
+        return datasets
+
+
+def _check_different(field: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: stands twice; give each a {field} of its own")
+    unusable = [name for name in names if not name.strip() or set(name) & set('/\\:*?"<>|')]
+    if unusable:
+        raise ValueError(f"{unusable[0]!r}: is used as the name of a folder; choose another {field}")
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a configuration from YAML. Relative paths in it are taken from where the process runs.
+
+    Raises:
+        ConfigError: It cannot be read, or a field is missing, unknown or wrong.
+    """
+    path = Path(path)
+    try:
+        record = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    return config_from(record, str(path))
+
+
+def config_from(record: Any, name: str = "config") -> RunConfig:
+    """Check a configuration that is given as data.
+
+    Raises:
+        ConfigError: A field is missing, unknown or wrong.
+    """
+    try:
+        return RunConfig.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        if first["type"] == "extra_forbidden":
+            said = "there is no such field"
+        given = "" if first["type"] == "missing" else f" is {first['input']!r}"
+        raise ConfigError(f"{name}: {field}{given}: {said}.") from error

@@ -1,0 +1,179 @@
+"""The directory of a run: what is in it, and that it is this run's.
+
+run.json                     the configuration, versions, threads, digests of the facts
+facts/DATASET.SEED.json      the facts, in the order in which they are edited
+unedited/DATASET.SEED/       what was measured on the unedited model, shared by all methods
+rows/LABEL.DATASET.SEED/     a session's directory with the patches, and what was measured on the way
+targets/                     value targets that methods share
+log.txt                      what happened when
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from factpatch.data import load_facts, save_facts
+from factpatch.facts import Fact
+from factpatch.files import file_digest, plain, write_json
+from factpatch.runs.config import ConfigError, DatasetConfig, MethodConfig, RunConfig, config_from
+from factpatch.settings import difference
+
+FORMAT = 1
+_ABOUT = "run.json"
+_PACKAGES = ("factpatch", "torch", "transformers", "numpy")
+
+
+class RunError(ValueError):
+    """A run's directory cannot be used as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One line of a run's table: a method on facts, with a seed."""
+
+    method: MethodConfig
+    dataset: DatasetConfig
+    seed: int
+    facts: tuple[Fact, ...]
+    batch_size: int
+    directory: Path
+    """Where its session and its measurements are."""
+    unedited: Path
+    """Where the measurements of the unedited model are."""
+
+    @property
+    def batches(self) -> list[tuple[Fact, ...]]:
+        size = self.batch_size
+        return [self.facts[start : start + size] for start in range(0, len(self.facts), size)]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method.label} on {self.dataset.name}, seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything is edited and measured."""
+        return (self.directory / "row.json").is_file()
+
+
+class RunDirectory:
+    """A run's directory, made by `create` or found by `open`.
+
+    Attributes:
+        config: What the run edits and measures.
+        about: All of run.json.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        file = self.path / _ABOUT
+        try:
+            self.about: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            newer = self.about["format"] > FORMAT
+            self.config = config_from(self.about["config"], str(file))
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunError(f"{self.path}: is not the directory of a run: it has no {_ABOUT}.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file}: cannot be read ({error}). Restore it from a copy.") from error
+        if newer:
+            raise RunError(f"{file}: is of format {self.about['format']}, which a newer factpatch wrote; upgrade it.")
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig) -> RunDirectory:
+        """Begin a run in a new or empty directory, or find the run that was begun there with this configuration.
+
+        Raises:
+            RunError: The directory holds another run, or something else.
+            ConfigError: The facts cannot be read.
+        """
+        path = Path(path)
+        if (path / _ABOUT).is_file():
+            found = cls(path)
+            differing = difference(found.about["config"], _dump(config))
+            if differing is not None:
+                raise RunError(
+                    f"{path}: holds a run with other settings: {differing}. Choose another directory, or run it with "
+                    "its own configuration."
+                )
+            return found
+        if path.exists() and (not path.is_dir() or any(_not_ours(path))):
+            raise RunError(f"{path}: is not empty and holds no run; choose another directory.")
+        (path / "facts").mkdir(parents=True, exist_ok=True)
+        digests = {}
+        for dataset in config.datasets:
+            for seed in config.seeds:
+                file = path / "facts" / f"{dataset.name}.{seed}.json"
+                save_facts(_facts(dataset, seed), file)
+                digests[file.name] = file_digest(file)
+        record = {
+            "format": FORMAT,
+            "config": _dump(config),
+            "facts": digests,
+            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+            # Sums are rounded in another order on another number of threads: a run keeps to the one it began with.
+            "threads": torch.get_num_threads(),
+        }
+        write_json(path / _ABOUT, record)
+        return cls(path)
+
+    def plans(self) -> Iterator[Plan]:
+        """Every line of the table, in the order in which they are edited."""
+        for dataset in self.config.datasets:
+            for seed in self.config.seeds:
+                facts = self.facts(dataset, seed)
+                for method in self.config.methods:
+                    yield Plan(
+                        method,
+                        dataset,
+                        seed,
+                        facts,
+                        dataset.batch_size or self.config.batch_size,
+                        self.path / "rows" / f"{method.label}.{dataset.name}.{seed}",
+                        self.path / "unedited" / f"{dataset.name}.{seed}",
+                    )
+
+    def facts(self, dataset: DatasetConfig, seed: int) -> tuple[Fact, ...]:
+        """The facts of one dataset as this run edits them.
+
+        Raises:
+            RunError: Their file was altered.
+        """
+        file = self.path / "facts" / f"{dataset.name}.{seed}.json"
+        if not file.is_file() or file_digest(file) != self.about["facts"].get(file.name):
+            raise RunError(f"{file}: is missing or was altered after the run began; restore it from a copy.")
+        return tuple(load_facts(file))
+
+
+def _facts(dataset: DatasetConfig, seed: int) -> list[Fact]:
+    try:
+        facts = load_facts(dataset.facts)[dataset.skip :]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"datasets: {dataset.name}: {error}") from error
+    limit = len(facts) if dataset.limit is None else dataset.limit
+    if not facts or len(facts) < limit:
+        raise ConfigError(
+            f"datasets: {dataset.name}: {dataset.facts} has {len(facts)} facts behind the first {dataset.skip}, and "
+            f"{max(limit, 1)} are asked for; lower `limit` or `skip`."
+        )
+    return random.Random(seed).sample(facts, limit) if dataset.sample else facts[:limit]
+
+
+def _dump(config: RunConfig) -> dict[str, Any]:
+    dumped: dict[str, Any] = plain(config.model_dump(mode="json"))
+    return dumped
+
+
+def _not_ours(path: Path) -> Iterator[Path]:
+    """What is there besides the facts that a killed process had begun to set down."""
+    return (item for item in path.iterdir() if item.name != "facts")

@@ -1,0 +1,216 @@
+"""Carry a run out: edit batch after batch, measure on the way, go on where a killed process stopped.
+
+Every patch and every measurement is a file of its own that appears whole. What is there is not done again, and what is
+not there is done on the weights that it belongs to, which the session's patches bring back bit for bit. So a run that
+was killed ends with the numbers of one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from factpatch.editor import Editor
+from factpatch.files import write_json
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.loading import load_language_model
+from factpatch.runs.config import MethodConfig
+from factpatch.runs.directory import Plan, RunDirectory, RunError
+from factpatch.runs.measure import Measure, Measured, Moment
+from factpatch.runs.measures import measures
+from factpatch.runs.pace import Pace
+from factpatch.runs.rows import Row, When
+from factpatch.session import Session
+from factpatch.values.shared import SharedTargets
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+def execute(directory: RunDirectory, say: Say = logger.info) -> None:
+    """Do what is left of a run.
+
+    Args:
+        directory: Where the run is.
+        say: Called with a line about every batch and every measurement, with the time that is probably left.
+
+    Raises:
+        RunError: Another process is at work there.
+        ValueError: A method or the facts do not fit the model; what was done before is kept.
+    """
+    plans = list(directory.plans())
+    with _locked(directory), _threads(directory.about["threads"]), _logged(directory, say) as tell:
+        left = [plan for plan in plans if not plan.finished]
+        if not left:
+            tell("everything is edited and measured")
+            return
+        config = directory.config
+        lm = load_language_model(config.model, device=config.device, dtype=config.dtype, chat=config.chat)
+        runner = _Runner(directory, lm, tell, Pace(sum(len(plan.batches) for plan in left)))
+        for plan in left:
+            runner.run(plan)
+
+
+@dataclass
+class _Runner:
+    directory: RunDirectory
+    lm: LanguageModel
+    tell: Say
+    pace: Pace
+
+    def run(self, plan: Plan) -> None:
+        """Edit and measure one line of the table; the model is as it was afterwards."""
+        targets = SharedTargets(self.directory.path / "targets", self.lm.name)
+        editor = self._editor(plan.method, plan.seed, targets)
+        todo = measures(self.directory.config, plan.seed, editor.critical_layers[-1])
+        self._before(plan, todo)
+        session = self._session(plan, editor)
+        try:
+            with session.locked():
+                session.attach(editor)
+                self.pace.skip(len(session.finished))
+                while True:
+                    # Once more for the last batch of a process that was killed.
+                    if session.finished:
+                        self._after(plan, todo, _written(plan, len(session.finished)))
+                    if not session.pending:
+                        break
+                    session.edit(editor, ask=False)
+                    self.pace.advance()
+                    place = f"batch {len(session.finished)} of {len(plan.batches)}"
+                    self.tell(f"{plan.name}: {place} edited; {self.pace.left()}")
+            self._after(plan, todo, Moment(When.END, plan.facts, edits=len(plan.facts)))
+            self._finish(plan, editor, session, targets)
+        finally:
+            while editor.edits:
+                editor.undo()
+
+    def _editor(self, method: MethodConfig, seed: int, targets: SharedTargets) -> Editor:
+        config = self.directory.config
+        return Editor(
+            self.lm,
+            method=method.name,
+            variant=method.variant,
+            settings=method.settings,
+            remember_keys=method.remember_keys,
+            critical_layers=config.critical_layers,
+            corpus=config.corpus,
+            corpus_tokens=config.corpus_tokens,
+            chat=config.chat,
+            seed=seed,
+            optimize=targets,
+        )
+
+    def _session(self, plan: Plan, editor: Editor) -> Session:
+        if plan.directory.exists():
+            return Session(plan.directory)
+        plan.directory.parent.mkdir(exist_ok=True)
+        return Session.create(plan.directory, editor, plan.batches)
+
+    def _before(self, plan: Plan, todo: Sequence[Measure]) -> None:
+        """Measure the unedited model, once for all methods."""
+        plan.unedited.mkdir(parents=True, exist_ok=True)
+        for measure in todo:
+            self._keep(plan, measure, Moment(When.BEFORE, plan.facts), plan.unedited)
+
+    def _after(self, plan: Plan, todo: Sequence[Measure], moment: Moment) -> None:
+        """Measure what is due at a moment of the stream."""
+        folder = plan.directory / "measured"
+        folder.mkdir(exist_ok=True)
+        for measure in todo:
+            if measure.due(moment):
+                self._keep(plan, measure, moment, folder)
+
+    def _keep(self, plan: Plan, measure: Measure, moment: Moment, folder: Path) -> None:
+        """Measure, unless the file is there."""
+        path = folder / f"{moment.name}.{measure.name}"
+        if Measured.exists(path):
+            return
+        before = moment.when is When.BEFORE
+        found = measure.measure(self.lm, moment.facts, None if before else plan.unedited / f"before.{measure.name}")
+        label = "" if before else plan.method.label
+
+        def row(index: int | None, metric: str, value: float | None) -> Row:
+            place = None if index is None else moment.first + index
+            batch = None if place is None else 1 + place // plan.batch_size
+            name = None if place is None else plan.facts[place].id or str(place)
+            return Row(
+                label, plan.dataset.name, plan.seed, moment.when.value, moment.edits, batch, place, name, metric, value
+            )
+
+        found.save(path, [row(*number) for number in found.numbers])
+        self.tell(f"{plan.name}: measured {measure.name}, {moment.name}")
+
+    def _finish(self, plan: Plan, editor: Editor, session: Session, targets: SharedTargets) -> None:
+        stages: dict[str, float] = {}
+        for batch in session.finished:
+            for stage, took in batch.seconds.items():
+                stages[stage] = stages.get(stage, 0.0) + took
+        record = {
+            "label": plan.method.label,
+            "method": plan.method.name,
+            "dataset": plan.dataset.name,
+            "seed": plan.seed,
+            "facts": len(plan.facts),
+            "settings": editor.settings,
+            "seconds": stages,
+            "bytes": editor.patch.num_bytes,
+        }
+        write_json(plan.directory / "row.json", record)
+
+
+def _written(plan: Plan, number: int) -> Moment:
+    """The moment after a batch, from 1."""
+    first = plan.batch_size * (number - 1)
+    facts = plan.batches[number - 1]
+    return Moment(When.WRITTEN, facts, first=first, edits=first + len(facts), batch=number)
+
+
+@contextmanager
+def _locked(directory: RunDirectory) -> Iterator[None]:
+    lock = FileLock(directory.path / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{directory.path}: another process is at work on this run; wait for it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _logged(directory: RunDirectory, say: Say) -> Iterator[Say]:
+    """Also write every line to the run's log, with the time."""
+    with (directory.path / "log.txt").open("a", encoding="utf-8") as log:
+
+        def tell(line: str) -> None:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            log.flush()
+            say(line)
+
+        yield tell
+
+
+def seconds_of(record: dict[str, Any]) -> float:
+    """Wall time of a row's edits, from its row.json."""
+    return float(sum(record["seconds"].values()))

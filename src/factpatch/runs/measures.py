@@ -1,0 +1,171 @@
+"""The measurements of a run, one class each; `measures` lists those that its configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from factpatch.data.known import load_known_facts
+from factpatch.data.references import ReferenceTexts, demo_references
+from factpatch.data.sources import resolve_data
+from factpatch.data.tfidf import Tfidf
+from factpatch.evaluation.capability import capability, check_extra
+from factpatch.evaluation.generation import generate_texts
+from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
+from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.rows import Row, fact_names, text_rows
+from factpatch.evaluation.tasks import task_named
+from factpatch.evaluation.verify import verify
+from factpatch.facts import Fact
+from factpatch.model.language_model import LanguageModel
+from factpatch.runs.config import CapabilityConfig, DriftConfig, RunConfig, TextConfig
+from factpatch.runs.measure import Measure, Measured, Moment, Number, tensors_at
+from factpatch.runs.rows import When
+
+
+def measures(config: RunConfig, seed: int, last_layer: int) -> list[Measure]:
+    """What a configuration asks for.
+
+    Args:
+        seed: Of the texts.
+        last_layer: The last critical layer, whose hidden states are compared.
+    """
+    wanted = config.evaluate
+    found: list[Measure] = [Facts(wanted.written, wanted.generation)]
+    if wanted.perplexity:
+        found.append(Perplexity(None if wanted.perplexity is True else Path(wanted.perplexity)))
+    if wanted.text is not None:
+        found.append(Texts(wanted.text, seed))
+    if wanted.capability is not None:
+        found.append(Capability(wanted.capability))
+    if wanted.drift is not None:
+        found.append(Drift(wanted.drift, last_layer))
+    return found
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the model says of the facts, of their paraphrases and neighbors; on the way, of those of the last batch."""
+
+    written: bool
+    generation: bool
+    name: str = "facts"
+
+    def due(self, moment: Moment) -> bool:
+        return moment.when is not When.WRITTEN or self.written
+
+    def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
+        found = verify(lm, None, facts, answers=self.generation)
+        answers = [
+            {"fact": name, **answer.to_dict()}
+            for name, reading in zip(fact_names(facts), found.after, strict=True)
+            for answer in reading.answers
+        ]
+        return Measured(_numbers(facts, found.rows()), answers)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity on ordinary text."""
+
+    file: Path | None
+    name: str = "perplexity"
+
+    def due(self, moment: Moment) -> bool:
+        return moment.when is When.END
+
+    def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
+        text = held_out_text() if self.file is None else self.file.read_text("utf-8")
+        return Measured([(None, "perplexity", perplexity(lm, text))])
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the model writes about the first facts' subjects: fluency and consistency."""
+
+    config: TextConfig
+    seed: int
+    name: str = "texts"
+
+    def due(self, moment: Moment) -> bool:
+        return moment.when is When.END
+
+    def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
+        chosen = facts[: self.config.facts]
+        references, tfidf = self._references(chosen)
+        generations = generate_texts(
+            lm,
+            [fact.generation_prompts for fact in chosen],
+            max_new_tokens=self.config.tokens,
+            top_k=5 if self.config.sampling == "top-k" else 1,
+            seed=self.seed,
+        )
+        rows = text_rows(chosen, generations, [references.for_fact(fact) for fact in chosen], tfidf)
+        texts = [
+            {"fact": name, "prompt": one.prompt, "said": one.said}
+            for name, some in zip(fact_names(chosen), generations, strict=True)
+            for one in some
+        ]
+        return Measured(_numbers(chosen, rows), texts)
+
+    def _references(self, facts: Sequence[Fact]) -> tuple[ReferenceTexts, Tfidf | None]:
+        folder = self.config.references
+        if folder is None:
+            own = demo_references()
+            texts = [text for some in own.texts.values() for text in some]
+            return own, Tfidf.fit(texts)
+        found = ReferenceTexts.load(Path(folder) / "attribute_snippets.json", facts)
+        return found, Tfidf.load(Path(folder) / "tfidf_vocab.json", Path(folder) / "idf.npy")
+
+
+@dataclass(frozen=True)
+class Capability:
+    """How well the model does tasks that the edit has nothing to do with."""
+
+    config: CapabilityConfig
+    name: str = "capability"
+
+    def __post_init__(self) -> None:
+        check_extra()
+
+    def due(self, moment: Moment) -> bool:
+        every = self.config.every
+        return moment.when is When.END or (every is not None and moment.passed(every))
+
+    def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
+        numbers: list[Number] = []
+        answers = []
+        for name in self.config.tasks:
+            task = task_named(name)
+            items = task.load(self.config.data / f"glue_{name}.json")
+            found = capability(lm, task, items, limit=self.config.limit)
+            for way, result in found.metrics().items():
+                numbers += [(None, f"{name}.{way}.{key}", float(value)) for key, value in asdict(result).items()]
+            answers += [{"task": name, **answered.to_dict()} for answered in found.rows]
+        return Measured(numbers, answers)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the hidden states of factual prompts moved at the last critical layer."""
+
+    config: DriftConfig
+    layer: int
+    name: str = "hidden_states"
+
+    def due(self, moment: Moment) -> bool:
+        return moment.when is When.END
+
+    def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
+        known = load_known_facts(resolve_data(self.config.prompts), self.config.limit)
+        states = hidden_states(lm, [fact.prompt for fact in known], self.layer).float().cpu()
+        if unedited is None:
+            return Measured([], tensors={"states": states})
+        shift = asdict(HiddenShift.between(tensors_at(unedited)["states"], states))
+        return Measured([(None, f"drift.{key}", float(value)) for key, value in shift.items()], (), {"states": states})
+
+
+def _numbers(facts: Sequence[Fact], rows: Sequence[Row]) -> list[Number]:
+    places = {name: place for place, name in enumerate(fact_names(facts))}
+    return [(places[row.fact], row.metric, row.value) for row in rows]

@@ -1,0 +1,68 @@
+"""What is drawn up from a run, by the name that a reproduction gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from factpatch.runs.figures import capability_curves, hidden_state_maps, save_figure
+from factpatch.runs.reproductions import PAIRS, Output
+from factpatch.runs.results import Results, write_table
+from factpatch.runs.tables import Column, Table, comparison, improvements
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A table or a figure: what of it is shown, and where it was written."""
+
+    table: Table | None = None
+    said: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def draw_up(output: Output, results: Results, folder: Path, name: str) -> Drawn:
+    """Draw up one output and write it to files that are called `name`."""
+    return _OUTPUTS[output](results, folder, name)
+
+
+def _comparison(results: Results, folder: Path, name: str) -> Drawn:
+    table = results.table(name, PAIRS)
+    improved = sum(cell.improved for label, cells in table.lines if label in results.pairs(PAIRS) for cell in cells)
+    compared = sum(len(cells) for label, cells in table.lines if label in results.pairs(PAIRS))
+    said = [f"With BLUE, {improved} of {compared} numbers are better."] if compared else []
+    if results.missing:
+        said.append(f"Not finished: {', '.join(results.missing)}.")
+    return Drawn(table, tuple(said), tuple(write_table(table, folder, name)))
+
+
+def _improvements(results: Results, folder: Path, name: str) -> Drawn:
+    averages = improvements(results.table(name, PAIRS), results.pairs(PAIRS))
+    said = [
+        f"{label}: {'not measured' if average is None else f'{average:+.2f} %'} on average"
+        for label, average in averages.items()
+    ]
+    return Drawn(said=("Improvement by BLUE, averaged over the columns:", *said))
+
+
+def _capability(results: Results, folder: Path, name: str) -> Drawn:
+    return Drawn(files=tuple(save_figure(capability_curves(results), folder, name)))
+
+
+def _hidden_states(results: Results, folder: Path, name: str) -> Drawn:
+    columns = [
+        Column(dataset.name, f"drift.{metric}", metric.replace("_", " "), higher, 4)
+        for dataset in results.directory.config.datasets
+        for metric, higher in (("relative_shift", False), ("cka", True), ("mean_distance", False))
+    ]
+    table = comparison(name, results.rows, results.labels, columns, results.pairs(PAIRS))
+    files = [*write_table(table, folder, name), *save_figure(hidden_state_maps(results), folder, name)]
+    return Drawn(table, files=tuple(files))
+
+
+_OUTPUTS: dict[Output, Callable[[Results, Path, str], Drawn]] = {
+    "comparison": _comparison,
+    "improvements": _improvements,
+    "capability": _capability,
+    "hidden_states": _hidden_states,
+}

@@ -1,0 +1,114 @@
+"""Read a run back, and draw up from it what the paper shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factpatch.files import atomic_write
+from factpatch.runs.directory import Plan, RunDirectory, RunError
+from factpatch.runs.rows import read_rows
+from factpatch.runs.tables import Column, Table, comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The paper's columns: what a dataset with true objects is scored by, and one without.
+_COMPARED = (
+    ("efficacy", "Efficacy"),
+    ("generalization", "Generalization"),
+    ("specificity", "Specificity"),
+    ("fluency", "Fluency"),
+    ("consistency", "Consistency"),
+)
+_BY_TOKEN = (
+    ("token_efficacy", "Efficacy"),
+    ("token_generalization", "Generalization"),
+    ("token_specificity", "Specificity"),
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run has measured so far."""
+
+    directory: RunDirectory
+    rows: pd.DataFrame
+    """The columns are the fields of `Row`."""
+    records: tuple[dict[str, Any], ...]
+    """row.json of every finished line of the table: settings, seconds, bytes."""
+    missing: tuple[str, ...]
+    """The lines that are not finished."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The methods with a finished line, in the run's order."""
+        there = {record["label"] for record in self.records}
+        return [method.label for method in self.directory.config.methods if method.label in there]
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """The method of each label."""
+        return {method.label: method.name for method in self.directory.config.methods}
+
+    def columns(self) -> list[Column]:
+        """The paper's columns for each dataset, as far as they were measured."""
+        found = []
+        for dataset in self.directory.config.datasets:
+            rows = self.rows[self.rows["dataset"] == dataset.name]
+            known = set(rows["metric"][rows["value"].notna()])
+            wanted = _COMPARED if "efficacy" in known else _BY_TOKEN
+            found += [Column(dataset.name, metric, header) for metric, header in wanted if metric in known]
+        return found
+
+    def pairs(self, pairs: dict[str, str]) -> dict[str, str]:
+        """For each label the one it should improve on, from pairs of methods."""
+        by_method = {name: label for label, name in self.methods.items()}
+        return {
+            label: by_method[pairs[name]]
+            for label, name in self.methods.items()
+            if name in pairs and pairs[name] in by_method
+        }
+
+    def table(self, title: str, pairs: dict[str, str]) -> Table:
+        """Every finished method in the paper's layout; see `comparison`."""
+        return comparison(title, self.rows, self.labels, self.columns(), self.pairs(pairs))
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a run's directory, finished or not.
+
+    Raises:
+        RunError: It is not the directory of a run, or nothing has been measured in it.
+    """
+    directory = RunDirectory(path)
+    plans = list(directory.plans())
+    files = [file for plan in plans for file in _files(plan)]
+    if not files:
+        raise RunError(f"{directory.path}: nothing has been measured there yet; factpatch run goes on with it.")
+    finished = [plan for plan in plans if plan.finished]
+    records = (json.loads((plan.directory / "row.json").read_text("utf-8")) for plan in finished)
+    missing = tuple(plan.name for plan in plans if not plan.finished)
+    return Results(directory, read_rows(list(dict.fromkeys(files))), tuple(records), missing)
+
+
+def write_table(table: Table, folder: Path, name: str) -> list[Path]:
+    """Write a table as Markdown, LaTeX and CSV."""
+    written = []
+    for suffix, content in ((".md", table.markdown()), (".tex", table.latex()), (".csv", table.csv())):
+        path = folder / f"{name}{suffix}"
+        _write_text(path, content)
+        written.append(path)
+    return written
+
+
+def _write_text(path: Path, content: str) -> None:
+    atomic_write(path, lambda draft: draft.write_text(content, "utf-8"))
+
+
+def _files(plan: Plan) -> Iterator[Path]:
+    yield from sorted(plan.unedited.glob("*.parquet"))
+    yield from sorted((plan.directory / "measured").glob("*.parquet"))

@@ -1,0 +1,163 @@
+"""Tables in the paper's layout: a line for each method, a column for each metric of each dataset."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from factpatch.runs.rows import When
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one dataset."""
+
+    dataset: str
+    metric: str
+    header: str
+    """What stands above it."""
+    higher_is_better: bool = True
+    decimals: int = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean over facts with its standard error."""
+
+    mean: float | None
+    error: float | None = None
+    improved: bool = False
+    """Whether it is better than that of the method it is compared with."""
+
+    def text(self, decimals: int) -> str:
+        """As `99.57±0.24`; a dash where nothing was measured."""
+        if self.mean is None:
+            return MISSING
+        error = "" if self.error is None else f"±{self.error:.{decimals}f}"
+        return f"{self.mean:.{decimals}f}{error}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a name, ready to be written in several forms."""
+
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[tuple[str, tuple[Cell, ...]], ...]
+    """A label and a cell for each column."""
+
+    def markdown(self) -> str:
+        """Improvements are bold."""
+        heads = [_head(column) for column in self.columns]
+        rows = [f"| method | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+        for label, cells in self.lines:
+            texts = (
+                f"**{text}**" if cell.improved else text for cell, text in zip(cells, self._texts(cells), strict=True)
+            )
+            rows.append(f"| {label} | {' | '.join(texts)} |")
+        return "\n".join(rows) + "\n"
+
+    def latex(self) -> str:
+        """A `tabular`; improvements are red, as in the paper, which takes the package `xcolor`."""
+        heads = " & ".join(_escaped(_head(column)) for column in self.columns)
+        rows = [rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}", r"\hline", rf"Method & {heads} \\", r"\hline"]
+        for label, cells in self.lines:
+            texts = (
+                rf"\textcolor{{red}}{{{text}}}" if cell.improved else text
+                for cell, text in zip(cells, map(_escaped, self._texts(cells)), strict=True)
+            )
+            rows.append(rf"{_escaped(label)} & {' & '.join(texts)} \\")
+        return "\n".join([*rows, r"\hline", r"\end{tabular}"]) + "\n"
+
+    def csv(self) -> str:
+        """Numbers in full: a column for the mean and one for the standard error."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        heads = [f"{column.dataset}.{column.metric}{suffix}" for column in self.columns for suffix in ("", ".error")]
+        writer.writerow(["method", *heads])
+        for label, cells in self.lines:
+            writer.writerow([label, *(number for cell in cells for number in (cell.mean, cell.error))])
+        return out.getvalue()
+
+    def _texts(self, cells: Sequence[Cell]) -> list[str]:
+        return [cell.text(column.decimals) for column, cell in zip(self.columns, cells, strict=True)]
+
+
+def comparison(
+    title: str, rows: pd.DataFrame, labels: Sequence[str], columns: Sequence[Column], pairs: dict[str, str]
+) -> Table:
+    """The unedited model and every method after the last edit.
+
+    Args:
+        rows: As `read_rows` gives them.
+        labels: The methods, in the order of the lines.
+        pairs: For a method the one it should improve on.
+    """
+    means = {label: [_mean(rows, label, column) for column in columns] for label in ("", *labels)}
+    lines = [("unedited", tuple(means[""]))]
+    for label in labels:
+        base = means.get(pairs.get(label, ""), []) if label in pairs else []
+        cells = (
+            Cell(cell.mean, cell.error, bool(base) and better(cell.mean, base[index].mean, columns[index]))
+            for index, cell in enumerate(means[label])
+        )
+        lines.append((label, tuple(cells)))
+    return Table(title, tuple(columns), tuple(lines))
+
+
+def improvements(table: Table, pairs: dict[str, str]) -> dict[str, float | None]:
+    """For each pair the average over columns of how much better the second is than the first, in percent of the first.
+
+    Columns in which the first is 0 or nothing was measured are left out. Source: arXiv:2502.03748, table 3.
+    """
+    cells = dict(table.lines)
+    averages: dict[str, float | None] = {}
+    for label, base in pairs.items():
+        if label not in cells or base not in cells:
+            continue
+        changes = [
+            (1 if column.higher_is_better else -1) * 100 * (new.mean - old.mean) / abs(old.mean)
+            for column, new, old in zip(table.columns, cells[label], cells[base], strict=True)
+            if new.mean is not None and old.mean
+        ]
+        averages[label] = math.fsum(changes) / len(changes) if changes else None
+    return averages
+
+
+def better(new: float | None, old: float | None, column: Column) -> bool:
+    """Whether one mean is better than another."""
+    if new is None or old is None:
+        return False
+    return new > old if column.higher_is_better else new < old
+
+
+def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:
+    when = When.END if label else When.BEFORE
+    chosen = rows[
+        (rows["label"] == label)
+        & (rows["dataset"] == column.dataset)
+        & (rows["metric"] == column.metric)
+        & (rows["when"] == when.value)
+    ]["value"].dropna()
+    if chosen.empty:
+        return Cell(None)
+    error = float(chosen.sem()) if len(chosen) > 1 else None
+    return Cell(float(chosen.mean()), error)
+
+
+def _head(column: Column) -> str:
+    return f"{column.dataset} {column.header} {'↑' if column.higher_is_better else '↓'}"
+
+
+def _escaped(text: str) -> str:
+    plain = text.replace("±", r"$\pm$").replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$").replace("–", "--")
+    return plain.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&").replace("#", r"\#")

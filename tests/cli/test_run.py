@@ -1,0 +1,177 @@
+"""Runs on a tiny model: measured once, the same after any interruption, refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.cli.conftest import interrupt
+
+pytest.importorskip("pyarrow", reason="needs the extra `runs`")
+
+from factpatch.runs.config import ConfigError, config_from
+from factpatch.runs.results import read_results
+
+Run = Callable[..., Any]
+QUICK = {"target.steps": 3, "target.learning_rate": 0.3}
+
+
+@pytest.fixture
+def config(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, Any]:
+    return {
+        "model": str(model_directory),
+        "methods": [
+            {"name": "memit", "settings": QUICK},
+            {"name": "memit-blue", "settings": QUICK},
+            {"name": "prune", "settings": QUICK, "label": "pruned"},
+        ],
+        "datasets": [{"facts": str(facts_file), "name": "three"}],
+        "batch_size": 2,
+        "critical_layers": [1, 2],
+        "corpus": str(corpus),
+        "evaluate": {"perplexity": str(corpus), "text": {"facts": 2, "tokens": 4}},
+    }
+
+
+@pytest.fixture
+def begin(run: Run, tmp_path: Path) -> Callable[..., Any]:
+    """Run a configuration in a directory under its name."""
+
+    def invoke(record: dict[str, Any], name: str = "out") -> Any:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(record), "utf-8")
+        return run("run", path, "--out", tmp_path / name)
+
+    return invoke
+
+
+def numbers(directory: Path) -> list[tuple[Any, ...]]:
+    rows = read_results(directory).rows.astype(object)
+    return sorted((tuple(map(str, row)) for row in rows.itertuples(index=False)), key=str)
+
+
+def test_a_run_measures_every_method_before_on_the_way_and_at_the_end(
+    begin: Any, config: dict[str, Any], tmp_path: Path
+) -> None:
+    result = begin(config)
+    assert result.exit_code == 0, result.output
+    assert "pruned" in result.output
+    results = read_results(tmp_path / "out")
+    assert results.labels == ["memit", "memit-blue", "pruned"]
+    rows = results.rows
+    efficacy = rows[rows["metric"] == "efficacy"]
+    # Three facts before, each once after its batch and once at the end.
+    assert len(efficacy[efficacy["label"] == ""]) == 3
+    assert list(efficacy[(efficacy["label"] == "memit") & (efficacy["when"] == "written")]["batch"]) == [1, 1, 2]
+    assert list(efficacy[(efficacy["label"] == "memit") & (efficacy["when"] == "end")]["place"]) == [0, 1, 2]
+    assert set(rows[rows["metric"] == "perplexity"]["when"]) == {"before", "end"}
+    for suffix in (".md", ".tex", ".csv"):
+        assert "memit-blue" in (tmp_path / "out" / f"table{suffix}").read_text("utf-8")
+    texts = (tmp_path / "out" / "rows" / "memit.three.0" / "measured" / "end.facts.jsonl").read_text("utf-8")
+    assert {json.loads(line)["fact"] for line in texts.splitlines()} == {"darrieux", "tower", "darrieux-again"}
+
+
+def test_a_run_ends_with_the_same_numbers_after_any_interruption(
+    begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["methods"] = config["methods"][1:]
+    assert begin(config, "whole").exit_code == 0
+    expected = numbers(tmp_path / "whole")
+    places = (
+        "factpatch.runs.measure.write_rows",
+        "factpatch.values.shared.optimize_values",
+        "factpatch.session.append",
+    )
+    for place in places:
+        with monkeypatch.context() as patched:
+            interrupt(patched, place, calls=2)
+            assert begin(config, place).exit_code == 130
+        result = begin(config, place)
+        assert result.exit_code == 0, result.output
+        assert numbers(tmp_path / place) == expected
+
+
+def test_a_run_that_is_through_does_nothing_more(
+    begin: Any, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["methods"] = ["memit"]
+    assert begin(config).exit_code == 0
+    monkeypatch.setattr("factpatch.runs.execute.load_language_model", None)
+    assert begin(config).exit_code == 0
+
+
+def test_a_directory_of_other_settings_is_refused_with_the_difference(
+    begin: Any, config: dict[str, Any], tmp_path: Path
+) -> None:
+    config["methods"] = ["memit"]
+    assert begin(config).exit_code == 0
+    before = numbers(tmp_path / "out")
+    result = begin({**config, "batch_size": 1})
+    assert result.exit_code == 2
+    assert "batch_size is 2 there and 1 here" in result.output
+    assert numbers(tmp_path / "out") == before
+
+
+def test_altered_facts_are_noticed(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    config["methods"] = ["memit"]
+    assert begin(config).exit_code == 0
+    (tmp_path / "out" / "facts" / "three.0.json").write_text("[]", "utf-8")
+    result = begin(config)
+    assert result.exit_code == 1
+    assert "altered" in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"methods": ["memitt"]}, "memitt"),
+        ({"methods": ["memit", "memit"]}, "stands twice"),
+        ({"methods": [{"name": "memit", "settings": {"solver.wight": 1}}]}, "wight"),
+        ({"methods": []}, "methods"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"facts": 3}, "facts is 3: there is no such field"),
+        ({"evaluate": {"text": {"sampling": "beam"}}}, "evaluate.text.sampling"),
+        ({"datasets": [{"facts": "a.json", "name": "a/b"}]}, "name of a folder"),
+    ],
+)
+def test_a_wrong_field_is_named(config: dict[str, Any], change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"^config: ") as error:
+        config_from({**config, **change})
+    assert said in str(error.value)
+
+
+def test_too_few_facts_are_an_error_before_anything_is_done(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    config["datasets"][0]["limit"] = 30
+    result = begin(config)
+    assert result.exit_code == 2
+    assert "has 3 facts" in result.output
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_table_of_the_paper_is_one_command(
+    run: Run, model_directory: Path, facts_file: Path, tmp_path: Path, corpus: Path
+) -> None:
+    result = run(
+        "reproduce", "table3", "--model", model_directory, "--dataset", facts_file, "--facts", "2", "--batch-size", "2",
+        "--method", "memit", "--method", "memit-blue", "--text-facts", "1", "--out", tmp_path / "t3",
+        "--corpus", corpus, "--layers", "1,2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "With BLUE" in result.output
+    assert "memit-blue: " in result.output
+    assert (tmp_path / "t3" / "table3.tex").is_file()
+    remembered = {
+        method["name"]: method["remember_keys"]
+        for method in json.loads((tmp_path / "t3" / "run.json").read_text("utf-8"))["config"]["methods"]
+    }
+    assert remembered == {"memit": False, "memit-blue": False}
+
+
+def test_an_unknown_table_gets_a_suggestion(run: Run) -> None:
+    result = run("reproduce", "table22")
+    assert result.exit_code == 2
+    assert "table2" in result.output

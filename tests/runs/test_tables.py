@@ -1,0 +1,84 @@
+"""Tables in the paper's layout, from rows made by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="needs the extra `runs`")
+pytest.importorskip("pandas", reason="needs the extra `runs`")
+
+from factpatch.runs.rows import Row, read_rows, write_rows
+from factpatch.runs.tables import Column, comparison, improvements
+
+COLUMNS = (Column("cf", "efficacy", "Efficacy"), Column("cf", "loss", "Loss", higher_is_better=False))
+PAIRS = {"memit-blue": "memit"}
+
+
+def row(label: str, when: str, place: int | None, metric: str, value: float | None) -> Row:
+    return Row(label, "cf", 0, when, 0, None if place is None else 1, place, str(place), metric, value)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Any:
+    given = [
+        row("", "before", 0, "efficacy", 0.0), row("", "before", 1, "efficacy", 100.0),
+        row("memit", "end", 0, "efficacy", 50.0), row("memit", "end", 1, "efficacy", 70.0),
+        row("memit", "written", 0, "efficacy", 0.0),
+        row("memit", "end", None, "loss", 4.0),
+        row("memit-blue", "end", 0, "efficacy", 90.0), row("memit-blue", "end", 1, "efficacy", None),
+        row("memit-blue", "end", None, "loss", 5.0),
+    ]  # fmt: skip
+    write_rows(tmp_path / "a.parquet", given[:3])
+    write_rows(tmp_path / "b.parquet", given[3:])
+    return read_rows([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+
+
+def test_a_cell_is_the_mean_over_facts_with_its_standard_error(rows: Any) -> None:
+    cells = dict(comparison("t", rows, ["memit", "memit-blue"], COLUMNS, PAIRS).lines)
+    # The sample standard deviation of 50 and 70 is √200, over √2 facts.
+    assert (cells["memit"][0].mean, cells["memit"][0].error) == (60.0, pytest.approx(10.0))
+    assert (cells["unedited"][0].mean, cells["unedited"][0].error) == (50.0, pytest.approx(50.0))
+    # A value that is missing does not count; one fact has no standard error.
+    assert (cells["memit-blue"][0].mean, cells["memit-blue"][0].error) == (90.0, None)
+    assert cells["unedited"][1].mean is None
+
+
+def test_improvements_are_marked_by_what_is_better(rows: Any) -> None:
+    table = comparison("t", rows, ["memit", "memit-blue"], COLUMNS, PAIRS)
+    cells = dict(table.lines)
+    assert [cell.improved for cell in cells["memit-blue"]] == [True, False]
+    assert not any(cell.improved for cell in cells["memit"])
+    # + 50 % of 60, and a loss that rose by a quarter.
+    assert improvements(table, PAIRS) == {"memit-blue": pytest.approx((50 - 25) / 2)}
+
+
+def test_the_forms_of_a_table_say_the_same(rows: Any) -> None:
+    table = comparison("t", rows, ["memit", "memit-blue"], COLUMNS, PAIRS)
+    assert "| memit-blue | **90.00** | 5.00 |" in table.markdown()
+    assert "| unedited | 50.00±50.00 | – |" in table.markdown()
+    assert r"memit-blue & \textcolor{red}{90.00} & 5.00 \\" in table.latex()
+    lines = [line.split(",") for line in table.csv().splitlines()]
+    assert lines[0] == ["method", "cf.efficacy", "cf.efficacy.error", "cf.loss", "cf.loss.error"]
+    assert lines[2][0] == "memit"
+    assert math.isclose(float(lines[2][1]), 60.0)
+
+
+def test_the_average_improvement_is_the_papers() -> None:
+    """Table 3 from table 2, for AlphaEdit on Llama 3: 2.50 %."""
+    import pandas as pd
+
+    base = (98.90, 94.22, 67.88, 622.49, 32.40, 94.47, 91.13, 32.55)
+    blue = (99.93, 97.25, 75.24, 624.90, 33.79, 95.77, 91.73, 31.96)
+    columns = [Column("cf", f"m{index}", "m") for index in range(len(base))]
+    rows = pd.DataFrame(
+        {"label": label, "dataset": "cf", "metric": f"m{index}", "when": "end", "value": value}
+        for label, values in (("alphaedit", base), ("alphaedit-blue", blue))
+        for index, value in enumerate(values)
+    )
+    pairs = {"alphaedit-blue": "alphaedit"}
+    table = comparison("t", rows, ["alphaedit", "alphaedit-blue"], columns, pairs)
+    assert round(improvements(table, pairs)["alphaedit-blue"] or 0.0, 2) == 2.50
