@@ -26,7 +26,7 @@ from factpatch.files import write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.session import Session
-from factpatch.settings import settings_of
+from factpatch.settings import parse_assignments, settings_of
 from factpatch.values.shared import SharedTargets
 
 COLUMNS = ("efficacy", "generalization", "specificity", "score")
@@ -41,11 +41,15 @@ def run(
     text: str,
     directory: Path,
     targets: SharedTargets,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
-    """Edit and measure with one method, or read what was measured before; the model is as it was."""
+    """Edit and measure with one method, or read what was measured before; the model is as it was.
+
+    `given` are further arguments of the editor.
+    """
     result = directory / f"{method}.json"
-    editor = Editor(lm, method=method, optimize=targets)
-    about = _digest([[fact.to_dict() for fact in batch] for batch in batches], settings_of(editor.method), text)
+    editor = Editor(lm, method=method, optimize=targets, **given)
+    about = _digest([[fact.to_dict() for fact in batch] for batch in batches], settings_of(editor.method), given, text)
     if result.exists():
         row = dict(json.loads(result.read_text("utf-8")))
         if row["about"] != about:
@@ -132,6 +136,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=30)
     parser.add_argument("--directory", type=Path, required=True, help="where sessions and results are kept")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--corpus", help="text for the second moment; see `factpatch edit`")
+    parser.add_argument("--corpus-tokens", type=int)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--text", type=Path, help="text for perplexity; the package's held-out text by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -152,7 +159,12 @@ def main() -> None:
         rest = {"perplexity": perplexity(lm, text), "seconds": 0.0, "unlearned": {}}
         write_json(before, {"method": "unedited", **numbers, "argmax": argmax, **rest})
     unedited = json.loads(before.read_text("utf-8"))
-    rows = [run(lm, method, batches, text, options.directory, targets) for method in options.methods]
+    given = {
+        "settings": parse_assignments(options.settings),
+        "corpus": options.corpus,
+        "corpus_tokens": options.corpus_tokens,
+    }
+    rows = [run(lm, method, batches, text, options.directory, targets, given) for method in options.methods]
     print(table(rows, unedited))
     for row in rows:
         for reason, missing in row["unlearned"].items():
