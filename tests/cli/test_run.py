@@ -95,6 +95,25 @@ def test_a_run_ends_with_the_same_numbers_after_any_interruption(
         assert numbers(tmp_path / place) == expected
 
 
+def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
+    begin: Any, config: dict[str, Any], facts_file: Path, tmp_path: Path
+) -> None:
+    facts = json.loads(facts_file.read_text("utf-8"))
+    # The first neighbor of this fact is the question of another one.
+    facts[0]["neighbors"].insert(0, {"prompt": "the Eiffel Tower is in", "target_true": "Paris"})
+    facts[1].update(prompt="{} is in", subject="The Eiffel Tower")
+    facts_file.write_text(json.dumps(facts), "utf-8")
+    config["methods"] = ["memit"]
+    assert begin(config).exit_code == 0
+    rows = read_results(tmp_path / "out").rows
+    first = rows[(rows["place"] == 0) & (rows["when"] == "end")].set_index("metric")["value"]
+    assert first["specificity"] in (0.0, 50.0, 100.0)
+    assert first["specificity_untouched"] in (0.0, 100.0)
+    # A fact without neighbors has neither.
+    second = rows[(rows["place"] == 1) & (rows["when"] == "end")].set_index("metric")["value"]
+    assert second[["specificity", "specificity_untouched"]].isna().all()
+
+
 def test_a_run_that_is_through_does_nothing_more(
     begin: Any, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ class _Runner:
         """Edit and measure one line of the table; the model is as it was afterwards."""
         targets = SharedTargets(self.directory.path / "targets", self.lm.name)
         editor = self._editor(plan.method, plan.seed, targets)
-        todo = measures(self.directory.config, plan.seed, editor.critical_layers[-1])
+        todo = measures(self.directory.config, plan.facts, plan.seed, editor.critical_layers[-1])
         self._before(plan, todo)
         session = self._session(plan, editor)
         try:

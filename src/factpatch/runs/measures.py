@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,29 +10,36 @@ from factpatch.data.known import load_known_facts
 from factpatch.data.references import ReferenceTexts, demo_references
 from factpatch.data.sources import resolve_data
 from factpatch.data.tfidf import Tfidf
+from factpatch.evaluation import metrics
 from factpatch.evaluation.capability import capability, check_extra
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
 from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.readings import Reading
 from factpatch.evaluation.rows import Row, fact_names, text_rows
 from factpatch.evaluation.tasks import task_named
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
+from factpatch.overlap import edited_neighbors
 from factpatch.runs.config import CapabilityConfig, DriftConfig, RunConfig, TextConfig
 from factpatch.runs.measure import Measure, Measured, Moment, Number, tensors_at
 from factpatch.runs.rows import When
 
+UNTOUCHED = "specificity_untouched"
+"""Specificity over the neighbors whose answer is not itself edited in the run."""
 
-def measures(config: RunConfig, seed: int, last_layer: int) -> list[Measure]:
+
+def measures(config: RunConfig, facts: Sequence[Fact], seed: int, last_layer: int) -> list[Measure]:
     """What a configuration asks for.
 
     Args:
+        facts: All that are edited.
         seed: Of the texts.
         last_layer: The last critical layer, whose hidden states are compared.
     """
     wanted = config.evaluate
-    found: list[Measure] = [Facts(wanted.written, wanted.generation)]
+    found: list[Measure] = [Facts(wanted.written, wanted.generation, tuple(facts))]
     if wanted.perplexity:
         found.append(Perplexity(None if wanted.perplexity is True else Path(wanted.perplexity)))
     if wanted.text is not None:
@@ -50,6 +57,8 @@ class Facts:
 
     written: bool
     generation: bool
+    edited: tuple[Fact, ...]
+    """All facts of the run."""
     name: str = "facts"
 
     def due(self, moment: Moment) -> bool:
@@ -62,7 +71,13 @@ class Facts:
             for name, reading in zip(fact_names(facts), found.after, strict=True)
             for answer in reading.answers
         ]
-        return Measured(_numbers(facts, found.rows()), answers)
+        return Measured([*_numbers(facts, found.rows()), *self._untouched(facts, found.after)], answers)
+
+    def _untouched(self, facts: Sequence[Fact], readings: Sequence[Reading]) -> Iterator[Number]:
+        editors = dict(zip(self.edited, edited_neighbors(self.edited), strict=True))
+        for place, (fact, reading) in enumerate(zip(facts, readings, strict=True)):
+            probes = zip(reading.neighbors, editors[fact], strict=True)
+            yield place, UNTOUCHED, metrics.specificity([[probe.nlls for probe, editor in probes if editor is None]])
 
 
 @dataclass(frozen=True)
