@@ -158,6 +158,11 @@ def remove_drafts(folder: Path, older_than: float = 0.0) -> None:
                 draft.unlink()
 
 
+def is_draft(path: Path) -> bool:
+    """Whether this is what `remove_drafts` removes."""
+    return path.match(_DRAFT.format("*"))
+
+
 def _draft(final: Path) -> Path:
     # Not derived from the name, which may already be as long as the file system allows.
     return final.with_name(_DRAFT.format(secrets.token_hex(8)))

@@ -71,7 +71,7 @@ def test_a_run_measures_every_method_before_on_the_way_and_at_the_end(
     assert set(rows[rows["metric"] == "perplexity"]["when"]) == {"before", "end"}
     for suffix in (".md", ".tex", ".csv"):
         assert "memit-blue" in (tmp_path / "out" / f"table{suffix}").read_text("utf-8")
-    texts = (tmp_path / "out" / "rows" / "memit.three.0" / "measured" / "end.facts.jsonl").read_text("utf-8")
+    texts = (tmp_path / "out" / "rows" / "three" / "0" / "memit" / "measured" / "end.facts.jsonl").read_text("utf-8")
     assert {json.loads(line)["fact"] for line in texts.splitlines()} == {"darrieux", "tower", "darrieux-again"}
 
 
@@ -114,6 +114,40 @@ def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
     assert second[["specificity", "specificity_untouched"]].isna().all()
 
 
+def test_a_method_that_cannot_go_on_is_noted_and_the_others_go_on(
+    begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["methods"] = [{"name": "alphaedit", "settings": {"solver.threshold": 1e-30}}, "memit"]
+    result = begin(config)
+    assert result.exit_code == 0, result.output
+    results = read_results(tmp_path / "out")
+    assert list(results.failed) == ["alphaedit on three, seed 0"]
+    assert "alphaedit on three, seed 0" in result.output
+    table = (tmp_path / "out" / "table.csv").read_text("utf-8")
+    assert "memit" in table
+
+
+def test_conflicting_facts_are_an_error_before_anything_is_done(
+    begin: Any, config: dict[str, Any], tmp_path: Path
+) -> None:
+    config.update(batch_size=3, methods=["memit"])
+    result = begin(config)
+    assert result.exit_code == 2
+    assert "distinct" in result.output
+    config["datasets"][0]["distinct"] = True
+    assert begin(config).exit_code == 0
+    assert len(read_results(tmp_path / "out").rows["fact"].dropna().unique()) == 2
+
+
+def test_what_a_killed_process_was_writing_is_in_nobodys_way(
+    begin: Any, config: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".factpatch-0123456789abcdef.tmp").touch()
+    config["methods"] = ["memit"]
+    assert begin(config).exit_code == 0
+
+
 def test_a_run_that_is_through_does_nothing_more(
     begin: Any, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +186,7 @@ def test_altered_facts_are_noticed(begin: Any, config: dict[str, Any], tmp_path:
         ({"methods": [{"name": "memit", "settings": {"solver.wight": 1}}]}, "wight"),
         ({"methods": []}, "methods"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"seeds": [1, 1]}, "a seed stands twice"),
         ({"facts": 3}, "facts is 3: there is no such field"),
         ({"evaluate": {"text": {"sampling": "beam"}}}, "evaluate.text.sampling"),
         ({"datasets": [{"facts": "a.json", "name": "a/b"}]}, "name of a folder"),

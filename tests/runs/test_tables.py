@@ -47,6 +47,17 @@ def test_a_cell_is_the_mean_over_facts_with_its_standard_error(rows: Any) -> Non
     assert cells["unedited"][1].mean is None
 
 
+def test_seeds_are_no_facts(tmp_path: Path) -> None:
+    given = [
+        Row("memit", "cf", seed, "end", 2, 1, place, str(place), "efficacy", value)
+        for seed in range(4)
+        for place, value in enumerate((0.0, 100.0))
+    ]
+    write_rows(tmp_path / "a.parquet", given)
+    cells = dict(comparison("t", read_rows([tmp_path / "a.parquet"]), ["memit"], COLUMNS, {}).lines)
+    assert (cells["memit"][0].mean, cells["memit"][0].error) == (50.0, pytest.approx(50.0))
+
+
 def test_improvements_are_marked_by_what_is_better(rows: Any) -> None:
     table = comparison("t", rows, ["memit", "memit-blue"], COLUMNS, PAIRS)
     cells = dict(table.lines)
@@ -75,7 +86,7 @@ def test_the_average_improvement_is_the_papers() -> None:
     blue = (99.93, 97.25, 75.24, 624.90, 33.79, 95.77, 91.73, 31.96)
     columns = [Column("cf", f"m{index}", "m") for index in range(len(base))]
     rows = pd.DataFrame(
-        {"label": label, "dataset": "cf", "metric": f"m{index}", "when": "end", "value": value}
+        {"label": label, "dataset": "cf", "metric": f"m{index}", "when": "end", "fact": "0", "value": value}
         for label, values in (("alphaedit", base), ("alphaedit-blue", blue))
         for index, value in enumerate(values)
     )

@@ -48,6 +48,15 @@ def reproduce(
     text_facts: Annotated[
         int, typer.Option("--text-facts", min=1, metavar="N", help="Facts that texts are written for.")
     ] = 100,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            "--references",
+            metavar="DIR",
+            help="Folder with the reference texts and TF-IDF files that consistency is measured against. Default: the "
+            "published ones, if they were fetched.",
+        ),
+    ] = None,
     capability_data: Annotated[
         Path | None, typer.Option("--capability-data", metavar="DIR", help="Folder of the capability tasks' files.")
     ] = None,
@@ -90,8 +99,8 @@ def reproduce(
             batch_size=batch_size,
             seed=seed,
             remember_keys=earlier_keys,
-            text={"facts": text_facts},
-            capability={"data": str(capability_data), "limit": capability_items},
+            text={"facts": text_facts, "references": references},
+            capability={"data": str(capability_data), **({"limit": capability_items} if capability_items else {})},
             drift={"prompts": prompts},
             critical_layers=chosen,
             corpus=corpus,

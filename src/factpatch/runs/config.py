@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic import field_validator as validates
 
+from factpatch.evaluation.capability import LIMIT
 from factpatch.methods import method_named
 from factpatch.settings import with_settings
 
@@ -54,6 +55,8 @@ class DatasetConfig(_Section):
     """How many facts to edit; all by default."""
     sample: bool = False
     """Whether to draw them at random, with the run's seed, instead of taking the first ones."""
+    distinct: bool = False
+    """Whether to leave out facts that ask what an earlier one asks: a batch cannot hold both."""
     batch_size: PositiveInt | None = None
     """Facts in a batch, in place of the run's."""
 
@@ -72,7 +75,9 @@ class TextConfig(_Section):
     sampling: Literal["top-k", "greedy"] = "top-k"
     """As published (the five most probable tokens), or the most probable one."""
     references: str | None = None
-    """A folder with `attribute_snippets.json` and the TF-IDF files; the package's own small set by default."""
+    """What consistency is measured against: a folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, or
+    `demo` for the small set that the package ships for its own facts. By default the published files, if they were
+    fetched; without them consistency is missing."""
 
 
 class CapabilityConfig(_Section):
@@ -81,8 +86,8 @@ class CapabilityConfig(_Section):
     data: Path
     """The folder of the task files."""
     tasks: tuple[str, ...] = ("sst2", "mrpc", "mmlu", "rte", "cola", "nli")
-    limit: PositiveInt | None = None
-    """Items of each task; all by default."""
+    limit: PositiveInt | None = LIMIT
+    """Items of each task; null for all."""
     every: PositiveInt | None = None
     """Measure each time this many facts have been edited, and at the end; only at the end by default."""
 
@@ -92,7 +97,7 @@ class DriftConfig(_Section):
 
     prompts: str
     """A file in the format of known_1000.json, or the name of a published one."""
-    limit: PositiveInt = 1000
+    limit: int = Field(default=1000, ge=2)
 
 
 class EvaluateConfig(_Section):
@@ -139,6 +144,13 @@ class RunConfig(_Section):
         _check_different("label", [method.label for method in methods])
         return methods
 
+    @validates("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands twice")
+        return seeds
+
     @validates("datasets")
     @classmethod
     def _names_differ(cls, datasets: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
@@ -150,7 +162,7 @@ def _check_different(field: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)}: stands twice; give each a {field} of its own")
-    unusable = [name for name in names if not name.strip() or set(name) & set('/\\:*?"<>|')]
+    unusable = [name for name in names if not name.strip(" .") or set(name) & set('/\\:*?"<>|')]
     if unusable:
         raise ValueError(f"{unusable[0]!r}: is used as the name of a folder; choose another {field}")
 

@@ -2,8 +2,8 @@
 
 run.json                     the configuration, versions, threads, digests of the facts
 facts/DATASET.SEED.json      the facts, in the order in which they are edited
-unedited/DATASET.SEED/       what was measured on the unedited model, shared by all methods
-rows/LABEL.DATASET.SEED/     a session's directory with the patches, and what was measured on the way
+unedited/DATASET/SEED/       what was measured on the unedited model, shared by all methods
+rows/DATASET/SEED/LABEL/     a session's directory with the patches, and what was measured on the way
 targets/                     value targets that methods share
 log.txt                      what happened when
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import platform
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from factpatch.data import load_facts, save_facts
-from factpatch.facts import Fact
-from factpatch.files import file_digest, plain, write_json
+from factpatch.evaluation.rows import fact_names
+from factpatch.facts import Fact, check_batch
+from factpatch.files import file_digest, is_draft, plain, remove_drafts, write_json
 from factpatch.runs.config import ConfigError, DatasetConfig, MethodConfig, RunConfig, config_from
 from factpatch.settings import difference
 
@@ -108,11 +109,15 @@ class RunDirectory:
         if path.exists() and (not path.is_dir() or any(_not_ours(path))):
             raise RunError(f"{path}: is not empty and holds no run; choose another directory.")
         (path / "facts").mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / "facts"):
+            remove_drafts(folder)
         digests = {}
         for dataset in config.datasets:
             for seed in config.seeds:
                 file = path / "facts" / f"{dataset.name}.{seed}.json"
-                save_facts(_facts(dataset, seed), file)
+                facts = _facts(dataset, seed)
+                _check_batches(dataset, facts, dataset.batch_size or config.batch_size)
+                save_facts(facts, file)
                 digests[file.name] = file_digest(file)
         record = {
             "format": FORMAT,
@@ -139,8 +144,8 @@ class RunDirectory:
                         seed,
                         facts,
                         dataset.batch_size or self.config.batch_size,
-                        self.path / "rows" / f"{method.label}.{dataset.name}.{seed}",
-                        self.path / "unedited" / f"{dataset.name}.{seed}",
+                        self.path / "rows" / dataset.name / str(seed) / method.label,
+                        self.path / "unedited" / dataset.name / str(seed),
                     )
 
     def facts(self, dataset: DatasetConfig, seed: int) -> tuple[Fact, ...]:
@@ -160,6 +165,8 @@ def _facts(dataset: DatasetConfig, seed: int) -> list[Fact]:
         facts = load_facts(dataset.facts)[dataset.skip :]
     except (OSError, ValueError) as error:
         raise ConfigError(f"datasets: {dataset.name}: {error}") from error
+    if dataset.distinct:
+        facts = list({fact.text: fact for fact in reversed(facts)}.values())[::-1]
     limit = len(facts) if dataset.limit is None else dataset.limit
     if not facts or len(facts) < limit:
         raise ConfigError(
@@ -169,11 +176,23 @@ def _facts(dataset: DatasetConfig, seed: int) -> list[Fact]:
     return random.Random(seed).sample(facts, limit) if dataset.sample else facts[:limit]
 
 
+def _check_batches(dataset: DatasetConfig, facts: Sequence[Fact], size: int) -> None:
+    """Raise ConfigError if a batch cannot be edited, or two facts cannot be told apart."""
+    try:
+        fact_names(facts)
+        for start in range(0, len(facts), size):
+            check_batch(facts[start : start + size])
+    except ValueError as error:
+        raise ConfigError(
+            f"datasets: {dataset.name}: {error} `distinct: true` leaves out facts that ask what an earlier one asks."
+        ) from error
+
+
 def _dump(config: RunConfig) -> dict[str, Any]:
     dumped: dict[str, Any] = plain(config.model_dump(mode="json"))
     return dumped
 
 
 def _not_ours(path: Path) -> Iterator[Path]:
-    """What is there besides the facts that a killed process had begun to set down."""
-    return (item for item in path.iterdir() if item.name != "facts")
+    """What is there besides what a process that was killed had begun to set down."""
+    return (item for item in path.iterdir() if item.name != "facts" and not is_draft(item))

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from factpatch.data.reading import DataFileError
 from factpatch.editor import Editor
+from factpatch.evaluation.rows import fact_names
 from factpatch.files import write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
@@ -28,7 +30,7 @@ from factpatch.runs.measure import Measure, Measured, Moment
 from factpatch.runs.measures import measures
 from factpatch.runs.pace import Pace
 from factpatch.runs.rows import Row, When
-from factpatch.session import Session
+from factpatch.session import Session, SessionError
 from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,15 @@ def execute(directory: RunDirectory, say: Say = logger.info) -> None:
         lm = load_language_model(config.model, device=config.device, dtype=config.dtype, chat=config.chat)
         runner = _Runner(directory, lm, tell, Pace(sum(len(plan.batches) for plan in left)))
         for plan in left:
-            runner.run(plan)
+            try:
+                runner.run(plan)
+            except (ArithmeticError, ValueError) as error:
+                if isinstance(error, (SessionError, DataFileError, RunError)):
+                    raise
+                # A model that collapses is a result, and no reason to give up the other methods.
+                plan.directory.mkdir(parents=True, exist_ok=True)
+                write_json(plan.directory / "row.json", {**_about(plan), "failed": str(error)})
+                tell(f"{plan.name}: failed: {error}")
 
 
 @dataclass
@@ -89,7 +99,7 @@ class _Runner:
                     place = f"batch {len(session.finished)} of {len(plan.batches)}"
                     self.tell(f"{plan.name}: {place} edited; {self.pace.left()}")
             self._after(plan, todo, Moment(When.END, plan.facts, edits=len(plan.facts)))
-            self._finish(plan, editor, session, targets)
+            self._finish(plan, editor, session)
         finally:
             while editor.edits:
                 editor.undo()
@@ -113,7 +123,7 @@ class _Runner:
     def _session(self, plan: Plan, editor: Editor) -> Session:
         if plan.directory.exists():
             return Session(plan.directory)
-        plan.directory.parent.mkdir(exist_ok=True)
+        plan.directory.parent.mkdir(parents=True, exist_ok=True)
         return Session.create(plan.directory, editor, plan.batches)
 
     def _before(self, plan: Plan, todo: Sequence[Measure]) -> None:
@@ -139,33 +149,47 @@ class _Runner:
         found = measure.measure(self.lm, moment.facts, None if before else plan.unedited / f"before.{measure.name}")
         label = "" if before else plan.method.label
 
-        def row(index: int | None, metric: str, value: float | None) -> Row:
-            place = None if index is None else moment.first + index
-            batch = None if place is None else 1 + place // plan.batch_size
-            name = None if place is None else plan.facts[place].id or str(place)
-            return Row(
-                label, plan.dataset.name, plan.seed, moment.when.value, moment.edits, batch, place, name, metric, value
-            )
+        names = fact_names(plan.facts)
 
-        found.save(path, [row(*number) for number in found.numbers])
+        def named(index: int | None) -> dict[str, Any]:
+            if index is None:
+                return {"batch": None, "place": None, "fact": None}
+            place = moment.first + index
+            return {"batch": 1 + place // plan.batch_size, "place": place, "fact": names[place]}
+
+        about: dict[str, Any] = {
+            "label": label,
+            "dataset": plan.dataset.name,
+            "seed": plan.seed,
+            "when": moment.when.value,
+            "edits": moment.edits,
+        }
+        rows = [Row(**about, **named(index), metric=metric, value=value) for index, metric, value in found.numbers]
+        found.save(path, rows, [{**named(index), **text} for index, text in found.texts])
         self.tell(f"{plan.name}: measured {measure.name}, {moment.name}")
 
-    def _finish(self, plan: Plan, editor: Editor, session: Session, targets: SharedTargets) -> None:
+    def _finish(self, plan: Plan, editor: Editor, session: Session) -> None:
         stages: dict[str, float] = {}
         for batch in session.finished:
             for stage, took in batch.seconds.items():
                 stages[stage] = stages.get(stage, 0.0) + took
         record = {
-            "label": plan.method.label,
-            "method": plan.method.name,
-            "dataset": plan.dataset.name,
-            "seed": plan.seed,
-            "facts": len(plan.facts),
+            **_about(plan),
             "settings": editor.settings,
             "seconds": stages,
             "bytes": editor.patch.num_bytes,
         }
         write_json(plan.directory / "row.json", record)
+
+
+def _about(plan: Plan) -> dict[str, Any]:
+    return {
+        "label": plan.method.label,
+        "method": plan.method.name,
+        "dataset": plan.dataset.name,
+        "seed": plan.seed,
+        "facts": len(plan.facts),
+    }
 
 
 def _written(plan: Plan, number: int) -> Moment:
@@ -209,8 +233,3 @@ def _logged(directory: RunDirectory, say: Say) -> Iterator[Say]:
             say(line)
 
         yield tell
-
-
-def seconds_of(record: dict[str, Any]) -> float:
-    """Wall time of a row's edits, from its row.json."""
-    return float(sum(record["seconds"].values()))

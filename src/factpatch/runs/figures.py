@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from factpatch.evaluation.hidden_states import tsne_map
 from factpatch.files import atomic_write
 from factpatch.runs.measure import tensors_at
+from factpatch.runs.reproductions import PAIRS
 from factpatch.runs.results import Results
 from factpatch.runs.rows import When
 
@@ -32,7 +33,7 @@ def capability_curves(results: Results) -> Any:
         before = of_task[of_task["when"] == When.BEFORE.value]["value"].mean()
         for label in results.labels:
             points = over_edits(of_task[of_task["label"] == label])
-            style = "-" if results.methods[label].endswith("-blue") else "--"
+            style = "-" if results.methods[label] in PAIRS else "--"
             axis.plot([0, *points.index], [before, *points], style, label=label, marker=".")
         axis.set(title=task, xlabel="edits", ylabel="F1, weighted, %")
     if tasks:
@@ -46,7 +47,8 @@ def hidden_state_maps(results: Results, seed: int = 0) -> Any:
     Returns:
         A figure of matplotlib.
     """
-    plans = [plan for plan in results.directory.plans() if plan.finished]
+    file = "measured/end.hidden_states.safetensors"
+    plans = [plan for plan in results.directory.plans() if (plan.directory / file).is_file()]
     figure, axes = _panels(len(plans))
     for plan, axis in zip(plans, axes, strict=True):
         before = tensors_at(plan.unedited / "before.hidden_states")["states"]
@@ -56,7 +58,7 @@ def hidden_state_maps(results: Results, seed: int = 0) -> Any:
             tsne_map(before, after, seed, perplexity), ("tab:blue", "tab:red"), ("before", "after"), strict=True
         ):
             axis.scatter(states[:, 0], states[:, 1], s=3, c=color, label=name, alpha=0.6)
-        axis.set(title=plan.method.label, xticks=[], yticks=[])
+        axis.set(title=plan.name, xticks=[], yticks=[])
     if plans:
         axes[0].legend(fontsize="x-small")
     return figure

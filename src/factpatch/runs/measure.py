@@ -48,8 +48,8 @@ class Measured:
     """The outcome of one measurement."""
 
     numbers: Sequence[Number]
-    texts: Sequence[dict[str, Any]] = ()
-    """What the model wrote, if it is worth keeping."""
+    texts: Sequence[tuple[int | None, dict[str, Any]]] = ()
+    """What the model wrote, if it is worth keeping, with the place of the fact as in `Number`."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """What later measurements compare with."""
 
@@ -58,10 +58,10 @@ class Measured:
         """Whether a measurement was saved under this name."""
         return path.with_name(path.name + ".parquet").is_file()
 
-    def save(self, path: Path, rows: Sequence[Row]) -> None:
+    def save(self, path: Path, rows: Sequence[Row], texts: Sequence[dict[str, Any]]) -> None:
         """Write everything beside `path`; the rows come last and say that the rest is there."""
-        if self.texts:
-            lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in self.texts)
+        if texts:
+            lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
             content = lines.encode("utf-8", "surrogatepass")
             atomic_write(path.with_name(path.name + ".jsonl"), lambda draft: draft.write_bytes(content))
         if self.tensors:

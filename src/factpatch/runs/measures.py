@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from factpatch.data.known import load_known_facts
 from factpatch.data.references import ReferenceTexts, demo_references
@@ -66,11 +67,7 @@ class Facts:
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
         found = verify(lm, None, facts, answers=self.generation)
-        answers = [
-            {"fact": name, **answer.to_dict()}
-            for name, reading in zip(fact_names(facts), found.after, strict=True)
-            for answer in reading.answers
-        ]
+        answers = [(place, answer.to_dict()) for place, reading in enumerate(found.after) for answer in reading.answers]
         return Measured([*_numbers(facts, found.rows()), *self._untouched(facts, found.after)], answers)
 
     def _untouched(self, facts: Sequence[Fact], readings: Sequence[Reading]) -> Iterator[Number]:
@@ -116,22 +113,26 @@ class Texts:
             top_k=5 if self.config.sampling == "top-k" else 1,
             seed=self.seed,
         )
-        rows = text_rows(chosen, generations, [references.for_fact(fact) for fact in chosen], tfidf)
+        given = None if references is None else [references.for_fact(fact) for fact in chosen]
+        rows = text_rows(chosen, generations, given, tfidf)
         texts = [
-            {"fact": name, "prompt": one.prompt, "said": one.said}
-            for name, some in zip(fact_names(chosen), generations, strict=True)
-            for one in some
+            (place, {"prompt": one.prompt, "said": one.said}) for place, some in enumerate(generations) for one in some
         ]
         return Measured(_numbers(chosen, rows), texts)
 
-    def _references(self, facts: Sequence[Fact]) -> tuple[ReferenceTexts, Tfidf | None]:
-        folder = self.config.references
-        if folder is None:
+    def _references(self, facts: Sequence[Fact]) -> tuple[ReferenceTexts | None, Tfidf | None]:
+        chosen = self.config.references
+        if chosen == "demo":
             own = demo_references()
-            texts = [text for some in own.texts.values() for text in some]
-            return own, Tfidf.fit(texts)
-        found = ReferenceTexts.load(Path(folder) / "attribute_snippets.json", facts)
-        return found, Tfidf.load(Path(folder) / "tfidf_vocab.json", Path(folder) / "idf.npy")
+            return own, Tfidf.fit([text for some in own.texts.values() for text in some])
+        if chosen is not None:
+            files = [Path(chosen) / name for name in ("attribute_snippets.json", "tfidf_vocab.json", "idf.npy")]
+        else:
+            try:
+                files = [resolve_data(name) for name in ("attribute_snippets", "tfidf_vocab", "tfidf_idf")]
+            except ValueError:  # not fetched
+                return None, None
+        return ReferenceTexts.load(files[0], facts), Tfidf.load(files[1], files[2])
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,14 @@ class Capability:
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
         numbers: list[Number] = []
-        answers = []
+        answers: list[tuple[int | None, dict[str, Any]]] = []
         for name in self.config.tasks:
             task = task_named(name)
             items = task.load(self.config.data / f"glue_{name}.json")
             found = capability(lm, task, items, limit=self.config.limit)
             for way, result in found.metrics().items():
                 numbers += [(None, f"{name}.{way}.{key}", float(value)) for key, value in asdict(result).items()]
-            answers += [{"task": name, **answered.to_dict()} for answered in found.rows]
+            answers += [(None, {"task": name, **answered.to_dict()}) for answered in found.rows]
         return Measured(numbers, answers)
 
 
@@ -173,10 +174,13 @@ class Drift:
         return moment.when is When.END
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
-        known = load_known_facts(resolve_data(self.config.prompts), self.config.limit)
-        states = hidden_states(lm, [fact.prompt for fact in known], self.layer).float().cpu()
+        known = load_known_facts(self.config.prompts, self.config.limit)
+        ends = [fact.subject_end for fact in known]
+        states = hidden_states(lm, [fact.prompt for fact in known], self.layer, ends).float().cpu()
         if unedited is None:
             return Measured([], tensors={"states": states})
+        if not bool(states.isfinite().all()):  # a model that collapsed
+            return Measured([(None, f"drift.{field.name}", None) for field in fields(HiddenShift)])
         shift = asdict(HiddenShift.between(tensors_at(unedited)["states"], states))
         return Measured([(None, f"drift.{key}", float(value)) for key, value in shift.items()], (), {"states": states})
 

@@ -28,9 +28,17 @@ def draw_up(output: Output, results: Results, folder: Path, name: str) -> Drawn:
 
 def _comparison(results: Results, folder: Path, name: str) -> Drawn:
     table = results.table(name, PAIRS)
-    improved = sum(cell.improved for label, cells in table.lines if label in results.pairs(PAIRS) for cell in cells)
-    compared = sum(len(cells) for label, cells in table.lines if label in results.pairs(PAIRS))
+    pairs, cells = results.pairs(PAIRS), dict(table.lines)
+    both = [
+        new.improved
+        for label, base in pairs.items()
+        if label in cells and base in cells
+        for new, old in zip(cells[label], cells[base], strict=True)
+        if new.mean is not None and old.mean is not None
+    ]
+    improved, compared = sum(both), len(both)
     said = [f"With BLUE, {improved} of {compared} numbers are better."] if compared else []
+    said += [f"Failed: {name}: {reason}" for name, reason in results.failed.items()]
     if results.missing:
         said.append(f"Not finished: {', '.join(results.missing)}.")
     return Drawn(table, tuple(said), tuple(write_table(table, folder, name)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from factpatch.methods import METHODS
 from factpatch.runs.config import RunConfig, config_from
+from factpatch.strategies import Boundary
 from factpatch.suggestions import suggestion
 
 Output = Literal["comparison", "improvements", "capability", "hidden_states"]
@@ -16,8 +17,15 @@ _EVEN = ("memit", "prune", "rect", "alphaedit")
 _BLUE = "-blue"
 # As far as the published scripts show, earlier keys are preserved in these alone.
 _REMEMBER = {"alphaedit", f"alphaedit{_BLUE}"}
-PAIRS = {name: name.removesuffix(_BLUE) for name in METHODS if name.endswith(_BLUE)}
-"""Each method with BLUE and the one it should improve on."""
+PAIRS = {
+    blue.name: plain.name
+    for blue in METHODS.values()
+    for plain in METHODS.values()
+    if isinstance(blue.spread, Boundary)
+    and blue == replace(plain, name=blue.name, spread=blue.spread, source=blue.source)
+    if blue is not plain
+}
+"""Each method with BLUE and the one it should improve on: they differ in the spread."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def config_for(
                 for name in names
             ],
             # The first ones if there are no more: a sample of all is all, in another order.
-            "datasets": [{"facts": dataset, "limit": count, "sample": True} for dataset in datasets],
+            "datasets": [{"facts": dataset, "limit": count, "sample": True, "distinct": True} for dataset in datasets],
             "batch_size": batch_size or what.batch_size or count,
             "seeds": [seed],
             "evaluate": {name: sections[name] for name in what.evaluate},

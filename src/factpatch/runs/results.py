@@ -50,6 +50,15 @@ class Results:
         return [method.label for method in self.directory.config.methods if method.label in there]
 
     @property
+    def failed(self) -> dict[str, str]:
+        """Why a line of the table has no end, by what it is."""
+        return {
+            f"{record['label']} on {record['dataset']}, seed {record['seed']}": record["failed"]
+            for record in self.records
+            if "failed" in record
+        }
+
+    @property
     def methods(self) -> dict[str, str]:
         """The method of each label."""
         return {method.label: method.name for method in self.directory.config.methods}
@@ -66,12 +75,12 @@ class Results:
 
     def pairs(self, pairs: dict[str, str]) -> dict[str, str]:
         """For each label the one it should improve on, from pairs of methods."""
-        by_method = {name: label for label, name in self.methods.items()}
-        return {
-            label: by_method[pairs[name]]
-            for label, name in self.methods.items()
-            if name in pairs and pairs[name] in by_method
-        }
+        found = {}
+        for label, name in self.methods.items():
+            bases = [other for other, method in self.methods.items() if method == pairs.get(name)]
+            if len(bases) == 1:  # of several labels of a method none is the one to compare with
+                found[label] = bases[0]
+        return found
 
     def table(self, title: str, pairs: dict[str, str]) -> Table:
         """Every finished method in the paper's layout; see `comparison`."""

@@ -42,7 +42,7 @@ class Row:
     place: int | None
     """The fact's place in the order of editing, from 0; None for a number about the model."""
     fact: str | None
-    """The fact's id, or its place; None for a number about the model."""
+    """The fact's id, or "facts[3]", its place, where it has none; None for a number about the model."""
     metric: str
     value: float | None
     """As docs/metrics.md defines the metric; None where it could not be computed."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from factpatch.evaluation.intervals import mean
 from factpatch.runs.rows import When
 
 if TYPE_CHECKING:
@@ -147,11 +148,11 @@ def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:
         & (rows["dataset"] == column.dataset)
         & (rows["metric"] == column.metric)
         & (rows["when"] == when.value)
-    ]["value"].dropna()
-    if chosen.empty:
-        return Cell(None)
-    error = float(chosen.sem()) if len(chosen) > 1 else None
-    return Cell(float(chosen.mean()), error)
+    ].dropna(subset=["value"])
+    # Facts are the sample: what several seeds give for a fact is one value.
+    by_fact = chosen.groupby("fact", dropna=False)["value"].mean()
+    found = mean(by_fact.tolist())
+    return Cell(found.value, found.error)
 
 
 def _head(column: Column) -> str:

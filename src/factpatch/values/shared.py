@@ -66,7 +66,8 @@ class SharedTargets:
     def _digest(self, lm: LanguageModel, *about: Any) -> str:
         weights = [content_hash(lm.weight(layer)) for layer in range(lm.num_layers)]
         # Sums are rounded in another order on another number of threads.
-        whole = [self.model, str(lm.dtype), weights, torch.get_num_threads(), *about]
+        place = [str(lm.device), str(lm.dtype), repr(lm.frame), torch.get_num_threads()]
+        whole = [self.model, place, weights, *about]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
