@@ -136,6 +136,7 @@ class RunConfig(_Section):
     corpus: str | None = None
     corpus_tokens: PositiveInt | None = None
     chat: bool = False
+    precision: str | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @validates("methods")

@@ -116,6 +116,7 @@ class _Runner:
             corpus=config.corpus,
             corpus_tokens=config.corpus_tokens,
             chat=config.chat,
+            precision=config.precision,
             seed=seed,
             optimize=targets,
         )
