@@ -11,7 +11,7 @@ from factpatch.files import atomic_write
 
 FORMATS = (".png", ".svg", ".pdf")
 # Colors that people with any kind of color vision tell apart.
-_BEFORE, _AFTER = "#0072B2", "#D55E00"
+BEFORE, AFTER = "#0072B2", "#D55E00"
 
 
 def plot_hidden_shift(path: Path, before: Tensor, after: Tensor, title: str = "") -> None:
@@ -33,7 +33,7 @@ def plot_hidden_shift(path: Path, before: Tensor, after: Tensor, title: str = ""
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5), wspace=0.03, hspace=0.03)
     main = figure.add_subplot(grid[1, 0])
     top, right = figure.add_subplot(grid[0, 0], sharex=main), figure.add_subplot(grid[1, 1], sharey=main)
-    for places, color, name in ((before, _BEFORE, "before the edit"), (after, _AFTER, "after the edit")):
+    for places, color, name in ((before, BEFORE, "before the edit"), (after, AFTER, "after the edit")):
         x, y = places.T.tolist()
         main.scatter(x, y, s=7, color=color, alpha=0.6, linewidths=0, label=name)
         top.hist(x, bins=40, color=color, alpha=0.5)

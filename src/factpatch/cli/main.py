@@ -29,6 +29,7 @@ from factpatch.cli import (
     methods,
     models,
     presets,
+    report,
     reproduce,
     run,
     second_moment,
@@ -109,6 +110,7 @@ app.command("compose")(compose.compose)
 app.command("lora")(lora.lora)
 app.command("run")(run.run)
 app.command("reproduce")(reproduce.reproduce)
+app.command("report")(report.report)
 app.command("second-moment")(second_moment.second_moment)
 app.add_typer(data.app, name="data")
 app.command("methods")(methods.methods)

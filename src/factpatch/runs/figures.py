@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factpatch.evaluation.hidden_states import tsne_map
 from factpatch.files import atomic_write
+from factpatch.plots import AFTER, BEFORE
+from factpatch.runs.directory import Plan
 from factpatch.runs.measure import tensors_at
 from factpatch.runs.reproductions import PAIRS
 from factpatch.runs.results import Results
@@ -17,6 +20,32 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WIDTH = 3.2  # inches of one panel
+# Colors that people with any kind of color vision tell apart (Okabe and Ito), those that are dark on white first.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+_MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method's curve is drawn."""
+
+    color: str
+    dash: str
+    marker: str
+
+
+def styles(results: Results) -> dict[str, Style]:
+    """Of each finished method: one color for it with and without BLUE, which is solid; a marker of its own."""
+    bases = [PAIRS.get(results.methods[label], results.methods[label]) for label in results.labels]
+    places = {base: place for place, base in enumerate(dict.fromkeys(bases))}
+    return {
+        label: Style(
+            _COLORS[places[base] % len(_COLORS)],
+            "-" if results.methods[label] in PAIRS else "--",
+            _MARKERS[place % len(_MARKERS)],
+        )
+        for place, (label, base) in enumerate(zip(results.labels, bases, strict=True))
+    }
 
 
 def capability_curves(results: Results) -> Any:
@@ -25,20 +54,32 @@ def capability_curves(results: Results) -> Any:
     Returns:
         A figure of matplotlib.
     """
-    rows = results.rows[results.rows["metric"].str.endswith(".generated.f1")]
-    tasks = list(dict.fromkeys(metric.split(".")[0] for metric in rows["metric"]))
+    tasks = capability_tasks(results)
     figure, axes = _panels(len(tasks))
     for task, axis in zip(tasks, axes, strict=True):
-        of_task = rows[rows["metric"] == f"{task}.generated.f1"]
-        before = of_task[of_task["when"] == When.BEFORE.value]["value"].mean()
-        for label in results.labels:
-            points = over_edits(of_task[of_task["label"] == label])
-            style = "-" if results.methods[label] in PAIRS else "--"
-            axis.plot([0, *points.index], [before, *points], style, label=label, marker=".")
-        axis.set(title=task, xlabel="edits", ylabel="F1, weighted, %")
+        capability_panel(axis, results, task)
+        axis.set(title=task)
     if tasks:
         axes[0].legend(fontsize="x-small")
     return figure
+
+
+def capability_tasks(results: Results) -> list[str]:
+    """The tasks that were measured."""
+    metrics = results.rows["metric"]
+    return list(dict.fromkeys(metric.split(".")[0] for metric in metrics[metrics.str.endswith(".generated.f1")]))
+
+
+def capability_panel(axis: Any, results: Results, task: str) -> None:
+    """Draw the curves of one task."""
+    rows = results.rows[results.rows["metric"] == f"{task}.generated.f1"]
+    before = rows[rows["when"] == When.BEFORE.value]["value"].mean()
+    for label, style in styles(results).items():
+        points = over_edits(rows[rows["label"] == label])
+        axis.plot(
+            [0, *points.index], [before, *points], style.dash, color=style.color, marker=style.marker, label=label
+        )
+    axis.set(xlabel="edits", ylabel="F1, weighted, %")
 
 
 def hidden_state_maps(results: Results, seed: int = 0) -> Any:
@@ -51,17 +92,23 @@ def hidden_state_maps(results: Results, seed: int = 0) -> Any:
     plans = [plan for plan in results.directory.plans() if (plan.directory / file).is_file()]
     figure, axes = _panels(len(plans))
     for plan, axis in zip(plans, axes, strict=True):
-        before = tensors_at(plan.unedited / "before.hidden_states")["states"]
-        after = tensors_at(plan.directory / "measured" / "end.hidden_states")["states"]
-        perplexity = min(30.0, (2 * len(before) - 1) / 3)
-        for states, color, name in zip(
-            tsne_map(before, after, seed, perplexity), ("tab:blue", "tab:red"), ("before", "after"), strict=True
-        ):
-            axis.scatter(states[:, 0], states[:, 1], s=3, c=color, label=name, alpha=0.6)
-        axis.set(title=plan.name, xticks=[], yticks=[])
+        hidden_state_panel(axis, plan, seed)
+        axis.set(title=plan.name)
     if plans:
         axes[0].legend(fontsize="x-small")
     return figure
+
+
+def hidden_state_panel(axis: Any, plan: Plan, seed: int = 0) -> None:
+    """Draw the map of one line of the table."""
+    before = tensors_at(plan.unedited / "before.hidden_states")["states"]
+    after = tensors_at(plan.directory / "measured" / "end.hidden_states")["states"]
+    perplexity = min(30.0, (2 * len(before) - 1) / 3)
+    maps = tsne_map(before, after, seed, perplexity)
+    for states, color, name in zip(maps, (BEFORE, AFTER), ("before", "after"), strict=True):
+        axis.scatter(states[:, 0], states[:, 1], s=3, c=color, label=name, alpha=0.6)
+    # A map of t-SNE has no unit.
+    axis.set(xticks=[], yticks=[])
 
 
 def over_edits(rows: pd.DataFrame) -> pd.Series:

@@ -9,7 +9,7 @@ from pathlib import Path
 from factpatch.runs.figures import capability_curves, hidden_state_maps, save_figure
 from factpatch.runs.reproductions import PAIRS, Output
 from factpatch.runs.results import Results, write_table
-from factpatch.runs.tables import Column, Table, comparison, improvements
+from factpatch.runs.tables import Table, comparison, improvements
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,7 @@ def _capability(results: Results, folder: Path, name: str) -> Drawn:
 
 
 def _hidden_states(results: Results, folder: Path, name: str) -> Drawn:
-    columns = [
-        Column(dataset.name, f"drift.{metric}", metric.replace("_", " "), higher, 4)
-        for dataset in results.directory.config.datasets
-        for metric, higher in (("relative_shift", False), ("cka", True), ("mean_distance", False))
-    ]
-    table = comparison(name, results.rows, results.labels, columns, results.pairs(PAIRS))
+    table = comparison(name, results.rows, results.labels, results.drift_columns(), results.pairs(PAIRS))
     files = [*write_table(table, folder, name), *save_figure(hidden_state_maps(results), folder, name)]
     return Drawn(table, files=tuple(files))
 

@@ -73,6 +73,14 @@ class Results:
             found += [Column(dataset.name, metric, header) for metric, header in wanted if metric in known]
         return found
 
+    def drift_columns(self) -> list[Column]:
+        """How far hidden states moved, for each dataset."""
+        return [
+            Column(dataset.name, f"drift.{metric}", metric.replace("_", " "), higher, 4)
+            for dataset in self.directory.config.datasets
+            for metric, higher in (("relative_shift", False), ("cka", True), ("mean_distance", False))
+        ]
+
     def pairs(self, pairs: dict[str, str]) -> dict[str, str]:
         """For each label the one it should improve on, from pairs of methods."""
         found = {}

@@ -1,0 +1,37 @@
+"""`factpatch report`: what runs have measured, as one page that a browser shows without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factpatch.cli import checks, render
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="Directories of runs, finished or not.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="The page.")] = Path("report.html"),
+    worst: Annotated[
+        int, typer.Option("--worst", min=1, metavar="N", help="Show N of the worst facts of each method and dataset.")
+    ] = 5,
+) -> None:
+    """Write a page about runs: a summary, tables with intervals, curves, the worst facts and the settings.
+
+    The page is one file of HTML with its charts inside. It needs the extra `runs`.
+    """
+    checks.check_output_file("--out", out)
+
+    from factpatch.runs.report import check_extra, write_report
+    from factpatch.runs.results import read_results
+
+    with checks.extras():
+        check_extra()
+    with checks.argument("RUN"):
+        results = [read_results(run) for run in runs]
+    with render.messages.status("drawing charts"):
+        write_report(results, out, worst)
+    render.say(f"Report: {out}")

@@ -1,0 +1,213 @@
+"""Charts for a page: matplotlib's figures as SVG that stands in HTML, with words for those who do not see them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from factpatch.plots import AFTER, BEFORE
+from factpatch.runs.directory import Plan
+from factpatch.runs.figures import capability_panel, capability_tasks, hidden_state_panel, over_edits, styles
+from factpatch.runs.results import Results
+from factpatch.runs.rows import When
+from factpatch.runs.tables import Column, Table
+
+# Inches: on a phone, text of this size stays readable without zooming.
+_WIDTH, _HEIGHT = 4.4, 2.9
+_BAR = 0.3
+_PLAIN = "#767676"
+_PARAMETERS = {
+    "svg.fonttype": "none",  # text stays text, in the reader's own font
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart."""
+
+    title: str
+    alt: str
+    """What it shows, in words."""
+    svg: str
+    """An element that can stand in HTML."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend that stands beside several charts."""
+
+    label: str
+    svg: str
+
+
+def bar_charts(table: Table) -> Iterator[Chart]:
+    """One for each column: a bar for each method with its standard error, and a line for the unedited model."""
+    for index, column in enumerate(table.columns):
+        shown = [(label, line[index]) for label, line in table.lines if line[index].mean is not None]
+        drawn = _bars(column, [(label, cell.mean or 0.0, cell.error or 0.0) for label, cell in shown])
+        said = ", ".join(f"{label} {cell.text(column.decimals)}" for label, cell in shown)
+        direction = "higher is better" if column.higher_is_better else "lower is better"
+        yield _chart(f"{column.header} ({direction})", f"Bar chart of {column.header}: {said}.", drawn, len(shown))
+
+
+def forgetting_charts(results: Results, dataset: str) -> Iterator[Chart]:
+    """One for each method: success of each batch right after it was written, and after the last one."""
+    rows = results.rows[results.rows["dataset"] == dataset]
+    known = set(rows["metric"][rows["value"].notna()])
+    metric = "efficacy" if "efficacy" in known else "token_efficacy"
+    rows = rows[(rows["metric"] == metric) & rows["value"].notna()]
+    for label in dict.fromkeys(plan.method.label for plan in results.directory.plans()):
+        of_label = rows[rows["label"] == label]
+        curves = [
+            (name, style, of_label[of_label["when"] == when.value].groupby("batch")["value"].mean())
+            for when, style, name in (
+                (When.WRITTEN, "o-", "right after it was written"),
+                (When.END, "s--", "after the last batch"),
+            )
+        ]
+        if any(curve.empty for _, _, curve in curves):
+            continue
+        means = [f"{curve.mean():.1f} % {name}" for name, _, curve in curves]
+        yield _chart(
+            label, f"Efficacy of each batch under {label}: on average {' and '.join(means)}.", _forgetting(curves)
+        )
+
+
+def capability_charts(results: Results) -> Iterator[Chart]:
+    """One for each task: F1 over the number of edits, a curve for each method."""
+    for task in capability_tasks(results):
+        rows = results.rows[results.rows["metric"] == f"{task}.generated.f1"]
+        curves = {label: over_edits(rows[rows["label"] == label]).dropna() for label in results.labels}
+        ends = ", ".join(f"{label} {curve.iloc[-1]:.1f} %" for label, curve in curves.items() if len(curve))
+        yield _chart(task, f"F1 in {task} over edits; at the end: {ends}.", _capability(results, task))
+
+
+def hidden_state_charts(results: Results, seed: int = 0) -> Iterator[Chart]:
+    """One for each method, dataset and seed whose hidden states were kept."""
+    for plan in results.directory.plans():
+        if (plan.directory / "measured" / "end.hidden_states.safetensors").is_file():
+            yield _chart(
+                plan.name,
+                f"Map of hidden states before and after {plan.name}; the numbers are in the table.",
+                _hidden_states(plan, seed),
+            )
+
+
+def method_keys(results: Results) -> list[Key]:
+    """The legend of charts with a curve for each method."""
+    return [_key(label, style.color, style.dash, style.marker) for label, style in styles(results).items()]
+
+
+def written_keys() -> list[Key]:
+    """The legend of the charts of forgetting."""
+    return [_key("right after it was written", BEFORE, "-", "o"), _key("after the last batch", AFTER, "--", "s")]
+
+
+def state_keys() -> list[Key]:
+    """The legend of the maps."""
+    return [_key("before", BEFORE, "", "o"), _key("after", AFTER, "", "o")]
+
+
+Draw = Callable[[Any], None]
+
+
+def _bars(column: Column, values: Sequence[tuple[str, float, float]]) -> Draw:
+    def draw(axis: Any) -> None:
+        labels, means, errors = zip(*values, strict=True)
+        colors = [_PLAIN if place == 0 and label == "unedited" else BEFORE for place, label in enumerate(labels)]
+        bars = axis.barh(range(len(labels)), means, xerr=errors, color=colors, height=0.7, error_kw={"capsize": 2})
+        axis.bar_label(bars, [f" {mean:,.{column.decimals}f}" for mean in means], fontsize=9, padding=2)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.invert_yaxis()
+        axis.margins(x=0.22)
+        axis.axvline(means[0], color=_PLAIN, linestyle=":", linewidth=1)
+        if max(means) > 100 * max(min(means), 1e-9) and not column.higher_is_better:
+            axis.set_xscale("log")
+
+    return draw
+
+
+def _forgetting(curves: Sequence[tuple[str, str, Any]]) -> Draw:
+    def draw(axis: Any) -> None:
+        for (_, style, curve), color in zip(curves, (BEFORE, AFTER), strict=True):
+            axis.plot(curve.index, curve, style, color=color, markersize=4)
+        first, second = (curve for _, _, curve in curves)
+        if first.index.equals(second.index):
+            axis.fill_between(first.index, first, second, color=_PLAIN, alpha=0.15, linewidth=0)
+        axis.set(xlabel="batch", ylabel="efficacy, %", ylim=(-4, 104))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+    return draw
+
+
+def _capability(results: Results, task: str) -> Draw:
+    return lambda axis: capability_panel(axis, results, task)
+
+
+def _hidden_states(plan: Plan, seed: int) -> Draw:
+    def draw(axis: Any) -> None:
+        hidden_state_panel(axis, plan, seed)
+        for points in axis.collections:
+            # A thousand points as a picture take a tenth of the room that they take as shapes.
+            points.set_rasterized(True)
+
+    return draw
+
+
+def _chart(title: str, alt: str, draw: Draw, bars: int | None = None) -> Chart:
+    height = _HEIGHT if bars is None else 0.5 + _BAR * bars
+    return Chart(title, alt, _svg(draw, (_WIDTH, height), alt))
+
+
+def _key(label: str, color: str, dash: str, marker: str) -> Key:
+    def draw(axis: Any) -> None:
+        axis.plot([0, 1, 2], [0, 0, 0], dash or "none", color=color, marker=marker, markevery=[1], markersize=5)
+        axis.axis("off")
+
+    return Key(label, _svg(draw, (0.6, 0.2), "", salt=label))
+
+
+def _svg(draw: Draw, size: tuple[float, float], alt: str, salt: str = "") -> str:
+    """Draw on one pair of axes, and return the figure as an element of HTML."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    # Names within a chart come from this: they are others than in its neighbors, and the same in the next page.
+    with matplotlib.rc_context({**_PARAMETERS, "svg.hashsalt": alt or salt}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(out, format="svg", transparent=True, dpi=200)
+    return _in_html(out.getvalue(), alt)
+
+
+def _in_html(svg: str, alt: str) -> str:
+    """Strip a document of SVG of what only a file of its own needs."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        parent.tag = parent.tag.rpartition("}")[2]
+        for child in list(parent):
+            # A style inside a page would hold for the whole page.
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+        for name in list(parent.attrib):
+            parent.attrib[name.rpartition("}")[2]] = parent.attrib.pop(name)
+        # Nothing refers to these names, which are the same in every figure.
+        if parent.tag in ("g", "svg"):
+            parent.attrib.pop("id", None)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    if alt:
+        root.attrib.update(role="img")
+        root.attrib["aria-label"] = alt
+    else:
+        root.attrib["aria-hidden"] = "true"
+    return ElementTree.tostring(root, encoding="unicode")

@@ -1,0 +1,208 @@
+"""Runs as one page of HTML that needs nothing else: no network, no script, no other file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from factpatch.evaluation.intervals import Interval
+from factpatch.files import atomic_write
+from factpatch.runs.contrasts import Contrast, contrasts, scored
+from factpatch.runs.outcomes import Outcome, State, answers, outcomes, worst
+from factpatch.runs.pace import in_words
+from factpatch.runs.reproductions import PAIRS
+from factpatch.runs.results import Results
+from factpatch.runs.tables import MISSING, Column, Table, comparison
+from factpatch.runs.told import told
+
+WORST = 5
+_PACKAGES = ("jinja2", "matplotlib", "pandas", "pyarrow", "sklearn")
+
+
+@dataclass(frozen=True)
+class WorstFact:
+    """One of the worst facts, with what the model says of it."""
+
+    outcome: Outcome
+    said_before: str | None
+    said: str | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the page says of one dataset."""
+
+    name: str
+    sentences: dict[str, str]
+    """Of each method, in plain words."""
+    table: Table
+    scores: dict[str, Interval]
+    compared: list[Contrast]
+    bars: list[Any]
+    forgetting: list[Any]
+    worst: dict[str, list[WorstFact]]
+    failures: dict[str, int]
+    """Of each method, how many facts are not learned at the end."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one run."""
+
+    name: str
+    results: Results
+    config: str
+    versions: dict[str, Any]
+    settings: list[tuple[str, list[str]]]
+    """A dotted name, and its value in every method."""
+    stages: list[tuple[str, list[str]]]
+    datasets: list[Dataset] = field(default_factory=list)
+    capability: list[Any] = field(default_factory=list)
+    maps: list[Any] = field(default_factory=list)
+    drift: Table | None = None
+
+
+def check_extra() -> None:
+    """Raise ImportError unless the packages of the extra are installed."""
+    absent = [name for name in _PACKAGES if find_spec(name) is None]
+    if absent:
+        raise ImportError(f"a report is made with {', '.join(absent)}; pip install 'factpatch[runs]'.")
+
+
+def write_report(runs: Sequence[Results], path: Path, limit: int = WORST) -> None:
+    """Write a page about some runs, whole or not at all. The same runs give the same page.
+
+    Args:
+        runs: As `read_results` gives them, finished or not.
+        path: The file.
+        limit: How many of the worst facts of each method and dataset are shown.
+
+    Raises:
+        ImportError: A package of the extra `runs` is not installed.
+    """
+    content = report_page(runs, limit)
+    # A model may say half of a character, which no file of text can hold.
+    atomic_write(path, lambda draft: draft.write_text(content, "utf-8", errors="replace"))
+
+
+def report_page(runs: Sequence[Results], limit: int = WORST) -> str:
+    """Return the page that `write_report` writes."""
+    check_extra()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from factpatch.runs import charts
+
+    environment = Environment(
+        loader=PackageLoader("factpatch", "runs"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["interval"] = _interval
+    template = environment.get_template("report.html.jinja")
+    return template.render(sections=[_section(run, limit) for run in runs], charts=charts, State=State)
+
+
+def _section(results: Results, limit: int) -> Section:
+    from factpatch.runs import charts
+
+    about = results.directory.about
+    found = outcomes(results)
+    settings = {record["label"]: _flat(record["settings"]) for record in results.records}
+    seconds: dict[str, dict[str, float]] = {}
+    for record in results.records:
+        spent = seconds.setdefault(record["label"], {})
+        for stage, took in record["seconds"].items():
+            spent[stage] = spent.get(stage, 0.0) + took
+    times = {label: {stage: in_words(took) for stage, took in spent.items()} for label, spent in seconds.items()}
+    machine = {"python": about["python"], "machine": about["machine"], "threads": about["threads"]}
+    return Section(
+        name=results.directory.path.resolve().name,
+        results=results,
+        config=yaml.safe_dump(about["config"], sort_keys=False, allow_unicode=True),
+        versions={**about["versions"], **machine},
+        settings=_side_by_side(settings, results.labels),
+        stages=_side_by_side(times, results.labels),
+        datasets=[_dataset(results, found, config.name, limit) for config in results.directory.config.datasets],
+        capability=list(charts.capability_charts(results)),
+        maps=list(charts.hidden_state_charts(results)),
+        drift=_drift(results),
+    )
+
+
+def _dataset(results: Results, outcomes: dict[tuple[str, str], list[Outcome]], name: str, limit: int) -> Dataset:
+    from factpatch.runs import charts
+
+    of = {label: some for (label, dataset), some in outcomes.items() if dataset == name}
+    columns = [column for column in results.columns() if column.dataset == name]
+    pairs = results.pairs(PAIRS)
+    table = comparison(name, results.rows, list(of), [*columns, *_perplexity(results, name)], pairs)
+    scores = {label: scored(some, columns) for label, some in of.items()}
+    return Dataset(
+        name=name,
+        sentences={label: told(results, label, name, some) for label, some in of.items()},
+        table=table,
+        scores={label: interval for label, interval in scores.items() if interval is not None},
+        compared=[
+            contrast
+            for label, base in pairs.items()
+            if label in of and base in of
+            for contrast in contrasts(label, base, of[label], of[base], columns)
+        ],
+        bars=list(charts.bar_charts(table)),
+        forgetting=list(charts.forgetting_charts(results, name)),
+        worst={label: list(_worst(some, limit)) for label, some in of.items()},
+        failures={label: sum(one.state is not State.LEARNED for one in some) for label, some in of.items()},
+    )
+
+
+def _perplexity(results: Results, dataset: str) -> list[Column]:
+    rows = results.rows
+    measured = ((rows["dataset"] == dataset) & (rows["metric"] == "perplexity")).any()
+    return [Column(dataset, "perplexity", "Perplexity", higher_is_better=False)] if measured else []
+
+
+def _drift(results: Results) -> Table | None:
+    columns = [column for column in results.drift_columns() if (results.rows["metric"] == column.metric).any()]
+    return comparison("drift", results.rows, results.labels, columns, results.pairs(PAIRS)) if columns else None
+
+
+def _worst(some: Sequence[Outcome], limit: int) -> Iterator[WorstFact]:
+    said: dict[Path, dict[int, str]] = {}
+    for one in worst(some, limit):
+        files = (one.plan.unedited / "before.facts.jsonl", one.plan.directory / "measured" / "end.facts.jsonl")
+        for file in files:
+            if file not in said:
+                said[file] = answers(file, one.plan.facts)
+        yield WorstFact(one, *(said[file].get(one.place) for file in files))
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted names and their values as text."""
+    if not isinstance(settings, dict):
+        return {prefix: MISSING if settings is None else str(settings)}
+    found: dict[str, str] = {}
+    for name, value in settings.items():
+        found.update(_flat(value, f"{prefix}.{name}" if prefix else str(name)))
+    return found
+
+
+def _side_by_side(columns: dict[str, dict[str, str]], labels: Sequence[str]) -> list[tuple[str, list[str]]]:
+    names = dict.fromkeys(name for label in labels for name in columns[label])
+    return [(name, [columns[label].get(name, MISSING) for label in labels]) for name in names]
+
+
+def _interval(interval: Interval, sign: bool = False) -> str:
+    """As `+3.10 [0.42, 5.91]`; the number alone if there is no interval."""
+    if interval.value is None or interval.value != interval.value:
+        return MISSING
+    number = f"{interval.value:{'+' if sign else ''}.2f}"
+    if interval.low is None or interval.high is None:
+        return number
+    return f"{number} [{interval.low:.2f}, {interval.high:.2f}]"
