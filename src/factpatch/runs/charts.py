@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ def bar_charts(table: Table) -> Iterator[Chart]:
     """One for each column: a bar for each method with its standard error, and a line for the unedited model."""
     for index, column in enumerate(table.columns):
         shown = [(label, line[index]) for label, line in table.lines if line[index].mean is not None]
-        drawn = _bars(column, [(label, cell.mean or 0.0, cell.error or 0.0) for label, cell in shown])
+        drawn = _bars(column, [(label, cell.mean or 0.0, cell.error) for label, cell in shown])
         said = ", ".join(f"{label} {cell.text(column.decimals)}" for label, cell in shown)
         direction = "higher is better" if column.higher_is_better else "lower is better"
         yield _chart(f"{column.header} ({direction})", f"Bar chart of {column.header}: {said}.", drawn, len(shown))
@@ -119,11 +120,12 @@ def state_keys() -> list[Key]:
 Draw = Callable[[Any], None]
 
 
-def _bars(column: Column, values: Sequence[tuple[str, float, float]]) -> Draw:
+def _bars(column: Column, values: Sequence[tuple[str, float, float | None]]) -> Draw:
     def draw(axis: Any) -> None:
         labels, means, errors = zip(*values, strict=True)
         colors = [_PLAIN if place == 0 and label == "unedited" else BEFORE for place, label in enumerate(labels)]
-        bars = axis.barh(range(len(labels)), means, xerr=errors, color=colors, height=0.7, error_kw={"capsize": 2})
+        known = [math.nan if error is None else error for error in errors]
+        bars = axis.barh(range(len(labels)), means, xerr=known, color=colors, height=0.7, error_kw={"capsize": 2})
         axis.bar_label(bars, [f" {mean:,.{column.decimals}f}" for mean in means], fontsize=9, padding=2)
         axis.set_yticks(range(len(labels)), labels)
         axis.invert_yaxis()
@@ -141,7 +143,16 @@ def _forgetting(curves: Sequence[tuple[str, str, Any]]) -> Draw:
             axis.plot(curve.index, curve, style, color=color, markersize=4)
         first, second = (curve for _, _, curve in curves)
         if first.index.equals(second.index):
-            axis.fill_between(first.index, first, second, color=_PLAIN, alpha=0.15, linewidth=0)
+            axis.fill_between(
+                first.index,
+                first,
+                second,
+                where=first >= second,
+                interpolate=True,
+                color=_PLAIN,
+                alpha=0.15,
+                linewidth=0,
+            )
         axis.set(xlabel="batch", ylabel="efficacy, %", ylim=(-4, 104))
         axis.xaxis.get_major_locator().set_params(integer=True)
 
@@ -155,6 +166,7 @@ def _capability(results: Results, task: str) -> Draw:
 def _hidden_states(plan: Plan, seed: int) -> Draw:
     def draw(axis: Any) -> None:
         hidden_state_panel(axis, plan, seed)
+        axis.spines[:].set_visible(True)
         for points in axis.collections:
             # A thousand points as a picture take a tenth of the room that they take as shapes.
             points.set_rasterized(True)
@@ -169,7 +181,9 @@ def _chart(title: str, alt: str, draw: Draw, bars: int | None = None) -> Chart:
 
 def _key(label: str, color: str, dash: str, marker: str) -> Key:
     def draw(axis: Any) -> None:
-        axis.plot([0, 1, 2], [0, 0, 0], dash or "none", color=color, marker=marker, markevery=[1], markersize=5)
+        axis.plot(
+            [0, 1, 2], [0, 0, 0], linestyle=dash or "none", color=color, marker=marker, markevery=[1], markersize=5
+        )
         axis.axis("off")
 
     return Key(label, _svg(draw, (0.6, 0.2), "", salt=label))

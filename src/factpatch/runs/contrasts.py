@@ -28,6 +28,10 @@ class Contrast:
     higher_is_better: bool = True
 
     @property
+    def pair(self) -> str:
+        return f"{self.label} − {self.base}"
+
+    @property
     def verdict(self) -> Verdict:
         """Whether the interval leaves 0 out, and on which side."""
         low, high = self.interval.low, self.interval.high
