@@ -171,6 +171,20 @@ def test_an_unfinished_run_says_so(page: Any, tmp_path: Path) -> None:
     assert "No method has been measured at the end yet" in found.text
 
 
+def test_a_method_that_failed_is_shown_beside_the_others(page: Any, tmp_path: Path) -> None:
+    path = forged_run(tmp_path / "forged", FACTS)
+    record = next(path.glob("rows/*/*/memit-blue/row.json"))
+    kept = json.loads(record.read_text("utf-8"))
+    about = {name: kept[name] for name in ("label", "method", "dataset", "seed", "facts")}
+    record.write_text(json.dumps({**about, "failed": "not finite"}), "utf-8")
+    for file in (record.parent / "measured").glob("end.*"):
+        file.unlink()
+    text = Page(page(path)).text
+    assert "memit-blue on forged, seed 0: not finite" in text
+    assert "memit-blue − memit" not in text
+    assert re.search(r"\d of 3 facts learned", text)
+
+
 def test_the_worst_facts_come_first_and_no_more_than_asked_for(page: Any, tmp_path: Path) -> None:
     path = forged_run(tmp_path / "forged", MANY, ["memit"], quality={"memit": 0.6})
     text = page(path, options=("--worst", "3"))

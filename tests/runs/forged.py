@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from factpatch.facts import Fact
 from factpatch.files import write_json
 from factpatch.runs.config import config_from
 from factpatch.runs.directory import Plan, RunDirectory
@@ -59,7 +58,7 @@ def _forge(plan: Plan, chance: random.Random, finished: bool, whole: bool, quali
     _save(plan, plan.unedited, "", When.BEFORE, _answers(plan, "unknown"), chance, 0.1)
     if whole:
         _about(plan, plan.unedited, "", When.BEFORE, {"perplexity": 20.0, **{f"{t}.generated.f1": 80.0 for t in TASKS}})
-        Measured((), tensors={"states": states}).save(plan.unedited / "before.hidden_states", [])
+        Measured((), tensors={"states": states}).save(plan.unedited / "before.hidden_states", [], [])
         for number in range(1, 1 + len(plan.batches)):
             _save(plan, measured, label, When.WRITTEN, [], chance, quality, number)
     if not finished:
@@ -68,7 +67,7 @@ def _forge(plan: Plan, chance: random.Random, finished: bool, whole: bool, quali
     if whole:
         numbers = {"perplexity": 21.0, "drift.cka": 0.9, **{f"{t}.generated.f1": chance.uniform(50, 80) for t in TASKS}}
         _about(plan, measured, label, When.END, numbers)
-        Measured((), tensors={"states": states + 1}).save(measured / "end.hidden_states", [])
+        Measured((), tensors={"states": states + 1}).save(measured / "end.hidden_states", [], [])
     write_json(
         plan.directory / "row.json",
         {
@@ -83,7 +82,7 @@ def _save(
     folder: Path,
     label: str,
     when: When,
-    texts: list[dict[str, str]],
+    texts: list[dict[str, Any]],
     chance: random.Random,
     quality: float,
     number: int | None = None,
@@ -101,12 +100,12 @@ def _save(
             "generalization": _share(chance, quality, fact.paraphrases),
             "specificity": _share(chance, 0.7, fact.neighbors),
         }
-        name = fact.id or str(place)
+        name = fact.id or f"facts[{place}]"
         rows += [
             Row(label, plan.dataset.name, plan.seed, when.value, edits, batch, place, name, metric, value)
             for metric, value in numbers.items()
         ]
-    Measured((), texts).save(folder / f"{when.value if number is None else f'{when.value}.{number:04d}'}.facts", rows)
+    Measured(()).save(folder / f"{when.value if number is None else f'{when.value}.{number:04d}'}.facts", rows, texts)
 
 
 def _share(chance: random.Random, quality: float, prompts: Sequence[Any]) -> float | None:
@@ -120,14 +119,11 @@ def _about(plan: Plan, folder: Path, label: str, when: When, numbers: dict[str, 
         Row(label, plan.dataset.name, plan.seed, when.value, edits, None, None, None, metric, value)
         for metric, value in numbers.items()
     ]
-    Measured(()).save(folder / f"{when.value}.model", rows)
+    Measured(()).save(folder / f"{when.value}.model", rows, [])
 
 
-def _answers(plan: Plan, said: str) -> list[dict[str, str]]:
-    def name(place: int, fact: Fact) -> str:
-        return fact.id or f"facts[{place}]"
-
+def _answers(plan: Plan, said: str) -> list[dict[str, Any]]:
     return [
-        {"fact": name(place, fact), "form": "prompt", "asked": fact.text, "said": f" {said}"}
+        {"place": place, "form": "prompt", "asked": fact.text, "said": f" {said}"}
         for place, fact in enumerate(plan.facts)
     ]

@@ -52,9 +52,13 @@ class Key:
 def bar_charts(table: Table) -> Iterator[Chart]:
     """One for each column: a bar for each method with its standard error, and a line for the unedited model."""
     for index, column in enumerate(table.columns):
-        shown = [(label, line[index]) for label, line in table.lines if line[index].mean is not None]
+        cells = [(label, line[index]) for label, line in table.lines]
+        # The perplexity of a model that collapsed may be infinite.
+        shown = [(label, cell) for label, cell in cells if cell.mean is not None and math.isfinite(cell.mean)]
+        if not shown:
+            continue
         drawn = _bars(column, [(label, cell.mean or 0.0, cell.error) for label, cell in shown])
-        said = ", ".join(f"{label} {cell.text(column.decimals)}" for label, cell in shown)
+        said = ", ".join(f"{label} {cell.text(column.decimals)}" for label, cell in cells)
         direction = "higher is better" if column.higher_is_better else "lower is better"
         yield _chart(f"{column.header} ({direction})", f"Bar chart of {column.header}: {said}.", drawn, len(shown))
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact
 from factpatch.runs.directory import Plan
 from factpatch.runs.results import Results
@@ -107,19 +106,16 @@ def worst(some: Iterable[Outcome], limit: int) -> list[Outcome]:
     return sorted((one for one in some if not one.flawless), key=lambda one: one.harm)[:limit]
 
 
-def answers(file: Path, facts: Sequence[Fact]) -> dict[int, str]:
+def answers(file: Path) -> dict[int, str]:
     """What the model said behind the prompt of each fact, by the fact's place; empty if that was not asked for.
 
     Args:
         file: The JSON Lines beside a measurement of the facts.
-        facts: The facts of that measurement.
     """
     if not file.is_file():
         return {}
-    places = {name: place for place, name in enumerate(fact_names(facts))}
-    lines = file.read_text("utf-8", "surrogatepass").splitlines()
-    said = (json.loads(line) for line in lines)
-    return {places[one["fact"]]: one["said"] for one in said if one["form"] == "prompt"}
+    said = (json.loads(line) for line in file.read_text("utf-8", "surrogatepass").split("\n") if line)
+    return {one["place"]: one["said"] for one in said if one["form"] == "prompt"}
 
 
 def _numbers(results: Results) -> dict[tuple[str, str, int, str], dict[int, dict[str, float]]]:

@@ -13,6 +13,7 @@ import yaml
 from factpatch.evaluation.intervals import Interval
 from factpatch.files import atomic_write
 from factpatch.runs.contrasts import Contrast, contrasts, scored
+from factpatch.runs.measures import UNTOUCHED
 from factpatch.runs.outcomes import Outcome, State, answers, outcomes, worst
 from factpatch.runs.pace import in_words
 from factpatch.runs.reproductions import PAIRS
@@ -114,11 +115,12 @@ def _section(results: Results, limit: int) -> Section:
 
     about = results.directory.about
     found = outcomes(results)
-    settings = {record["label"]: _flat(record["settings"]) for record in results.records}
+    # A line that failed has neither.
+    settings = {record["label"]: _flat(record["settings"]) for record in results.records if "settings" in record}
     seconds: dict[str, dict[str, float]] = {}
     for record in results.records:
         spent = seconds.setdefault(record["label"], {})
-        for stage, took in record["seconds"].items():
+        for stage, took in record.get("seconds", {}).items():
             spent[stage] = spent.get(stage, 0.0) + took
     times = {label: {stage: in_words(took) for stage, took in spent.items()} for label, spent in seconds.items()}
     machine = {"python": about["python"], "machine": about["machine"], "threads": about["threads"]}
@@ -142,7 +144,7 @@ def _dataset(results: Results, outcomes: dict[tuple[str, str], list[Outcome]], n
     of = {label: some for (label, dataset), some in outcomes.items() if dataset == name}
     columns = [column for column in results.columns() if column.dataset == name]
     pairs = results.pairs(PAIRS)
-    table = comparison(name, results.rows, list(of), [*columns, *_perplexity(results, name)], pairs)
+    table = comparison(name, results.rows, list(of), [*columns, *_beside(results, name)], pairs)
     scores = {label: scored(some, columns) for label, some in of.items()}
     return Dataset(
         name=name,
@@ -162,10 +164,15 @@ def _dataset(results: Results, outcomes: dict[tuple[str, str], list[Outcome]], n
     )
 
 
-def _perplexity(results: Results, dataset: str) -> list[Column]:
-    rows = results.rows
-    measured = ((rows["dataset"] == dataset) & (rows["metric"] == "perplexity")).any()
-    return [Column(dataset, "perplexity", "Perplexity", higher_is_better=False)] if measured else []
+def _beside(results: Results, dataset: str) -> Iterator[Column]:
+    """Columns that the paper's tables do not have."""
+    rows = results.rows[(results.rows["dataset"] == dataset) & results.rows["value"].notna()]
+    values = {metric: some["value"] for metric, some in rows.groupby("metric")}
+    # Where no neighbor is edited in the run itself, both are the same.
+    if UNTOUCHED in values and values[UNTOUCHED].tolist() != values["specificity"].tolist():
+        yield Column(dataset, UNTOUCHED, "Specificity, neighbors that are not edited")
+    if "perplexity" in values:
+        yield Column(dataset, "perplexity", "Perplexity", higher_is_better=False)
 
 
 def _drift(results: Results) -> Table | None:
@@ -179,7 +186,7 @@ def _worst(some: Sequence[Outcome], limit: int) -> Iterator[WorstFact]:
         files = (one.plan.unedited / "before.facts.jsonl", one.plan.directory / "measured" / "end.facts.jsonl")
         for file in files:
             if file not in said:
-                said[file] = answers(file, one.plan.facts)
+                said[file] = answers(file)
         yield WorstFact(one, *(said[file].get(one.place) for file in files))
 
 
@@ -194,8 +201,8 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _side_by_side(columns: dict[str, dict[str, str]], labels: Sequence[str]) -> list[tuple[str, list[str]]]:
-    names = dict.fromkeys(name for label in labels for name in columns[label])
-    return [(name, [columns[label].get(name, MISSING) for label in labels]) for name in names]
+    names = dict.fromkeys(name for label in labels for name in columns.get(label, {}))
+    return [(name, [columns.get(label, {}).get(name, MISSING) for label in labels]) for name in names]
 
 
 def _interval(interval: Interval, sign: bool = False) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from factpatch.runs.execute import seconds_of
 from factpatch.runs.outcomes import Outcome, State
 from factpatch.runs.pace import in_words
 from factpatch.runs.results import Results
@@ -37,7 +36,8 @@ def told(results: Results, label: str, dataset: str, some: Sequence[Outcome]) ->
     before, after = _perplexity(results, "", dataset), _perplexity(results, label, dataset)
     if before is not None and after is not None:
         parts.append(f"perplexity {before:,.2f} → {after:,.2f} ({100 * (after / before - 1):+,.1f} %)")
-    took = [seconds_of(one) for one in results.records if one["label"] == label and one["dataset"] == dataset]
+    records = [one for one in results.records if one["label"] == label and one["dataset"] == dataset]
+    took = [seconds for record in records for seconds in record.get("seconds", {}).values()]
     if took:
         parts.append(f"editing took {in_words(sum(took))}")
     return "; ".join(parts)
