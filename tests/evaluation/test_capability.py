@@ -147,4 +147,4 @@ def test_a_real_model_tells_good_reviews_from_bad_ones():
     assert len(result.rows) == 16
     assert result.metrics()["likelihood"].accuracy > 70
     # With examples before it, a question is answered in their words.
-    assert capability(lm, TASKS["sst2"], items, limit=8, shots=2).metrics()["generated"].invalid == 0
+    assert capability(lm, TASKS["sst2"], items, limit=4, shots=2).metrics()["generated"].invalid == 0
