@@ -10,12 +10,17 @@ import pytest
 import torch
 from tests.models import FAMILIES, NUM_LAYERS, tiny
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from factpatch import Fact
 from factpatch.model.hooks import first_tensor
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.packed import packed_attention
 from factpatch.strategies import AttentionAndMlp, HiddenState, Target
-from factpatch.values.optimize import TargetValues, optimize_values
+from factpatch.values import optimize
+from factpatch.values.frozen import freeze
+from factpatch.values.optimize import TargetValues, _Descent, optimize_values
+from factpatch.values.rows import optimization_rows
 
 CONTEXTS = ("{}", "The tower in the city. {}", "Because of this. {}")
 FACTS = (
@@ -27,6 +32,9 @@ FACTS = (
 )
 TARGET = HiddenState(steps=6, learning_rate=0.3, clamp=0.8)
 TWO_SITES = AttentionAndMlp(steps=6, learning_rate=0.3, clamp=0.8)
+# Both have facts that stop at different evaluations.
+EAGER = HiddenState(steps=12, learning_rate=0.5, clamp=8, stop_loss=6.0)
+LEARNED = AttentionAndMlp(steps=12, learning_rate=0.5, clamp=8, stop_loss=6.0)
 
 
 def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts: Sequence[str]) -> tuple[Tensor, int]:
@@ -184,17 +192,50 @@ def test_values_of_low_precision_models_are_near_those_in_float32(dtype: torch.d
 
 def test_facts_that_stop_early_leave_the_others_unchanged() -> None:
     lm = tiny("llama", dtype=torch.float64)
-    eager = HiddenState(steps=12, learning_rate=0.5, clamp=8, stop_loss=6.0)
-    found = batched(lm, eager)
+    found = batched(lm, EAGER)
     counts = found.evaluations.tolist()
     assert len(set(counts)) > 2
     for index, fact in enumerate(FACTS):
-        expected, evaluations = plainly(lm, fact, 1, eager, CONTEXTS)
+        expected, evaluations = plainly(lm, fact, 1, EAGER, CONTEXTS)
         assert counts[index] == evaluations
         assert float((found.values[index] - expected).norm() / expected.norm()) < 1e-9
     assert found.updates.tolist() == [count - 1 for count in counts]
     stopped = found.evaluations < 12
     assert bool((found.loss[stopped] < 6.0).all())
+
+
+@pytest.mark.parametrize("every", [3, 100])
+@pytest.mark.parametrize("target", [EAGER, LEARNED], ids=lambda target: type(target).__name__)
+def test_how_often_one_looks_at_the_stops_changes_nothing_beyond_rounding(
+    target: Target, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished fact stays in the batch until somebody looks, which changes the shapes of matrix products only."""
+    lm = tiny("llama", dtype=torch.float64)
+    expected = batched(lm, target)
+    assert len(set(expected.evaluations.tolist())) > 1
+    monkeypatch.setattr(optimize, "LOOK_EVERY", {"cpu": every})
+    finished: list[int] = []
+    found = optimize_values(lm, FACTS, 1, target, CONTEXTS, finished.append)
+    assert sum(finished) == len(FACTS) * target.steps
+    assert len(finished) <= target.steps // every + 1
+    assert torch.equal(found.evaluations, expected.evaluations)
+    for name in ("values", "delta", "loss"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("family", "target"), [("llama", TARGET), ("gptj", TWO_SITES)])
+def test_a_step_reads_nothing_back_from_the_device(family: str, target: Target) -> None:
+    """Fake tensors have shapes and no contents: whatever asks for one fails, here as soon as one looks at the stops."""
+    lm = tiny(family)
+    rows = optimization_rows(lm, FACTS[:2], CONTEXTS)
+    with FakeTensorMode(allow_non_fake_inputs=True), lm.quiet(), packed_attention(lm):
+        present = torch.ones(2, len(target.sites), lm.d_value)
+        descent = _Descent(lm, freeze(lm, rows, 0, tokens=30), 1, target, present)
+        assert len(descent.groups) == 2
+        descent.step()
+        assert isinstance(descent.state.loss, FakeTensor)
+        with pytest.raises(DataDependentOutputException):
+            descent._look()
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 50])

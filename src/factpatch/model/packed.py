@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -73,6 +73,13 @@ class _Group:
     """The largest of them; -1 without a prefix."""
     mask: Tensor
     """(rows, 1, length, longest prefix + length), additive."""
+    _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Prefix and mask on a device: a model that is spread over several takes them to each once."""
+        if device not in self._moved:
+            self._moved[device] = self.prefix.to(device), self.mask.to(device)
+        return self._moved[device]
 
     def rows_of(self, tokens: Tensor) -> Tensor:
         """(heads, tokens, d_head) of this group as (rows, heads, length, d_head)."""
@@ -87,19 +94,23 @@ class Packing:
 
     def __init__(self, rows: Sequence[PackedRow], dtype: torch.dtype, device: torch.device) -> None:
         self.rows = tuple(rows)
-        self.dtype, self.device = dtype, device
-        lengths = torch.tensor([row.tokens for row in rows], device=device)
-        self.first = lengths.cumsum(0) - lengths
+        self.dtype = dtype
+        *begins, self.tokens = accumulate((row.tokens for row in rows), initial=0)
+        self.first = torch.tensor(begins, device=device)
         """(rows,): where each row begins."""
-        self.positions = torch.cat([len(row.prefix) + torch.arange(row.tokens) for row in rows]).to(device)
-        """(tokens,): position ids."""
+        self._positions = torch.cat([len(row.prefix) + torch.arange(row.tokens) for row in rows])
+        self._inputs: dict[torch.device, dict[str, Tensor]] = {}
         self.groups = [
             _group(length, list(members), dtype, device) for length, members in groupby(rows, lambda row: row.tokens)
         ]
 
-    @property
-    def tokens(self) -> int:
-        return len(self.positions)
+    def inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """What a forward pass over these tokens is called with besides its mask, on a device; moved there once."""
+        if device not in self._inputs:
+            positions = self._positions[None].to(device)
+            # Unless a caller has ids, the embeddings are never used: the blocks that would read them do not run.
+            self._inputs[device] = {"input_ids": torch.zeros_like(positions), "position_ids": positions}
+        return self._inputs[device]
 
 
 def _group(length: int, rows: Sequence[PackedRow], dtype: torch.dtype, device: torch.device) -> _Group:
@@ -109,7 +120,7 @@ def _group(length: int, rows: Sequence[PackedRow], dtype: torch.dtype, device: t
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     allowed = torch.cat([real[:, None].expand(-1, length, -1), causal.expand(len(rows), -1, -1)], dim=-1)
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-    last_place = int(prefix.max()) if prefix.numel() else -1
+    last_place = max((place for row in rows for place in row.prefix), default=-1)
     return _Group(len(rows), length, prefix.to(device), last_place, mask[:, None].to(device))
 
 
@@ -217,16 +228,15 @@ def run_packed(
         (tokens, d_value), the last hidden states behind the final norm; and the pool of these tokens, or an empty one.
     """
     collected = Pool() if collect else None
-    if ids is None:
-        # The embeddings of these ids are never used: the blocks that would read them do not run.
-        ids = torch.zeros(packing.tokens, dtype=torch.long)
+    inputs = packing.inputs(lm.device)
+    if ids is not None:
+        inputs = {**inputs, "input_ids": ids[None].to(lm.device)}
     present = _Pass(packing, pool, collected)
     token = _present.set(present)
     try:
         with _entering(lm, start, hidden):
             last = lm.body(
-                input_ids=ids[None].to(lm.device),
-                position_ids=packing.positions[None].to(lm.device),
+                **inputs,
                 # A mask of this shape is taken as it is, and packed attention has its own.
                 attention_mask=torch.zeros((1, 1, 1, 1), dtype=lm.stream_dtype, device=lm.device),
                 use_cache=False,
@@ -324,12 +334,12 @@ def _attend(
     outputs = []
     for group, part in zip(now.packing.groups, parts, strict=True):
         own = [group.rows_of(tokens) for tokens in part]
-        if group.prefix.shape[1]:
-            places = group.prefix.to(key.device)
+        places, mask = group.on(key.device)
+        if places.shape[1]:
             for index, side, present in ((1, now.pool.keys, key[0]), (2, now.pool.values, value[0])):
                 known = side.get(layer, present[:, :0])
                 source = known if group.last_place < known.shape[1] else torch.cat([known, present], dim=1)
                 own[index] = torch.cat([source[:, places].transpose(0, 1), own[index]], dim=2)
-        found = inner(module, *own, group.mask.to(key.device), **options)[0]
+        found = inner(module, *own, mask, **options)[0]
         outputs.append(found.flatten(0, 1))
     return torch.cat(outputs)[None], None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,30 +31,92 @@ class Losses:
     """How many of its target tokens are not the most probable one."""
 
 
+@dataclass(frozen=True)
+class FrozenRow:
+    """What the host knows of a row."""
+
+    fact: int
+    packed: PackedRow
+    """From the subject's last token on."""
+    targets: tuple[int, ...]
+    """Token ids whose NLL is read at the last positions; none where the KL is read at the first."""
+    weight: float
+    """Share of one read position in the fact's mean NLL."""
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What a loss reads where: first every position whose NLL it reads, then those of the KL."""
+
+    place: Tensor
+    """(reads,): the position among the tokens."""
+    fact: Tensor
+    """(reads,)"""
+    target: Tensor
+    """(NLL reads,): the token."""
+    weight: Tensor
+    """(NLL reads,): its share in the fact's mean NLL."""
+
+    @classmethod
+    def of(cls, rows: Sequence[FrozenRow], dtype: torch.dtype, device: torch.device) -> _Reads:
+        ends = list(accumulate(row.packed.tokens for row in rows))
+        nll = [
+            (end - len(row.targets) + offset, row.fact, target, row.weight)
+            for row, end in zip(rows, ends, strict=True)
+            for offset, target in enumerate(row.targets)
+        ]
+        kl = [(end - row.packed.tokens, row.fact) for row, end in zip(rows, ends, strict=True) if not row.targets]
+        return cls(
+            place=torch.tensor([read[0] for read in (*nll, *kl)], device=device),
+            fact=torch.tensor([read[1] for read in (*nll, *kl)], device=device),
+            target=torch.tensor([target for _, _, target, _ in nll], dtype=torch.long, device=device),
+            weight=torch.tensor([weight for _, _, _, weight in nll], dtype=dtype, device=device),
+        )
+
+
 @dataclass
 class FrozenRows:
-    """The tokens of rows from the subject's last one on, ready to be run from one layer on."""
+    """The tokens of rows from the subject's last one on, ready to be run from one layer on.
+
+    All that a step needs is on the device before it begins: a step waits for nothing that the device computes.
+    """
 
     start: int
     """The last layer that does not run again; -1 if all do."""
-    fact: Tensor
-    """(rows,): the fact of each row."""
-    packing: Packing
-    """How the rows lie side by side; each begins with its subject's last token."""
+    rows: tuple[FrozenRow, ...]
     pool: Pool
     """Keys and values of what comes before, for the layers behind `start`; shared with other micro-batches."""
     hidden: Tensor
     """(tokens, d_value): outputs of block `start`, or inputs of the first block."""
-    read_row: Tensor
-    """(reads,): the row of each position whose distribution a loss reads."""
-    read_place: Tensor
-    """(reads,): that position among the tokens."""
-    read_target: Tensor
-    """(reads,): the token whose NLL is read there, or -1 where the KL is read."""
-    read_weight: Tensor
-    """(reads,): its share in the fact's mean NLL; 0 for the KL."""
+    packing: Packing
+    """How the rows lie side by side."""
+    reads: _Reads
+    fact: Tensor
+    """(rows,): the fact of each row."""
     reference: Tensor | None = None
     """(KL reads, vocabulary): log-probabilities before the first step."""
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[FrozenRow],
+        start: int,
+        pool: Pool,
+        hidden: Tensor,
+        dtype: torch.dtype,
+        work_dtype: torch.dtype,
+        device: torch.device,
+    ) -> FrozenRows:
+        """Bring rows to the device.
+
+        Args:
+            dtype: of hidden states.
+            work_dtype: of losses.
+            device: where δ is; `hidden` may be elsewhere.
+        """
+        packing = Packing([row.packed for row in rows], dtype, hidden.device)
+        fact = torch.tensor([row.fact for row in rows], device=device)
+        return cls(start, tuple(rows), pool, hidden, packing, _Reads.of(rows, work_dtype, device), fact)
 
     def run(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Tensor:
         """Add δ at the subject's last token and run what it reaches, the head only where a loss reads it.
@@ -63,67 +126,58 @@ class FrozenRows:
             delta: (facts, sites, d_value), in the work dtype.
 
         Returns:
-            (reads, vocabulary) log-probabilities, in the work dtype.
+            (reads, vocabulary) log-probabilities, in the work dtype: those of the NLL, then those of the KL.
         """
         with adding(sites, self.packing.first, delta[self.fact]):
             last, _ = run_packed(lm, self.packing, self.pool, hidden=self.hidden, start=self.start)
         # A model spread over devices ends on another one than it was edited on.
-        return lm.log_probabilities(last[self.read_place.to(last.device)]).to(delta.device)
+        return lm.log_probabilities(last[self.reads.place.to(last.device)]).to(delta.device)
 
     def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
         """Run the rows with δ and read their losses; the arguments are those of `run`."""
         log_probabilities = self.run(lm, sites, delta)
-        fact = self.fact[self.read_row]
-        is_kl = self.read_target < 0
-        nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
-        read, target = log_probabilities[~is_kl], self.read_target[~is_kl]
-        chosen = read.gather(1, target[:, None])[:, 0]
-        present = log_probabilities[is_kl]
+        reads, count = self.reads, len(self.reads.target)
+        read, present = log_probabilities[:count], log_probabilities[count:]
         if self.reference is None:
             self.reference = present.detach().clone()
+        chosen = read.gather(1, reads.target[:, None])[:, 0]
         divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
+        nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
         return Losses(
-            nll.index_add(0, fact[~is_kl], -chosen * self.read_weight[~is_kl]),
-            kl.index_add(0, fact[is_kl], divergence),
-            missed.index_add(0, fact[~is_kl], (read.argmax(dim=-1) != target).to(missed)),
+            nll.index_add(0, reads.fact[:count], -chosen * reads.weight),
+            kl.index_add(0, reads.fact[count:], divergence),
+            missed.index_add(0, reads.fact[:count], (read.argmax(dim=-1) != reads.target).to(missed)),
         )
 
-    def keep(self, renumbered: Tensor) -> FrozenRows | None:
+    def keep(self, renumbered: Sequence[int]) -> FrozenRows | None:
         """Drop the rows of facts that are finished.
 
         Args:
-            renumbered: (facts,): the new number of each fact, -1 for a finished one.
+            renumbered: the new number of each fact, -1 for a finished one.
         """
-        fact = renumbered[self.fact]
-        staying = (fact >= 0).tolist()
-        if all(staying):
-            return replace(self, fact=fact)
-        if not any(staying):
-            return None
-        old = self.packing
-        packing = Packing([row for row, stays in zip(old.rows, staying, strict=True) if stays], old.dtype, old.device)
-        tokens = torch.tensor([stays for row, stays in zip(old.rows, staying, strict=True) for _ in range(row.tokens)])
-        rows = (fact >= 0).nonzero()[:, 0]
-        new_row = torch.full_like(fact, -1)
-        new_row[rows] = torch.arange(len(rows), device=rows.device)
-        reads = (new_row[self.read_row] >= 0).nonzero()[:, 0]
-        read_row = new_row[self.read_row[reads]]
-        # A read stays as far behind its row's first token as it was.
-        inside = self.read_place[reads] - old.first.to(reads.device)[self.read_row[reads]]
-        reference = self.reference
-        if reference is not None:
-            reference = reference[(new_row[self.read_row] >= 0)[self.read_target < 0]]
-        return replace(
-            self,
-            fact=fact[rows],
-            packing=packing,
-            hidden=self.hidden[tokens.to(self.hidden.device)],
-            read_row=read_row,
-            read_place=packing.first.to(reads.device)[read_row] + inside,
-            read_target=self.read_target[reads],
-            read_weight=self.read_weight[reads],
-            reference=reference,
+        staying = [index for index, row in enumerate(self.rows) if renumbered[row.fact] >= 0]
+        return self._only(staying, renumbered) if staying else None
+
+    def _only(self, staying: Sequence[int], renumbered: Sequence[int] | None = None) -> FrozenRows:
+        """Some of the rows, by their places, with their facts' new numbers."""
+        rows = [self.rows[index] for index in staying]
+        if renumbered is not None:
+            rows = [replace(row, fact=renumbered[row.fact]) for row in rows]
+        hidden, reference = self.hidden, self.reference
+        if len(staying) < len(self.rows):
+            begins = list(accumulate((row.packed.tokens for row in self.rows), initial=0))
+            tokens = [place for index in staying for place in range(begins[index], begins[index + 1])]
+            hidden = hidden[torch.tensor(tokens, device=hidden.device)]
+            if reference is not None:
+                numbers = accumulate((not row.targets for row in self.rows), initial=0)
+                number = dict(enumerate(numbers))
+                kl = [number[index] for index in staying if not self.rows[index].targets]
+                reference = reference[torch.tensor(kl, dtype=torch.long, device=reference.device)]
+        found = FrozenRows.of(
+            rows, self.start, self.pool, hidden, self.packing.dtype, self.reads.weight.dtype, self.fact.device
         )
+        found.reference = reference
+        return found
 
 
 def freeze(
@@ -168,25 +222,8 @@ def _micro_batch(
     device: torch.device | None,
 ) -> FrozenRows:
     hidden = torch.cat([found[id(row)][1] for row in rows])
-    device = device or hidden.device
-    packing = Packing([found[id(row)][0] for row in rows], lm.stream_dtype, hidden.device)
-    first = packing.first.tolist()
-    reads = [
-        (index, first[index] + row.suffix - len(row.targets) + offset, target, row.weight)
-        for index, row in enumerate(rows)
-        for offset, target in enumerate(row.targets)
-    ] + [(index, first[index], -1, 0.0) for index, row in enumerate(rows) if not row.targets]
-    return FrozenRows(
-        start=start,
-        fact=torch.tensor([row.fact for row in rows], device=device),
-        packing=packing,
-        pool=pool,
-        hidden=hidden,
-        read_row=torch.tensor([read[0] for read in reads], device=device),
-        read_place=torch.tensor([read[1] for read in reads], device=device),
-        read_target=torch.tensor([read[2] for read in reads], device=device),
-        read_weight=torch.tensor([read[3] for read in reads], device=device, dtype=lm.work_dtype),
-    )
+    frozen = [FrozenRow(row.fact, found[id(row)][0], row.targets, row.weight) for row in rows]
+    return FrozenRows.of(frozen, start, pool, hidden, lm.stream_dtype, lm.work_dtype, device or hidden.device)
 
 
 def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict[int, tuple[int, ...]]]:

@@ -21,6 +21,10 @@ TOKENS_AT_ONCE = 1024
 # Gradients of a float16 model are computed times this, since small ones would become zero; times less where that
 # overflows. The result is divided by it again.
 LOSS_SCALES = (1024.0, 32.0, 1.0)
+# Evaluations from one look at the stops to the next, by the kind of device. A look makes the host wait until the device
+# has done all that it was asked for; on a CPU there is nothing to wait for.
+LOOK_EVERY = {"cpu": 1}
+LOOK_EVERY_ELSEWHERE = 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Adam:
         return parameter - self.learning_rate / (1 - 0.9**self.step) * self.mean / scale
 
     def keep(self, rows: Tensor) -> None:
+        """Drop the others."""
         self.mean, self.square = self.mean[rows], self.square[rows]
 
 
@@ -86,7 +91,7 @@ def optimize_values(
         layer: where the δs are added and the value is wanted.
         target: the loss, the step size, the stops.
         contexts: templates, the bare prompt first.
-        progress: called after each evaluation with the number of evaluations that will not be needed any more.
+        progress: called now and then with the number of evaluations that are made, or not needed, since the last call.
         tokens_at_once: largest number of suffix positions in one forward pass.
         precision: what to compute in, and what to return; by default what the model is stored in.
 
@@ -105,8 +110,56 @@ def optimize_values(
         return _Descent(lm, groups, layer, target, present).run(progress)
 
 
+@dataclass
+class _State:
+    """Facts that are being optimized, one row each; all on δ's device."""
+
+    delta: Tensor
+    """(n, sites, d_value)"""
+    norm: Tensor
+    """(n, sites): of the unshifted activations."""
+    nll_weight: Tensor
+    going: Tensor
+    """Whether no stop has been reached. Of a fact that has reached one, nothing moves any more."""
+    broken: Tensor
+    """Whether a loss or a gradient was not finite."""
+    evaluations: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, present: Tensor) -> _State:
+        """The beginning.
+
+        Args:
+            present: (n, sites, d_value), the unshifted activations.
+        """
+        no = torch.zeros(len(present), dtype=torch.bool, device=present.device)
+        return cls(
+            delta=torch.zeros_like(present),
+            norm=torch.linalg.vector_norm(present, dim=-1),
+            nll_weight=torch.ones_like(no, dtype=present.dtype),
+            going=~no,
+            broken=no,
+            evaluations=torch.zeros_like(no, dtype=torch.long),
+            loss=torch.zeros_like(no, dtype=present.dtype),
+        )
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop the others."""
+        for name, value in vars(self).items():
+            setattr(self, name, value[rows])
+
+    def put(self, rows: Tensor, other: _State) -> None:
+        """Take these rows over from another state, which holds no others."""
+        for name, value in vars(other).items():
+            getattr(self, name)[rows] = value
+
+
 class _Descent:
     """The optimization of all facts' δ at one layer.
+
+    Stops are kept on the device and looked at every few evaluations. Only then do finished facts leave the batch; until
+    then they are evaluated on without effect. So it changes nothing beyond rounding how often one looks.
 
     Args:
         present: (n, sites, d_value), the unshifted activations on the bare prompts.
@@ -121,74 +174,98 @@ class _Descent:
         self.target = target
         self.present = present
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
-        self.norm = torch.linalg.vector_norm(present, dim=-1)
+        self.state = _State.of(present)
+        self.adam = Adam(target.learning_rate, torch.zeros_like(present), torch.zeros_like(present))
 
     def run(self, progress: Callable[[int], None]) -> TargetValues:
-        target, present = self.target, self.present
-        n, device = len(present), present.device
-        delta = torch.zeros_like(present)
-        evaluations = torch.zeros(n, dtype=torch.long, device=device)
-        final_loss = torch.zeros(n, dtype=present.dtype, device=device)
-        active = torch.arange(n, device=device)
-        nll_weight = torch.ones_like(final_loss)
-        adam = Adam(target.learning_rate, torch.zeros_like(present), torch.zeros_like(present))
-        for evaluation in range(1, target.steps + 1):
-            last = evaluation == target.steps
-            losses, gradient = self._evaluate(delta[active], nll_weight, self.norm[active], with_gradient=not last)
-            loss = self._total(losses, nll_weight, delta[active], self.norm[active])
-            if not bool(torch.isfinite(loss).all() and torch.isfinite(gradient).all()):
-                raise FloatingPointError(
-                    f"the loss of the value optimization at layer {self.layer}, or its gradient, is not finite"
-                )
-            evaluations[active] = evaluation
-            final_loss[active] = loss
-            finished, nll_weight = target.judge(loss, losses.kl, losses.missed == 0)
-            going = (~finished).nonzero()[:, 0]
-            if last or len(going) == 0:
-                progress(len(active) * (target.steps - evaluation + 1))
+        steps, present = self.target.steps, self.present
+        every = LOOK_EVERY.get(present.device.type, LOOK_EVERY_ELSEWHERE)
+        found = _State.of(present)
+        active = torch.arange(len(present), device=present.device)
+        left = len(active) * steps
+        for evaluation in range(1, steps + 1):
+            last = evaluation == steps
+            self.step(update=not last)
+            if evaluation % every and not last:
+                continue
+            staying = [] if last else self._look()
+            progress(left - len(staying) * (steps - evaluation))
+            left = len(staying) * (steps - evaluation)
+            if len(staying) < len(active):
+                found.put(active, self.state)
+                active = active[self._keep(staying)]
+            if not staying:
                 break
-            progress(len(active) + (len(active) - len(going)) * (target.steps - evaluation))
-            if len(going) < len(active):
-                self._keep(going, len(active))
-                active, gradient, nll_weight = active[going], gradient[going], nll_weight[going]
-                adam.keep(going)
-            delta[active] = clamped(adam.update(delta[active], gradient), target.clamp * self.norm[active])
-        values, written = present[:, -1] + delta[:, -1], delta[:, -1].clone()
-        return TargetValues(values, written, evaluations, evaluations - 1, final_loss)
+        values, written = present[:, -1] + found.delta[:, -1], found.delta[:, -1].clone()
+        return TargetValues(values, written, found.evaluations, found.evaluations - 1, found.loss)
 
-    def _keep(self, going: Tensor, active: int) -> None:
-        """Drop the rows of finished facts."""
-        renumbered = torch.full((active,), -1, device=going.device)
-        renumbered[going] = torch.arange(len(going), device=going.device)
-        self.groups[:] = [kept for group in self.groups if (kept := group.keep(renumbered)) is not None]
+    def step(self, update: bool = True) -> None:
+        """Evaluate all facts and move those that go on. The host waits for nothing, but with float16 for the scale."""
+        state, target = self.state, self.target
+        losses, gradient = self._evaluate(with_gradient=update)
+        loss = state.nll_weight * losses.nll + target.kl_factor * losses.kl + self._decay(state.delta)
+        finite = torch.isfinite(loss) & torch.isfinite(gradient).flatten(1).all(dim=1)
+        state.broken = state.broken | (state.going & ~finite)
+        state.evaluations = state.evaluations + state.going
+        state.loss = torch.where(state.going, loss, state.loss)
+        finished, state.nll_weight = target.judge(loss, losses.kl, losses.missed == 0)
+        state.going = state.going & ~finished
+        if update:
+            moved = clamped(self.adam.update(state.delta, gradient), target.clamp * state.norm)
+            state.delta = torch.where(state.going[:, None, None], moved, state.delta)
 
-    def _decay(self, delta: Tensor, norm: Tensor) -> Tensor:
-        decay: Tensor = self.target.weight_decay * (torch.linalg.vector_norm(delta, dim=-1) / norm**2).sum(dim=-1)
+    def _look(self) -> list[int]:
+        """Wait for the device and return the rows of the facts that go on."""
+        going, broken = torch.stack([self.state.going, self.state.broken]).tolist()
+        if any(broken):
+            raise FloatingPointError(
+                f"the loss of the value optimization at layer {self.layer}, or its gradient, is not finite"
+            )
+        return [row for row, goes in enumerate(going) if goes]
+
+    def _keep(self, staying: Sequence[int]) -> Tensor:
+        """Drop the rows of finished facts; return those that stay."""
+        renumbered = [-1] * len(self.state.going)
+        for number, row in enumerate(staying):
+            renumbered[row] = number
+        self.groups = [kept for group in self.groups if (kept := group.keep(renumbered)) is not None]
+        rows = torch.tensor(staying, dtype=torch.long, device=self.present.device)
+        self.state.keep(rows)
+        self.adam.keep(rows)
+        return rows
+
+    def _decay(self, delta: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(delta, dim=-1)
+        decay: Tensor = self.target.weight_decay * (norms / self.state.norm**2).sum(dim=-1)
         return decay
 
-    def _total(self, losses: Losses, nll_weight: Tensor, delta: Tensor, norm: Tensor) -> Tensor:
-        return nll_weight * losses.nll + self.target.kl_factor * losses.kl + self._decay(delta, norm)
-
-    def _evaluate(self, delta: Tensor, nll_weight: Tensor, norm: Tensor, with_gradient: bool) -> tuple[Losses, Tensor]:
-        """Return what the active facts' losses consist of, and the loss's gradient, zero if it is not asked for."""
-        for scale in LOSS_SCALES if self.lm.dtype == torch.float16 else (1.0,):
-            found = self._evaluate_scaled(delta, nll_weight, norm, scale if with_gradient else 0.0)
+    def _evaluate(self, with_gradient: bool) -> tuple[Losses, Tensor]:
+        """Return what the facts' losses consist of, and the loss's gradient, zero if it is not asked for."""
+        if not with_gradient:
+            return self._losses(0.0)
+        if self.lm.dtype != torch.float16:
+            return self._losses(1.0)
+        for scale in LOSS_SCALES:
+            found = self._losses(scale)
             if bool(torch.isfinite(found[1]).all()):
                 break
         return found
 
-    def _evaluate_scaled(self, delta: Tensor, nll_weight: Tensor, norm: Tensor, scale: float) -> tuple[Losses, Tensor]:
-        delta = delta.detach().requires_grad_(scale > 0)
-        nll, kl, missed = (torch.zeros_like(nll_weight) for _ in range(3))
+    def _losses(self, scale: float) -> tuple[Losses, Tensor]:
+        """The facts' losses and, unless `scale` is 0, the gradient, computed times `scale` and divided by it again."""
+        state = self.state
+        delta = state.delta.detach().requires_grad_(scale > 0)
+        nll, kl, missed = (torch.zeros_like(state.loss) for _ in range(3))
+        gradient = torch.zeros_like(state.delta)
         with torch.set_grad_enabled(scale > 0):
             for group in self.groups:
                 part = group.losses(self.lm, self.sites, delta)
                 if scale > 0:
                     # Now, so that one micro-batch's activations are alive at a time.
-                    loss = nll_weight * part.nll + self.target.kl_factor * part.kl
-                    (scale * loss.sum()).backward()  # type: ignore[no-untyped-call]
+                    loss = state.nll_weight * part.nll + self.target.kl_factor * part.kl
+                    gradient = gradient + torch.autograd.grad(scale * loss.sum(), delta)[0]
                 nll, kl, missed = nll + part.nll.detach(), kl + part.kl.detach(), missed + part.missed
             if scale > 0:
-                (scale * self._decay(delta, norm).sum()).backward()  # type: ignore[no-untyped-call]
-        gradient: Tensor = torch.zeros_like(delta) if delta.grad is None else delta.grad / scale
+                decay = scale * self._decay(delta).sum()
+                gradient = (gradient + torch.autograd.grad(decay, delta)[0]) / scale
         return Losses(nll, kl, missed), gradient
