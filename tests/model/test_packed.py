@@ -95,10 +95,10 @@ def test_attention_is_as_it_was_afterwards(family: str) -> None:
 
 def test_pools_of_successive_passes_are_one_pool() -> None:
     one = Pool({1: torch.ones(2, 3, 4), 2: torch.ones(2, 3, 4)}, {1: torch.ones(2, 3, 4), 2: torch.ones(2, 3, 4)})
-    joined = Pool().with_more([one.behind(1), Pool(), one.behind(1)])
+    joined = Pool.joined([one.behind(1), Pool(), one.behind(1)])
     assert joined.tokens == 6
     assert set(joined.keys) == set(joined.values) == {2}
-    assert Pool().with_more([]).tokens == 0
+    assert Pool.joined([]).tokens == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

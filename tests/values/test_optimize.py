@@ -230,7 +230,7 @@ def test_a_step_reads_nothing_back_from_the_device(family: str, target: Target) 
     rows = optimization_rows(lm, FACTS[:2], CONTEXTS)
     with FakeTensorMode(allow_non_fake_inputs=True), lm.quiet(), packed_attention(lm):
         present = torch.ones(2, len(target.sites), lm.d_value)
-        descent = _Descent(lm, freeze(lm, rows, 0, tokens=30), 1, target, present)
+        descent = _Descent(lm, freeze(lm, rows, 0, tokens=30), 1, target, present, tokens=30)
         assert len(descent.groups) == 2
         descent.step()
         assert isinstance(descent.state.loss, FakeTensor)

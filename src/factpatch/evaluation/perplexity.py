@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from importlib import resources
 
 import torch
 
 from factpatch.model.batching import batches, log_probability_chunks, padded
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
 from factpatch.model.tokens import tokenize
 
 
@@ -55,18 +57,22 @@ def perplexity(lm: LanguageModel, text: str | None = None, window: int | None = 
             f"window={window}: {lm.name} reads at most {positions} tokens; give window={positions} or less."
         )
 
+    def summed(batch: Sequence[int]) -> tuple[float, int]:
+        ids, mask = padded([rows[row] for row in batch])
+        predicted = mask[:, 1:].bool()
+        labels = ids[:, 1:][predicted]
+        hidden = lm.body(input_ids=ids[:, :-1].to(lm.device), use_cache=False)
+        hidden = hidden[predicted.to(hidden.device)]
+        nll = 0.0
+        for chunk, table in log_probability_chunks(lm, hidden):
+            nll -= float(table.gather(-1, labels[chunk, None].to(table.device)).sum(dtype=torch.float64))
+        return nll, len(labels)
+
     total, count = 0.0, 0
     with torch.inference_mode(), lm.quiet():
         for batch in batches([len(row) - 1 for row in rows]):
-            ids, mask = padded([rows[row] for row in batch])
-            predicted = mask[:, 1:].bool()
-            labels = ids[:, 1:][predicted]
-            hidden = lm.body(input_ids=ids[:, :-1].to(lm.device), use_cache=False)
-            hidden = hidden[predicted.to(hidden.device)]
-            for chunk, table in log_probability_chunks(lm, hidden):
-                log_probability = table.gather(-1, labels[chunk, None].to(table.device))
-                total -= float(log_probability.sum(dtype=torch.float64))
-            count += len(labels)
+            for _, (nll, tokens) in in_pieces(summed, batch):
+                total, count = total + nll, count + tokens
     try:
         return math.exp(total / count)
     except OverflowError:

@@ -13,6 +13,7 @@ import torch
 
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
 from factpatch.model.packed import Tree, packed_attention, run_tree, tree_batches
 
 Progress = Callable[[int], None]
@@ -66,19 +67,23 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
 
     Raises:
         ValueError: A target has no tokens, or nothing precedes its first token.
+        OutOfMemoryError: Memory does not suffice for a single text.
     """
     texts = _tokenize(lm, requests)
     members = defaultdict(list)
     for index, text in enumerate(texts):
         members[text.read].append(index)
 
+    def score_batch(batch: Sequence[tuple[int, ...]]) -> dict[int, Score]:
+        return _score_batch(lm, batch, {index: texts[index] for row in batch for index in members[row]})
+
     scores: dict[int, Score] = {}
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
         for batch in tree_batches(members):
-            indices = [index for row in batch for index in members[row]]
-            scores.update(_score_batch(lm, batch, {index: texts[index] for index in indices}))
-            if progress is not None:
-                progress(len(indices))
+            for _, found in in_pieces(score_batch, batch):
+                scores.update(found)
+                if progress is not None:
+                    progress(len(found))
     return [scores[index] for index in range(len(texts))]
 
 

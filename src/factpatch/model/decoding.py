@@ -124,4 +124,4 @@ class _Reader:
         self.hidden, fresh = run_packed(self.lm, packing, self.pool, ids=ids, collect=True)
         for place, row in enumerate(tokens, start=self.pool.tokens):
             self.places[row].append(place)
-        self.pool = self.pool.with_more([fresh])
+        self.pool = Pool.joined([self.pool, fresh])

@@ -42,14 +42,16 @@ class Pool:
         keys = {layer: keys for layer, keys in self.keys.items() if layer > start}
         return Pool(keys, {layer: self.values[layer] for layer in keys})
 
-    def with_more(self, others: Sequence[Pool]) -> Pool:
-        """This pool with the tokens of others behind its own."""
-
-        def joined(side: str) -> dict[int, Tensor]:
-            parts = [getattr(pool, side) for pool in (self, *others) if pool.tokens]
-            return {layer: torch.cat([part[layer] for part in parts], dim=1) for layer in parts[0]} if parts else {}
-
-        return Pool(joined("keys"), joined("values"))
+    @classmethod
+    def joined(cls, pools: Sequence[Pool]) -> Pool:
+        """The tokens of several pools, one behind the other. The pools are emptied, so that nothing is held twice."""
+        full = [pool for pool in pools if pool.tokens]
+        layers = list(full[0].keys) if full else []
+        keys, values = (
+            {layer: torch.cat([getattr(pool, side).pop(layer) for pool in full], dim=1) for layer in layers}
+            for side in ("keys", "values")
+        )
+        return cls(keys, values)
 
 
 @dataclass(frozen=True)

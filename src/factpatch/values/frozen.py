@@ -1,188 +1,56 @@
-"""A micro-batch of rows with everything that δ cannot change: computed once, read at every step."""
+"""Everything of a batch's rows that δ cannot change: computed once, read at every step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from factpatch.model.hooks import adding, captured
+from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
 from factpatch.model.packed import PackedRow, Packing, Pool, common_beginning, run_packed
+from factpatch.values.micro_batch import FrozenRow, FrozenRows
 from factpatch.values.rows import Row, micro_batches
 
-# How many times as many tokens fit into a pass that keeps nothing for a backward one.
-_WITHOUT_GRADIENT = 8
-
 
 @dataclass(frozen=True)
-class Losses:
-    """What one micro-batch adds to every fact's loss; each (facts,)."""
+class Frozen:
+    """What δ cannot change of all rows of a batch, to be put together to micro-batches."""
 
-    nll: Tensor
-    """Its share of the mean NLL, in nats."""
-    kl: Tensor
-    """Its share of the KL, without its factor, in nats."""
-    missed: Tensor
-    """How many of its target tokens are not the most probable one."""
-
-
-@dataclass(frozen=True)
-class FrozenRow:
-    """What the host knows of a row."""
-
-    fact: int
-    packed: PackedRow
-    """From the subject's last token on."""
-    targets: tuple[int, ...]
-    """Token ids whose NLL is read at the last positions; none where the KL is read at the first."""
-    weight: float
-    """Share of one read position in the fact's mean NLL."""
-
-
-@dataclass(frozen=True)
-class _Reads:
-    """What a loss reads where: first every position whose NLL it reads, then those of the KL."""
-
-    place: Tensor
-    """(reads,): the position among the tokens."""
-    fact: Tensor
-    """(reads,)"""
-    target: Tensor
-    """(NLL reads,): the token."""
-    weight: Tensor
-    """(NLL reads,): its share in the fact's mean NLL."""
-
-    @classmethod
-    def of(cls, rows: Sequence[FrozenRow], dtype: torch.dtype, device: torch.device) -> _Reads:
-        ends = list(accumulate(row.packed.tokens for row in rows))
-        nll = [
-            (end - len(row.targets) + offset, row.fact, target, row.weight)
-            for row, end in zip(rows, ends, strict=True)
-            for offset, target in enumerate(row.targets)
-        ]
-        kl = [(end - row.packed.tokens, row.fact) for row, end in zip(rows, ends, strict=True) if not row.targets]
-        return cls(
-            place=torch.tensor([read[0] for read in (*nll, *kl)], device=device),
-            fact=torch.tensor([read[1] for read in (*nll, *kl)], device=device),
-            target=torch.tensor([target for _, _, target, _ in nll], dtype=torch.long, device=device),
-            weight=torch.tensor([weight for _, _, _, weight in nll], dtype=dtype, device=device),
-        )
-
-
-@dataclass
-class FrozenRows:
-    """The tokens of rows from the subject's last one on, ready to be run from one layer on.
-
-    All that a step needs is on the device before it begins: a step waits for nothing that the device computes.
-    """
-
+    rows: Sequence[Row]
     start: int
-    """The last layer that does not run again; -1 if all do."""
-    rows: tuple[FrozenRow, ...]
+    """The last layer that will not run again; -1 if all will."""
     pool: Pool
-    """Keys and values of what comes before, for the layers behind `start`; shared with other micro-batches."""
-    hidden: Tensor
-    """(tokens, d_value): outputs of block `start`, or inputs of the first block."""
-    packing: Packing
-    """How the rows lie side by side."""
-    reads: _Reads
-    fact: Tensor
-    """(rows,): the fact of each row."""
-    reference: Tensor | None = None
-    """(KL reads, vocabulary): log-probabilities before the first step."""
+    found: dict[int, tuple[PackedRow, Tensor]]
+    """By the identity of a row: its tokens from the subject's last one on, and what layer `start` puts out for them."""
+    dtype: torch.dtype
+    work_dtype: torch.dtype
+    device: torch.device | None
 
-    @classmethod
-    def of(
-        cls,
-        rows: Sequence[FrozenRow],
-        start: int,
-        pool: Pool,
-        hidden: Tensor,
-        dtype: torch.dtype,
-        work_dtype: torch.dtype,
-        device: torch.device,
-    ) -> FrozenRows:
-        """Bring rows to the device.
-
-        Args:
-            dtype: of hidden states.
-            work_dtype: of losses.
-            device: where δ is; `hidden` may be elsewhere.
-        """
-        packing = Packing([row.packed for row in rows], dtype, hidden.device)
-        fact = torch.tensor([row.fact for row in rows], device=device)
-        return cls(start, tuple(rows), pool, hidden, packing, _Reads.of(rows, work_dtype, device), fact)
-
-    def run(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Tensor:
-        """Add δ at the subject's last token and run what it reaches, the head only where a loss reads it.
-
-        Args:
-            sites: modules whose outputs get a δ each: block `start`, or parts of the block behind it.
-            delta: (facts, sites, d_value), in the work dtype.
-
-        Returns:
-            (reads, vocabulary) log-probabilities, in the work dtype: those of the NLL, then those of the KL.
-        """
-        with adding(sites, self.packing.first, delta[self.fact]):
-            last, _ = run_packed(lm, self.packing, self.pool, hidden=self.hidden, start=self.start)
-        # A model spread over devices ends on another one than it was edited on.
-        return lm.log_probabilities(last[self.reads.place.to(last.device)]).to(delta.device)
-
-    def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
-        """Run the rows with δ and read their losses; the arguments are those of `run`."""
-        log_probabilities = self.run(lm, sites, delta)
-        reads, count = self.reads, len(self.reads.target)
-        read, present = log_probabilities[:count], log_probabilities[count:]
-        if self.reference is None:
-            self.reference = present.detach().clone()
-        chosen = read.gather(1, reads.target[:, None])[:, 0]
-        divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
-        nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
-        return Losses(
-            nll.index_add(0, reads.fact[:count], -chosen * reads.weight),
-            kl.index_add(0, reads.fact[count:], divergence),
-            missed.index_add(0, reads.fact[:count], (read.argmax(dim=-1) != reads.target).to(missed)),
+    def micro_batch(self, rows: Sequence[Row]) -> FrozenRows:
+        """Some of the rows, neighbors of equal suffix length."""
+        found = [self.found[id(row)] for row in rows]
+        hidden = torch.cat([hidden for _, hidden in found])
+        frozen = [
+            FrozenRow(row.fact, packed, row.targets, row.weight) for row, (packed, _) in zip(rows, found, strict=True)
+        ]
+        return FrozenRows.of(
+            frozen, self.start, self.pool, hidden, self.dtype, self.work_dtype, self.device or hidden.device
         )
 
-    def keep(self, renumbered: Sequence[int]) -> FrozenRows | None:
-        """Drop the rows of facts that are finished.
-
-        Args:
-            renumbered: the new number of each fact, -1 for a finished one.
-        """
-        staying = [index for index, row in enumerate(self.rows) if renumbered[row.fact] >= 0]
-        return self._only(staying, renumbered) if staying else None
-
-    def _only(self, staying: Sequence[int], renumbered: Sequence[int] | None = None) -> FrozenRows:
-        """Some of the rows, by their places, with their facts' new numbers."""
-        rows = [self.rows[index] for index in staying]
-        if renumbered is not None:
-            rows = [replace(row, fact=renumbered[row.fact]) for row in rows]
-        hidden, reference = self.hidden, self.reference
-        if len(staying) < len(self.rows):
-            begins = list(accumulate((row.packed.tokens for row in self.rows), initial=0))
-            tokens = [place for index in staying for place in range(begins[index], begins[index + 1])]
-            hidden = hidden[torch.tensor(tokens, device=hidden.device)]
-            if reference is not None:
-                numbers = accumulate((not row.targets for row in self.rows), initial=0)
-                number = dict(enumerate(numbers))
-                kl = [number[index] for index in staying if not self.rows[index].targets]
-                reference = reference[torch.tensor(kl, dtype=torch.long, device=reference.device)]
-        found = FrozenRows.of(
-            rows, self.start, self.pool, hidden, self.packing.dtype, self.reads.weight.dtype, self.fact.device
-        )
-        found.reference = reference
-        return found
+    def micro_batches(self, tokens: int) -> list[FrozenRows]:
+        """All rows, in micro-batches of at most so many suffix tokens."""
+        return [self.micro_batch(rows) for rows in micro_batches(self.rows, tokens)]
 
 
 def freeze(
     lm: LanguageModel, rows: Sequence[Row], start: int, tokens: int, device: torch.device | None = None
-) -> list[FrozenRows]:
+) -> Frozen:
     """Run everything that δ cannot change, once. Call it inside `packed_attention`.
 
     What the rows of one context begin with is run for all of them together; then each row's own tokens up to layer
@@ -190,40 +58,25 @@ def freeze(
 
     Args:
         start: the last layer that will not run again; -1 if all will.
-        tokens: largest number of suffix tokens in a micro-batch.
+        tokens: largest number of suffix tokens of rows that are run together; fewer where memory does not suffice.
         device: where δ is; by default where block `start` puts out.
-
-    Returns:
-        Micro-batches that hold every row once.
     """
     with torch.inference_mode():
         shared, begins = _shared_prefixes(lm, rows)
-        found = [
-            _own_tokens(lm, batch, start, shared, begins) for batch in micro_batches(rows, tokens * _WITHOUT_GRADIENT)
-        ]
+
+        def own_tokens(batch: Sequence[Row]) -> _Own:
+            return _own_tokens(lm, batch, start, shared, begins)
+
+        found = [own for batch in micro_batches(rows, tokens) for _, own in in_pieces(own_tokens, batch)]
+    ends = list(accumulate((own.pool.tokens for own in found), initial=shared.tokens))
     # Out of inference mode, joining makes tensors that can take part in a backward pass.
-    pool = shared.behind(start).with_more([own.pool for own in found])
-    offset = shared.tokens
+    pool = Pool.joined([shared.behind(start), *(own.pool for own in found)])
     by_row: dict[int, tuple[PackedRow, Tensor]] = {}
-    for own in found:
+    for own, offset in zip(found, ends, strict=False):
         for row, places, hidden in zip(own.rows, own.places, own.hidden, strict=True):
             prefix = (*begins[row.context], *(offset + place for place in places))
             by_row[id(row)] = PackedRow(row.suffix, prefix), hidden
-        offset += own.pool.tokens
-    return [_micro_batch(lm, start, batch, pool, by_row, device) for batch in micro_batches(rows, tokens)]
-
-
-def _micro_batch(
-    lm: LanguageModel,
-    start: int,
-    rows: Sequence[Row],
-    pool: Pool,
-    found: dict[int, tuple[PackedRow, Tensor]],
-    device: torch.device | None,
-) -> FrozenRows:
-    hidden = torch.cat([found[id(row)][1] for row in rows])
-    frozen = [FrozenRow(row.fact, found[id(row)][0], row.targets, row.weight) for row in rows]
-    return FrozenRows.of(frozen, start, pool, hidden, lm.stream_dtype, lm.work_dtype, device or hidden.device)
+    return Frozen(rows, start, pool, by_row, lm.stream_dtype, lm.work_dtype, device)
 
 
 def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict[int, tuple[int, ...]]]:
@@ -235,19 +88,22 @@ def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict
     contexts: dict[int, list[Row]] = {}
     for row in rows:
         contexts.setdefault(row.context, []).append(row)
+    common = {
+        context: common_beginning([row.ids[: row.subject] for row in members]) for context, members in contexts.items()
+    }
     begins: dict[int, tuple[int, ...]] = {}
-    ids: list[int] = []
-    packed: list[PackedRow] = []
-    for context, members in contexts.items():
-        common = common_beginning([row.ids[: row.subject] for row in members])
-        begins[context] = tuple(range(len(ids), len(ids) + len(common)))
-        if common:
-            ids.extend(common)
-            packed.append(PackedRow(len(common)))
-    if not ids:
-        return Pool(), begins
-    packing = Packing(packed, lm.stream_dtype, lm.device)
-    return run_packed(lm, packing, Pool(), ids=torch.tensor(ids), collect=True)[1], begins
+    end = 0
+    for context, ids in common.items():
+        begins[context] = tuple(range(end, end + len(ids)))
+        end += len(ids)
+
+    def run(texts: Sequence[tuple[int, ...]]) -> Pool:
+        packing = Packing([PackedRow(len(ids)) for ids in texts], lm.stream_dtype, lm.device)
+        return run_packed(lm, packing, Pool(), ids=torch.tensor(list(chain(*texts))), collect=True)[1]
+
+    texts = [ids for ids in common.values() if ids]
+    pools = [pool for _, pool in in_pieces(run, texts)] if texts else []
+    return Pool.joined(pools), begins
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
 from factpatch.model.packed import packed_attention
 from factpatch.model.precision import Precision, computing, precision_for
 from factpatch.strategies.target import Target
-from factpatch.values.frozen import FrozenRows, Losses, freeze
+from factpatch.values.budget import tokens_that_fit, tokens_to_freeze
+from factpatch.values.frozen import Frozen, freeze
+from factpatch.values.micro_batch import FrozenRows, Losses
 from factpatch.values.reading import SubjectRows, read_values
 from factpatch.values.rows import optimization_rows
 
-TOKENS_AT_ONCE = 1024
 # Gradients of a float16 model are computed times this, since small ones would become zero; times less where that
 # overflows. The result is divided by it again.
 LOSS_SCALES = (1024.0, 32.0, 1.0)
@@ -78,7 +80,7 @@ def optimize_values(
     target: Target,
     contexts: Sequence[str],
     progress: Callable[[int], None] = lambda finished: None,
-    tokens_at_once: int = TOKENS_AT_ONCE,
+    tokens_at_once: int | None = None,
     precision: Precision | None = None,
 ) -> TargetValues:
     """Find, for every fact, the value at `layer` that makes the model say the new object.
@@ -92,11 +94,15 @@ def optimize_values(
         target: the loss, the step size, the stops.
         contexts: templates, the bare prompt first.
         progress: called now and then with the number of evaluations that are made, or not needed, since the last call.
-        tokens_at_once: largest number of suffix positions in one forward pass.
+        tokens_at_once: largest number of suffix tokens in a micro-batch; by default as many as pay, or fewer by halves
+            if the free memory asks for it (`factpatch.values.budget`). Where even those do not fit, a micro-batch is
+            halved and evaluated again. The result is the same beyond rounding, and the same to the bit where the
+            micro-batches are the same: on one machine with memory to spare, always.
         precision: what to compute in, and what to return; by default what the model is stored in.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite.
+        OutOfMemoryError: memory does not suffice for a single row.
     """
     subjects = SubjectRows.of(lm, facts, contexts[:1])
     present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
@@ -106,8 +112,8 @@ def optimize_values(
         present = present.to(lm.work_dtype)
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
-        groups = freeze(lm, rows, start, tokens_at_once, present.device)
-        return _Descent(lm, groups, layer, target, present).run(progress)
+        frozen = freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device)
+        return _Descent(lm, frozen, layer, target, present, tokens_at_once).run(progress)
 
 
 @dataclass
@@ -162,19 +168,28 @@ class _Descent:
     then they are evaluated on without effect. So it changes nothing beyond rounding how often one looks.
 
     Args:
+        frozen: the rows of the batch.
         present: (n, sites, d_value), the unshifted activations on the bare prompts.
+        tokens: largest number of suffix tokens in a micro-batch; by default what fits.
     """
 
     def __init__(
-        self, lm: LanguageModel, groups: list[FrozenRows], layer: int, target: Target, present: Tensor
+        self,
+        lm: LanguageModel,
+        frozen: Frozen,
+        layer: int,
+        target: Target,
+        present: Tensor,
+        tokens: int | None = None,
     ) -> None:
         self.lm = lm
-        self.groups = groups
         self.layer = layer
         self.target = target
         self.present = present
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
         self.state = _State.of(present)
+        tokens = tokens or tokens_that_fit(lm, frozen, self.sites, self.state.delta)
+        self.groups: Sequence[FrozenRows] = frozen.micro_batches(tokens)
         self.adam = Adam(target.learning_rate, torch.zeros_like(present), torch.zeros_like(present))
 
     def run(self, progress: Callable[[int], None]) -> TargetValues:
@@ -257,15 +272,26 @@ class _Descent:
         delta = state.delta.detach().requires_grad_(scale > 0)
         nll, kl, missed = (torch.zeros_like(state.loss) for _ in range(3))
         gradient = torch.zeros_like(state.delta)
+
+        def evaluate(group: FrozenRows) -> tuple[Losses, Tensor | None]:
+            part = group.losses(self.lm, self.sites, delta)
+            if scale == 0:
+                return part, None
+            # Now, so that one micro-batch's activations are alive at a time; and apart from the other gradients, which
+            # must not hold half of this one if memory does not suffice.
+            loss = state.nll_weight * part.nll + self.target.kl_factor * part.kl
+            (slope,) = torch.autograd.grad(scale * loss.sum(), delta)
+            return Losses(part.nll.detach(), part.kl.detach(), part.missed), slope
+
+        groups = []
         with torch.set_grad_enabled(scale > 0):
-            for group in self.groups:
-                part = group.losses(self.lm, self.sites, delta)
-                if scale > 0:
-                    # Now, so that one micro-batch's activations are alive at a time.
-                    loss = state.nll_weight * part.nll + self.target.kl_factor * part.kl
-                    gradient = gradient + torch.autograd.grad(scale * loss.sum(), delta)[0]
-                nll, kl, missed = nll + part.nll.detach(), kl + part.kl.detach(), missed + part.missed
+            for whole in self.groups:
+                for group, (part, slope) in in_pieces(evaluate, whole, FrozenRows.halves, what="text of a fact"):
+                    groups.append(group)
+                    nll, kl, missed = nll + part.nll, kl + part.kl, missed + part.missed
+                    gradient = gradient if slope is None else gradient + slope
             if scale > 0:
-                decay = scale * self._decay(delta).sum()
-                gradient = (gradient + torch.autograd.grad(decay, delta)[0]) / scale
+                (slope,) = torch.autograd.grad(scale * self._decay(delta).sum(), delta)
+                gradient = (gradient + slope) / scale
+        self.groups = groups  # what had to be halved stays so
         return Losses(nll, kl, missed), gradient

@@ -11,6 +11,7 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
 from factpatch.model.packed import Tree, packed_attention, run_tree, tree_batches
 from factpatch.model.tokens import locate
 from factpatch.values.contexts import fill
@@ -54,16 +55,21 @@ def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site
     """
     module = getattr(lm, site)(layer)
     texts = [tuple(row) for row in rows]
+
+    def read_batch(batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+        tree = Tree(batch)
+        wanted = {side: {0: module}}
+        with captured(**wanted, stop_after=lm.block(layer)) as read:
+            run_tree(lm, tree)
+        # A row of its own keeps nothing of the whole pass alive.
+        activation = read[0].reshape(len(tree.ids), -1)
+        return {text: activation[tree.places[text][-1]].to(lm.work_dtype, copy=True) for text in batch}
+
     found: dict[tuple[int, ...], Tensor] = {}
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
         for batch in tree_batches(texts):
-            tree = Tree(batch)
-            wanted = {side: {0: module}}
-            with captured(**wanted, stop_after=lm.block(layer)) as read:
-                run_tree(lm, tree)
-            # A row of its own keeps nothing of the whole pass alive.
-            activation = read[0].reshape(len(tree.ids), -1)
-            found.update({text: activation[tree.places[text][-1]].to(lm.work_dtype, copy=True) for text in batch})
+            for _, activations in in_pieces(read_batch, batch):
+                found.update(activations)
     return torch.stack([found[text] for text in texts]).clone()
 
 

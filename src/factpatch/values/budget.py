@@ -1,0 +1,104 @@
+"""How many tokens a micro-batch of the value optimization may hold: as many as pay, and as fit into the free memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import free_memory
+from factpatch.values.frozen import Frozen
+from factpatch.values.micro_batch import FrozenRows
+from factpatch.values.rows import Row, micro_batches
+
+# The most tokens of a micro-batch, by the kind of device. More do not make the matrix products any faster: measured on
+# a CPU; elsewhere the number of tokens from which on reading the weights takes no time, with room to spare.
+MOST_TOKENS = {"cpu": 1024}
+MOST_TOKENS_ELSEWHERE = 8192
+LEAST_TOKENS = 16
+# The most suffix tokens of rows that are run together where nothing is kept for a backward pass, and how many
+# activations as wide as an MLP such a token has at a time.
+MOST_TOKENS_TO_FREEZE = 8192
+ACTIVATIONS = 4
+# Of the free memory what a micro-batch keeps for its backward pass may take. The rest is for what lives shortly, for
+# gaps between allocations, and for others.
+SHARE = 0.5
+# Tables (reads, vocabulary) in the work dtype that are alive at once while losses are read and their gradient is taken.
+TABLES = 6
+
+
+def tokens_to_freeze(lm: LanguageModel, rows: Sequence[Row]) -> int:
+    """The largest number of suffix tokens to run together without a backward pass."""
+    per_token = ACTIVATIONS * (lm.d_key + lm.d_value) * lm.work_dtype.itemsize
+    room = SHARE * free_memory(lm.device) / per_token
+    tokens = MOST_TOKENS_TO_FREEZE
+    while tokens > LEAST_TOKENS and any(
+        sum(len(row.ids) for row in batch) > room for batch in micro_batches(rows, tokens)
+    ):
+        tokens //= 2
+    return tokens
+
+
+def tokens_that_fit(lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module], delta: Tensor) -> int:
+    """The largest number of suffix tokens in a micro-batch: the most that pay, halved until they fit.
+
+    Halving makes the outcome insensitive to how much memory is free exactly: where there is plenty, it is always the
+    most that pay, so that the same command groups the same rows and gives the same bits.
+
+    Args:
+        delta: (facts, sites, d_value), where it will be.
+    """
+    tokens = MOST_TOKENS.get(delta.device.type, MOST_TOKENS_ELSEWHERE)
+    per_token, head = _kept_per_token(lm, frozen, sites, delta)
+    per_read = TABLES * lm.model.get_output_embeddings().weight.shape[0] * lm.work_dtype.itemsize
+    free = {device: SHARE * free_memory(device) for device in {*per_token, head}}
+
+    def fits(batch: Sequence[Row]) -> bool:
+        needed = {device: kept * sum(row.suffix for row in batch) for device, kept in per_token.items()}
+        needed[head] = needed.get(head, 0.0) + per_read * sum(max(1, len(row.targets)) for row in batch)
+        return all(needed[device] <= free[device] for device in needed)
+
+    while tokens > LEAST_TOKENS and not all(map(fits, micro_batches(frozen.rows, tokens))):
+        tokens //= 2
+    return tokens
+
+
+def _kept_per_token(
+    lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module], delta: Tensor
+) -> tuple[dict[torch.device, float], torch.device]:
+    """The bytes that a token keeps on each device for the backward pass, and the device of the last hidden states.
+
+    Measured on a row of median length, as the difference between that row twice and once: what does not grow with the
+    rows, such as weights, falls out.
+    """
+    rows = sorted((row for row in frozen.rows if row.targets), key=lambda row: row.suffix)
+    row = rows[len(rows) // 2]
+    once, _ = _kept(lm, frozen.micro_batch([row]), sites, delta)
+    twice, head = _kept(lm, frozen.micro_batch([row, row]), sites, delta)
+    return {device: (kept - once.get(device, 0)) / row.suffix for device, kept in twice.items()}, head
+
+
+def _kept(
+    lm: LanguageModel, group: FrozenRows, sites: Sequence[nn.Module], delta: Tensor
+) -> tuple[dict[torch.device, int], torch.device]:
+    """The bytes that autograd keeps of a pass, by device, and the device of the last hidden states."""
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        last = group.hidden_states(lm, sites, delta.detach().requires_grad_())
+    return _sizes(saved), last.device
+
+
+def _sizes(tensors: Iterable[Tensor]) -> dict[torch.device, int]:
+    """The bytes of the storages of some tensors, by device, each counted once."""
+    storages = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
+    sizes: dict[torch.device, int] = {}
+    for tensor in storages.values():
+        sizes[tensor.device] = sizes.get(tensor.device, 0) + tensor.untyped_storage().nbytes()
+    return sizes
