@@ -68,6 +68,27 @@ def test_one_pass_for_all_layers_equals_a_plain_pass_for_each(family: str, bos: 
         assert found[layer].tokens == 200
 
 
+def test_little_memory_divides_the_batches_and_changes_nothing_beyond_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = tiny("llama", dtype=torch.float64)
+    expected = read(lm, tmp_path / "whole")
+    body, failures = lm.body, []
+
+    def scarce(input_ids: torch.Tensor, **options: object) -> torch.Tensor:
+        if input_ids.numel() > 150:
+            failures.append(input_ids.numel())
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return body(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(lm, "body", scarce)
+    found = read(lm, tmp_path / "pieces")
+    assert failures
+    for layer, moment in found.items():
+        torch.testing.assert_close(moment.matrix, expected[layer].matrix, rtol=1e-10, atol=1e-12)
+        assert moment.tokens == expected[layer].tokens
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 100])
 def test_products_in_bands_of_rows_make_the_whole_symmetric_matrix(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ROWS", rows)

@@ -20,6 +20,7 @@ from factpatch.corpus import Corpus
 from factpatch.model.batching import TOKEN_BUDGET, batches, padded
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
 from factpatch.model.tokens import tokenize
 from factpatch.model.weights import content_hash
 from factpatch.moment_cache import Entry
@@ -206,15 +207,23 @@ def _read(
         stream = _batches(lm, corpus, tokens)
     progress(sums.tokens)
     projections = {layer: lm.down_projection(layer) for layer in layers}
+
+    def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        ids, mask = padded(windows, device=lm.device)
+        with captured(inputs=projections, stop_after=lm.block(max(layers))) as keys:
+            lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
+        real = {}
+        for layer in layers:
+            flat = keys.pop(layer).reshape(-1, lm.d_key)
+            real[layer] = flat[mask.to(flat.device).flatten().bool()]
+        return real
+
     kept = time.monotonic()
     with torch.inference_mode(), lm.quiet():
         for windows in stream:
-            ids, mask = padded(windows, device=lm.device)
-            with captured(inputs=projections, stop_after=lm.block(max(layers))) as keys:
-                lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
-            for layer, total in sums.totals.items():
-                flat = keys[layer].reshape(-1, lm.d_key)
-                add_products(total, flat[mask.to(flat.device).flatten().bool()])
+            for _, keys in in_pieces(read_keys, windows):
+                for layer, total in sums.totals.items():
+                    add_products(total, keys[layer])
             read = sum(map(len, windows))
             sums.tokens += read
             sums.batches += 1

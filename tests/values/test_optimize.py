@@ -278,11 +278,12 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in lm.blocks)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_layer() -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_loss_that_is_not_finite_stops_with_the_layer(steps: int) -> None:
     lm = tiny("llama")
     lm.weight(3)[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="layer 1"):
-        batched(lm)
+        batched(lm, HiddenState(steps=steps))
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"learning_rate": -0.1}, {"clamp": 0.0}, {"kl_factor": -1.0}])

@@ -203,7 +203,8 @@ class _Descent:
             self.step(update=not last)
             if evaluation % every and not last:
                 continue
-            staying = [] if last else self._look()
+            going = self._look()
+            staying = [] if last else going
             progress(left - len(staying) * (steps - evaluation))
             left = len(staying) * (steps - evaluation)
             if len(staying) < len(active):
