@@ -112,8 +112,16 @@ def optimize_values(
         present = present.to(lm.work_dtype)
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
-        frozen = freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device)
-        return _Descent(lm, frozen, layer, target, present, tokens_at_once).run(progress)
+        # Not kept in a name: what micro-batches do not take over should not outlive their making.
+        descent = _Descent(
+            lm,
+            freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device),
+            layer,
+            target,
+            present,
+            tokens_at_once,
+        )
+        return descent.run(progress)
 
 
 @dataclass
