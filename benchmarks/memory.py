@@ -42,14 +42,16 @@ from factpatch.model.embedded import embedded_directory
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import DTYPES
 from factpatch.model.packed import packed_attention
+from factpatch.model.precision import PRECISIONS, computing, precision_for
 from factpatch.model.weights import snapshot
 from factpatch.patch import write_shift
 from factpatch.shift import LowRank
 from factpatch.strategies import Memory
 from factpatch.values import budget
 from factpatch.values.budget import tokens_to_freeze
+from factpatch.values.descent import Descent
 from factpatch.values.frozen import freeze
-from factpatch.values.optimize import _Descent, optimize_values
+from factpatch.values.optimize import optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 from factpatch.values.rows import optimization_rows
 
@@ -201,14 +203,16 @@ def plan(options: argparse.Namespace, facts: Sequence[Fact], tokenizer: Any, con
             # The editor keeps one to undo with, and one of this batch.
             copies = [snapshot(lm.weights(options.layers)) for _ in range(2)]
         free = patch.object(budget, "free_memory", lambda device: int(options.memory * 1e9) - watch.live.total())
-        with free, lm.quiet(), packed_attention(lm):
+        precise = computing(lm, precision_for(lm, options.precision))
+        with free, lm.quiet(), packed_attention(lm), precise as seen:
             # As `optimize_values` does it, without its look at the stops, which would read something.
             with watch.during("frozen keys, values and hidden states; δ, Adam"):
-                present = read_values(lm, SubjectRows.of(lm, facts, contexts[:1]), layer, target.site)[:, None]
-                rows = optimization_rows(lm, facts, contexts)
-                descent = _Descent(
-                    lm, freeze(lm, rows, layer, tokens_to_freeze(lm, rows)), layer, target, present, options.tokens
-                )
+                present = read_values(lm, SubjectRows.of(lm, facts, contexts[:1]), layer, target.site)
+                present = present[:, None].to(seen.work_dtype)
+                rows = optimization_rows(seen, facts, contexts)
+                frozen = freeze(seen, rows, layer, tokens_to_freeze(seen, rows))
+                descent = Descent(seen, frozen, layer, target, present, options.tokens)
+                del frozen
             with watch.during("activations of a micro-batch"):
                 descent.step()
                 descent.step()
@@ -289,7 +293,7 @@ def check(
     device = torch.device(options.device)
     with device:
         lm = LanguageModel(build(options.shape, options.depth, options.dtype).requires_grad_(False), tokenizer)
-    target = HiddenState(steps=options.steps)
+    target, precision = HiddenState(steps=options.steps), precision_for(lm, options.precision)
     backend: Any = getattr(torch, device.type, None)
     allocator = backend if hasattr(backend, "max_memory_allocated") else None
     watch = Watch(lm.config.vocab_size)
@@ -302,7 +306,9 @@ def check(
         copies = [snapshot(lm.weights(options.layers)) for _ in range(2)]
         for layer in options.layers:
             start = time.perf_counter()
-            found = optimize_values(lm, facts, layer, target, contexts, tokens_at_once=planned.tokens)
+            found = optimize_values(
+                lm, facts, layer, target, contexts, tokens_at_once=planned.tokens, precision=precision
+            )
             evaluations = int(found.evaluations.max())  # waits for the device
             seconds = time.perf_counter() - start
             print(f"layer {layer}: {seconds:.1f} s, {evaluations} evaluations")
@@ -328,6 +334,7 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, default=100, help="how many facts")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--precision", choices=PRECISIONS, help="of the optimization; by default that of the dtype")
     parser.add_argument("--memory", type=float, default=24.0, help="of the device, in GB of 10^9 bytes")
     parser.add_argument("--tokens", type=int, help="tokens of a micro-batch; by default what the editor would choose")
     parser.add_argument("--check", action="store_true")

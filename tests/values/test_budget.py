@@ -12,8 +12,9 @@ from tests.values.test_optimize import CONTEXTS, FACTS, TARGET, TWO_SITES
 from torch import Tensor
 
 from factpatch import Fact
+from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import score
-from factpatch.model import packed
+from factpatch.model import decoding, packed
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import packed_attention
 from factpatch.strategies import HiddenState, Target
@@ -103,7 +104,7 @@ class Scarce:
             self.check()
             return result
 
-        for module in (packed, frozen, micro_batch):
+        for module in (packed, frozen, micro_batch, decoding):
             monkeypatch.setattr(module, "run_packed", run_packed)
         if backward:
             monkeypatch.setattr(torch.autograd, "grad", gradients)
@@ -146,11 +147,13 @@ def test_memory_that_runs_short_in_the_middle_changes_nothing_beyond_rounding(mo
     assert memory.failures > 0
 
 
-def test_keys_and_scores_come_through_with_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_scores_and_answers_come_through_with_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny("gpt2", dtype=torch.float64)
     subjects = SubjectRows.of(lm, FACTS, CONTEXTS)
     requests = [(fact.text, fact.target_new) for fact in FACTS]
     keys, scores = read_keys(lm, subjects, 1), score(lm, requests)
+    prompts = [prompt for prompt, _ in requests]
+    answers = greedy_answers(lm, prompts, 4)
     memory = Scarce(30, monkeypatch)
     torch.testing.assert_close(read_keys(lm, subjects, 1), keys, rtol=1e-10, atol=1e-12)
     failures = memory.failures
@@ -158,6 +161,9 @@ def test_keys_and_scores_come_through_with_little_memory(monkeypatch: pytest.Mon
     finished: list[int] = []
     assert [one.nll for one in score(lm, requests, finished.append)] == pytest.approx([one.nll for one in scores])
     assert sum(finished) == len(requests)
+    assert memory.failures > failures
+    failures = memory.failures
+    assert greedy_answers(lm, prompts, 4) == answers
     assert memory.failures > failures
 
 

@@ -16,10 +16,12 @@ from factpatch import Fact
 from factpatch.model.hooks import first_tensor
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import packed_attention
+from factpatch.model.precision import PRECISIONS, computing
 from factpatch.strategies import AttentionAndMlp, HiddenState, Target
-from factpatch.values import optimize
+from factpatch.values import descent as module
+from factpatch.values.descent import Descent
 from factpatch.values.frozen import freeze
-from factpatch.values.optimize import TargetValues, _Descent, optimize_values
+from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.rows import optimization_rows
 
 CONTEXTS = ("{}", "The tower in the city. {}", "Because of this. {}")
@@ -213,7 +215,7 @@ def test_how_often_one_looks_at_the_stops_changes_nothing_beyond_rounding(
     lm = tiny("llama", dtype=torch.float64)
     expected = batched(lm, target)
     assert len(set(expected.evaluations.tolist())) > 1
-    monkeypatch.setattr(optimize, "LOOK_EVERY", {"cpu": every})
+    monkeypatch.setattr(module, "LOOK_EVERY", {"cpu": every})
     finished: list[int] = []
     found = optimize_values(lm, FACTS, 1, target, CONTEXTS, finished.append)
     assert sum(finished) == len(FACTS) * target.steps
@@ -223,14 +225,15 @@ def test_how_often_one_looks_at_the_stops_changes_nothing_beyond_rounding(
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("family", "target"), [("llama", TARGET), ("gptj", TWO_SITES)])
-def test_a_step_reads_nothing_back_from_the_device(family: str, target: Target) -> None:
+@pytest.mark.parametrize(("family", "target", "precision"), [("llama", TARGET, "float32"), ("gptj", TWO_SITES, "fast")])
+def test_a_step_reads_nothing_back_from_the_device(family: str, target: Target, precision: str) -> None:
     """Fake tensors have shapes and no contents: whatever asks for one fails, here as soon as one looks at the stops."""
     lm = tiny(family)
     rows = optimization_rows(lm, FACTS[:2], CONTEXTS)
-    with FakeTensorMode(allow_non_fake_inputs=True), lm.quiet(), packed_attention(lm):
+    fake, precise = FakeTensorMode(allow_non_fake_inputs=True), computing(lm, PRECISIONS[precision])
+    with fake, lm.quiet(), packed_attention(lm), precise as lm:
         present = torch.ones(2, len(target.sites), lm.d_value)
-        descent = _Descent(lm, freeze(lm, rows, 0, tokens=30), 1, target, present, tokens=30)
+        descent = Descent(lm, freeze(lm, rows, 0, tokens=30), 1, target, present, tokens=30)
         assert len(descent.groups) == 2
         descent.step()
         assert isinstance(descent.state.loss, FakeTensor)

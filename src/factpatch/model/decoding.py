@@ -10,6 +10,7 @@ from torch import Tensor
 
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
 from factpatch.model.packed import PackedRow, Packing, Pool, Tree, packed_attention, run_packed, tree_batches
 
 Pick = Callable[[Tensor, Sequence[int], int], Tensor]
@@ -74,28 +75,34 @@ def continuations(
     Returns:
         The new token ids of each row.
     """
-    new: list[list[int]] = [[] for _ in rows]
+
+    def write_on(live: Sequence[int]) -> dict[int, list[int]]:
+        new: dict[int, list[int]] = {row: [] for row in live}
+        reader = _Reader(lm, {row: rows[row] for row in live})
+        for step in count():
+            picked = reader.pick(live, pick, step)
+            going = []
+            for row, token in zip(live, picked, strict=True):
+                if token in ends:
+                    continue
+                new[row].append(token)
+                full = step + 1 == rooms[row] or not lm.has_room(len(rows[row]) + len(new[row]))
+                if not full and not done(new[row]):
+                    going.append(row)
+            live = going
+            if not live:
+                break
+            reader.read({row: new[row][-1] for row in live})
+        return new
+
+    found: dict[int, list[int]] = {}
     order = iter(sorted(range(len(rows)), key=lambda row: rows[row]))
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
         for batch in tree_batches(rows, room=max(rooms, default=0)):
-            live = list(islice(order, len(batch)))  # `tree_batches` sorts alike
-            reader = _Reader(lm, {row: rows[row] for row in live})
-            for step in count():
-                picked = reader.pick(live, pick, step)
-                going = []
-                for row, token in zip(live, picked, strict=True):
-                    if token in ends:
-                        continue
-                    new[row].append(token)
-                    full = step + 1 == rooms[row] or not lm.has_room(len(rows[row]) + len(new[row]))
-                    if not full and not done(new[row]):
-                        going.append(row)
-                live = going
-                if not live:
-                    break
-                reader.read({row: new[row][-1] for row in live})
-            progress(len(batch))
-    return new
+            for _, new in in_pieces(write_on, list(islice(order, len(batch)))):  # `tree_batches` sorts alike
+                found |= new
+                progress(len(new))
+    return [found[row] for row in range(len(rows))]
 
 
 class _Reader:
