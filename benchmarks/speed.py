@@ -26,12 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from factpatch import Editor, Ridge, SecondMoment, load_facts
 from factpatch.corpus import corpus_from
-from factpatch.evaluation.verify import read_facts
+from factpatch.evaluation.verify import read_facts, verify
 from factpatch.model.loading import load_language_model
+from factpatch.model.precision import PRECISIONS, precision_for
 from factpatch.model.tokens import tokenize
 from factpatch.values.optimize import optimize_values
 
-ROWS = ("values", "batch", "evaluation", "statistics", "solve", "stream")
+ROWS = ("values", "batch", "evaluation", "statistics", "solve", "stream", "precisions")
+WITHOUT_MODEL = {"solve", "stream"}
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,19 @@ def in_turns(
     repeat: int,
     difference: Callable[[Any, Any], str],
     operations: tuple[int, int] | None = None,
+    count: bool = True,
 ) -> Outcome:
-    """Time both sides alternately, ours first; their operations, plain first, are counted where they are not known."""
+    """Time both sides alternately, ours first.
+
+    Args:
+        operations: of the plain side and ours, where they are known; counted otherwise, in one more run of each.
+        count: whether to count them at all.
+    """
     for _ in range(repeat):
         ours.time()
         plainly.time()
     far = difference(ours.result, plainly.result)
-    if operations is None:
+    if count and operations is None:
         # Counted apart from the timing, which counting slows.
         ours.count()
         plainly.count()
@@ -109,7 +117,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.facts = load_facts(options.facts, options.limit)
-        self.repeat = options.repeat
+        self.repeat, self.precision = options.repeat, options.precision
         self.lm = load_language_model(options.model, dtype=options.dtype)
         self.model, self.tokenizer = self.lm.model.eval().requires_grad_(False), self.lm.tokenizer
         if self.tokenizer.pad_token is None:
@@ -137,7 +145,8 @@ class Bench:
             return torch.stack([value for value, _ in found]), [evaluations for _, evaluations in found]
 
         def ours() -> tuple[Tensor, list[int]]:
-            found = optimize_values(self.lm, self.facts, layer, target, self.settings.contexts)
+            precision = precision_for(self.lm, self.precision)
+            found = optimize_values(self.lm, self.facts, layer, target, self.settings.contexts, precision=precision)
             return found.values, found.evaluations.tolist()
 
         return in_turns("values", Side(ours), Side(plainly), self.repeat, self._compare_values)
@@ -157,19 +166,39 @@ class Bench:
             return found
 
         def ours() -> Any:
-            editor = Editor(
-                self.lm, method=self.editor.method, contexts=self.settings.contexts, second_moments=self.moments,
-                critical_layers=self.settings.critical_layers, progress=False,
-            )  # fmt: skip
-            editor.edit(self.facts)
-            found = {layer: (at.values, at.evaluations.tolist()) for layer, at in editor.edits[0].targets.items()}
+            targets = self._edit(self.precision).edits[0].targets
             restored()
-            return found
+            return {layer: (at.values, at.evaluations.tolist()) for layer, at in targets.items()}
 
         def compare(found: Any, expected: Any) -> str:
             return self._compare_values(found[layers[0]], expected[layers[0]])
 
-        return in_turns("batch", Side(ours), Side(plainly), self.repeat, compare)
+        # Nearly all of its operations are those of the values row, and the plain side would run for as long again.
+        return in_turns("batch", Side(ours), Side(plainly), self.repeat, compare, count=False)
+
+    def _edit(self, precision: str | None) -> Editor:
+        """Edit the facts, and leave them in the model."""
+        editor = Editor(
+            self.lm, method=self.editor.method, contexts=self.settings.contexts, second_moments=self.moments,
+            critical_layers=self.settings.critical_layers, precision=precision, progress=False,
+        )  # fmt: skip
+        editor.edit(self.facts)
+        return editor
+
+    def precisions(self) -> Outcome:
+        """factpatch against itself: one batch in the default precision (in place of the plain side) and in fast."""
+
+        def edited(precision: str | None) -> list[tuple[str, float]]:
+            editor = self._edit(precision)
+            summary = verify(self.lm, None, self.facts, answers=False).summary()
+            editor.undo()
+            return [(name, summary[name]["after"]) for name in ("efficacy", "generalization", "specificity")]
+
+        def compare(fast: Any, default: Any) -> str:
+            return "; ".join(f"{name} {a:.1f} -> {b:.1f}" for (name, a), (_, b) in zip(default, fast, strict=True))
+
+        sides = Side(lambda: edited("fast")), Side(lambda: edited(self.precision))
+        return in_turns("precisions", *sides, self.repeat, compare, count=False)
 
     @staticmethod
     def _compare_values(found: tuple[Tensor, list[int]], expected: tuple[Tensor, list[int]]) -> str:
@@ -238,14 +267,15 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--dtype", default=None)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--precision", choices=PRECISIONS, help="of our side; the model's by default")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS[:-1]))
     parser.add_argument("--solve", nargs=4, type=int, default=(4096, 1024, 100, 2000),
                         metavar=("D_KEY", "D_VALUE", "FACTS", "EARLIER"))  # fmt: skip
     parser.add_argument("--stream", nargs=3, type=int, default=(2048, 100, 10000),
                         metavar=("D_KEY", "FACTS", "TOTAL"))  # fmt: skip
     options = parser.parse_args()
     bench = None
-    if set(options.rows) - {"solve", "stream"}:
+    if set(options.rows) - WITHOUT_MODEL:
         if options.model is None or options.facts is None:
             parser.error("all rows but solve and stream need a model and --facts")
         bench = Bench(options)
