@@ -45,21 +45,22 @@ def subject_rows(tokenizer: Any, fact: Fact, contexts: Sequence[str]) -> tuple[l
     return texts, [last_token(tokenizer, text, end) for text, end in zip(texts, ends, strict=True)]
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> Any:
-    return tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="right")
+def encode(model: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
+    return tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="right").to(model.device)
 
 
 def optimize_value(model: Any, tokenizer: Any, fact: Fact, layer: int, settings: Settings) -> tuple[Tensor, int]:
     """The target value of one fact at one layer, and the number of loss evaluations. Source: MEMIT, eq. 15."""
     target = tokenizer(" " + fact.target_new, add_special_tokens=False)["input_ids"]
+    wanted = torch.tensor(target, device=model.device)[:, None]
     texts, places = subject_rows(tokenizer, fact, settings.contexts)
     texts = [text + tokenizer.decode(target[:-1]) for text in texts]
     texts.append(f"{fact.subject} is a")
     places.append(last_token(tokenizer, texts[-1], len(fact.subject) - 1))
-    batch = encode(tokenizer, texts)
-    rows, ends = torch.arange(len(texts)), batch["attention_mask"].sum(dim=1)
+    batch = encode(model, tokenizer, texts)
+    rows, ends = torch.arange(len(texts), device=model.device), batch["attention_mask"].sum(dim=1)
     block = model.model.layers[layer]
-    delta = torch.zeros(model.config.hidden_size, requires_grad=True)
+    delta = torch.zeros(model.config.hidden_size, device=model.device, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
     start: Tensor | None = None
     reference: Tensor | None = None
@@ -84,10 +85,7 @@ def optimize_value(model: Any, tokenizer: Any, fact: Fact, layer: int, settings:
             handle.remove()
         scores = model.get_output_embeddings()(result.hidden_states[-1]).log_softmax(dim=-1)
         read = torch.stack(
-            [
-                scores[row, ends[row] - len(target) : ends[row]].gather(1, torch.tensor(target)[:, None]).mean()
-                for row in rows[:-1].tolist()
-            ]
+            [scores[row, ends[row] - len(target) : ends[row]].gather(1, wanted).mean() for row in rows[:-1].tolist()]
         )
         present = result.logits[-1, places[-1]].log_softmax(dim=-1)
         if reference is None:
@@ -120,7 +118,7 @@ def read_layer(model: Any, tokenizer: Any, fact: Fact, layer: int, contexts: Seq
     ]
     try:
         with torch.no_grad():
-            model(**encode(tokenizer, texts), use_cache=False)
+            model(**encode(model, tokenizer, texts), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -133,7 +131,7 @@ def solve_ridge(keys: Tensor, residual: Tensor, second_moment: Tensor, weight: f
     """Δ = Rᵀ K (λ C₀ + K_pᵀ K_p + Kᵀ K)⁻¹, densely in float64. Source: MEMIT, eq. 14."""
     keys, residual = keys.double(), residual.double()
     every = torch.cat([keys, earlier.double()])
-    system = torch.addmm(second_moment.double(), every.T, every, beta=weight)
+    system = torch.addmm(second_moment.to(keys), every.T, every, beta=weight)
     return torch.linalg.solve(system, keys.T @ residual).T
 
 
@@ -160,14 +158,15 @@ def edit_blue(model: Any, tokenizer: Any, facts: Sequence[Fact], moments: dict[i
         keys, present = (torch.stack(part) for part in zip(*read, strict=True))
         shift = solve_ridge(keys, targets - present, moments[layer], settings.weight, keys[:0])
         with torch.no_grad():
-            model.model.layers[layer].mlp.down_proj.weight.add_(shift.float())
+            model.model.layers[layer].mlp.down_proj.weight.add_(shift.to(targets))
         found[layer] = (targets, [evaluations for _, evaluations in outcome])
     return found
 
 
 def second_moment(model: Any, windows: Sequence[Sequence[int]], layer: int) -> Tensor:
     """E[k kᵀ] of one layer, float64, from a pass of its own through the whole model, one window at a time."""
-    total, count = torch.zeros((model.config.intermediate_size,) * 2, dtype=torch.float64), 0
+    width = model.config.intermediate_size
+    total, count = torch.zeros(width, width, dtype=torch.float64, device=model.device), 0
 
     def add(module: Any, args: Any) -> None:
         nonlocal count
@@ -179,7 +178,7 @@ def second_moment(model: Any, windows: Sequence[Sequence[int]], layer: int) -> T
     try:
         with torch.no_grad():
             for window in windows:
-                model(input_ids=torch.tensor([list(window)]), use_cache=False)
+                model(input_ids=torch.tensor([list(window)], device=model.device), use_cache=False)
     finally:
         handle.remove()
     return total / count
@@ -189,6 +188,7 @@ def nll(model: Any, tokenizer: Any, prompt: str, target: str) -> float:
     """Nats per token of one target behind one prompt."""
     whole = tokenizer(f"{prompt} {target}", return_tensors="pt", return_offsets_mapping=True)
     offsets = whole.pop("offset_mapping")[0].tolist()
+    whole = whole.to(model.device)
     first = next(index for index, (_, end) in enumerate(offsets) if end > len(prompt))
     with torch.no_grad():
         scores = model(**whole, use_cache=False).logits[0].log_softmax(dim=-1)

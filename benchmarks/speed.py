@@ -64,9 +64,16 @@ class Side:
 
     def time(self) -> None:
         gc.collect()
-        start = time.perf_counter()
+        start = now()
         self.result = self.work()
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(now() - start)
+
+
+def now() -> float:
+    """The time when all that a device was asked for is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def in_turns(
@@ -96,15 +103,17 @@ def in_turns(
     return Outcome(row, plainly.seconds, ours.seconds, operations, far)
 
 
-def matrix_rate(dtype: torch.dtype = torch.float32) -> float:
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations a second of the best of ten products of ordinary size."""
-    left, right = torch.randn(1024, 1536, dtype=dtype), torch.randn(1536, 1536, dtype=dtype)
+    rows, width = (1024, 1536) if device.type == "cpu" else (8192, 4096)
+    left = torch.randn(rows, width, dtype=dtype, device=device)
+    right = torch.randn(width, width, dtype=dtype, device=device)
     best = 0.0
     for _ in range(10):
-        start = time.perf_counter()
+        start = now()
         for _ in range(4):
             left @ right
-        best = max(best, 4 * 2 * 1024 * 1536 * 1536 / (time.perf_counter() - start))
+        best = max(best, 4 * 2 * rows * width * width / (now() - start))
     return best
 
 
@@ -118,7 +127,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.facts = load_facts(options.facts, options.limit)
         self.repeat, self.precision = options.repeat, options.precision
-        self.lm = load_language_model(options.model, dtype=options.dtype)
+        self.lm = load_language_model(options.model, dtype=options.dtype, device=options.device)
         self.model, self.tokenizer = self.lm.model.eval().requires_grad_(False), self.lm.tokenizer
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -142,12 +151,12 @@ class Bench:
             found = [
                 plain.optimize_value(self.model, self.tokenizer, fact, layer, self.settings) for fact in self.facts
             ]
-            return torch.stack([value for value, _ in found]), [evaluations for _, evaluations in found]
+            return torch.stack([value for value, _ in found]).cpu(), [evaluations for _, evaluations in found]
 
         def ours() -> tuple[Tensor, list[int]]:
             precision = precision_for(self.lm, self.precision)
             found = optimize_values(self.lm, self.facts, layer, target, self.settings.contexts, precision=precision)
-            return found.values, found.evaluations.tolist()
+            return found.values.cpu(), found.evaluations.tolist()
 
         return in_turns("values", Side(ours), Side(plainly), self.repeat, self._compare_values)
 
@@ -168,10 +177,11 @@ class Bench:
         def ours() -> Any:
             targets = self._edit(self.precision).edits[0].targets
             restored()
-            return {layer: (at.values, at.evaluations.tolist()) for layer, at in targets.items()}
+            return {layer: (at.values.cpu(), at.evaluations.tolist()) for layer, at in targets.items()}
 
         def compare(found: Any, expected: Any) -> str:
-            return self._compare_values(found[layers[0]], expected[layers[0]])
+            values, evaluations = expected[layers[0]]
+            return self._compare_values(found[layers[0]], (values.cpu(), evaluations))
 
         # Nearly all of its operations are those of the values row, and the plain side would run for as long again.
         return in_turns("batch", Side(ours), Side(plainly), self.repeat, compare, count=False)
@@ -233,7 +243,7 @@ class Bench:
         layers = self.settings.critical_layers
 
         def plainly() -> dict[int, Tensor]:
-            return {layer: plain.second_moment(self.model, windows, layer) for layer in layers}
+            return {layer: plain.second_moment(self.model, windows, layer).cpu() for layer in layers}
 
         def ours() -> dict[int, Tensor]:
             found = SecondMoment.read(self.lm, layers, corpus_from(documents), 4096, cache=False)
@@ -267,6 +277,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--device", default=None)
     parser.add_argument("--precision", choices=PRECISIONS, help="of our side; the model's by default")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS[:-1]))
     parser.add_argument("--solve", nargs=4, type=int, default=(4096, 1024, 100, 2000),
@@ -279,9 +290,12 @@ def main() -> None:
         if options.model is None or options.facts is None:
             parser.error("all rows but solve and stream need a model and --facts")
         bench = Bench(options)
-    rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.float64)}
+    cpu = torch.device("cpu")
+    device, dtype = (cpu, torch.float32) if bench is None else (bench.lm.device, bench.lm.dtype)
+    # Solves run in float64 on the CPU, wherever the model is.
+    rates = {"model": matrix_rate(dtype, device), "solve": matrix_rate(torch.float64, cpu)}
     print(f"{torch.get_num_threads()} threads; matrix products in GFLOP/s: "
-          f"{', '.join(f'{dtype} {rate / 1e9:.0f}' for dtype, rate in rates.items())}")  # fmt: skip
+          f"{dtype} on {device} {rates['model'] / 1e9:.0f}, float64 on the CPU {rates['solve'] / 1e9:.0f}")  # fmt: skip
     print("row                  plain s   ours s   ratio   plain GFLOP (share)   ours GFLOP (share)   difference")
     for row in options.rows:
         if row == "stream":
@@ -293,9 +307,11 @@ def main() -> None:
         solving = row == "solve"
         outcomes: Iterable[Outcome] = solves(*options.solve, options.repeat) if solving else [getattr(bench, row)()]
         for outcome in outcomes:
-            print(line(outcome, rates[torch.float64 if solving else torch.float32]), flush=True)
+            print(line(outcome, rates["solve" if solving else "model"]), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"peak memory of the process: {peak:.2f} GB")
+    if device.type == "cuda":
+        print(f"peak memory of the device: {torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB")
 
 
 def line(outcome: Outcome, rate: float) -> str:
