@@ -457,6 +457,35 @@ def test_an_undo_that_would_give_other_bits_is_refused(monkeypatch: pytest.Monke
     assert same(editor, before)
 
 
+@pytest.mark.parametrize("method", ["alphaedit-blue", "rect", "prune"])
+def test_reset_takes_all_edits_back_at_once_and_writes_no_shift(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor, fresh = make(method, dtype=torch.float32), make(method, dtype=torch.float32)
+    before = state(editor)
+    for fact in FACTS[:3]:
+        editor.edit([fact])
+    assert not same(editor, before)
+    with monkeypatch.context() as patched:
+        patched.setattr(editor_module, "write_shift", None)
+        editor.reset()
+        editor.reset()  # with nothing left to take back
+    assert same(editor, before)
+    assert editor.edits == []
+    # Nothing of the earlier edits is remembered.
+    assert editor.edit(FACTS[3:]).batches[0].after == fresh.edit(FACTS[3:]).batches[0].after
+
+
+def test_a_reset_to_other_bits_than_the_unedited_ones_is_refused() -> None:
+    editor = make(dtype=torch.float32)
+    editor.edit(FACTS[:2])
+    editor.edit(FACTS[2:])
+    edited = state(editor)
+    next(iter(editor._base.values()))[0, 0] += 1
+    with pytest.raises(RuntimeError, match="copies of the unedited weights"):
+        editor.reset()
+    assert same(editor, edited)
+    assert len(editor.edits) == 2
+
+
 def test_given_second_moments_survive_a_failed_attempt() -> None:
     singular = {layer: torch.zeros(INNER, INNER, dtype=EXACT) for layer in LAYERS}
     editor = make(second_moments=singular)
@@ -578,7 +607,7 @@ def test_weights_changed_by_somebody_else_are_noticed() -> None:
     editor = make()
     editor.edit(FACTS[:1])
     editor.lm.weight(1)[0, 0] += 1
-    for action in (editor.undo, lambda: editor.edit(FACTS[1:])):
+    for action in (editor.undo, editor.reset, lambda: editor.edit(FACTS[1:])):
         with pytest.raises(ValueError, match=r"layers \[1\] were changed outside this editor"):
             action()
 

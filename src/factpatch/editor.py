@@ -321,6 +321,32 @@ class Editor:
             self._remember(kept, self._base, weights)
         return undone.patch
 
+    def reset(self) -> None:
+        """Take every edit back at once, bit for bit: as `undo` again and again, without writing what is undone next.
+
+        Without edits there is nothing to do.
+
+        Raises:
+            ValueError: the weights were changed by somebody else since the last edit; the model stays as it is.
+            RuntimeError: what was kept of the unedited weights is not what they were; the model stays as it is.
+        """
+        if not self.edits:
+            return
+        self._check_untouched("reset")
+        expected: dict[int, str] = {}
+        for batch in reversed(_batches(self.edits)):  # the earliest batch of a layer found it unedited
+            expected |= batch.before
+        weights = self.lm.weights(list(self._base))
+        with self._unchanged_on_failure(weights):
+            restore(weights, self._base)
+            differing = changed_layers(weights, expected, expected)
+            if differing:
+                raise RuntimeError(
+                    f"reset: the copies of the unedited weights of layers {differing} were altered. The model is as it "
+                    "was before the call; load it anew."
+                )
+            self._remember([], {}, weights)
+
     def replay(self, patch: Patch) -> None:
         """Write batches that were edited before, and go on as if this editor had edited them.
 

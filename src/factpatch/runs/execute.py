@@ -101,8 +101,7 @@ class _Runner:
             self._after(plan, todo, Moment(When.END, plan.facts, edits=len(plan.facts)))
             self._finish(plan, editor, session)
         finally:
-            while editor.edits:
-                editor.undo()
+            editor.reset()
 
     def _editor(self, method: MethodConfig, seed: int, targets: SharedTargets) -> Editor:
         config = self.directory.config
