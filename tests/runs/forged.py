@@ -14,7 +14,7 @@ from factpatch.files import write_json
 from factpatch.runs.config import config_from
 from factpatch.runs.directory import Plan, RunDirectory
 from factpatch.runs.measure import Measured
-from factpatch.runs.rows import Row, When
+from factpatch.runs.rows import ResultRow, When
 
 SETTINGS = {"target": {"steps": 3}, "solver": {"weight": 100}}
 TASKS = ("sst2", "mmlu")
@@ -102,7 +102,7 @@ def _save(
         }
         name = fact.id or f"facts[{place}]"
         rows += [
-            Row(label, plan.dataset.name, plan.seed, when.value, edits, batch, place, name, metric, value)
+            ResultRow(label, plan.dataset.name, plan.seed, when.value, edits, batch, place, name, metric, value)
             for metric, value in numbers.items()
         ]
     Measured(()).save(folder / f"{when.value if number is None else f'{when.value}.{number:04d}'}.facts", rows, texts)
@@ -116,7 +116,7 @@ def _about(plan: Plan, folder: Path, label: str, when: When, numbers: dict[str, 
     """Rows of the model."""
     edits = 0 if when is When.BEFORE else len(plan.facts)
     rows = [
-        Row(label, plan.dataset.name, plan.seed, when.value, edits, None, None, None, metric, value)
+        ResultRow(label, plan.dataset.name, plan.seed, when.value, edits, None, None, None, metric, value)
         for metric, value in numbers.items()
     ]
     Measured(()).save(folder / f"{when.value}.model", rows, [])

@@ -11,15 +11,15 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 pytest.importorskip("pandas", reason="needs the extra `runs`")
 
-from factpatch.runs.rows import Row, read_rows, write_rows
+from factpatch.runs.rows import ResultRow, read_rows, write_rows
 from factpatch.runs.tables import Column, comparison, improvements
 
 COLUMNS = (Column("cf", "efficacy", "Efficacy"), Column("cf", "loss", "Loss", higher_is_better=False))
 PAIRS = {"memit-blue": "memit"}
 
 
-def row(label: str, when: str, place: int | None, metric: str, value: float | None) -> Row:
-    return Row(label, "cf", 0, when, 0, None if place is None else 1, place, str(place), metric, value)
+def row(label: str, when: str, place: int | None, metric: str, value: float | None) -> ResultRow:
+    return ResultRow(label, "cf", 0, when, 0, None if place is None else 1, place, str(place), metric, value)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_cell_is_the_mean_over_facts_with_its_standard_error(rows: Any) -> Non
 
 def test_seeds_are_no_facts(tmp_path: Path) -> None:
     given = [
-        Row("memit", "cf", seed, "end", 2, 1, place, str(place), "efficacy", value)
+        ResultRow("memit", "cf", seed, "end", 2, 1, place, str(place), "efficacy", value)
         for seed in range(4)
         for place, value in enumerate((0.0, 100.0))
     ]

@@ -29,7 +29,7 @@ from factpatch.runs.directory import Plan, RunDirectory, RunError
 from factpatch.runs.measure import Measure, Measured, Moment
 from factpatch.runs.measures import measures
 from factpatch.runs.pace import Pace
-from factpatch.runs.rows import Row, When
+from factpatch.runs.rows import ResultRow, When
 from factpatch.session import Session, SessionError
 from factpatch.values.shared import SharedTargets
 
@@ -164,7 +164,9 @@ class _Runner:
             "when": moment.when.value,
             "edits": moment.edits,
         }
-        rows = [Row(**about, **named(index), metric=metric, value=value) for index, metric, value in found.numbers]
+        rows = [
+            ResultRow(**about, **named(index), metric=metric, value=value) for index, metric, value in found.numbers
+        ]
         found.save(path, rows, [{**named(index), **text} for index, text in found.texts])
         self.tell(f"{plan.name}: measured {measure.name}, {moment.name}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.files import atomic_write
 from factpatch.model.language_model import LanguageModel
-from factpatch.runs.rows import Row, When, write_rows
+from factpatch.runs.rows import ResultRow, When, write_rows
 
 Number = tuple[int | None, str, float | None]
 """The place of a fact among those that were asked about, or None; a metric; its value."""
@@ -58,7 +58,7 @@ class Measured:
         """Whether a measurement was saved under this name."""
         return path.with_name(path.name + ".parquet").is_file()
 
-    def save(self, path: Path, rows: Sequence[Row], texts: Sequence[dict[str, Any]]) -> None:
+    def save(self, path: Path, rows: Sequence[ResultRow], texts: Sequence[dict[str, Any]]) -> None:
         """Write everything beside `path`; the rows come last and say that the rest is there."""
         if texts:
             lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)

@@ -37,7 +37,7 @@ class Results:
 
     directory: RunDirectory
     rows: pd.DataFrame
-    """The columns are the fields of `Row`."""
+    """The columns are the fields of `ResultRow`."""
     records: tuple[dict[str, Any], ...]
     """row.json of every finished line of the table: settings, seconds, bytes."""
     missing: tuple[str, ...]

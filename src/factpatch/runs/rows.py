@@ -26,7 +26,7 @@ class When(str, Enum):
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One number."""
 
     label: str
@@ -48,7 +48,7 @@ class Row:
     """As docs/metrics.md defines the metric; None where it could not be computed."""
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
     """Write rows as Parquet, whole or not at all."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -58,7 +58,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(paths: Sequence[Path]) -> pd.DataFrame:
-    """The rows of some files as one frame with the fields of `Row` as columns."""
+    """The rows of some files as one frame with the fields of `ResultRow` as columns."""
     import pyarrow as pa
     from pyarrow import parquet
 
