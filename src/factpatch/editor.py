@@ -513,9 +513,9 @@ def _batches(edits: Sequence[Edit]) -> list[Batch]:
     return [batch for edit in edits for batch in edit.patch.batches]
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what an edit's numbers depend on."""
-    names = ("factpatch", "torch", "transformers", "tokenizers", "safetensors")
+def library_versions(*more: str) -> dict[str, str]:
+    """Versions of what an edit's numbers depend on, and of further packages."""
+    names = ("factpatch", "torch", "transformers", "tokenizers", "safetensors", *more)
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 

@@ -15,13 +15,13 @@ import platform
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from factpatch.data import load_facts, save_facts
+from factpatch.editor import library_versions
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact, check_batch
 from factpatch.files import file_digest, is_draft, plain, remove_drafts, write_json
@@ -30,7 +30,6 @@ from factpatch.settings import difference
 
 FORMAT = 1
 _ABOUT = "run.json"
-_PACKAGES = ("factpatch", "torch", "transformers", "numpy")
 
 
 class RunError(ValueError):
@@ -123,8 +122,7 @@ class RunDirectory:
             "format": FORMAT,
             "config": _dump(config),
             "facts": digests,
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
-            "python": platform.python_version(),
+            "versions": library_versions("numpy"),  # which draws the texts
             "machine": platform.platform(),
             # Sums are rounded in another order on another number of threads: a run keeps to the one it began with.
             "threads": torch.get_num_threads(),

@@ -123,12 +123,14 @@ def _section(results: Results, limit: int) -> Section:
         for stage, took in record.get("seconds", {}).items():
             spent[stage] = spent.get(stage, 0.0) + took
     times = {label: {stage: in_words(took) for stage, took in spent.items()} for label, spent in seconds.items()}
-    machine = {"python": about["python"], "machine": about["machine"], "threads": about["threads"]}
     return Section(
         name=results.directory.path.resolve().name,
         results=results,
         config=yaml.safe_dump(about["config"], sort_keys=False, allow_unicode=True),
-        versions={**about["versions"], **machine},
+        versions={
+            **about["versions"],
+            **{name: about[name] for name in ("python", "machine", "threads") if name in about},
+        },
         settings=_side_by_side(settings, results.labels),
         stages=_side_by_side(times, results.labels),
         datasets=[_dataset(results, found, config.name, limit) for config in results.directory.config.datasets],
