@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from factpatch.files import atomic_directory, atomic_write
+from factpatch.files import atomic_directory, atomic_write, remove_drafts
 
 
 @contextmanager
@@ -186,3 +186,15 @@ def test_a_directory_in_a_missing_folder_is_explained(tmp_path: Path) -> None:
         atomic_directory(tmp_path / "a" / "b"),
     ):
         pytest.fail("the block must not run")
+
+
+def test_what_was_not_put_in_place_is_removed_files_and_directories(tmp_path: Path) -> None:
+    (tmp_path / ".factpatch-0123456789abcdef.tmp").touch()
+    folder = tmp_path / ".factpatch-fedcba9876543210.tmp"
+    folder.mkdir()
+    (folder / "inside").touch()
+    (tmp_path / "kept").touch()
+    remove_drafts(tmp_path, older_than=3600)
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_drafts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

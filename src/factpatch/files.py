@@ -154,7 +154,11 @@ def remove_drafts(folder: Path, older_than: float = 0.0) -> None:
     """
     for draft in folder.glob(_DRAFT.format("*")):
         with suppress(FileNotFoundError):
-            if not older_than or time.time() - draft.stat().st_mtime > older_than:
+            if older_than and time.time() - draft.stat().st_mtime <= older_than:
+                continue
+            if draft.is_dir():
+                shutil.rmtree(draft)
+            else:
                 draft.unlink()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from tests.cli.conftest import interrupt
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
@@ -139,13 +140,31 @@ def test_conflicting_facts_are_an_error_before_anything_is_done(
     assert len(read_results(tmp_path / "out").rows["fact"].dropna().unique()) == 2
 
 
-def test_what_a_killed_process_was_writing_is_in_nobodys_way(
-    begin: Any, config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_a_killed_process_was_writing_is_removed(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    name, config["methods"] = ".factpatch-0123456789abcdef.tmp", ["memit"]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".factpatch-0123456789abcdef.tmp").touch()
-    config["methods"] = ["memit"]
+    (tmp_path / "out" / name).touch()
     assert begin(config).exit_code == 0
+    folder = tmp_path / "out" / "rows" / "three" / "0"
+    (folder / "memit" / "row.json").unlink()
+    (folder / "memit" / "measured" / name).touch()
+    (folder / name / "patches").mkdir(parents=True)  # a session that was about to begin
+    assert begin(config).exit_code == 0
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_second_process_is_kept_out_and_changes_nothing(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for moment in ("before it began", "later"):
+        before = sorted(out.rglob("*"))
+        with FileLock(out / "lock"):
+            result = begin(config)
+        assert result.exit_code in (1, 2), moment
+        assert "another process is at work on this run" in result.output
+        assert {*out.rglob("*")} - {*before} <= {out / "lock"}
+        config["methods"] = ["memit"]
+        assert begin(config).exit_code == 0
 
 
 def test_a_run_that_is_through_does_nothing_more(

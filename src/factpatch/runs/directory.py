@@ -6,6 +6,7 @@ unedited/DATASET/SEED/       what was measured on the unedited model, shared by 
 rows/DATASET/SEED/LABEL/     a session's directory with the patches, and what was measured on the way
 targets/                     value targets that methods share
 log.txt                      what happened when
+lock                         held by the process that works there
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import json
 import platform
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from factpatch.data import load_facts, save_facts
 from factpatch.editor import library_versions
@@ -29,7 +32,7 @@ from factpatch.runs.config import ConfigError, DatasetConfig, MethodConfig, RunC
 from factpatch.settings import difference
 
 FORMAT = 1
-_ABOUT = "run.json"
+_ABOUT, _LOCK = "run.json", "lock"
 
 
 class RunError(ValueError):
@@ -65,6 +68,11 @@ class Plan:
         return (self.directory / "row.json").is_file()
 
 
+def _facts_file(dataset: DatasetConfig, seed: int) -> str:
+    """The name of the file that holds the facts of a dataset as they are edited with a seed."""
+    return f"{dataset.name}.{seed}.json"
+
+
 class RunDirectory:
     """A run's directory, made by `create` or found by `open`.
 
@@ -96,39 +104,22 @@ class RunDirectory:
             ConfigError: The facts cannot be read.
         """
         path = Path(path)
-        if (path / _ABOUT).is_file():
-            found = cls(path)
-            differing = difference(found.about["config"], _dump(config))
-            if differing is not None:
-                raise RunError(
-                    f"{path}: holds a run with other settings: {differing}. Choose another directory, or run it with "
-                    "its own configuration."
-                )
-            return found
-        if path.exists() and (not path.is_dir() or any(_not_ours(path))):
-            raise RunError(f"{path}: is not empty and holds no run; choose another directory.")
-        (path / "facts").mkdir(parents=True, exist_ok=True)
-        for folder in (path, path / "facts"):
-            remove_drafts(folder)
-        digests = {}
-        for dataset in config.datasets:
-            for seed in config.seeds:
-                file = path / "facts" / f"{dataset.name}.{seed}.json"
-                facts = _facts(dataset, seed)
-                _check_batches(dataset, facts, dataset.batch_size or config.batch_size)
-                save_facts(facts, file)
-                digests[file.name] = file_digest(file)
-        record = {
-            "format": FORMAT,
-            "config": _dump(config),
-            "facts": digests,
-            "versions": library_versions("numpy"),  # which draws the texts
-            "machine": platform.platform(),
-            # Sums are rounded in another order on another number of threads: a run keeps to the one it began with.
-            "threads": torch.get_num_threads(),
-        }
-        write_json(path / _ABOUT, record)
-        return cls(path)
+        if not (path / _ABOUT).is_file():
+            if path.exists() and (not path.is_dir() or any(_not_ours(path))):
+                raise RunError(f"{path}: is not empty and holds no run; choose another directory.")
+            facts = _all_facts(config)
+            path.mkdir(parents=True, exist_ok=True)
+            with locked(path):
+                if not (path / _ABOUT).is_file():  # else another process came first
+                    _begin(path, config, facts)
+        found = cls(path)
+        differing = difference(found.about["config"], _dump(config))
+        if differing is not None:
+            raise RunError(
+                f"{path}: holds a run with other settings: {differing}. Choose another directory, or run it with "
+                "its own configuration."
+            )
+        return found
 
     def plans(self) -> Iterator[Plan]:
         """Every line of the table, in the order in which they are edited."""
@@ -152,26 +143,76 @@ class RunDirectory:
         Raises:
             RunError: Their file was altered.
         """
-        file = self.path / "facts" / f"{dataset.name}.{seed}.json"
+        file = self.path / "facts" / _facts_file(dataset, seed)
         if not file.is_file() or file_digest(file) != self.about["facts"].get(file.name):
             raise RunError(f"{file}: is missing or was altered after the run began; restore it from a copy.")
         return tuple(load_facts(file))
 
 
-def _facts(dataset: DatasetConfig, seed: int) -> list[Fact]:
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of a run's directory while the block runs; a process that dies lets go.
+
+    Raises:
+        RunError: Another process is at work there.
+    """
+    lock = FileLock(path / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{path}: another process is at work on this run; wait for it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _begin(path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]]) -> None:
+    """Write what a run is; run.json comes last and says that the rest is there."""
+    (path / "facts").mkdir(exist_ok=True)
+    for folder in (path, path / "facts"):
+        remove_drafts(folder)
+    for name, some in facts.items():
+        save_facts(some, path / "facts" / name)
+    record = {
+        "format": FORMAT,
+        "config": _dump(config),
+        "facts": {name: file_digest(path / "facts" / name) for name in facts},
+        "versions": library_versions("numpy"),  # which draws the texts
+        "machine": platform.platform(),
+        # Sums are rounded in another order on another number of threads: a run keeps to the one it began with.
+        "threads": torch.get_num_threads(),
+    }
+    write_json(path / _ABOUT, record)
+
+
+def _all_facts(config: RunConfig) -> dict[str, list[Fact]]:
+    """The facts of every dataset and seed, by the name of the file that will hold them."""
+    found = {}
+    for dataset in config.datasets:
+        there = _load(dataset)
+        for seed in config.seeds:
+            chosen = random.Random(seed).sample(there, dataset.limit or len(there)) if dataset.sample else there
+            facts = chosen[: dataset.limit]
+            _check_batches(dataset, facts, dataset.batch_size or config.batch_size)
+            found[_facts_file(dataset, seed)] = facts
+    return found
+
+
+def _load(dataset: DatasetConfig) -> list[Fact]:
+    """The facts that may be edited, at least as many as are asked for."""
     try:
         facts = load_facts(dataset.facts)[dataset.skip :]
     except (OSError, ValueError) as error:
         raise ConfigError(f"datasets: {dataset.name}: {error}") from error
     if dataset.distinct:
         facts = list({fact.text: fact for fact in reversed(facts)}.values())[::-1]
-    limit = len(facts) if dataset.limit is None else dataset.limit
-    if not facts or len(facts) < limit:
+    if len(facts) < (dataset.limit or 1):
         raise ConfigError(
             f"datasets: {dataset.name}: {dataset.facts} has {len(facts)} facts behind the first {dataset.skip}, and "
-            f"{max(limit, 1)} are asked for; lower `limit` or `skip`."
+            f"{dataset.limit or 1} are asked for; lower `limit` or `skip`."
         )
-    return random.Random(seed).sample(facts, limit) if dataset.sample else facts[:limit]
+    return facts
 
 
 def _check_batches(dataset: DatasetConfig, facts: Sequence[Fact], size: int) -> None:
@@ -193,4 +234,4 @@ def _dump(config: RunConfig) -> dict[str, Any]:
 
 def _not_ours(path: Path) -> Iterator[Path]:
     """What is there besides what a process that was killed had begun to set down."""
-    return (item for item in path.iterdir() if item.name != "facts" and not is_draft(item))
+    return (item for item in path.iterdir() if item.name not in ("facts", _LOCK) and not is_draft(item))

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from factpatch.data.reading import DataFileError
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
-from factpatch.files import write_json
+from factpatch.files import remove_drafts, write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.runs.config import MethodConfig
-from factpatch.runs.directory import Plan, RunDirectory, RunError
+from factpatch.runs.directory import Plan, RunDirectory, RunError, locked
 from factpatch.runs.measure import Measure, Measured, Moment
 from factpatch.runs.measures import measures
 from factpatch.runs.pace import Pace
@@ -50,7 +49,8 @@ def execute(directory: RunDirectory, say: Say = logger.info) -> None:
         ValueError: A method or the facts do not fit the model; what was done before is kept.
     """
     plans = list(directory.plans())
-    with _locked(directory), _threads(directory.about["threads"]), _logged(directory, say) as tell:
+    with locked(directory.path), _threads(directory.about["threads"]), _logged(directory, say) as tell:
+        _remove_drafts(directory.path)
         left = [plan for plan in plans if not plan.finished]
         if not left:
             tell("everything is edited and measured")
@@ -121,7 +121,8 @@ class _Runner:
         )
 
     def _session(self, plan: Plan, editor: Editor) -> Session:
-        if plan.directory.exists():
+        # Empty, if a method had failed and the process was killed before it said so.
+        if plan.directory.exists() and any(plan.directory.iterdir()):
             return Session(plan.directory)
         plan.directory.parent.mkdir(parents=True, exist_ok=True)
         return Session.create(plan.directory, editor, plan.batches)
@@ -201,17 +202,12 @@ def _written(plan: Plan, number: int) -> Moment:
     return Moment(When.WRITTEN, facts, first=first, edits=first + len(facts), batch=number)
 
 
-@contextmanager
-def _locked(directory: RunDirectory) -> Iterator[None]:
-    lock = FileLock(directory.path / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{directory.path}: another process is at work on this run; wait for it.") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _remove_drafts(path: Path) -> None:
+    """Remove what a process that was killed had begun to write, here and in all folders below."""
+    remove_drafts(path)
+    for folder in path.iterdir():
+        if folder.is_dir():
+            _remove_drafts(folder)
 
 
 @contextmanager
