@@ -14,8 +14,14 @@ from tests.cli.conftest import interrupt
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
+from factpatch.data import load_facts
+from factpatch.evaluation.verify import verify
+from factpatch.model.loading import load_language_model
 from factpatch.runs.config import ConfigError, config_from
+from factpatch.runs.measures import UNTOUCHED
 from factpatch.runs.results import read_results
+from factpatch.runs.rows import load_rows
+from factpatch.session import load_patch
 
 Run = Callable[..., Any]
 QUICK = {"target.steps": 3, "target.learning_rate": 0.3}
@@ -94,6 +100,33 @@ def test_a_run_ends_with_the_same_numbers_after_any_interruption(
         result = begin(config, place)
         assert result.exit_code == 0, result.output
         assert numbers(tmp_path / place) == expected
+
+
+def test_what_the_last_batch_left_is_measured_once(
+    begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(lm: Any, tokenizer: Any, facts: Any, **options: Any) -> Any:
+        asked.append(len(facts))
+        return verify(lm, tokenizer, facts, **options)
+
+    monkeypatch.setattr("factpatch.runs.measures.verify", counted)
+    config["methods"] = config["methods"][1:2]
+    assert begin(config).exit_code == 0
+    # Before, after the first batch of two and, at the end, once for the last batch and for all.
+    assert asked == [3, 2, 3]
+
+    folder = tmp_path / "out" / "rows" / "three" / "0" / "memit-blue"
+    lm = load_language_model(config["model"])
+    load_patch(folder).apply(lm.model)
+    direct = verify(lm, None, load_facts(config["datasets"][0]["facts"])[2:])
+    written = load_rows(folder / "measured" / "written.0002.facts.parquet")
+    known = [row for row in written if row.metric != UNTOUCHED]
+    assert [(row.fact, row.metric, row.value) for row in known] == [tuple(row) for row in direct.rows()]
+    assert {(row.when, row.batch, row.place, row.edits) for row in written} == {("written", 2, 2, 3)}
+    said = (folder / "measured" / "written.0002.facts.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["said"] for line in said] == [answer.said for answer in direct.after[0].answers]
 
 
 def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(

@@ -25,7 +25,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.runs.config import MethodConfig
 from factpatch.runs.directory import Plan, RunDirectory, RunError, locked
-from factpatch.runs.measure import Measure, Measured, Moment
+from factpatch.runs.measure import Measure, Measured, Moment, take_over
 from factpatch.runs.measures import measures
 from factpatch.runs.pace import Pace
 from factpatch.runs.rows import ResultRow, When
@@ -89,16 +89,18 @@ class _Runner:
                 session.attach(editor)
                 self.pace.skip(len(session.finished))
                 while True:
+                    through = not session.pending
+                    if through:
+                        self._after(plan, todo, Moment(When.END, plan.facts, edits=len(plan.facts)))
                     # Once more for the last batch of a process that was killed.
                     if session.finished:
                         self._after(plan, todo, _written(plan, len(session.finished)))
-                    if not session.pending:
+                    if through:
                         break
                     session.edit(editor, ask=False)
                     self.pace.advance()
                     place = f"batch {len(session.finished)} of {len(plan.batches)}"
                     self.tell(f"{plan.name}: {place} edited; {self.pace.left()}")
-            self._after(plan, todo, Moment(When.END, plan.facts, edits=len(plan.facts)))
             self._finish(plan, editor, session)
         finally:
             editor.reset()
@@ -145,6 +147,10 @@ class _Runner:
         """Measure, unless the file is there."""
         path = folder / f"{moment.name}.{measure.name}"
         if Measured.exists(path):
+            return
+        end = folder / f"{When.END.value}.{measure.name}"
+        if moment.when is When.WRITTEN and moment.edits == len(plan.facts) and Measured.exists(end):
+            take_over(end, path, moment)  # nothing was edited between the two
             return
         before = moment.when is When.BEFORE
         found = measure.measure(self.lm, moment.facts, None if before else plan.unedited / f"before.{measure.name}")

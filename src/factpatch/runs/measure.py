@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.files import atomic_write
 from factpatch.model.language_model import LanguageModel
-from factpatch.runs.rows import ResultRow, When, write_rows
+from factpatch.runs.rows import ResultRow, When, load_rows, write_rows
 
 Number = tuple[int | None, str, float | None]
 """The place of a fact among those that were asked about, or None; a metric; its value."""
@@ -67,6 +67,27 @@ class Measured:
         if self.tensors:
             atomic_write(path.with_name(path.name + ".safetensors"), lambda draft: save_file(self.tensors, draft))
         write_rows(path.with_name(path.name + ".parquet"), rows)
+
+
+def take_over(source: Path, target: Path, moment: Moment) -> None:
+    """Write a measurement of the model and of facts of one batch, from one of the same weights and of more facts.
+
+    Args:
+        source: The measurement that is there.
+        target: Where the other one goes.
+        moment: When that is, and which batch.
+    """
+    of_moment = (None, moment.batch)
+    rows = load_rows(source.with_name(source.name + ".parquet"))
+    lines = source.with_name(source.name + ".jsonl")
+    content = lines.read_text("utf-8", "surrogatepass") if lines.is_file() else ""
+    # Not splitlines(): a model also writes characters such as U+2028.
+    texts = [json.loads(line) for line in content.split("\n") if line]
+    Measured(()).save(
+        target,
+        [replace(row, when=moment.when.value) for row in rows if row.batch in of_moment],
+        [text for text in texts if text["batch"] in of_moment],
+    )
 
 
 def tensors_at(path: Path) -> dict[str, Tensor]:

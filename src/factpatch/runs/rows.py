@@ -57,6 +57,13 @@ def write_rows(path: Path, rows: Iterable[ResultRow]) -> None:
     atomic_write(path, lambda draft: parquet.write_table(table, draft))
 
 
+def load_rows(path: Path) -> list[ResultRow]:
+    """The rows of a file."""
+    from pyarrow import parquet
+
+    return [ResultRow(**row) for row in parquet.read_table(path, schema=_schema()).to_pylist()]
+
+
 def read_rows(paths: Sequence[Path]) -> pd.DataFrame:
     """The rows of some files as one frame with the fields of `ResultRow` as columns."""
     import pyarrow as pa
