@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from tests.cli.conftest import interrupt
+from tests.cli.conftest import FACTS, interrupt
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
@@ -171,6 +171,30 @@ def test_conflicting_facts_are_an_error_before_anything_is_done(
     config["datasets"][0]["distinct"] = True
     assert begin(config).exit_code == 0
     assert len(read_results(tmp_path / "out").rows["fact"].dropna().unique()) == 2
+
+
+def test_records_that_are_no_facts_are_passed_over_on_request(
+    begin: Any, config: dict[str, Any], facts_file: Path, tmp_path: Path
+) -> None:
+    facts_file.write_text(json.dumps([{"prompt": "{} and {}", "subject": "x", "target_new": "y"}, *FACTS]), "utf-8")
+    config.update(methods=["memit"], evaluate={"perplexity": False, "generation": False})
+    assert begin(config).exit_code == 2
+    config["datasets"][0]["skip_unusable"] = True
+    result = begin(config)
+    assert result.exit_code == 0, result.output
+    assert "1 records cannot be used and were skipped" in result.output
+    assert len(read_results(tmp_path / "out").rows["fact"].dropna().unique()) == 3
+
+
+def test_a_run_of_an_older_factpatch_with_fewer_fields_is_found_again(
+    begin: Any, config: dict[str, Any], tmp_path: Path
+) -> None:
+    config["methods"] = ["memit"]
+    assert begin(config).exit_code == 0
+    about = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))
+    del about["config"]["datasets"][0]["skip_unusable"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(about), "utf-8")
+    assert begin(config).exit_code == 0
 
 
 def test_what_a_killed_process_was_writing_is_removed(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:

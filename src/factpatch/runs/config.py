@@ -57,6 +57,8 @@ class DatasetConfig(_Section):
     """Whether to draw them at random, with the run's seed, instead of taking the first ones."""
     distinct: bool = False
     """Whether to leave out facts that ask what an earlier one asks: a batch cannot hold both."""
+    skip_unusable: bool = False
+    """Whether to pass over records that are no facts, such as prompts without their subject, in place of refusing."""
     batch_size: PositiveInt | None = None
     """Facts in a batch, in place of the run's."""
 

@@ -113,7 +113,8 @@ class RunDirectory:
                 if not (path / _ABOUT).is_file():  # else another process came first
                     _begin(path, config, facts)
         found = cls(path)
-        differing = difference(found.about["config"], _dump(config))
+        # Both by this factpatch: an older one knew fewer fields.
+        differing = difference(_dump(found.config), _dump(config))
         if differing is not None:
             raise RunError(
                 f"{path}: holds a run with other settings: {differing}. Choose another directory, or run it with "
@@ -202,7 +203,7 @@ def _all_facts(config: RunConfig) -> dict[str, list[Fact]]:
 def _load(dataset: DatasetConfig) -> list[Fact]:
     """The facts that may be edited, at least as many as are asked for."""
     try:
-        facts = load_facts(dataset.facts)[dataset.skip :]
+        facts = load_facts(dataset.facts, skip_unusable=dataset.skip_unusable)[dataset.skip :]
     except (OSError, ValueError) as error:
         raise ConfigError(f"datasets: {dataset.name}: {error}") from error
     if dataset.distinct:
