@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 import pytest
+import yaml
 from tests.models import SENTENCES, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -36,6 +37,17 @@ FACTS: list[dict[str, Any]] = [
         "target_true": "French",
     },
 ]
+
+
+QUICK = {"target.steps": 3, "target.learning_rate": 0.3}
+
+
+def numbers(directory: Path) -> list[tuple[Any, ...]]:
+    """All rows of a run."""
+    from factpatch.runs.results import read_results
+
+    rows = read_results(directory).rows.astype(object)
+    return sorted((tuple(map(str, row)) for row in rows.itertuples(index=False)), key=str)
 
 
 def interrupt(patched: pytest.MonkeyPatch, target: str, calls: int = 0) -> None:
@@ -111,3 +123,33 @@ def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
     result = run(*edit_arguments, "--out", path, "--no-verify")
     assert result.exit_code == 0, result.output
     return path
+
+
+@pytest.fixture
+def config(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, Any]:
+    """The configuration of a small run."""
+    return {
+        "model": str(model_directory),
+        "methods": [
+            {"name": "memit", "settings": QUICK},
+            {"name": "memit-blue", "settings": QUICK},
+            {"name": "prune", "settings": QUICK, "label": "pruned"},
+        ],
+        "datasets": [{"facts": str(facts_file), "name": "three"}],
+        "batch_size": 2,
+        "critical_layers": [1, 2],
+        "corpus": str(corpus),
+        "evaluate": {"perplexity": str(corpus), "text": {"facts": 2, "tokens": 4}},
+    }
+
+
+@pytest.fixture
+def begin(run: Run, tmp_path: Path) -> Callable[..., Any]:
+    """Run a configuration in a directory under its name."""
+
+    def invoke(record: dict[str, Any], name: str = "out", *options: str) -> Any:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(record), "utf-8")
+        return run("run", path, "--out", tmp_path / name, *options)
+
+    return invoke

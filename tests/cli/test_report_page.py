@@ -21,6 +21,8 @@ pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 from tests.cli.conftest import FACTS
 from tests.runs.forged import forged_run
 
+from factpatch.runs.extra import PACKAGES
+
 Run = Callable[..., Any]
 
 EVIL = "<script>alert('x')</script> & $x_1$"
@@ -200,10 +202,10 @@ def test_what_is_no_run_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_missing_extra_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factpatch.runs.report._PACKAGES", ("jinja2", "no_such_package"))
+    monkeypatch.setitem(PACKAGES, "no_such_package", "no-such-package")
     result = run("report", forged_run(tmp_path / "forged", FACTS), "--out", tmp_path / "report.html")
     assert result.exit_code == 1
-    assert "no_such_package; pip install 'factpatch[runs]'" in result.output
+    assert "a report needs no-such-package; pip install 'factpatch[runs]'" in result.output
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium on PATH, to open the page")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from filelock import FileLock
-from tests.cli.conftest import FACTS, interrupt
+from tests.cli.conftest import FACTS, interrupt, numbers
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
@@ -24,41 +23,6 @@ from factpatch.runs.rows import load_rows
 from factpatch.session import load_patch
 
 Run = Callable[..., Any]
-QUICK = {"target.steps": 3, "target.learning_rate": 0.3}
-
-
-@pytest.fixture
-def config(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, Any]:
-    return {
-        "model": str(model_directory),
-        "methods": [
-            {"name": "memit", "settings": QUICK},
-            {"name": "memit-blue", "settings": QUICK},
-            {"name": "prune", "settings": QUICK, "label": "pruned"},
-        ],
-        "datasets": [{"facts": str(facts_file), "name": "three"}],
-        "batch_size": 2,
-        "critical_layers": [1, 2],
-        "corpus": str(corpus),
-        "evaluate": {"perplexity": str(corpus), "text": {"facts": 2, "tokens": 4}},
-    }
-
-
-@pytest.fixture
-def begin(run: Run, tmp_path: Path) -> Callable[..., Any]:
-    """Run a configuration in a directory under its name."""
-
-    def invoke(record: dict[str, Any], name: str = "out") -> Any:
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(record), "utf-8")
-        return run("run", path, "--out", tmp_path / name)
-
-    return invoke
-
-
-def numbers(directory: Path) -> list[tuple[Any, ...]]:
-    rows = read_results(directory).rows.astype(object)
-    return sorted((tuple(map(str, row)) for row in rows.itertuples(index=False)), key=str)
 
 
 def test_a_run_measures_every_method_before_on_the_way_and_at_the_end(

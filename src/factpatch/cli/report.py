@@ -25,11 +25,12 @@ def report(
     """
     checks.check_output_file("--out", out)
 
-    from factpatch.runs.report import check_extra, write_report
+    from factpatch.runs.extra import check_extra
+    from factpatch.runs.report import write_report
     from factpatch.runs.results import read_results
 
     with checks.extras():
-        check_extra()
+        check_extra("a report")
     with checks.argument("RUN"):
         results = [read_results(run) for run in runs]
     with render.messages.status("drawing charts"):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.cli.run import carry_out
+from factpatch.cli.run import OtherVersions, begin, carry_out
 
 
 def reproduce(
@@ -74,13 +74,13 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The run's directory. Default: NAME in this folder.")
     ] = None,
+    other_versions: OtherVersions = False,
 ) -> None:
     """Edit and measure as the paper does, and print its table; write it as Markdown, LaTeX and CSV.
 
     The settings are the paper's unless an option says otherwise; each model has those of its preset. Called again after
     it was stopped, the command goes on where it was.
     """
-    from factpatch.runs.directory import RunDirectory
     from factpatch.runs.reproductions import config_for, reproduction_named
 
     with checks.argument("NAME"):
@@ -107,6 +107,6 @@ def reproduce(
             device=device,
             dtype=dtype,
         )
-        directory = RunDirectory.create(out or Path(name), config)
+    directory = begin(out or Path(name), config, name)
     render.heading(what.title)
-    carry_out(directory, name, what.outputs)
+    carry_out(directory, name, what.outputs, other_versions)

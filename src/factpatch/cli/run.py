@@ -12,6 +12,7 @@ from rich.text import Text
 from factpatch.cli import checks, render
 
 if TYPE_CHECKING:
+    from factpatch.runs.config import RunConfig
     from factpatch.runs.directory import RunDirectory
     from factpatch.runs.reproductions import Output
     from factpatch.runs.tables import Table
@@ -22,11 +23,22 @@ Out = Annotated[
 ]
 
 
+OtherVersions = Annotated[
+    bool,
+    typer.Option(
+        "--other-versions",
+        help="Go on with a run that was begun with other versions of factpatch, PyTorch or transformers, which may "
+        "compute other numbers; the run notes it.",
+    ),
+]
+
+
 def run(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG.yaml", help="What to edit and to measure.", show_default=False)
     ],
     out: Out,
+    other_versions: OtherVersions = False,
 ) -> None:
     """Edit and measure what a configuration says, in sequential batches, and print a table.
 
@@ -34,23 +46,42 @@ def run(
     on where it was and ends with the same numbers.
     """
     from factpatch.runs.config import load_config
-    from factpatch.runs.directory import RunDirectory
 
     with checks.argument("CONFIG.yaml"):
         loaded = load_config(config)
+    carry_out(begin(out, loaded, "CONFIG.yaml"), other_versions=other_versions)
+
+
+def begin(out: Path, config: RunConfig, origin: str) -> RunDirectory:
+    """Begin a run, or find it.
+
+    Args:
+        origin: The argument that is to blame for what the configuration names.
+    """
+    from factpatch.runs.config import ConfigError
+    from factpatch.runs.directory import RunDirectory
+
     with checks.argument("--out"):
-        directory = RunDirectory.create(out, loaded)
-    carry_out(directory)
+        try:
+            return RunDirectory.create(out, config)
+        except ConfigError as error:
+            raise checks.BadArgumentError(f"{origin}: {error}") from error
 
 
-def carry_out(directory: RunDirectory, name: str = "table", outputs: Sequence[Output] = ("comparison",)) -> None:
+def carry_out(
+    directory: RunDirectory,
+    name: str = "table",
+    outputs: Sequence[Output] = ("comparison",),
+    other_versions: bool = False,
+) -> None:
     """Do what is left of a run, and draw up what is wanted from it."""
     from factpatch.runs.execute import execute
     from factpatch.runs.outputs import draw_up
     from factpatch.runs.results import read_results
 
     checks.silence_transformers()
-    execute(directory, render.note)
+    with checks.extras():
+        execute(directory, render.note, other_versions)
     for output in outputs:
         drawn = draw_up(output, read_results(directory.path), directory.path, name)
         if drawn.table is not None:

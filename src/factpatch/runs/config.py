@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 from pydantic import field_validator as validates
 
 from factpatch.evaluation.capability import LIMIT
+from factpatch.evaluation.tasks import task_named
 from factpatch.methods import method_named
 from factpatch.settings import with_settings
 
@@ -93,6 +94,13 @@ class CapabilityConfig(_Section):
     every: PositiveInt | None = None
     """Measure each time this many facts have been edited, and at the end; only at the end by default."""
 
+    @validates("tasks")
+    @classmethod
+    def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for name in tasks:
+            task_named(name)
+        return tasks
+
 
 class DriftConfig(_Section):
     """Hidden states of factual prompts, before and after."""
@@ -172,6 +180,8 @@ def _check_different(field: str, names: list[str]) -> None:
 
 def load_config(path: str | Path) -> RunConfig:
     """Read a configuration from YAML. Relative paths in it are taken from where the process runs.
+
+    A run that is found again knows its inputs by their contents: they may be elsewhere then.
 
     Raises:
         ConfigError: It cannot be read, or a field is missing, unknown or wrong.

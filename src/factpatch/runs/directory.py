@@ -1,6 +1,6 @@
 """The directory of a run: what is in it, and that it is this run's.
 
-run.json                     the configuration, versions, threads, digests of the facts
+run.json                     the configuration, versions, threads, digests of the facts and of all inputs
 facts/DATASET.SEED.json      the facts, in the order in which they are edited
 unedited/DATASET/SEED/       what was measured on the unedited model, shared by all methods
 rows/DATASET/SEED/LABEL/     a session's directory with the patches, and what was measured on the way
@@ -11,10 +11,10 @@ lock                         held by the process that works there
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,11 @@ from filelock import FileLock, Timeout
 
 from factpatch.data import load_facts, save_facts
 from factpatch.editor import library_versions
-from factpatch.evaluation.rows import fact_names
-from factpatch.facts import Fact, check_batch
+from factpatch.facts import Fact
 from factpatch.files import file_digest, is_draft, plain, remove_drafts, write_json
-from factpatch.runs.config import ConfigError, DatasetConfig, MethodConfig, RunConfig, config_from
+from factpatch.runs.config import DatasetConfig, MethodConfig, RunConfig, config_from
+from factpatch.runs.inputs import identities
+from factpatch.runs.selection import facts_file, select_facts
 from factpatch.settings import difference
 
 FORMAT = 1
@@ -68,11 +69,6 @@ class Plan:
         return (self.directory / "row.json").is_file()
 
 
-def _facts_file(dataset: DatasetConfig, seed: int) -> str:
-    """The name of the file that holds the facts of a dataset as they are edited with a seed."""
-    return f"{dataset.name}.{seed}.json"
-
-
 class RunDirectory:
     """A run's directory, made by `create` or found by `open`.
 
@@ -107,20 +103,63 @@ class RunDirectory:
         if not (path / _ABOUT).is_file():
             if path.exists() and (not path.is_dir() or any(_not_ours(path))):
                 raise RunError(f"{path}: is not empty and holds no run; choose another directory.")
-            facts = _all_facts(config)
+            facts, inputs = select_facts(config), identities(config)
             path.mkdir(parents=True, exist_ok=True)
             with locked(path):
                 if not (path / _ABOUT).is_file():  # else another process came first
-                    _begin(path, config, facts)
+                    _begin(path, config, facts, inputs)
         found = cls(path)
-        # Both by this factpatch: an older one knew fewer fields.
-        differing = difference(_dump(found.config), _dump(config))
+        found._take(config)
+        return found
+
+    def _take(self, config: RunConfig) -> None:
+        """Let a configuration say where files now are, if it is this run's; their contents are what counts."""
+        # Dumped by this factpatch: an older one knew fewer fields.
+        mine, its = _dump(self.config), _dump(config)
+        if "inputs" in self.about:
+            differing = difference(_without_places(mine), _without_places(its))
+            if differing is None and mine != its:
+                mine = {**self.about["inputs"], **{name: _digest(self._facts_in(name)) for name in self.about["facts"]}}
+                its = {**identities(config), **{name: _digest(facts) for name, facts in select_facts(config).items()}}
+                differing = difference(mine, its)
+        else:
+            differing = difference(mine, its)
         if differing is not None:
             raise RunError(
-                f"{path}: holds a run with other settings: {differing}. Choose another directory, or run it with "
+                f"{self.path}: holds a run with other settings: {differing}. Choose another directory, or run it with "
                 "its own configuration."
             )
-        return found
+        self.config = config
+
+    def check_alike(self, other_versions: bool = False) -> None:
+        """See to it that the rest of the run is measured with what its beginning was. Call it inside `locked`.
+
+        Args:
+            other_versions: Go on with other versions of what numbers depend on, and take note of them in run.json.
+
+        Raises:
+            RunError: Inputs or versions are others.
+            ConfigError: An input cannot be read.
+        """
+        if "inputs" in self.about:
+            differing = difference(self.about["inputs"], identities(self.config))
+            if differing is not None:
+                raise RunError(
+                    f"{self.path}: its inputs are not what they were when the run began: {differing}. Put them back, "
+                    "or begin a run in another directory."
+                )
+        versions = _versions()
+        known = [self.about["versions"], *self.about.get("later_versions", [])]
+        # An older factpatch wrote fewer of them down.
+        if any(all(versions.get(name) == then[name] for name in then) for then in known):
+            return
+        if not other_versions:
+            raise RunError(
+                f"{self.path}: was begun with other versions: {difference(known[-1], versions)}. Numbers may differ: "
+                "install those, or go on with --other-versions."
+            )
+        self.about["later_versions"] = [*known[1:], versions]
+        write_json(self.path / _ABOUT, self.about)
 
     def plans(self) -> Iterator[Plan]:
         """Every line of the table, in the order in which they are edited."""
@@ -144,7 +183,10 @@ class RunDirectory:
         Raises:
             RunError: Their file was altered.
         """
-        file = self.path / "facts" / _facts_file(dataset, seed)
+        return self._facts_in(facts_file(dataset, seed))
+
+    def _facts_in(self, name: str) -> tuple[Fact, ...]:
+        file = self.path / "facts" / name
         if not file.is_file() or file_digest(file) != self.about["facts"].get(file.name):
             raise RunError(f"{file}: is missing or was altered after the run began; restore it from a copy.")
         return tuple(load_facts(file))
@@ -168,7 +210,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _begin(path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]]) -> None:
+def _begin(path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]], inputs: Mapping[str, str]) -> None:
     """Write what a run is; run.json comes last and says that the rest is there."""
     (path / "facts").mkdir(exist_ok=True)
     for folder in (path, path / "facts"):
@@ -179,7 +221,8 @@ def _begin(path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]]) -
         "format": FORMAT,
         "config": _dump(config),
         "facts": {name: file_digest(path / "facts" / name) for name in facts},
-        "versions": library_versions("numpy"),  # which draws the texts
+        "inputs": dict(inputs),
+        "versions": _versions(),
         "machine": platform.platform(),
         # Sums are rounded in another order on another number of threads: a run keeps to the one it began with.
         "threads": torch.get_num_threads(),
@@ -187,50 +230,37 @@ def _begin(path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]]) -
     write_json(path / _ABOUT, record)
 
 
-def _all_facts(config: RunConfig) -> dict[str, list[Fact]]:
-    """The facts of every dataset and seed, by the name of the file that will hold them."""
-    found = {}
-    for dataset in config.datasets:
-        there = _load(dataset)
-        for seed in config.seeds:
-            chosen = random.Random(seed).sample(there, dataset.limit or len(there)) if dataset.sample else there
-            facts = chosen[: dataset.limit]
-            _check_batches(dataset, facts, dataset.batch_size or config.batch_size)
-            found[_facts_file(dataset, seed)] = facts
-    return found
+def _digest(facts: Iterable[Fact]) -> str:
+    return hashlib.sha256(json.dumps([fact.to_dict() for fact in facts]).encode()).hexdigest()
 
 
-def _load(dataset: DatasetConfig) -> list[Fact]:
-    """The facts that may be edited, at least as many as are asked for."""
-    try:
-        facts = load_facts(dataset.facts, skip_unusable=dataset.skip_unusable)[dataset.skip :]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"datasets: {dataset.name}: {error}") from error
-    if dataset.distinct:
-        facts = list({fact.text: fact for fact in reversed(facts)}.values())[::-1]
-    if len(facts) < (dataset.limit or 1):
-        raise ConfigError(
-            f"datasets: {dataset.name}: {dataset.facts} has {len(facts)} facts behind the first {dataset.skip}, and "
-            f"{dataset.limit or 1} are asked for; lower `limit` or `skip`."
-        )
-    return facts
-
-
-def _check_batches(dataset: DatasetConfig, facts: Sequence[Fact], size: int) -> None:
-    """Raise ConfigError if a batch cannot be edited, or two facts cannot be told apart."""
-    try:
-        fact_names(facts)
-        for start in range(0, len(facts), size):
-            check_batch(facts[start : start + size])
-    except ValueError as error:
-        raise ConfigError(
-            f"datasets: {dataset.name}: {error} `distinct: true` leaves out facts that ask what an earlier one asks."
-        ) from error
+def _versions() -> dict[str, str]:
+    return library_versions("numpy")  # which draws the texts
 
 
 def _dump(config: RunConfig) -> dict[str, Any]:
     dumped: dict[str, Any] = plain(config.model_dump(mode="json"))
     return dumped
+
+
+def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run without where its inputs are, which are known by their contents."""
+
+    def without(section: Mapping[str, Any] | None, place: str) -> dict[str, Any] | None:
+        return None if section is None else {name: value for name, value in section.items() if name != place}
+
+    evaluate = record["evaluate"]
+    sections = {"text": "references", "capability": "data", "drift": "prompts"}
+    return {
+        **record,
+        "corpus": None,
+        "datasets": [without(dataset, "facts") for dataset in record["datasets"]],
+        "evaluate": {
+            **evaluate,
+            "perplexity": None,
+            **{name: without(evaluate[name], place) for name, place in sections.items()},
+        },
+    }
 
 
 def _not_ours(path: Path) -> Iterator[Path]:

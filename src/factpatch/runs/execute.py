@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,14 @@ import torch
 from factpatch.data.reading import DataFileError
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
+from factpatch.facts import Fact
 from factpatch.files import remove_drafts, write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
-from factpatch.runs.config import MethodConfig
+from factpatch.runs.config import MethodConfig, RunConfig
 from factpatch.runs.directory import Plan, RunDirectory, RunError, locked
+from factpatch.runs.extra import check_extra
+from factpatch.runs.inputs import Inputs
 from factpatch.runs.measure import Measure, Measured, Moment, take_over
 from factpatch.runs.measures import measures
 from factpatch.runs.pace import Pace
@@ -37,17 +40,21 @@ logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
-def execute(directory: RunDirectory, say: Say = logger.info) -> None:
+def execute(directory: RunDirectory, say: Say = logger.info, other_versions: bool = False) -> None:
     """Do what is left of a run.
 
     Args:
         directory: Where the run is.
         say: Called with a line about every batch and every measurement, with the time that is probably left.
+        other_versions: Go on with a run that other versions of the libraries began; its numbers may be no others'.
 
     Raises:
-        RunError: Another process is at work there.
+        ImportError: A package of the extra `runs` is not installed.
+        RunError: Another process is at work there, or inputs or versions are not those that the run began with.
+        ConfigError: An input cannot be read. Nothing is loaded or measured before all of them are.
         ValueError: A method or the facts do not fit the model; what was done before is kept.
     """
+    check_extra("a run")
     plans = list(directory.plans())
     with locked(directory.path), _threads(directory.about["threads"]), _logged(directory, say) as tell:
         _remove_drafts(directory.path)
@@ -56,8 +63,12 @@ def execute(directory: RunDirectory, say: Say = logger.info) -> None:
             tell("everything is edited and measured")
             return
         config = directory.config
+        directory.check_alike(other_versions)
+        inputs = Inputs.load(config, _written_about(config, left))
+        if config.evaluate.text is not None and inputs.references is None:
+            tell("no reference texts were fetched, so consistency will be missing")
         lm = load_language_model(config.model, device=config.device, dtype=config.dtype, chat=config.chat)
-        runner = _Runner(directory, lm, tell, Pace(sum(len(plan.batches) for plan in left)))
+        runner = _Runner(directory, lm, inputs, tell, Pace(sum(len(plan.batches) for plan in left)))
         for plan in left:
             try:
                 runner.run(plan)
@@ -74,6 +85,7 @@ def execute(directory: RunDirectory, say: Say = logger.info) -> None:
 class _Runner:
     directory: RunDirectory
     lm: LanguageModel
+    inputs: Inputs
     tell: Say
     pace: Pace
 
@@ -81,7 +93,7 @@ class _Runner:
         """Edit and measure one line of the table; the model is as it was afterwards."""
         targets = SharedTargets(self.directory.path / "targets", self.lm.name)
         editor = self._editor(plan.method, plan.seed, targets)
-        todo = measures(self.directory.config, plan.facts, plan.seed, editor.critical_layers[-1])
+        todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, editor.critical_layers[-1])
         self._before(plan, todo)
         session = self._session(plan, editor)
         try:
@@ -133,7 +145,10 @@ class _Runner:
         """Measure the unedited model, once for all methods."""
         plan.unedited.mkdir(parents=True, exist_ok=True)
         for measure in todo:
-            self._keep(plan, measure, Moment(When.BEFORE, plan.facts), plan.unedited)
+            try:
+                self._keep(plan, measure, Moment(When.BEFORE, plan.facts), plan.unedited)
+            except ValueError as error:  # which no method is to blame for
+                raise RunError(f"{plan.dataset.name}: {measure.name} of the unedited model: {error}") from error
 
     def _after(self, plan: Plan, todo: Sequence[Measure], moment: Moment) -> None:
         """Measure what is due at a moment of the stream."""
@@ -206,6 +221,12 @@ def _written(plan: Plan, number: int) -> Moment:
     first = plan.batch_size * (number - 1)
     facts = plan.batches[number - 1]
     return Moment(When.WRITTEN, facts, first=first, edits=first + len(facts), batch=number)
+
+
+def _written_about(config: RunConfig, plans: Iterable[Plan]) -> set[Fact]:
+    """The facts that texts are written for."""
+    text = config.evaluate.text
+    return set() if text is None else {fact for plan in plans for fact in plan.facts[: text.facts]}
 
 
 def _remove_drafts(path: Path) -> None:

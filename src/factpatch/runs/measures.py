@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from factpatch.data.known import load_known_facts
-from factpatch.data.references import ReferenceTexts, demo_references
-from factpatch.data.sources import resolve_data
+from factpatch.data.known import KnownFact
+from factpatch.data.references import ReferenceTexts
 from factpatch.data.tfidf import Tfidf
 from factpatch.evaluation import metrics
-from factpatch.evaluation.capability import capability, check_extra
+from factpatch.evaluation.capability import capability
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
-from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.perplexity import perplexity
 from factpatch.evaluation.readings import Reading
 from factpatch.evaluation.rows import Row, fact_names, text_rows
-from factpatch.evaluation.tasks import task_named
+from factpatch.evaluation.tasks import Item, task_named
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.overlap import edited_neighbors
-from factpatch.runs.config import CapabilityConfig, DriftConfig, RunConfig, TextConfig
+from factpatch.runs.config import CapabilityConfig, RunConfig, TextConfig
+from factpatch.runs.inputs import Inputs
 from factpatch.runs.measure import Measure, Measured, Moment, Number, tensors_at
 from factpatch.runs.rows import When
 
@@ -31,10 +31,11 @@ UNTOUCHED = "specificity_untouched"
 """Specificity over the neighbors whose answer is not itself edited in the run."""
 
 
-def measures(config: RunConfig, facts: Sequence[Fact], seed: int, last_layer: int) -> list[Measure]:
+def measures(config: RunConfig, inputs: Inputs, facts: Sequence[Fact], seed: int, last_layer: int) -> list[Measure]:
     """What a configuration asks for.
 
     Args:
+        inputs: What it names, read.
         facts: All that are edited.
         seed: Of the texts.
         last_layer: The last critical layer, whose hidden states are compared.
@@ -42,13 +43,13 @@ def measures(config: RunConfig, facts: Sequence[Fact], seed: int, last_layer: in
     wanted = config.evaluate
     found: list[Measure] = [Facts(wanted.written, wanted.generation, tuple(facts))]
     if wanted.perplexity:
-        found.append(Perplexity(None if wanted.perplexity is True else Path(wanted.perplexity)))
+        found.append(Perplexity(inputs.text))
     if wanted.text is not None:
-        found.append(Texts(wanted.text, seed))
+        found.append(Texts(wanted.text, seed, inputs.references, inputs.tfidf))
     if wanted.capability is not None:
-        found.append(Capability(wanted.capability))
+        found.append(Capability(wanted.capability, inputs.items))
     if wanted.drift is not None:
-        found.append(Drift(wanted.drift, last_layer))
+        found.append(Drift(inputs.prompts, last_layer))
     return found
 
 
@@ -81,15 +82,14 @@ class Facts:
 class Perplexity:
     """Perplexity on ordinary text."""
 
-    file: Path | None
+    text: str
     name: str = "perplexity"
 
     def due(self, moment: Moment) -> bool:
         return moment.when is When.END
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
-        text = held_out_text() if self.file is None else self.file.read_text("utf-8")
-        return Measured([(None, "perplexity", perplexity(lm, text))])
+        return Measured([(None, "perplexity", perplexity(lm, self.text))])
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Texts:
 
     config: TextConfig
     seed: int
+    references: ReferenceTexts | None
+    tfidf: Tfidf | None
     name: str = "texts"
 
     def due(self, moment: Moment) -> bool:
@@ -105,7 +107,6 @@ class Texts:
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
         chosen = facts[: self.config.facts]
-        references, tfidf = self._references(chosen)
         generations = generate_texts(
             lm,
             [fact.generation_prompts for fact in chosen],
@@ -113,26 +114,12 @@ class Texts:
             top_k=5 if self.config.sampling == "top-k" else 1,
             seed=self.seed,
         )
-        given = None if references is None else [references.for_fact(fact) for fact in chosen]
-        rows = text_rows(chosen, generations, given, tfidf)
+        given = None if self.references is None else [self.references.for_fact(fact) for fact in chosen]
+        rows = text_rows(chosen, generations, given, self.tfidf)
         texts = [
             (place, {"prompt": one.prompt, "said": one.said}) for place, some in enumerate(generations) for one in some
         ]
         return Measured(_numbers(chosen, rows), texts)
-
-    def _references(self, facts: Sequence[Fact]) -> tuple[ReferenceTexts | None, Tfidf | None]:
-        chosen = self.config.references
-        if chosen == "demo":
-            own = demo_references()
-            return own, Tfidf.fit([text for some in own.texts.values() for text in some])
-        if chosen is not None:
-            files = [Path(chosen) / name for name in ("attribute_snippets.json", "tfidf_vocab.json", "idf.npy")]
-        else:
-            try:
-                files = [resolve_data(name) for name in ("attribute_snippets", "tfidf_vocab", "tfidf_idf")]
-            except ValueError:  # not fetched
-                return None, None
-        return ReferenceTexts.load(files[0], facts), Tfidf.load(files[1], files[2])
 
 
 @dataclass(frozen=True)
@@ -140,10 +127,8 @@ class Capability:
     """How well the model does tasks that the edit has nothing to do with."""
 
     config: CapabilityConfig
+    items: Mapping[str, Sequence[Item]]
     name: str = "capability"
-
-    def __post_init__(self) -> None:
-        check_extra()
 
     def due(self, moment: Moment) -> bool:
         every = self.config.every
@@ -152,10 +137,8 @@ class Capability:
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
         numbers: list[Number] = []
         answers: list[tuple[int | None, dict[str, Any]]] = []
-        for name in self.config.tasks:
-            task = task_named(name)
-            items = task.load(self.config.data / f"glue_{name}.json")
-            found = capability(lm, task, items, limit=self.config.limit)
+        for name, items in self.items.items():
+            found = capability(lm, task_named(name), items, limit=self.config.limit)
             for way, result in found.metrics().items():
                 numbers += [(None, f"{name}.{way}.{key}", float(value)) for key, value in asdict(result).items()]
             answers += [(None, {"task": name, **answered.to_dict()}) for answered in found.rows]
@@ -166,7 +149,7 @@ class Capability:
 class Drift:
     """How far the hidden states of factual prompts moved at the last critical layer."""
 
-    config: DriftConfig
+    prompts: Sequence[KnownFact]
     layer: int
     name: str = "hidden_states"
 
@@ -174,9 +157,8 @@ class Drift:
         return moment.when is When.END
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
-        known = load_known_facts(self.config.prompts, self.config.limit)
-        ends = [fact.subject_end for fact in known]
-        states = hidden_states(lm, [fact.prompt for fact in known], self.layer, ends).float().cpu()
+        ends = [fact.subject_end for fact in self.prompts]
+        states = hidden_states(lm, [fact.prompt for fact in self.prompts], self.layer, ends).float().cpu()
         if unedited is None:
             return Measured([], tensors={"states": states})
         if not bool(states.isfinite().all()):  # a model that collapsed

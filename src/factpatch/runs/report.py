@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 from factpatch.evaluation.intervals import Interval
 from factpatch.files import atomic_write
 from factpatch.runs.contrasts import Contrast, contrasts, scored
+from factpatch.runs.extra import check_extra
 from factpatch.runs.measures import UNTOUCHED
 from factpatch.runs.outcomes import Outcome, State, answers, outcomes, worst
 from factpatch.runs.pace import in_words
@@ -22,7 +22,6 @@ from factpatch.runs.tables import MISSING, Column, Table, comparison
 from factpatch.runs.told import told
 
 WORST = 5
-_PACKAGES = ("jinja2", "matplotlib", "pandas", "pyarrow", "sklearn")
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,6 @@ class Section:
     drift: Table | None = None
 
 
-def check_extra() -> None:
-    """Raise ImportError unless the packages of the extra are installed."""
-    absent = [name for name in _PACKAGES if find_spec(name) is None]
-    if absent:
-        raise ImportError(f"a report is made with {', '.join(absent)}; pip install 'factpatch[runs]'.")
-
-
 def write_report(runs: Sequence[Results], path: Path, limit: int = WORST) -> None:
     """Write a page about some runs, whole or not at all. The same runs give the same page.
 
@@ -93,7 +85,7 @@ def write_report(runs: Sequence[Results], path: Path, limit: int = WORST) -> Non
 
 def report_page(runs: Sequence[Results], limit: int = WORST) -> str:
     """Return the page that `write_report` writes."""
-    check_extra()
+    check_extra("a report")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from factpatch.runs import charts
@@ -127,10 +119,7 @@ def _section(results: Results, limit: int) -> Section:
         name=results.directory.path.resolve().name,
         results=results,
         config=yaml.safe_dump(about["config"], sort_keys=False, allow_unicode=True),
-        versions={
-            **about["versions"],
-            **{name: about[name] for name in ("python", "machine", "threads") if name in about},
-        },
+        versions=_versions(about),
         settings=_side_by_side(settings, results.labels),
         stages=_side_by_side(times, results.labels),
         datasets=[_dataset(results, found, config.name, limit) for config in results.directory.config.datasets],
@@ -138,6 +127,15 @@ def _section(results: Results, limit: int) -> Section:
         maps=list(charts.hidden_state_charts(results)),
         drift=_drift(results),
     )
+
+
+def _versions(about: dict[str, Any]) -> dict[str, Any]:
+    """The versions that the run began with, those that it went on with, and the machine."""
+    recorded = [about["versions"], *about.get("later_versions", [])]
+    versions = {
+        name: ", later ".join(dict.fromkeys(one[name] for one in recorded if name in one)) for name in recorded[0]
+    }
+    return {**versions, **{name: about[name] for name in ("python", "machine", "threads") if name in about}}
 
 
 def _dataset(results: Results, outcomes: dict[tuple[str, str], list[Outcome]], name: str, limit: int) -> Dataset:

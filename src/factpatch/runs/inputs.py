@@ -1,0 +1,154 @@
+"""What a run reads besides the model and the facts: known by its contents, and read once, before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from factpatch.data.known import KnownFact, load_known_facts
+from factpatch.data.references import ReferenceTexts, demo_references
+from factpatch.data.sources import data_directory, resolve_data, source_named
+from factpatch.data.tfidf import Tfidf
+from factpatch.evaluation.capability import RESERVED
+from factpatch.evaluation.perplexity import held_out_text
+from factpatch.evaluation.tasks import Item, task_named
+from factpatch.facts import Fact
+from factpatch.files import file_digest
+from factpatch.runs.config import ConfigError, RunConfig
+
+_REFERENCES = ("attribute_snippets", "tfidf_vocab", "tfidf_idf")
+_DEMO, _SHIPPED = "demo", "shipped"
+
+
+def identities(config: RunConfig) -> dict[str, str]:
+    """What tells every input from others: the SHA-256 of a file, or a name where it is none.
+
+    Returns:
+        By the field that names the input. It does not depend on where files are.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    found = {}
+
+    def add(where: str, data: str | Path) -> None:
+        with _blamed(where):
+            found[where] = file_digest(resolve_data(data))
+
+    wanted = config.evaluate
+    if config.corpus is None or config.corpus.startswith("hf:"):
+        found["corpus"] = config.corpus or _SHIPPED
+    else:
+        add("corpus", Path(config.corpus))
+    if wanted.perplexity is True:
+        found["evaluate.perplexity"] = _SHIPPED
+    elif wanted.perplexity:
+        add("evaluate.perplexity", wanted.perplexity)
+    if wanted.text is not None:
+        if wanted.text.references == _DEMO:
+            found["evaluate.text.references"] = _DEMO
+        for name, data in _reference_data(wanted.text.references).items():
+            add(f"evaluate.text.references: {name}", data)
+    if wanted.capability is not None:
+        for name in wanted.capability.tasks:
+            add(f"evaluate.capability.data: {name}", _task_file(wanted.capability.data, name))
+    if wanted.drift is not None:
+        add("evaluate.drift.prompts", wanted.drift.prompts)
+    return found
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run measures with, read and checked."""
+
+    text: str = ""
+    """Whose perplexity is measured."""
+    references: ReferenceTexts | None = None
+    """Those of the facts about which texts are written; None if there are none."""
+    tfidf: Tfidf | None = None
+    """What compares texts with them."""
+    items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+    """Those of every task, by its name."""
+    prompts: Sequence[KnownFact] = ()
+    """Whose hidden states are compared."""
+
+    @classmethod
+    def load(cls, config: RunConfig, facts: Collection[Fact]) -> Inputs:
+        """Read what a configuration names.
+
+        Args:
+            facts: Those about which texts are written.
+
+        Raises:
+            ConfigError: A file is missing, or holds something else.
+        """
+        wanted = config.evaluate
+        text, items = "", {}
+        references: ReferenceTexts | None = None
+        tfidf: Tfidf | None = None
+        prompts: list[KnownFact] = []
+        if wanted.perplexity:
+            with _blamed("evaluate.perplexity"):
+                text = held_out_text() if wanted.perplexity is True else wanted.perplexity.read_text("utf-8")
+        if wanted.text is not None:
+            with _blamed("evaluate.text.references"):
+                references, tfidf = _references(wanted.text.references, facts)
+        if wanted.capability is not None:
+            for name in wanted.capability.tasks:
+                with _blamed("evaluate.capability"):
+                    items[name] = _items(_task_file(wanted.capability.data, name), name)
+        if wanted.drift is not None:
+            with _blamed("evaluate.drift.prompts"):
+                prompts = load_known_facts(wanted.drift.prompts, wanted.drift.limit)
+                if len(prompts) < 2:
+                    raise ValueError(f"{wanted.drift.prompts} has one prompt; give at least 2.")
+        return cls(text, references, tfidf, items, prompts)
+
+
+def _references(chosen: str | None, facts: Collection[Fact]) -> tuple[ReferenceTexts | None, Tfidf | None]:
+    if chosen == _DEMO:
+        own = demo_references()
+        return own, Tfidf.fit([text for some in own.texts.values() for text in some])
+    files = _reference_data(chosen)
+    if not files:
+        return None, None
+    texts, words, weights = (files[name] for name in _REFERENCES)
+    return ReferenceTexts.load(texts, facts), Tfidf.load(words, weights)
+
+
+def _reference_data(chosen: str | None) -> dict[str, str | Path]:
+    """The published files by name, in a folder or as they were fetched; empty if they were not."""
+    if chosen == _DEMO:
+        return {}
+    if chosen is not None:
+        return {name: Path(chosen) / source_named(name).file for name in _REFERENCES}
+    fetched = all((data_directory() / source_named(name).file).is_file() for name in _REFERENCES)
+    return {name: name for name in _REFERENCES} if fetched else {}
+
+
+def _task_file(folder: Path, name: str) -> Path:
+    return folder / f"glue_{name}.json"
+
+
+def _items(path: Path, name: str) -> list[Item]:
+    items = task_named(name).load(path)
+    if len(items) <= RESERVED:
+        raise ValueError(f"{path} has {len(items)} items; the first {RESERVED} are examples, so give more.")
+    return items
+
+
+@contextmanager
+def _blamed(where: str) -> Iterator[None]:
+    """Name the field in what a file has to complain about.
+
+    Raises:
+        ConfigError: The block raised a ValueError or an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.filename}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
