@@ -131,9 +131,9 @@ def test_a_page_needs_nothing_from_elsewhere(page: Any, tmp_path: Path) -> None:
 def test_charts_are_told_in_words(page: Any, tmp_path: Path) -> None:
     found = Page(page(forged_run(tmp_path / "forged", FACTS)))
     charts = [attributes for tag, attributes in found.elements if tag == "svg"]
-    # Bars of four metrics, two methods' forgetting, two tasks, two maps; the others are legends.
+    # Bars of five metrics, two methods' forgetting, two tasks, two maps; the others are legends.
     told = [chart for chart in charts if chart.get("role") == "img"]
-    assert len(told) == 10
+    assert len(told) == 11
     assert all(chart["aria-label"] for chart in told)
     assert all(chart.get("aria-hidden") == "true" for chart in charts if chart not in told)
 

@@ -257,7 +257,10 @@ def test_a_table_of_the_paper_is_one_command(
     assert result.exit_code == 0, result.output
     assert "With BLUE" in result.output
     assert "memit-blue: " in result.output
-    assert (tmp_path / "t3" / "table3.tex").is_file()
+    for name in ("table3", "table3.improvement"):
+        for suffix in (".md", ".tex", ".csv"):
+            assert (tmp_path / "t3" / f"{name}{suffix}").is_file()
+    assert (tmp_path / "t3" / "table3.differences.csv").is_file()
     remembered = {
         method["name"]: method["remember_keys"]
         for method in json.loads((tmp_path / "t3" / "run.json").read_text("utf-8"))["config"]["methods"]

@@ -29,6 +29,9 @@ def forged_run(
     finished: bool = True,
     whole: bool = True,
     quality: dict[str, float] | None = None,
+    names: Sequence[str] = ("forged",),
+    seeds: Sequence[int] = (0,),
+    **selection: Any,
 ) -> Path:
     """A run whose facts are learned and kept by chance.
 
@@ -36,6 +39,8 @@ def forged_run(
         finished: Whether anything was measured behind the first batch.
         whole: Whether everything was measured that can be.
         quality: For each method how probably a fact is learned.
+        names: Of the datasets, which all have these facts.
+        selection: Further fields of each dataset.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.parent / f"{path.name}.json"
@@ -43,12 +48,13 @@ def forged_run(
     record = {
         "model": "tiny",
         "methods": list(methods),
-        "datasets": [{"facts": str(file), "name": "forged"}],
+        "datasets": [{"facts": str(file), "name": name, **selection} for name in names],
         "batch_size": batch_size,
+        "seeds": list(seeds),
     }
     directory = RunDirectory.create(path, config_from(record))
     for plan in directory.plans():
-        _forge(plan, random.Random(plan.method.label), finished, whole, (quality or {}).get(plan.method.label, 0.8))
+        _forge(plan, random.Random(plan.name), finished, whole, (quality or {}).get(plan.method.label, 0.8))
     return path
 
 

@@ -20,7 +20,11 @@ from factpatch.runs.tables import Column
 from factpatch.runs.told import told
 
 YES, NO = {"efficacy": 100.0}, {"efficacy": 0.0}
-COLUMNS = [Column("forged", name.lower(), name) for name in ("Efficacy", "Generalization", "Specificity")]
+PARTS = ("efficacy", "generalization", "specificity")
+COLUMNS = [
+    *(Column("forged", part, part.capitalize()) for part in PARTS),
+    Column("forged", "score", "Score", parts=PARTS, error=False),
+]
 
 
 def facts(count: int) -> list[dict[str, Any]]:
@@ -79,9 +83,9 @@ def test_what_is_not_learned_is_worse_than_any_harm_beside_it(one: Outcome) -> N
 def test_a_method_that_learns_more_is_clearly_better(run: Path) -> None:
     found = outcomes(read_results(run))
     first, second = found["memit-blue", "forged"], found["memit", "forged"]
-    there = {one.header: one for one in contrasts("memit-blue", "memit", first, second, COLUMNS)}
+    there = {one.column.header: one for one in contrasts("memit-blue", "memit", first, second, COLUMNS)}
     assert there["Efficacy"].verdict == there["Score"].verdict == "better"
-    back = {one.header: one for one in contrasts("memit", "memit-blue", second, first, COLUMNS)}
+    back = {one.column.header: one for one in contrasts("memit", "memit-blue", second, first, COLUMNS)}
     assert back["Efficacy"].verdict == "worse"
     assert back["Efficacy"].interval.value == pytest.approx(-there["Efficacy"].interval.value)
     same = contrasts("memit", "memit", second, second, COLUMNS)

@@ -78,6 +78,18 @@ def test_the_forms_of_a_table_say_the_same(rows: Any) -> None:
     assert math.isclose(float(lines[2][1]), 60.0)
 
 
+def test_a_harmonic_mean_is_of_the_means_and_does_not_count_as_an_improvement_of_its_own(rows: Any) -> None:
+    score = Column("cf", "score", "Score", parts=("efficacy", "loss"), error=False)
+    plain = comparison("t", rows, ["memit", "memit-blue"], COLUMNS, PAIRS)
+    table = comparison("t", rows, ["memit", "memit-blue"], (*COLUMNS, score), PAIRS)
+    cells = {label: line[-1] for label, line in table.lines}
+    assert cells["memit"].mean == pytest.approx(2 / (1 / 60 + 1 / 4))
+    assert cells["memit-blue"].improved
+    assert cells["unedited"].mean is None  # a part was not measured
+    assert improvements(table, PAIRS) == improvements(plain, PAIRS)
+    assert table.csv().splitlines()[0].endswith("cf.loss.error,cf.score")
+
+
 def test_the_average_improvement_is_the_papers() -> None:
     """Table 3 from table 2, for AlphaEdit on Llama 3: 2.50 %."""
     import pandas as pd

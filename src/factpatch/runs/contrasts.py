@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from factpatch.evaluation.intervals import Interval, Values, difference, score, score_difference
 from factpatch.runs.outcomes import Outcome
-from factpatch.runs.tables import Column
-
-SCORED = ("Efficacy", "Generalization", "Specificity")
-"""The headers of the columns whose harmonic mean is the score."""
+from factpatch.runs.results import Results
+from factpatch.runs.tables import MISSING, Column
 
 Verdict = Literal["better", "worse", "no clear difference"]
 
@@ -23,9 +21,8 @@ class Contrast:
 
     label: str
     base: str
-    header: str
+    column: Column
     interval: Interval
-    higher_is_better: bool = True
 
     @property
     def pair(self) -> str:
@@ -37,13 +34,13 @@ class Contrast:
         low, high = self.interval.low, self.interval.high
         if low is None or high is None or low <= 0 <= high:
             return "no clear difference"
-        return "better" if (low > 0) == self.higher_is_better else "worse"
+        return "better" if (low > 0) == self.column.higher_is_better else "worse"
 
 
 def contrasts(
     label: str, base: str, first: Sequence[Outcome], second: Sequence[Outcome], columns: Sequence[Column]
 ) -> list[Contrast]:
-    """Compare two methods in each metric, and in the score if all its parts were measured.
+    """Compare two methods in each metric of single facts, and in the score.
 
     The facts are the sample. A fact that was edited with several seeds counts once, with its mean over them: the
     intervals say what other facts would give, and not what other seeds would.
@@ -53,35 +50,53 @@ def contrasts(
         base: The one it is compared with.
         first: What became of the facts of one dataset under `label`.
         second: The same under `base`; facts that only one of them has do not count.
-        columns: The metrics of single facts.
+        columns: The metrics.
     """
     common = {one.key for one in first} & {one.key for one in second}
     ours, theirs = ([one for one in some if one.key in common] for some in (first, second))
-    found = [
-        Contrast(
-            label,
-            base,
-            column.header,
-            difference(_values(ours, column.metric), _values(theirs, column.metric)),
-            column.higher_is_better,
-        )
-        for column in columns
-    ]
-    if parts := _parts(columns):
-        interval = score_difference(*([_values(some, part.metric) for part in parts] for some in (ours, theirs)))
-        found.append(Contrast(label, base, "Score", interval))
+    return [Contrast(label, base, column, _difference(ours, theirs, column)) for column in columns]
+
+
+def _difference(first: Sequence[Outcome], second: Sequence[Outcome], column: Column) -> Interval:
+    if not column.parts:
+        return difference(_values(first, column.metric), _values(second, column.metric))
+    return score_difference(*([_values(some, part) for part in column.parts] for some in (first, second)))
+
+
+def compared(
+    results: Results, there: Mapping[tuple[str, str], Sequence[Outcome]], pairs: Mapping[str, str]
+) -> dict[str, list[Contrast]]:
+    """Compare each method of a run with the one it should improve on, by dataset.
+
+    Args:
+        there: What became of the facts, as `outcomes` gives it.
+        pairs: The method that each label should improve on.
+    """
+    found: dict[str, list[Contrast]] = {}
+    for dataset in (one.name for one in results.directory.config.datasets):
+        columns = [column for column in results.columns() if column.dataset == dataset]
+        found[dataset] = [
+            contrast
+            for label, base in pairs.items()
+            if (label, dataset) in there and (base, dataset) in there
+            for contrast in contrasts(label, base, there[label, dataset], there[base, dataset], columns)
+        ]
     return found
+
+
+def interval_text(interval: Interval, sign: bool = False) -> str:
+    """As `+3.10 [0.42, 5.91]`; the number alone if there is no interval, a dash if there is no number."""
+    if interval.value is None or interval.value != interval.value:
+        return MISSING
+    number = f"{interval.value:{'+' if sign else ''}.2f}"
+    if interval.low is None or interval.high is None:
+        return number
+    return f"{number} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def scored(some: Sequence[Outcome], columns: Sequence[Column]) -> Interval | None:
     """The score of one method, with its interval; None if a part of it was not measured."""
-    parts = _parts(columns)
-    return score([_values(some, part.metric) for part in parts]) if parts else None
-
-
-def _parts(columns: Sequence[Column]) -> list[Column]:
-    parts = [column for column in columns if column.header in SCORED]
-    return parts if len(parts) == len(SCORED) else []
+    return next((score([_values(some, part) for part in column.parts]) for column in columns if column.parts), None)
 
 
 def _values(some: Iterable[Outcome], metric: str) -> Values:

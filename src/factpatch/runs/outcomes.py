@@ -13,6 +13,7 @@ from factpatch.facts import Fact
 from factpatch.runs.directory import Plan
 from factpatch.runs.results import Results
 from factpatch.runs.rows import When
+from factpatch.runs.selection import fact_key
 
 Numbers = Mapping[str, float]
 """Metrics of one fact by name, as far as they have a value."""
@@ -46,7 +47,7 @@ class Outcome:
     @property
     def key(self) -> str:
         """The same for the same fact in any other row of the run, whatever the order of its facts."""
-        return json.dumps([*self.fact.key, self.fact.target_new])
+        return fact_key(self.fact)
 
     @property
     def state(self) -> State:

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from factpatch.runs.contrasts import compared
 from factpatch.runs.figures import capability_curves, hidden_state_maps, save_figure
+from factpatch.runs.outcomes import outcomes
 from factpatch.runs.reproductions import PAIRS, Output
-from factpatch.runs.results import Results, write_table
-from factpatch.runs.tables import Table, comparison, improvements
+from factpatch.runs.results import Results
+from factpatch.runs.tables import Cell, Column, Table, comparison, improvements
+from factpatch.runs.written import write_table
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,22 @@ def draw_up(output: Output, results: Results, folder: Path, name: str) -> Drawn:
 
 
 def _comparison(results: Results, folder: Path, name: str) -> Drawn:
-    table = results.table(name, PAIRS)
-    pairs, cells = results.pairs(PAIRS), dict(table.lines)
+    table, pairs = results.table(name, PAIRS), results.pairs(PAIRS)
+    cells = dict(table.lines)
     both = [
         new.improved
         for label, base in pairs.items()
         if label in cells and base in cells
-        for new, old in zip(cells[label], cells[base], strict=True)
-        if new.mean is not None and old.mean is not None
+        for column, new, old in zip(table.columns, cells[label], cells[base], strict=True)
+        if new.mean is not None and old.mean is not None and not column.parts
     ]
-    improved, compared = sum(both), len(both)
-    said = [f"With BLUE, {improved} of {compared} numbers are better."] if compared else []
+    improved, known = sum(both), len(both)
+    said = [f"With BLUE, {improved} of {known} numbers are better."] if known else []
     said += [f"Failed: {name}: {reason}" for name, reason in results.failed.items()]
     if results.missing:
         said.append(f"Not finished: {', '.join(results.missing)}.")
-    return Drawn(table, tuple(said), tuple(write_table(table, folder, name)))
+    contrasts = [one for some in compared(results, outcomes(results), pairs).values() for one in some]
+    return Drawn(table, tuple(said), tuple(write_table(table, folder, name, contrasts)))
 
 
 def _improvements(results: Results, folder: Path, name: str) -> Drawn:
@@ -50,7 +54,12 @@ def _improvements(results: Results, folder: Path, name: str) -> Drawn:
         f"{label}: {'not measured' if average is None else f'{average:+.2f} %'} on average"
         for label, average in averages.items()
     ]
-    return Drawn(said=("Improvement by BLUE, averaged over the columns:", *said))
+    # As in the paper: a line for the model, a column for each method.
+    columns = tuple(Column("", label, f"{label}, %", error=False) for label in averages)
+    line = tuple(Cell(average) for average in averages.values())
+    table = Table(name, columns, ((results.directory.config.model, line),), "model")
+    files = write_table(table, folder, f"{name}.improvement")
+    return Drawn(said=("Improvement by BLUE, averaged over the columns:", *said), files=tuple(files))
 
 
 def _capability(results: Results, folder: Path, name: str) -> Drawn:

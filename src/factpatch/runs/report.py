@@ -11,7 +11,7 @@ import yaml
 
 from factpatch.evaluation.intervals import Interval
 from factpatch.files import atomic_write
-from factpatch.runs.contrasts import Contrast, contrasts, scored
+from factpatch.runs.contrasts import Contrast, compared, interval_text, scored
 from factpatch.runs.extra import check_extra
 from factpatch.runs.measures import UNTOUCHED
 from factpatch.runs.outcomes import Outcome, State, answers, outcomes, worst
@@ -97,7 +97,7 @@ def report_page(runs: Sequence[Results], limit: int = WORST) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = _interval
+    environment.filters["interval"] = interval_text
     template = environment.get_template("report.html.jinja")
     return template.render(sections=[_section(run, limit) for run in runs], charts=charts, State=State)
 
@@ -122,7 +122,10 @@ def _section(results: Results, limit: int) -> Section:
         versions=_versions(about),
         settings=_side_by_side(settings, results.labels),
         stages=_side_by_side(times, results.labels),
-        datasets=[_dataset(results, found, config.name, limit) for config in results.directory.config.datasets],
+        datasets=[
+            _dataset(results, found, contrasts, name, limit)
+            for name, contrasts in compared(results, found, results.pairs(PAIRS)).items()
+        ],
         capability=list(charts.capability_charts(results)),
         maps=list(charts.hidden_state_charts(results)),
         drift=_drift(results),
@@ -138,25 +141,26 @@ def _versions(about: dict[str, Any]) -> dict[str, Any]:
     return {**versions, **{name: about[name] for name in ("python", "machine", "threads") if name in about}}
 
 
-def _dataset(results: Results, outcomes: dict[tuple[str, str], list[Outcome]], name: str, limit: int) -> Dataset:
+def _dataset(
+    results: Results,
+    outcomes: dict[tuple[str, str], list[Outcome]],
+    compared: list[Contrast],
+    name: str,
+    limit: int,
+) -> Dataset:
     from factpatch.runs import charts
 
     of = {label: some for (label, dataset), some in outcomes.items() if dataset == name}
     columns = [column for column in results.columns() if column.dataset == name]
-    pairs = results.pairs(PAIRS)
-    table = comparison(name, results.rows, list(of), [*columns, *_beside(results, name)], pairs)
+    shown = [*columns, *_beside(results, name)]
+    table = comparison(name, results.rows, list(of), shown, results.pairs(PAIRS))
     scores = {label: scored(some, columns) for label, some in of.items()}
     return Dataset(
         name=name,
         sentences={label: told(results, label, name, some) for label, some in of.items()},
         table=table,
         scores={label: interval for label, interval in scores.items() if interval is not None},
-        compared=[
-            contrast
-            for label, base in pairs.items()
-            if label in of and base in of
-            for contrast in contrasts(label, base, of[label], of[base], columns)
-        ],
+        compared=compared,
         bars=list(charts.bar_charts(table)),
         forgetting=list(charts.forgetting_charts(results, name)),
         worst={label: list(_worst(some, limit)) for label, some in of.items()},
@@ -203,13 +207,3 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
 def _side_by_side(columns: dict[str, dict[str, str]], labels: Sequence[str]) -> list[tuple[str, list[str]]]:
     names = dict.fromkeys(name for label in labels for name in columns.get(label, {}))
     return [(name, [columns.get(label, {}).get(name, MISSING) for label in labels]) for name in names]
-
-
-def _interval(interval: Interval, sign: bool = False) -> str:
-    """As `+3.10 [0.42, 5.91]`; the number alone if there is no interval."""
-    if interval.value is None or interval.value != interval.value:
-        return MISSING
-    number = f"{interval.value:{'+' if sign else ''}.2f}"
-    if interval.low is None or interval.high is None:
-        return number
-    return f"{number} [{interval.low:.2f}, {interval.high:.2f}]"

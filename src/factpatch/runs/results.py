@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factpatch.files import atomic_write
 from factpatch.runs.directory import Plan, RunDirectory, RunError
 from factpatch.runs.rows import read_rows
+from factpatch.runs.selection import fact_key
 from factpatch.runs.tables import Column, Table, comparison
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _BY_TOKEN = (
     ("token_generalization", "Generalization"),
     ("token_specificity", "Specificity"),
 )
+_SCORED = ("Efficacy", "Generalization", "Specificity")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Results:
 
     directory: RunDirectory
     rows: pd.DataFrame
-    """The columns are the fields of `ResultRow`."""
+    """The columns are the fields of `ResultRow`; a fact without an id is called by its key."""
     records: tuple[dict[str, Any], ...]
     """row.json of every finished line of the table: settings, seconds, bytes."""
     missing: tuple[str, ...]
@@ -64,13 +65,17 @@ class Results:
         return {method.label: method.name for method in self.directory.config.methods}
 
     def columns(self) -> list[Column]:
-        """The paper's columns for each dataset, as far as they were measured."""
+        """The paper's columns for each dataset, as far as they were measured; the score stands behind its parts."""
         found = []
         for dataset in self.directory.config.datasets:
             rows = self.rows[self.rows["dataset"] == dataset.name]
             known = set(rows["metric"][rows["value"].notna()])
             wanted = _COMPARED if "efficacy" in known else _BY_TOKEN
-            found += [Column(dataset.name, metric, header) for metric, header in wanted if metric in known]
+            columns = [Column(dataset.name, metric, header) for metric, header in wanted if metric in known]
+            parts = tuple(column.metric for column in columns if column.header in _SCORED)
+            if len(parts) == len(_SCORED):
+                columns.insert(len(parts), Column(dataset.name, "score", "Score", parts=parts, error=False))
+            found += columns
         return found
 
     def drift_columns(self) -> list[Column]:
@@ -109,21 +114,20 @@ def read_results(path: str | Path) -> Results:
     finished = [plan for plan in plans if plan.finished]
     records = (json.loads((plan.directory / "row.json").read_text("utf-8")) for plan in finished)
     missing = tuple(plan.name for plan in plans if not plan.finished)
-    return Results(directory, read_rows(list(dict.fromkeys(files))), tuple(records), missing)
+    rows = read_rows(list(dict.fromkeys(files)))
+    rows["fact"] = list(_names(rows, plans))
+    return Results(directory, rows, tuple(records), missing)
 
 
-def write_table(table: Table, folder: Path, name: str) -> list[Path]:
-    """Write a table as Markdown, LaTeX and CSV."""
-    written = []
-    for suffix, content in ((".md", table.markdown()), (".tex", table.latex()), (".csv", table.csv())):
-        path = folder / f"{name}{suffix}"
-        _write_text(path, content)
-        written.append(path)
-    return written
-
-
-def _write_text(path: Path, content: str) -> None:
-    atomic_write(path, lambda draft: draft.write_text(content, "utf-8"))
+def _names(rows: pd.DataFrame, plans: Sequence[Plan]) -> Iterator[str | None]:
+    """What each row's fact is called; a place is not enough, since with another seed another fact may be there."""
+    facts = {(plan.dataset.name, plan.seed): plan.facts for plan in plans}
+    for dataset, seed, place in zip(rows["dataset"], rows["seed"], rows["place"], strict=True):
+        if place != place:  # about the model
+            yield None
+        else:
+            fact = facts[dataset, seed][int(place)]
+            yield fact.id or fact_key(fact)
 
 
 def _files(plan: Plan) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 
@@ -9,6 +10,11 @@ from factpatch.data import load_facts
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact, check_batch
 from factpatch.runs.config import ConfigError, DatasetConfig, RunConfig
+
+
+def fact_key(fact: Fact) -> str:
+    """The same for the same fact with any seed, and another one for any other fact."""
+    return json.dumps([*fact.key, fact.target_new])
 
 
 def facts_file(dataset: DatasetConfig, seed: int) -> str:

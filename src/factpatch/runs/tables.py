@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from factpatch.evaluation.intervals import mean
+from factpatch.evaluation.metrics import harmonic_mean
 from factpatch.runs.rows import When
 
 if TYPE_CHECKING:
@@ -28,6 +29,20 @@ class Column:
     """What stands above it."""
     higher_is_better: bool = True
     decimals: int = 2
+    parts: tuple[str, ...] = ()
+    """The metrics whose harmonic mean it is; empty for what is measured."""
+    error: bool = True
+    """Whether its means have a standard error."""
+
+    @property
+    def head(self) -> str:
+        """What stands above it where several datasets have one."""
+        return f"{self.dataset} {self.header} {'↑' if self.higher_is_better else '↓'}".strip()
+
+    @property
+    def name(self) -> str:
+        """As used in files of numbers."""
+        return ".".join(filter(None, (self.dataset, self.metric)))
 
 
 @dataclass(frozen=True)
@@ -55,11 +70,13 @@ class Table:
     columns: tuple[Column, ...]
     lines: tuple[tuple[str, tuple[Cell, ...]], ...]
     """A label and a cell for each column."""
+    stub: str = "method"
+    """What the labels are."""
 
     def markdown(self) -> str:
         """Improvements are bold."""
-        heads = [_head(column) for column in self.columns]
-        rows = [f"| method | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+        heads = [column.head for column in self.columns]
+        rows = [f"| {self.stub} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
         for label, cells in self.lines:
             texts = (
                 f"**{text}**" if cell.improved else text for cell, text in zip(cells, self._texts(cells), strict=True)
@@ -69,8 +86,13 @@ class Table:
 
     def latex(self) -> str:
         """A `tabular`; improvements are red, as in the paper, which takes the package `xcolor`."""
-        heads = " & ".join(_escaped(_head(column)) for column in self.columns)
-        rows = [rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}", r"\hline", rf"Method & {heads} \\", r"\hline"]
+        heads = " & ".join(_escaped(column.head) for column in self.columns)
+        rows = [
+            rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}",
+            r"\hline",
+            rf"{self.stub.capitalize()} & {heads} \\",
+            r"\hline",
+        ]
         for label, cells in self.lines:
             texts = (
                 rf"\textcolor{{red}}{{{text}}}" if cell.improved else text
@@ -80,17 +102,28 @@ class Table:
         return "\n".join([*rows, r"\hline", r"\end{tabular}"]) + "\n"
 
     def csv(self) -> str:
-        """Numbers in full: a column for the mean and one for the standard error."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        heads = [f"{column.dataset}.{column.metric}{suffix}" for column in self.columns for suffix in ("", ".error")]
-        writer.writerow(["method", *heads])
+        """Numbers in full: a column for the mean and one for the standard error, if there is one."""
+        heads, lines = [self.stub], []
+        for column in self.columns:
+            heads += [column.name, f"{column.name}.error"] if column.error else [column.name]
         for label, cells in self.lines:
-            writer.writerow([label, *(number for cell in cells for number in (cell.mean, cell.error))])
-        return out.getvalue()
+            line: list[object] = [label]
+            for column, cell in zip(self.columns, cells, strict=True):
+                line += [cell.mean, cell.error] if column.error else [cell.mean]
+            lines.append(line)
+        return csv_text(heads, lines)
 
     def _texts(self, cells: Sequence[Cell]) -> list[str]:
         return [cell.text(column.decimals) for column, cell in zip(self.columns, cells, strict=True)]
+
+
+def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A file of numbers; None is an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(lines)
+    return out.getvalue()
 
 
 def comparison(
@@ -118,7 +151,8 @@ def comparison(
 def improvements(table: Table, pairs: dict[str, str]) -> dict[str, float | None]:
     """For each pair the average over columns of how much better the second is than the first, in percent of the first.
 
-    Columns in which the first is 0 or nothing was measured are left out. Source: arXiv:2502.03748, table 3.
+    Columns in which the first is 0 or nothing was measured are left out, and those that follow from others. Source:
+    arXiv:2502.03748, table 3.
     """
     cells = dict(table.lines)
     averages: dict[str, float | None] = {}
@@ -128,7 +162,7 @@ def improvements(table: Table, pairs: dict[str, str]) -> dict[str, float | None]
         changes = [
             (1 if column.higher_is_better else -1) * 100 * (new.mean - old.mean) / abs(old.mean)
             for column, new, old in zip(table.columns, cells[label], cells[base], strict=True)
-            if new.mean is not None and old.mean
+            if new.mean is not None and old.mean and not column.parts
         ]
         averages[label] = math.fsum(changes) / len(changes) if changes else None
     return averages
@@ -142,6 +176,9 @@ def better(new: float | None, old: float | None, column: Column) -> bool:
 
 
 def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:
+    if column.parts:
+        parts = (_mean(rows, label, replace(column, metric=metric, parts=())) for metric in column.parts)
+        return Cell(harmonic_mean(part.mean for part in parts))
     when = When.END if label else When.BEFORE
     chosen = rows[
         (rows["label"] == label)
@@ -153,10 +190,6 @@ def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:
     by_fact = chosen.groupby("fact", dropna=False)["value"].mean()
     found = mean(by_fact.tolist())
     return Cell(found.value, found.error)
-
-
-def _head(column: Column) -> str:
-    return f"{column.dataset} {column.header} {'↑' if column.higher_is_better else '↓'}"
 
 
 def _escaped(text: str) -> str:
