@@ -33,19 +33,33 @@ def plot_hidden_shift(path: Path, before: Tensor, after: Tensor, title: str = ""
     grid = figure.add_gridspec(2, 2, width_ratios=(5, 1), height_ratios=(1, 5), wspace=0.03, hspace=0.03)
     main = figure.add_subplot(grid[1, 0])
     top, right = figure.add_subplot(grid[0, 0], sharex=main), figure.add_subplot(grid[1, 1], sharey=main)
-    for places, color, name in ((before, BEFORE, "before the edit"), (after, AFTER, "after the edit")):
+    draw_states(main, before, after, size=7)
+    for places, color in ((before, BEFORE), (after, AFTER)):
         x, y = places.T.tolist()
-        main.scatter(x, y, s=7, color=color, alpha=0.6, linewidths=0, label=name)
         top.hist(x, bins=40, color=color, alpha=0.5)
         right.hist(y, bins=40, color=color, alpha=0.5, orientation="horizontal")
-    # A map of t-SNE has no unit.
-    main.set(xticks=[], yticks=[])
     for side in (top, right):
         side.axis("off")
     main.legend(frameon=False, loc="upper left", markerscale=2)
     top.set_title(title, fontsize=10)
     options = {"format": path.suffix.removeprefix("."), "dpi": 160}
     atomic_write(path, lambda draft: figure.savefig(draft, **options))
+
+
+def draw_states(axis: Any, before: Tensor, after: Tensor, size: float = 4) -> None:
+    """Draw a map of hidden states before and after an edit on one pair of axes.
+
+    Args:
+        axis: Of matplotlib.
+        before: (n, 2), as `tsne_map` gives them.
+        after: (n, 2).
+        size: Of a state, in square points.
+    """
+    for places, color, name in ((before, BEFORE, "before the edit"), (after, AFTER, "after the edit")):
+        x, y = places.T.tolist()
+        axis.scatter(x, y, s=size, color=color, alpha=0.6, linewidths=0, label=name)
+    # A map of t-SNE has no unit.
+    axis.set(xticks=[], yticks=[])
 
 
 def check_plot_file(path: Path) -> None:

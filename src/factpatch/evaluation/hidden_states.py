@@ -104,7 +104,7 @@ class HiddenShift:
         )
 
 
-def tsne_map(before: Tensor, after: Tensor, seed: int = 0, perplexity: float = 30.0) -> tuple[Tensor, Tensor]:
+def tsne_map(before: Tensor, after: Tensor, seed: int = 0, perplexity: float | None = None) -> tuple[Tensor, Tensor]:
     """Lay the hidden states of both models out in one plane, with t-SNE as in the paper's Figure 7.
 
     The plane has no unit, and distances across it mean little: it is for looking at. `HiddenShift` is for comparing.
@@ -113,7 +113,8 @@ def tsne_map(before: Tensor, after: Tensor, seed: int = 0, perplexity: float = 3
         before: (n, d_value).
         after: (n, d_value).
         seed: Seed of the map.
-        perplexity: About how many neighbors a state has; less than the number of states, 2n.
+        perplexity: About how many neighbors a state has; less than the number of states, 2n. By default 30, or a third
+            of the other states if that is less.
 
     Returns:
         (n, 2) each.
@@ -127,6 +128,8 @@ def tsne_map(before: Tensor, after: Tensor, seed: int = 0, perplexity: float = 3
     except ImportError:
         raise ImportError("t-SNE needs the `scikit-learn` package; pip install 'factpatch[evaluate]'.") from None
     _check(before, after)
+    if perplexity is None:
+        perplexity = min(30.0, (2 * len(before) - 1) / 3)
     if not 0 < perplexity < 2 * len(before):
         raise ValueError(
             f"perplexity={perplexity:g}: must be above 0 and below the number of states, {2 * len(before)}; give more "

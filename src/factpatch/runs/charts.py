@@ -6,12 +6,21 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 from xml.etree import ElementTree
 
 from factpatch.plots import AFTER, BEFORE
 from factpatch.runs.directory import Plan
-from factpatch.runs.figures import capability_panel, capability_tasks, hidden_state_panel, over_edits, styles
+from factpatch.runs.figures import (
+    capability_panel,
+    capability_rows,
+    capability_tasks,
+    hidden_state_panel,
+    mapped,
+    over_edits,
+    styles,
+)
 from factpatch.runs.results import Results
 from factpatch.runs.rows import When
 from factpatch.runs.tables import Column, Table
@@ -87,23 +96,24 @@ def forgetting_charts(results: Results, dataset: str) -> Iterator[Chart]:
 
 
 def capability_charts(results: Results) -> Iterator[Chart]:
-    """One for each task: F1 over the number of edits, a curve for each method."""
-    for task in capability_tasks(results):
-        rows = results.rows[results.rows["metric"] == f"{task}.generated.f1"]
+    """One for each dataset and task: F1 over the number of edits, a curve for each method."""
+    datasets = [dataset.name for dataset in results.directory.config.datasets]
+    for dataset, task in product(datasets, capability_tasks(results)):
+        rows = capability_rows(results, dataset, task)
         curves = {label: over_edits(rows[rows["label"] == label]).dropna() for label in results.labels}
         ends = ", ".join(f"{label} {curve.iloc[-1]:.1f} %" for label, curve in curves.items() if len(curve))
-        yield _chart(task, f"F1 in {task} over edits; at the end: {ends}.", _capability(results, task))
+        title = f"{task}, {dataset}" if len(datasets) > 1 else task
+        yield _chart(title, f"F1 in {title} over edits; at the end: {ends}.", _capability(results, dataset, task))
 
 
 def hidden_state_charts(results: Results, seed: int = 0) -> Iterator[Chart]:
     """One for each method, dataset and seed whose hidden states were kept."""
-    for plan in results.directory.plans():
-        if (plan.directory / "measured" / "end.hidden_states.safetensors").is_file():
-            yield _chart(
-                plan.name,
-                f"Map of hidden states before and after {plan.name}; the numbers are in the table.",
-                _hidden_states(plan, seed),
-            )
+    for plan in mapped(results):
+        yield _chart(
+            plan.name,
+            f"Map of hidden states before and after {plan.name}; the numbers are in the table.",
+            _hidden_states(plan, seed),
+        )
 
 
 def method_keys(results: Results) -> list[Key]:
@@ -163,8 +173,8 @@ def _forgetting(curves: Sequence[tuple[str, str, Any]]) -> Draw:
     return draw
 
 
-def _capability(results: Results, task: str) -> Draw:
-    return lambda axis: capability_panel(axis, results, task)
+def _capability(results: Results, dataset: str, task: str) -> Draw:
+    return lambda axis: capability_panel(axis, results, dataset, task)
 
 
 def _hidden_states(plan: Plan, seed: int) -> Draw:

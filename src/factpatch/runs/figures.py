@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from factpatch.evaluation.hidden_states import tsne_map
 from factpatch.files import atomic_write
-from factpatch.plots import AFTER, BEFORE
+from factpatch.plots import draw_states
 from factpatch.runs.directory import Plan
 from factpatch.runs.measure import tensors_at
 from factpatch.runs.reproductions import PAIRS
@@ -48,8 +48,10 @@ def styles(results: Results) -> dict[str, Style]:
     }
 
 
-def capability_curves(results: Results) -> Any:
+def capability_curves(results: Results, dataset: str) -> Any:
     """F1 of every task over the number of edits, plain methods dashed and those with BLUE solid (the paper's Figure 6).
+
+    The title says so if a curve is the mean over several seeds.
 
     Returns:
         A figure of matplotlib.
@@ -57,10 +59,11 @@ def capability_curves(results: Results) -> Any:
     tasks = capability_tasks(results)
     figure, axes = _panels(len(tasks))
     for task, axis in zip(tasks, axes, strict=True):
-        capability_panel(axis, results, task)
+        capability_panel(axis, results, dataset, task)
         axis.set(title=task)
     if tasks:
         axes[0].legend(fontsize="x-small")
+    _entitle(figure, results, dataset, results.mean_over_seeds)
     return figure
 
 
@@ -70,9 +73,9 @@ def capability_tasks(results: Results) -> list[str]:
     return list(dict.fromkeys(metric.split(".")[0] for metric in metrics[metrics.str.endswith(".generated.f1")]))
 
 
-def capability_panel(axis: Any, results: Results, task: str) -> None:
-    """Draw the curves of one task."""
-    rows = results.rows[results.rows["metric"] == f"{task}.generated.f1"]
+def capability_panel(axis: Any, results: Results, dataset: str, task: str) -> None:
+    """Draw the curves of one task on one dataset."""
+    rows = capability_rows(results, dataset, task)
     before = rows[rows["when"] == When.BEFORE.value]["value"].mean()
     for label, style in styles(results).items():
         points = over_edits(rows[rows["label"] == label])
@@ -82,33 +85,43 @@ def capability_panel(axis: Any, results: Results, task: str) -> None:
     axis.set(xlabel="edits", ylabel="F1, weighted, %")
 
 
-def hidden_state_maps(results: Results, seed: int = 0) -> Any:
+def capability_rows(results: Results, dataset: str, task: str) -> pd.DataFrame:
+    """F1 of one task on one dataset."""
+    rows = results.rows
+    return rows[(rows["metric"] == f"{task}.generated.f1") & (rows["dataset"] == dataset)]
+
+
+def hidden_state_maps(results: Results, dataset: str, seed: int) -> Any:
     """Hidden states before and after each method, in a plane by t-SNE (the paper's Figures 7, 9 and 10).
+
+    Args:
+        seed: Of the run; the maps themselves are drawn with another one, always the same.
 
     Returns:
         A figure of matplotlib.
     """
-    file = "measured/end.hidden_states.safetensors"
-    plans = [plan for plan in results.directory.plans() if (plan.directory / file).is_file()]
+    plans = [plan for plan in mapped(results) if plan.dataset.name == dataset and plan.seed == seed]
     figure, axes = _panels(len(plans))
     for plan, axis in zip(plans, axes, strict=True):
-        hidden_state_panel(axis, plan, seed)
-        axis.set(title=plan.name)
+        hidden_state_panel(axis, plan)
+        axis.set(title=plan.method.label)
     if plans:
         axes[0].legend(fontsize="x-small")
+    _entitle(figure, results, dataset, f"seed {seed}" if len(results.directory.config.seeds) > 1 else "")
     return figure
+
+
+def mapped(results: Results) -> list[Plan]:
+    """The lines of the table whose hidden states were kept."""
+    file = "measured/end.hidden_states.safetensors"
+    return [plan for plan in results.directory.plans() if (plan.directory / file).is_file()]
 
 
 def hidden_state_panel(axis: Any, plan: Plan, seed: int = 0) -> None:
     """Draw the map of one line of the table."""
     before = tensors_at(plan.unedited / "before.hidden_states")["states"]
     after = tensors_at(plan.directory / "measured" / "end.hidden_states")["states"]
-    perplexity = min(30.0, (2 * len(before) - 1) / 3)
-    maps = tsne_map(before, after, seed, perplexity)
-    for states, color, name in zip(maps, (BEFORE, AFTER), ("before", "after"), strict=True):
-        axis.scatter(states[:, 0], states[:, 1], s=3, c=color, label=name, alpha=0.6)
-    # A map of t-SNE has no unit.
-    axis.set(xticks=[], yticks=[])
+    draw_states(axis, *tsne_map(before, after, seed))
 
 
 def over_edits(rows: pd.DataFrame) -> pd.Series:
@@ -126,6 +139,13 @@ def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
         atomic_write(path, partial(figure.savefig, format=suffix, dpi=150))
         written.append(path)
     return written
+
+
+def _entitle(figure: Any, results: Results, dataset: str, further: str) -> None:
+    """Let the title say what tells a figure from others of the same run."""
+    several = len(results.directory.config.datasets) > 1
+    if title := ", ".join(filter(None, (dataset if several else "", further))):
+        figure.suptitle(title)
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:

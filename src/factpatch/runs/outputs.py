@@ -63,12 +63,26 @@ def _improvements(results: Results, folder: Path, name: str) -> Drawn:
 
 
 def _capability(results: Results, folder: Path, name: str) -> Drawn:
-    return Drawn(files=tuple(save_figure(capability_curves(results), folder, name)))
+    files: list[Path] = []
+    datasets = results.directory.config.datasets
+    for dataset in datasets:
+        figure = capability_curves(results, dataset.name)
+        files += save_figure(figure, folder, f"{name}.{dataset.name}" if len(datasets) > 1 else name)
+    return Drawn(files=tuple(files))
 
 
 def _hidden_states(results: Results, folder: Path, name: str) -> Drawn:
     table = comparison(name, results.rows, results.labels, results.drift_columns(), results.pairs(PAIRS))
-    files = [*write_table(table, folder, name), *save_figure(hidden_state_maps(results), folder, name)]
+    files = write_table(table, folder, name)
+    config = results.directory.config
+    for dataset in config.datasets:
+        for seed in config.seeds:
+            parts = [
+                name,
+                *([dataset.name] if len(config.datasets) > 1 else []),
+                *([str(seed)] if len(config.seeds) > 1 else []),
+            ]
+            files += save_figure(hidden_state_maps(results, dataset.name, seed), folder, ".".join(parts))
     return Drawn(table, files=tuple(files))
 
 

@@ -64,6 +64,12 @@ class Results:
         """The method of each label."""
         return {method.label: method.name for method in self.directory.config.methods}
 
+    @property
+    def mean_over_seeds(self) -> str:
+        """What to say of numbers that several seeds gave; empty for one seed."""
+        seeds = len(self.directory.config.seeds)
+        return f"mean over {seeds} seeds" if seeds > 1 else ""
+
     def columns(self) -> list[Column]:
         """The paper's columns for each dataset, as far as they were measured; the score stands behind its parts."""
         found = []
