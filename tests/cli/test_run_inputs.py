@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.cli.conftest import interrupt, numbers
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
@@ -54,6 +55,22 @@ def test_a_run_does_not_go_on_with_other_contents_of_a_file(
     # What is measured already can be drawn up without the files that it was measured with.
     text.unlink()
     assert begin(stopped).exit_code == 0
+
+
+def test_a_run_does_not_go_on_with_other_weights(begin: Any, stopped: dict[str, Any], tmp_path: Path) -> None:
+    """Not even if they are none that an edit writes."""
+    original, copy = Path(stopped["model"]), tmp_path / "copy"
+    shutil.copytree(original, copy)
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    file = tmp_path / "out" / "run.json"
+    about = json.loads(file.read_text("utf-8"))
+    about["config"]["model"] = str(copy)
+    file.write_text(json.dumps(about), "utf-8")
+    result = begin({**stopped, "model": str(copy)})
+    assert result.exit_code == 1
+    assert "has other weights than when the run began" in result.output
 
 
 def test_files_may_be_elsewhere_if_they_hold_the_same(

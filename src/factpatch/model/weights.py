@@ -39,6 +39,18 @@ def content_hash(weight: Tensor) -> str:
     return digest.hexdigest()
 
 
+def model_hash(model: nn.Module) -> str:
+    """SHA-256 of all weights of a model with their names. It takes as long as reading them once.
+
+    Of a weight that accelerate has put aside, its name, dtype and shape count, and not what it holds.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        content = f"{weight.dtype}{tuple(weight.shape)}" if weight.is_meta else content_hash(weight)
+        digest.update(f"{name}={content}\n".encode())
+    return digest.hexdigest()
+
+
 def snapshot(weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Copies of weights, by layer."""
     return {layer: weight.clone() for layer, weight in weights.items()}

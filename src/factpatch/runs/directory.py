@@ -1,6 +1,6 @@
 """The directory of a run: what is in it, and that it is this run's.
 
-run.json                     the configuration, versions, threads, digests of the facts and of all inputs
+run.json                     the configuration, versions, threads; digests of the facts, the inputs and the weights
 facts/DATASET.SEED.json      the facts, in the order in which they are edited
 unedited/DATASET/SEED/       what was measured on the unedited model, shared by all methods
 rows/DATASET/SEED/LABEL/     a session's directory with the patches, and what was measured on the way
@@ -160,6 +160,21 @@ class RunDirectory:
             )
         self.about["later_versions"] = [*known[1:], versions]
         write_json(self.path / _ABOUT, self.about)
+
+    def check_model(self, weights: str) -> None:
+        """Raise RunError unless the model is the one that the run began with. Call it inside `locked`.
+
+        Args:
+            weights: `model_hash` of the unedited model.
+        """
+        if "weights" not in self.about:
+            self.about["weights"] = weights
+            write_json(self.path / _ABOUT, self.about)
+        elif self.about["weights"] != weights:
+            raise RunError(
+                f"{self.path}: {self.config.model} has other weights than when the run began; go on with those, or "
+                "begin a run in another directory."
+            )
 
     def plans(self) -> Iterator[Plan]:
         """Every line of the table, in the order in which they are edited."""

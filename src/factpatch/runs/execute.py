@@ -24,6 +24,7 @@ from factpatch.facts import Fact
 from factpatch.files import remove_drafts, write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.model.weights import model_hash
 from factpatch.runs.config import MethodConfig, RunConfig
 from factpatch.runs.directory import Plan, RunDirectory, RunError, locked
 from factpatch.runs.extra import check_extra
@@ -50,7 +51,7 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
 
     Raises:
         ImportError: A package of the extra `runs` is not installed.
-        RunError: Another process is at work there, or inputs or versions are not those that the run began with.
+        RunError: Another process is at work there, or the run was begun with other inputs, versions or weights.
         ConfigError: An input cannot be read. Nothing is loaded or measured before all of them are.
         ValueError: A method or the facts do not fit the model; what was done before is kept.
     """
@@ -68,7 +69,9 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
         if config.evaluate.text is not None and inputs.references is None:
             tell("no reference texts were fetched, so consistency will be missing")
         lm = load_language_model(config.model, device=config.device, dtype=config.dtype, chat=config.chat)
-        runner = _Runner(directory, lm, inputs, tell, Pace(sum(len(plan.batches) for plan in left)))
+        weights = model_hash(lm.model)
+        directory.check_model(weights)
+        runner = _Runner(directory, lm, weights, inputs, tell, Pace(sum(len(plan.batches) for plan in left)))
         for plan in left:
             try:
                 runner.run(plan)
@@ -85,13 +88,15 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
 class _Runner:
     directory: RunDirectory
     lm: LanguageModel
+    weights: str
+    """What tells them from those of other models, as long as nothing is edited."""
     inputs: Inputs
     tell: Say
     pace: Pace
 
     def run(self, plan: Plan) -> None:
         """Edit and measure one line of the table; the model is as it was afterwards."""
-        targets = SharedTargets(self.directory.path / "targets", self.lm.name)
+        targets = SharedTargets(self.directory.path / "targets", self.weights)
         editor = self._editor(plan.method, plan.seed, targets)
         todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, editor.critical_layers[-1])
         self._before(plan, todo)

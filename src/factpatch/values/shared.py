@@ -28,7 +28,7 @@ class SharedTargets:
 
     Args:
         directory: Where the targets are kept; it is made if it is not there.
-        model: What tells this model from others besides its editable weights, as its name and revision.
+        model: What tells this model from others besides its editable weights, as `model_hash` of the unedited one.
     """
 
     def __init__(self, directory: str | Path, model: str) -> None:
