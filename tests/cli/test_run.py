@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from factpatch.data import load_facts
 from factpatch.evaluation.verify import verify
 from factpatch.model.loading import load_language_model
 from factpatch.runs.config import ConfigError, config_from
+from factpatch.runs.directory import RunDirectory
 from factpatch.runs.measures import UNTOUCHED
 from factpatch.runs.results import read_results
 from factpatch.runs.rows import load_rows
-from factpatch.session import load_patch
+from factpatch.session import Session, load_patch
 
 Run = Callable[..., Any]
 
@@ -246,29 +248,43 @@ def test_too_few_facts_are_an_error_before_anything_is_done(begin: Any, config: 
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_table_of_the_paper_is_one_command(
-    run: Run, model_directory: Path, facts_file: Path, tmp_path: Path, corpus: Path
-) -> None:
-    result = run(
-        "reproduce", "table3", "--model", model_directory, "--dataset", facts_file, "--facts", "2", "--batch-size", "2",
-        "--method", "memit", "--method", "memit-blue", "--text-facts", "1", "--out", tmp_path / "t3",
-        "--corpus", corpus, "--layers", "1,2",
-    )  # fmt: skip
+def test_datasets_and_seeds_are_edited_each_by_itself(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    facts = [
+        {**FACTS[0], "id": None, "prompt": prompt, "subject": subject}
+        for prompt in ("The mother tongue of {} is", "{} speaks")
+        for subject in ("Danielle Darrieux", "Ada Lovelace", "Steve Jobs", "Messi")
+    ]
+    (tmp_path / "many.json").write_text(json.dumps(facts), "utf-8")
+    config.update(
+        methods=config["methods"][1:2],
+        datasets=[
+            {"facts": str(tmp_path / "many.json"), "name": "drawn", "sample": True, "limit": 3},
+            {"facts": str(tmp_path / "many.json"), "name": "first", "limit": 2, "batch_size": 1},
+        ],
+        seeds=[0, 1],
+        evaluate={"perplexity": False, "generation": False},
+    )
+    result = begin(config)
     assert result.exit_code == 0, result.output
-    assert "With BLUE" in result.output
-    assert "memit-blue: " in result.output
-    for name in ("table3", "table3.improvement"):
-        for suffix in (".md", ".tex", ".csv"):
-            assert (tmp_path / "t3" / f"{name}{suffix}").is_file()
-    assert (tmp_path / "t3" / "table3.differences.csv").is_file()
-    remembered = {
-        method["name"]: method["remember_keys"]
-        for method in json.loads((tmp_path / "t3" / "run.json").read_text("utf-8"))["config"]["methods"]
-    }
-    assert remembered == {"memit": False, "memit-blue": False}
-
-
-def test_an_unknown_table_gets_a_suggestion(run: Run) -> None:
-    result = run("reproduce", "table22")
-    assert result.exit_code == 2
-    assert "table2" in result.output
+    directory = RunDirectory(tmp_path / "out")
+    plans = {(plan.dataset.name, plan.seed): plan for plan in directory.plans()}
+    there = load_facts(tmp_path / "many.json")
+    assert plans["first", 0].facts == plans["first", 1].facts == tuple(there[:2])
+    for seed in (0, 1):
+        drawn = plans["drawn", seed].facts
+        assert drawn == tuple(random.Random(seed).sample(there, 3))
+        session = Session(plans["drawn", seed].directory)
+        assert [fact for batch in session.batches for fact in batch] == list(drawn)
+        assert [batch.facts for batch in session.finished] == [2, 1]
+        assert [batch.facts for batch in Session(plans["first", seed].directory).finished] == [1, 1]
+    assert plans["drawn", 0].facts != plans["drawn", 1].facts
+    # A seed also draws the contexts, so that the same facts give other weights.
+    first, second = (load_patch(plans["first", seed].directory).batches[0].after for seed in (0, 1))
+    assert first != second
+    rows = read_results(tmp_path / "out").rows
+    ends = rows[(rows["when"] == "end") & (rows["metric"] == "efficacy")]
+    assert ends.groupby(["dataset", "seed"]).size().to_dict() == {
+        ("drawn", 0): 3, ("drawn", 1): 3, ("first", 0): 2, ("first", 1): 2,
+    }  # fmt: skip
+    assert "drawn Efficacy" in (tmp_path / "out" / "table.md").read_text("utf-8")
+    assert "first Efficacy" in (tmp_path / "out" / "table.md").read_text("utf-8")

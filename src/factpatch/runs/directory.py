@@ -154,9 +154,10 @@ class RunDirectory:
         if any(all(versions.get(name) == then[name] for name in then) for then in known):
             return
         if not other_versions:
+            differing = difference(known[-1], {name: versions.get(name) for name in known[-1]})
             raise RunError(
-                f"{self.path}: was begun with other versions: {difference(known[-1], versions)}. Numbers may differ: "
-                "install those, or go on with --other-versions."
+                f"{self.path}: was begun with other versions: {differing}. Numbers may differ: install those, or go on "
+                "with --other-versions."
             )
         self.about["later_versions"] = [*known[1:], versions]
         write_json(self.path / _ABOUT, self.about)
