@@ -312,8 +312,8 @@ def test_the_warning_names_all_that_is_assumed_and_how_to_replace_it(caplog: Any
     assert warnings(caplog) == [
         "there is no preset for mine; assumed from that of Made-up, the nearest one: critical_layers=[4, 8], scaled "
         "from its 2, 4 of 10 (critical_layers= or --layers replaces them); the settings of memit-blue, target.steps=7, "
-        "solver.weight=5, target.clamp=3 (settings= or --set replaces them). Measure on a few facts before relying on "
-        "it."
+        "target.clamp=3 (settings= or --set replaces them). Measure on a few facts before relying on it, or find "
+        "settings with factpatch tune."
     ]
 
 
@@ -321,7 +321,7 @@ def test_the_warning_leaves_out_what_is_given(caplog: Any) -> None:
     (warning,) = warnings(caplog, critical_layers=[1], settings={"target.steps": 3})
     assert "critical_layers=[" not in warning
     assert "target.steps" not in warning
-    assert "solver.weight=5" in warning
+    assert "target.clamp=3" in warning
     (warning,) = warnings(caplog, method=None)
     assert "critical_layers=[4, 8]" in warning
     assert "the settings of" not in warning
@@ -329,9 +329,23 @@ def test_the_warning_leaves_out_what_is_given(caplog: Any) -> None:
 
 def test_nothing_assumed_is_nothing_to_warn_of(caplog: Any) -> None:
     assert warnings(caplog, method=None, critical_layers=[1]) == []
-    every = {"target.steps": 3, "solver.weight": 2, "target.clamp": 1}
+    every = {"target.steps": 3, "target.clamp": 1}
     assert warnings(caplog, settings=every, critical_layers=[1]) == []
     assert warnings(caplog, preset=read_preset(MADE_UP)) == []
+
+
+def test_the_solver_of_an_assumed_preset_is_scaled_unless_something_is_said_of_it() -> None:
+    assumed = replace(read_preset(MADE_UP), assumed=True)
+    lm: Any = SimpleNamespace(name="mine", num_layers=20)
+    found = choose(assumed, lm, "memit", None, {}, None)
+    assert found.scaled
+    assert "solver.weight" not in found.settings
+    given = choose(assumed, lm, "memit", None, {"solver.weight": 2}, None)
+    assert (given.scaled, given.settings["solver.weight"]) == (False, 2)
+    named = choose(assumed, lm, "memit", "other", {}, None)
+    assert (named.scaled, named.settings["solver.weight"]) == (False, 5)
+    assert not choose(read_preset(MADE_UP), lm, "memit", None, {}, None).scaled
+    assert not choose(assumed, lm, None, None, {}, None).scaled
 
 
 def test_a_choice_says_where_it_is_from() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from factpatch.corpus import Corpus, corpus_from
+from factpatch.data import demo_facts
 from factpatch.facts import Fact, check_batch
 from factpatch.methods import Method, method_named
 from factpatch.model.language_model import LanguageModel, editable_weights
@@ -23,17 +25,21 @@ from factpatch.model.precision import check_precision, precision_for
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
 from factpatch.model_card import model_card
 from factpatch.patch import Batch, Patch, total_shifts, write_shift
-from factpatch.presets import choose, preset_for
+from factpatch.presets import Preset, choose, preset_for
+from factpatch.presets.written import check_fits, load_preset
 from factpatch.progress import bar, timed
 from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment
 from factpatch.settings import difference, settings_of, with_settings
 from factpatch.shift import Shift, smaller
 from factpatch.strategies.least_squares import Memory
 from factpatch.strategies.regularizer import Acts
+from factpatch.strategies.solver import WRITTEN
 from factpatch.strategies.spread import Step
 from factpatch.values.contexts import check_contexts, generate_contexts
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,12 @@ class Editor:
         model: the name of an embedded model, a directory, an id of the Hugging Face Hub, or a loaded model.
         tokenizer: the tokenizer of a loaded model.
         method: a name from `factpatch.METHODS`, with the model's preset applied, or a `Method`, taken as it is.
+        preset: a preset, or a file with one, as `factpatch tune` writes; by default the one that the package ships for
+            the model. For a model without one, the nearest preset is assumed, and a warning names what is: its layers,
+            scaled to the model's depth, and its value optimization. The solver's weights are then derived from the
+            model's own keys, see `Solver.scaled`.
         variant: of the preset, as `factpatch presets` lists them: other numbers for some methods.
-        critical_layers: the layers the method may write, ascending; from the model's preset by default. For a model
-            without one, the nearest preset is assumed, scaled to its depth, and a warning names what is.
+        critical_layers: the layers the method may write, ascending; from the model's preset by default.
         settings: fields of the method's strategies to replace, by dotted name: `{"solver.weight": 5000}`.
         contexts: templates with one `{}` for the prompt, the bare one first; by default the model generates them.
         corpus: text for the second moment: see `factpatch.corpus.corpus_from`.
@@ -85,6 +94,7 @@ class Editor:
         tokenizer: Any = None,
         method: str | Method = "memit-blue",
         *,
+        preset: str | Path | Preset | None = None,
         variant: str | None = None,
         critical_layers: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -111,7 +121,7 @@ class Editor:
                 f"variant={variant!r}: a Method is taken as it is; name a method, or leave the variant out."
             )
         self.lm: LanguageModel = load_language_model(model, tokenizer, device, dtype, chat)
-        self.preset = preset_for(self.lm)
+        self.preset = preset_for(self.lm) if preset is None else _given_preset(preset, self.lm)
         named = method if isinstance(method, str) else None
         choice = choose(self.preset, self.lm, named, variant, settings, critical_layers)
         self.method = with_settings(row, choice.settings)
@@ -119,6 +129,7 @@ class Editor:
         editable_weights(self.lm.model, choice.critical_layers)
         self.critical_layers = choice.critical_layers
         self._origin = choice.origin
+        self._scaled = choice.scaled  # the solver's settings are still to be derived
         self.remember_keys = remember_keys
         self.precision = precision_for(self.lm, precision)
         self._optimizer = optimize
@@ -424,6 +435,8 @@ class Editor:
 
     def _prepare(self, layers: Sequence[int]) -> None:
         """Have the solver's view of every layer's second moment at hand."""
+        if self._scaled:  # which looks at all written layers at once
+            layers = sorted({*layers, *(step.layer for step in self.method.spread.steps(self.critical_layers))})
         missing = [layer for layer in layers if layer not in self._memories]
         unread = [layer for layer in missing if layer not in self._moments]
         if unread:
@@ -434,9 +447,22 @@ class Editor:
                 )
             moments = self._read_moments(unread)
             self._moments |= {layer: moment.matrix for layer, moment in moments.items()}
+        if self._scaled:
+            self._scale()
         for layer in missing:
             self._memories[layer] = Memory(self.method.solver.prepare(self._moments[layer]))
             del self._moments[layer]  # only now: after an error it is still there for the next try
+
+    def _scale(self) -> None:
+        """Derive the solver's settings from the model's own keys: those of the facts that the package ships."""
+        layers = sorted({step.layer for step in self.method.spread.steps(self.critical_layers)})
+        with torch.inference_mode(), self.lm.quiet():
+            subjects = SubjectRows.of(self.lm, demo_facts(), self.contexts)
+            keys = [read_keys(self.lm, subjects, layer).cpu() for layer in layers]
+        solver = self.method.solver.scaled([self._moments[layer] for layer in layers], keys, WRITTEN)
+        self.method, self._scaled = replace(self.method, solver=solver), False
+        numbers = ", ".join(f"{name}={value:.4g}" for name, value in asdict(solver).items())
+        logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
         corpus = self._corpus if isinstance(self._corpus, Corpus) else corpus_from(self._corpus)
@@ -507,6 +533,12 @@ class Editor:
             versions=library_versions(),
             seed=self.seed,
         )
+
+
+def _given_preset(preset: str | Path | Preset, lm: LanguageModel) -> Preset:
+    if isinstance(preset, Preset):
+        return preset if preset.assumed else check_fits(preset, lm)
+    return check_fits(load_preset(preset), lm)
 
 
 def _batches(edits: Sequence[Edit]) -> list[Batch]:

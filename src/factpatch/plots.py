@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,39 @@ def draw_states(axis: Any, before: Tensor, after: Tensor, size: float = 4) -> No
         axis.scatter(x, y, s=size, color=color, alpha=0.6, linewidths=0, label=name)
     # A map of t-SNE has no unit.
     axis.set(xticks=[], yticks=[])
+
+
+def plot_tradeoff(path: Path, points: Sequence[tuple[float, float]], chosen: Sequence[bool], title: str = "") -> None:
+    """Draw what settings gain against what they cost, the best of each cost joined by a line.
+
+    Args:
+        path: Where to write; `FORMATS` lists the extensions. The file appears whole or not at all.
+        points: Of each setting, perplexity's rise in percent and S.
+        chosen: Which of them was chosen.
+        title: Text above the plot.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: The extension is unknown.
+        OSError: The file cannot be written.
+    """
+    check_plot_file(path)
+    figure = _figure()
+    axes = figure.add_subplot()
+    front: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    axes.plot(*zip(*front, strict=True), color="#999999", linewidth=1, label="best at its cost")
+    for which, color, name in ((False, BEFORE, "tried"), (True, AFTER, "chosen")):
+        some = [point for point, is_chosen in zip(points, chosen, strict=True) if is_chosen is which]
+        if some:
+            axes.scatter(*zip(*some, strict=True), s=24, color=color, label=name, zorder=3)
+    axes.set(xlabel="rise of perplexity in percent", ylabel="S")
+    axes.legend(frameon=False)
+    axes.set_title(title, fontsize=10)
+    options = {"format": path.suffix.removeprefix("."), "dpi": 160}
+    atomic_write(path, lambda draft: figure.savefig(draft, **options))
 
 
 def check_plot_file(path: Path) -> None:

@@ -259,3 +259,32 @@ UNCOUNTED = {
     torch.ops.aten._linalg_eigh: _cube,
 }
 """What PyTorch's counter does not count by itself."""
+
+
+@pytest.mark.parametrize("written", [0.5, 0.9])
+@pytest.mark.parametrize("solver", [Ridge(), NullSpace()])
+def test_a_scaled_solver_writes_the_wanted_share_of_a_fact_alone(solver: Ridge | NullSpace, written: float) -> None:
+    moment, keys, residual, _ = problem(1, 0)
+    scaled = solver.scaled([moment], [keys], written)
+    nothing = keys.new_zeros(0, D_KEY)
+    shift = scaled.solve(scaled.prepare(moment), keys, residual, nothing).matrix()
+    torch.testing.assert_close(keys @ shift.T, written * residual)
+
+
+@pytest.mark.parametrize("solver", [Ridge(), NullSpace()])
+def test_scaling_does_not_depend_on_the_unit_of_keys(solver: Ridge | NullSpace) -> None:
+    moment, keys, residual, _ = problem(5, 0)
+    nothing = keys.new_zeros(0, D_KEY)
+    found = []
+    for unit in (1.0, 100.0):
+        scaled = solver.scaled([unit**2 * moment], [unit * keys], 0.9)
+        shift = scaled.solve(scaled.prepare(unit**2 * moment), unit * keys, residual, nothing).matrix()
+        found.append(unit * keys @ shift.T)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("written", [0.0, 1.0, -1.0, 2.0])
+def test_a_share_that_is_none_is_refused(written: float) -> None:
+    moment, keys, _, _ = problem(3, 0)
+    with pytest.raises(ValueError, match=r"written=.*between 0 and 1"):
+        Ridge().scaled([moment], [keys], written)

@@ -12,6 +12,7 @@ from factpatch.cli.render import messages
 
 if TYPE_CHECKING:
     from factpatch.model.language_model import LanguageModel
+    from factpatch.presets import Preset
 
 
 class BadArgumentError(ValueError):
@@ -157,12 +158,23 @@ def check_layers(lm: LanguageModel, layers: tuple[int, ...] | None) -> None:
             lm.check_layers(layers, "layers")
 
 
-def check_variant(lm: LanguageModel, variant: str | None) -> None:
-    """Raise BadArgumentError if the preset that the model gets has no such variant."""
-    from factpatch.presets import preset_for
+def load_preset(path: Path | str | None, lm: LanguageModel) -> Preset:
+    """The preset of a file, or the one that the model gets without.
 
+    Raises:
+        BadArgumentError: the file is no preset, or one for another model.
+    """
+    from factpatch.presets import preset_for
+    from factpatch.presets.written import check_fits, load_preset
+
+    with argument("--preset"):
+        return preset_for(lm) if path is None else check_fits(load_preset(path), lm)
+
+
+def check_variant(preset: Preset, variant: str | None) -> None:
+    """Raise BadArgumentError if a preset has no such variant."""
     with argument("--variant"):
-        preset_for(lm).rows(variant)
+        preset.rows(variant)
 
 
 def save_model(lm: LanguageModel, directory: Path, card: str | None = None) -> None:

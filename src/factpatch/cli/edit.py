@@ -30,6 +30,7 @@ def edit(
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
     method: options.Method = "memit-blue",
+    preset: options.Preset = None,
     variant: options.Variant = None,
     settings: Annotated[
         list[str] | None,
@@ -107,6 +108,7 @@ def edit(
     how: dict[str, Any] = {
         "model": model,
         "method": method,
+        "preset": None if preset is None else str(preset),
         "variant": variant,
         "chat": chat,
         "settings": settings or [],
@@ -306,10 +308,12 @@ def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
     with timed(seconds, "load"):
         lm = checks.load_model(how["model"], how["device"], how["dtype"], how["chat"])
     checks.check_layers(lm, chosen)
-    checks.check_variant(lm, how["variant"])
+    preset = checks.load_preset(how.get("preset"), lm)  # sessions of old have none
+    checks.check_variant(preset, how["variant"])
     return Editor(
         lm,
         method=how["method"],
+        preset=preset,
         variant=how["variant"],
         critical_layers=chosen,
         settings=assigned,
@@ -369,7 +373,7 @@ def _lasting(how: dict[str, Any]) -> dict[str, Any]:
             return place
         return os.path.abspath(place)
 
-    return {**how, "model": lasting(how["model"]), "corpus": lasting(how["corpus"])}
+    return {**how, **{name: lasting(how[name]) for name in ("model", "corpus", "preset")}}
 
 
 def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> None:

@@ -34,6 +34,7 @@ from factpatch.cli import (
     run,
     second_moment,
     show,
+    tune,
     undo,
     verify,
 )
@@ -111,6 +112,7 @@ app.command("lora")(lora.lora)
 app.command("run")(run.run)
 app.command("reproduce")(reproduce.reproduce)
 app.command("report")(report.report)
+app.command("tune")(tune.tune)
 app.command("second-moment")(second_moment.second_moment)
 app.add_typer(data.app, name="data")
 app.command("methods")(methods.methods)

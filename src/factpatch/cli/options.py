@@ -95,6 +95,14 @@ Chat = Annotated[
     ),
 ]
 Method = Annotated[str, typer.Option("--method", metavar="NAME", help="One that `factpatch methods` lists.")]
+Preset = Annotated[
+    Path | None,
+    typer.Option(
+        "--preset",
+        metavar="FILE",
+        help="Settings of the model, as `factpatch tune` writes them. Default: those that the package ships.",
+    ),
+]
 Variant = Annotated[
     str | None,
     typer.Option(

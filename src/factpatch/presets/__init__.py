@@ -212,6 +212,8 @@ class Choice:
     critical_layers: tuple[int, ...]
     origin: dict[str, Any] | None
     """The preset's model, the variant and whether the preset is assumed; None if nothing is from a preset."""
+    scaled: bool = False
+    """Whether the solver's settings are to be derived from the model's own keys: another model's do not fit."""
 
 
 def choose(
@@ -233,15 +235,23 @@ def choose(
         ValueError: the preset has no such variant.
     """
     numbers = {} if method is None else preset.settings(method, variant)
+    # A variant that was asked for by name is taken at its word.
+    scaled = method is not None and preset.assumed and variant is None and not any(map(_of_solver, settings))
+    if scaled:
+        numbers = {name: value for name, value in numbers.items() if not _of_solver(name)}
     layers = preset.layers_for(lm.num_layers) if critical_layers is None else list(critical_layers)
     taken = {name: value for name, value in numbers.items() if name not in settings}
     if preset.assumed:
         warn_of_assumed(preset, lm, layers if critical_layers is None else None, method, taken)
-    if method is not None and variant is not None and numbers == preset.settings(method):
+    if method is not None and variant is not None and preset.settings(method, variant) == preset.settings(method):
         logger.info("the variant %s of the preset changes nothing for %s", variant, method)
     used = method is not None or critical_layers is None
     origin = {"model": preset.model, "variant": variant, "assumed": preset.assumed} if used else None
-    return Choice({**numbers, **settings}, tuple(layers), origin)
+    return Choice({**numbers, **settings}, tuple(layers), origin, scaled)
+
+
+def _of_solver(name: str) -> bool:
+    return name.startswith("solver.")
 
 
 def warn_of_assumed(
@@ -265,6 +275,6 @@ def warn_of_assumed(
     if parts:
         logger.warning(
             "there is no preset for %s; assumed from that of %s, the nearest one: %s. "
-            "Measure on a few facts before relying on it.",
+            "Measure on a few facts before relying on it, or find settings with factpatch tune.",
             lm.name, preset.model, "; ".join(parts),
         )  # fmt: skip

@@ -7,14 +7,23 @@ moment alone and is done once per process and layer; `least_squares` says how th
 from __future__ import annotations
 
 import math
+import statistics
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from factpatch.shift import LowRank
 from factpatch.strategies.least_squares import Memory, System
+
+WRITTEN = 0.75
+"""The share of its residual that a fact edited alone gets where nothing else is known; see `Solver.scaled`. What was
+found by hand for SmolLM2-135M comes to 0.6 to 0.75 with BLUE and to 0.85 to 0.93 without."""
+UNUSED = 0.3
+"""The share of the second moment's trace in the directions that count as unused by ordinary text. The published
+threshold of 0.02 leaves 0.21 to 0.47 in layers 4 to 8 of SmolLM2-135M."""
 
 
 class Solver(ABC):
@@ -29,6 +38,24 @@ class Solver(ABC):
 
         Raises:
             ValueError: the second moment does not fit the solver's settings.
+        """
+
+    @abstractmethod
+    def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> Solver:
+        """Return this solver with settings that mean the same in every model.
+
+        A fact that is edited alone, with key k, gets the share h / (h + c) of its residual, where h says how far k
+        stands out of ordinary keys and c is the setting: λ and h = kᵀ C₀⁻¹ k of `Ridge`, L2 and h = ‖Uᵀ k‖² of
+        `NullSpace`. So the setting that writes the share ρ is c = h (1 − ρ) / ρ, whatever unit the keys are in.
+
+        Args:
+            second_moments: C₀ of each layer that will be written, (d_key, d_key).
+            keys: of some facts in each of these layers, (n, d_key). h is their median in each layer; of several layers
+                the geometric mean is taken.
+            written: ρ, between 0 and 1.
+
+        Raises:
+            ValueError: `written` is not between 0 and 1, or a second moment does not fit the solver.
         """
 
     def solve(self, system: System, keys: Tensor, residual: Tensor, earlier_keys: Tensor) -> LowRank:
@@ -77,6 +104,12 @@ class Ridge(Solver):
             )
         return System(factor)
 
+    def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> Ridge:
+        """λ from h = kᵀ C₀⁻¹ k, which on average over ordinary tokens is d_key."""
+        alone = replace(self, weight=1.0)
+        heights = [_height(alone.prepare(moment), of) for moment, of in zip(second_moments, keys, strict=True)]
+        return replace(self, weight=_setting(heights, written))
+
 
 @dataclass(frozen=True)
 class NullSpace(Solver):
@@ -108,6 +141,14 @@ class NullSpace(Solver):
             )
         return self.within(basis.contiguous())
 
+    def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> NullSpace:
+        """The threshold from the spectrum, then L2 from h = ‖Uᵀ k‖²."""
+        spectra = [torch.linalg.eigvalsh(moment.double()) for moment in second_moments]
+        threshold = statistics.geometric_mean(_rest(spectrum, UNUSED) for spectrum in spectra)
+        alone = replace(self, threshold=threshold, l2=1.0)
+        heights = [_height(alone.prepare(moment), of) for moment, of in zip(second_moments, keys, strict=True)]
+        return replace(alone, l2=_setting(heights, written))
+
     def within(self, basis: Tensor) -> System:
         """The system of a null space that is known already.
 
@@ -115,3 +156,20 @@ class NullSpace(Solver):
             basis: U, (d_key, r), orthonormal; float64.
         """
         return System(basis.new_tensor(math.sqrt(self.l2)), basis)
+
+
+def _height(system: System, keys: Tensor) -> float:
+    """The median over keys of the h that a system with the setting 1 gives."""
+    return float(system.features(keys).square().sum(dim=1).median())
+
+
+def _setting(heights: Sequence[float], written: float) -> float:
+    if not 0 < written < 1:
+        raise ValueError(f"written={written!r}: a share between 0 and 1, both excluded.")
+    return statistics.geometric_mean(heights) * (1 - written) / written
+
+
+def _rest(spectrum: Tensor, share: float) -> float:
+    """The largest threshold below which eigenvalues, ascending, sum up to at most a share of all."""
+    below = int((spectrum.cumsum(0) <= share * spectrum.sum()).sum())
+    return float(spectrum[min(below, len(spectrum) - 1)])

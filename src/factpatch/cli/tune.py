@@ -1,0 +1,165 @@
+"""`factpatch tune`: find settings for a model that has no preset, by editing probe facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factpatch.cli import checks, options, render
+
+if TYPE_CHECKING:
+    from factpatch.facts import Fact
+    from factpatch.tuning import Trial, Tuning
+
+
+def tune(
+    model: options.Model,
+    facts: options.Facts,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where to write preset.yaml, what it rests on as tuning.json, and a plot. With the same directory, a "
+            "search that was interrupted finds the values again that it had optimized.",
+            show_default=False,
+        ),
+    ],
+    exclude: Annotated[
+        Path | None,
+        typer.Option("--exclude", metavar="FILE", help="The facts that you will edit: their subjects are not probed."),
+    ] = None,
+    skip: Annotated[int, typer.Option("--skip", min=0, metavar="N", help="Leave out the first N facts.")] = 0,
+    limit: options.Limit = None,
+    method: options.Method = "memit-blue",
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.1, metavar="M", help="How long to search, about.")
+    ] = 20.0,
+    windows: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers",
+            metavar="L,L,...",
+            help="Critical layers to try, as 4,5,6,7,8; may be given several times. Default: windows of five in the "
+            "lower half of the model.",
+        ),
+    ] = None,
+    max_perplexity: Annotated[
+        float,
+        typer.Option("--max-perplexity", min=1.0, metavar="X", help="On ordinary text, edited over unedited."),
+    ] = 1.03,
+    steps: Annotated[
+        int, typer.Option("--steps", min=2, metavar="N", help="Evaluations of the value optimization at most.")
+    ] = 20,
+    corpus: options.Corpus = None,
+    perplexity_text: Annotated[
+        Path | None,
+        typer.Option(
+            "--perplexity-text",
+            metavar="FILE",
+            help="The text that perplexity is measured on. Default: one that the package ships.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the choice of facts.")] = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+) -> None:
+    """Find critical layers and settings for a model by editing probe facts, and write a preset.
+
+    The facts need a true object, paraphrases and neighbors, as CounterFact has them. A third is kept aside to check the
+    result. The model's own files stay as they are; use the preset with factpatch edit --preset DIR/preset.yaml.
+    """
+    checks.check_place(device, dtype)
+    if out.exists() and not out.is_dir():
+        raise checks.BadArgumentError(f"--out {out}: is a file; give a directory.")
+    chosen = [layers for text in windows or [] if (layers := checks.parse_layers(text)) is not None]
+
+    from factpatch.corpus import corpus_from
+    from factpatch.data import load_facts
+    from factpatch.methods import method_named
+    from factpatch.tuning import search
+    from factpatch.tuning.outputs import write_outputs
+
+    with checks.argument("--method"):
+        method_named(method)
+    with checks.argument("--facts"):
+        probes = load_facts(facts, None if limit is None else skip + limit)[skip:]
+    with checks.argument("--exclude"):
+        probes = _without(probes, [] if exclude is None else load_facts(exclude))
+    with checks.argument("--facts"):
+        search.usable(probes)
+    with checks.argument("--corpus"):
+        opened = corpus_from(corpus)
+    with checks.argument("--perplexity-text"):
+        text = None if perplexity_text is None else perplexity_text.read_text("utf-8")
+    lm = checks.load_model(model, device, dtype)
+    for layers in chosen:
+        checks.check_layers(lm, layers)
+
+    def changed(found: Tuning, stage: str) -> None:
+        _say(found, stage)
+        write_outputs(out, found)
+
+    out.mkdir(parents=True, exist_ok=True)
+    found = search.tune(
+        lm,
+        probes,
+        opened,
+        out / "targets",
+        method=method,
+        minutes=minutes,
+        layers=chosen or None,
+        most_perplexity=max_perplexity,
+        steps=steps,
+        text=text,
+        seed=seed,
+        changed=changed,
+    )
+    write_outputs(out, found)
+    _show(found, out)
+
+
+def _without(facts: list[Fact], excluded: list[Fact]) -> list[Fact]:
+    subjects = {fact.subject for fact in excluded}
+    return [fact for fact in facts if fact.subject not in subjects]
+
+
+def _say(found: Tuning, stage: str) -> None:
+    """A line about what was found last."""
+    if stage == "value optimization":
+        made = found.attempts[-1]
+        settings = ", ".join(f"{name.removeprefix('target.')}={value}" for name, value in made.settings.items())
+        render.say(f"{settings}: loss {made.loss:.3f} after {made.evaluations:.1f} evaluations")
+        return
+    label, trial = stage, found.trials[-1]
+    if stage == "text for the statistics":
+        tokens, trial = found.statistics[-1]
+        label = f"{tokens} tokens"
+    elif stage == "check":
+        label, trial = found.checked[-1]
+    else:
+        label = str(trial.candidate)
+    render.say(f"{label}: {_numbers(trial)}, {trial.facts} facts, {trial.seconds:.0f} s")
+
+
+def _numbers(trial: Trial) -> str:
+    if trial.error is not None:
+        return f"failed: {trial.error}"
+    return f"S {trial.score:.1f}, perplexity x {trial.perplexity:.3f}"
+
+
+def _show(found: Tuning, out: Path) -> None:
+    made = render.table("on facts kept aside", "efficacy", "generalization", "specificity", "S", "perplexity")
+    before = [f"{found.unedited[name]:.1f}" for name in ("efficacy", "generalization", "specificity")]
+    made.add_row("unedited", *before, "", "")
+    for what, trial in found.checked:
+        numbers = (trial.efficacy, trial.generalization, trial.specificity, trial.score)
+        made.add_row(what, *(f"{number:.1f}" for number in numbers), f"x {trial.perplexity:.3f}")
+    render.screen.print(made)
+    assert found.preset is not None
+    settings = {**found.preset.common, **found.preset.methods[found.method]}
+    render.say(f"layers {render.numbers(found.preset.critical_layers)}; {found.tokens} tokens for the statistics")
+    render.say(", ".join(f"{name}={value}" for name, value in settings.items()))
+    render.say(f"Preset: {out / 'preset.yaml'} ({found.seconds / 60:.1f} minutes)", "bold")

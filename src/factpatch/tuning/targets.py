@@ -1,0 +1,72 @@
+"""The value optimization's settings, found without writing anything."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from factpatch.facts import Fact
+from factpatch.settings import with_settings
+from factpatch.tuning.trial import Workbench
+
+# Published learning rates are 0.1 and 0.5, the clamp is 0.75.
+LEARNING_RATES = (0.5, 0.1, 0.25, 1.0)
+CLAMPS = (0.75, 1.5, 3.0)
+# The factor by which a larger clamp has to lower the loss. It lets values leave what the model's own are like.
+WORTH = 0.5
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the value optimization reaches with some settings."""
+
+    settings: dict[str, Any]
+    """By dotted name."""
+    loss: float
+    """Geometric mean over facts and layers of the last loss, in nats; it weighs a value that is not found at all, and
+    one that could be a little better, alike."""
+    evaluations: float
+    """Mean over facts and layers."""
+
+
+def attempts(
+    bench: Workbench,
+    layers: Sequence[int],
+    facts: Sequence[Fact],
+    steps: int,
+    tried: Callable[[Attempt], None] = lambda attempt: None,
+) -> list[Attempt]:
+    """Try learning rates, then larger clamps with the best of them.
+
+    Args:
+        layers: where values are wanted.
+        steps: evaluations at most.
+        tried: called after each attempt.
+
+    Returns:
+        The attempts with the clamp that is worth it, the lowest loss first.
+    """
+
+    def attempt(rate: float, clamp: float) -> Attempt:
+        settings = {"target.learning_rate": rate, "target.clamp": clamp, "target.steps": steps}
+        target = with_settings(bench.method, settings).target
+        found = [bench.targets(bench.lm, facts, layer, target, bench.contexts) for layer in layers]
+        losses = [max(loss, target.stop_loss) for values in found for loss in values.loss.tolist()]
+        evaluations = [float(count) for values in found for count in values.evaluations.tolist()]
+        made = Attempt(settings, math.exp(statistics.fmean(map(math.log, losses))), statistics.fmean(evaluations))
+        tried(made)
+        return made
+
+    def loss(made: Attempt) -> float:
+        return made.loss
+
+    best = sorted((attempt(rate, CLAMPS[0]) for rate in LEARNING_RATES), key=loss)
+    for clamp in CLAMPS[1:]:
+        wider = [attempt(made.settings["target.learning_rate"], clamp) for made in best[:2]]
+        if min(map(loss, wider)) > WORTH * best[0].loss:
+            break
+        best = sorted(wider, key=loss)
+    return best

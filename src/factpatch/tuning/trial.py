@@ -1,0 +1,176 @@
+"""One edit of probe facts, measured, and undone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factpatch.corpus import Corpus
+from factpatch.editor import Editor
+from factpatch.evaluation.metrics import harmonic_mean
+from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.verify import verify
+from factpatch.facts import Fact
+from factpatch.methods import Method, method_named
+from factpatch.model.language_model import LanguageModel
+from factpatch.second_moment import SecondMoment
+from factpatch.settings import has_setting, settings_of, with_settings
+from factpatch.tuning.candidates import Candidate
+from factpatch.values.contexts import generate_contexts
+from factpatch.values.reading import SubjectRows, read_keys
+from factpatch.values.shared import SharedTargets
+
+PERPLEXITY = "perplexity"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an edit with some settings gave."""
+
+    candidate: Candidate
+    facts: int
+    settings: dict[str, Any]
+    """What the candidate comes to in this model, by dotted name."""
+    efficacy: float
+    """Percent, as the others; 0 where the edit failed."""
+    generalization: float
+    specificity: float
+    perplexity: float
+    """Edited over unedited."""
+    seconds: float
+    error: str | None = None
+    """Why nothing could be edited; None where it could."""
+
+    @property
+    def score(self) -> float:
+        """S, the harmonic mean of efficacy, generalization and specificity."""
+        return harmonic_mean([self.efficacy, self.generalization, self.specificity]) or 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able record."""
+        return {**asdict(self), "score": self.score}
+
+
+class Workbench:
+    """A model and what all trials on it share: contexts, second moments, value targets, the unedited measurements.
+
+    Args:
+        method: the method to be tried; its own settings are the starting point.
+        facts: whose keys say what λ or L2 is for a share of a residual, in every trial.
+        text: for perplexity; the package's held-out text by default.
+        folder: where value targets are kept, and found again by a search that was interrupted.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        method: str | Method,
+        corpus: Corpus,
+        facts: Sequence[Fact],
+        folder: Path,
+        text: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.lm = lm
+        self.method = method_named(method) if isinstance(method, str) else method
+        self.corpus = corpus
+        self.facts = tuple(facts)
+        self.text = text
+        self.seed = seed
+        self.targets = SharedTargets(folder, lm.name)
+        self.moments: dict[tuple[int, int], Tensor] = {}
+        self.keys: dict[int, Tensor] = {}
+        self.held: dict[int, int] = {}  # how many tokens were there, of those that were asked for
+        with torch.inference_mode(), lm.quiet():
+            self.contexts = generate_contexts(lm, seed)
+        self.unedited = perplexity(lm, text)
+
+    def read(self, layers: Sequence[int], tokens: int) -> dict[int, Tensor]:
+        """Second moments by layer, each read once."""
+        missing = [layer for layer in layers if (layer, tokens) not in self.moments]
+        if missing:
+            found = SecondMoment.read(self.lm, missing, self.corpus, tokens)
+            self.moments |= {(layer, tokens): moment.matrix for layer, moment in found.items()}
+            self.held[tokens] = min(moment.tokens for moment in found.values())
+        return {layer: self.moments[layer, tokens] for layer in layers}
+
+    def has_text(self, layers: Sequence[int], tokens: int) -> bool:
+        """Whether the corpus has so many tokens; their second moments are read."""
+        self.read(layers, tokens)
+        return self.held[tokens] >= tokens
+
+    def read_keys(self, layers: Sequence[int]) -> list[Tensor]:
+        """The keys of the facts in each layer of the unedited model, (n, d_key); each layer is read once."""
+        with torch.inference_mode(), self.lm.quiet():
+            subjects = SubjectRows.of(self.lm, self.facts, self.contexts)
+            for layer in layers:
+                if layer not in self.keys:
+                    self.keys[layer] = read_keys(self.lm, subjects, layer).cpu()
+        return [self.keys[layer] for layer in layers]
+
+    def resolve(self, candidate: Candidate, tokens: int, method: Method | None = None) -> Method:
+        """The method, or another, with a candidate's settings; λ, or L2 and the threshold, from the facts' keys."""
+        method = method or self.method
+        target = {name: value for name, value in candidate.target if has_setting(method, name)}
+        method = with_settings(method, target)
+        layers = sorted({step.layer for step in method.spread.steps(candidate.critical_layers)})
+        moments = self.read(layers, tokens)
+        solver = method.solver.scaled([moments[layer] for layer in layers], self.read_keys(layers), candidate.written)
+        return replace(method, solver=solver)
+
+    def unchanged(self, facts: Sequence[Fact]) -> dict[str, float]:
+        """Efficacy, generalization and specificity of the unedited model."""
+        return _metrics(self.lm, facts)
+
+    def measure(self, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> Trial:
+        """Edit the facts in one batch, measure, undo. An edit that fails is a trial of score 0, with its reason."""
+        start = time.perf_counter()
+        method = self.resolve(candidate, tokens)
+        editor = Editor(
+            self.lm,
+            method=method,
+            critical_layers=candidate.critical_layers,
+            contexts=self.contexts,
+            second_moments=self.read(candidate.critical_layers, tokens),
+            optimize=self.targets,
+            seed=self.seed,
+            progress=False,
+        )
+        error = None
+        numbers = {"efficacy": 0.0, "generalization": 0.0, "specificity": 0.0, PERPLEXITY: math.inf}
+        try:
+            editor.edit(facts)
+            numbers = {**_metrics(self.lm, facts), PERPLEXITY: perplexity(self.lm, self.text) / self.unedited}
+        except (ValueError, ArithmeticError) as raised:
+            error = str(raised)
+        finally:
+            # Nothing is in force where the edit itself failed.
+            with suppress(ValueError):
+                editor.undo()
+        settings = {name: value for name, value in _flat(method).items() if value != _flat(self.method).get(name)}
+        seconds = time.perf_counter() - start
+        return Trial(candidate, len(facts), settings, seconds=seconds, error=error, **numbers)
+
+
+def _metrics(lm: LanguageModel, facts: Sequence[Fact]) -> dict[str, float]:
+    summary = verify(lm, None, facts, answers=False).summary()
+    return {name: summary[name]["after"] or 0.0 for name in ("efficacy", "generalization", "specificity")}
+
+
+def _flat(method: Method) -> dict[str, Any]:
+    """Settings by dotted name."""
+    return {
+        f"{part}.{name}": value
+        for part, fields in settings_of(method).items()
+        if isinstance(fields, dict)
+        for name, value in fields.items()
+        if name != "class"
+    }
