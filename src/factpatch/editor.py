@@ -461,7 +461,8 @@ class Editor:
             keys = [read_keys(self.lm, subjects, layer).cpu() for layer in layers]
         solver = self.method.solver.scaled([self._moments[layer] for layer in layers], keys, WRITTEN)
         self.method, self._scaled = replace(self.method, solver=solver), False
-        numbers = ", ".join(f"{name}={value:.4g}" for name, value in asdict(solver).items())
+        fields = settings_of(self.method)["solver"].items()
+        numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in fields if name != "class")
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, SecondMoment]:

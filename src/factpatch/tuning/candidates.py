@@ -49,6 +49,6 @@ def grid(
 
     So that a search which runs out of time has tried each choice beside the usual ones.
     """
-    numbered = product(*(list(enumerate(choices)) for choices in (layers, targets, shares)))
-    ordered = sorted(numbered, key=lambda choices: (sum(index > 0 for index, _ in choices), [i for i, _ in choices]))
-    return [Candidate(window, tuple(target.items()), share) for (_, window), (_, target), (_, share) in ordered]
+    places = product(range(len(layers)), range(len(targets)), range(len(shares)))
+    ordered = sorted(places, key=lambda place: (sum(index > 0 for index in place), place))
+    return [Candidate(layers[i], tuple(targets[j].items()), shares[k]) for i, j, k in ordered]

@@ -27,10 +27,11 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
         solver = bench.resolve(chosen, tokens, method).solver
         settings = settings_of(replace(method, solver=solver))["solver"]
         rows[name] = {f"solver.{field}": _rounded(value) for field, value in settings.items() if field != "class"}
-    config = bench.lm.config
+    known: dict[str, Any] = {field.name: getattr(bench.lm.config, field.name, None) for field in fields(Match)}
+    match = Match(**known)
     return Preset(
         model=PurePath(bench.lm.name).name or "model",
-        match=Match(**{field.name: getattr(config, field.name, None) for field in fields(Match)}),
+        match=match,
         critical_layers=list(chosen.critical_layers),
         source=source,
         corpus_tokens=tokens,
