@@ -25,10 +25,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.installed
 	$(BIN)/factpatch demo
 
-# The quick tests side by side, each on one thread; then the slow ones, which use all.
+# The quick tests first, then the slow ones; as many side by side as there are cores, each on one thread.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --dist loadgroup --durations 10
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

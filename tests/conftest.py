@@ -1,4 +1,7 @@
-"""Order and threads: quick tests first and on one thread, the slow ones on the real model last and on all."""
+"""Order and threads: quick tests first and on one thread, the slow ones on the real model last.
+
+Slow tests use all threads where they run one by one, and one thread where they run side by side.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.node.get_closest_marker("slow"):
+    if request.node.get_closest_marker("slow") and "PYTEST_XDIST_WORKER" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)

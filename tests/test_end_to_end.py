@@ -53,6 +53,7 @@ def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.xdist_group("edited")
 def test_facts_are_learned_and_neighbors_and_ordinary_text_stay(edited: Path) -> None:
     report = json.loads((edited / "r.json").read_text())
     assert report["efficacy"]["before"] < 60
@@ -65,6 +66,7 @@ def test_facts_are_learned_and_neighbors_and_ordinary_text_stay(edited: Path) ->
     assert report["patch"]["bytes"] < 300_000
 
 
+@pytest.mark.xdist_group("edited")
 def test_the_patch_gives_the_same_bits_in_a_new_process_and_leaves_none_behind(edited: Path) -> None:
     """`apply` and `undo` with the base, each in a process of its own, on freshly loaded models."""
     patch = edited / "p.safetensors"
