@@ -66,6 +66,7 @@ def reproduce(
     prompts: Annotated[
         str, typer.Option("--prompts", metavar="FILE", help="Factual prompts whose hidden states are compared.")
     ] = "known_1000",
+    preset: options.Preset = None,
     layers: options.Layers = None,
     corpus: options.Corpus = None,
     seed: options.Seed = 0,
@@ -102,6 +103,7 @@ def reproduce(
             text={"facts": text_facts, "references": references},
             capability={"data": str(capability_data), **({"limit": capability_items} if capability_items else {})},
             drift={"prompts": prompts},
+            preset=None if preset is None else str(preset),
             critical_layers=chosen,
             corpus=corpus,
             device=device,

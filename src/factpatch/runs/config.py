@@ -142,6 +142,8 @@ class RunConfig(_Section):
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     dtype: str | None = None
     device: str | None = None
+    preset: Path | None = None
+    """Settings of the model, as `factpatch tune` writes them, in place of those that the package ships."""
     critical_layers: tuple[NonNegativeInt, ...] | None = None
     corpus: str | None = None
     corpus_tokens: PositiveInt | None = None

@@ -270,6 +270,7 @@ def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **record,
         "corpus": None,
+        "preset": None,
         "datasets": [without(dataset, "facts") for dataset in record["datasets"]],
         "evaluate": {
             **evaluate,

@@ -130,6 +130,7 @@ class _Runner:
             variant=method.variant,
             settings=method.settings,
             remember_keys=method.remember_keys,
+            preset=config.preset,
             critical_layers=config.critical_layers,
             corpus=config.corpus,
             corpus_tokens=config.corpus_tokens,

@@ -42,6 +42,8 @@ def identities(config: RunConfig) -> dict[str, str]:
         found["corpus"] = config.corpus or _SHIPPED
     else:
         add("corpus", Path(config.corpus))
+    if config.preset is not None:
+        add("preset", config.preset)
     if wanted.perplexity is True:
         found["evaluate.perplexity"] = _SHIPPED
     elif wanted.perplexity:
