@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ def plot_tradeoff(path: Path, points: Sequence[tuple[float, float]], chosen: Seq
     axes.set_title(title, fontsize=10)
     options = {"format": path.suffix.removeprefix("."), "dpi": 160}
     atomic_write(path, lambda draft: figure.savefig(draft, **options))
+
+
+def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write a figure of matplotlib as NAME.png and NAME.svg, each whole or not at all."""
+    written = []
+    for suffix in ("png", "svg"):
+        path = folder / f"{name}.{suffix}"
+        # The suffix of a draft says nothing of its format.
+        atomic_write(path, partial(figure.savefig, format=suffix, dpi=150))
+        written.append(path)
+    return written
 
 
 def check_plot_file(path: Path) -> None:

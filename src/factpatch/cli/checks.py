@@ -48,13 +48,18 @@ def check_output_file(option: str, path: Path | None) -> None:
 
 def check_output_directory(option: str, path: Path | None) -> None:
     """Raise BadArgumentError unless a directory can be made there, as far as can be told without writing."""
+    check_directory_to_go_on(option, path)
+    if path is not None and path.is_dir() and any(path.iterdir()):
+        raise BadArgumentError(f"{option} {path}: the directory is not empty; choose another name, or empty it first.")
+
+
+def check_directory_to_go_on(option: str, path: Path | None) -> None:
+    """Raise BadArgumentError unless there is a directory or one can be made, as far as can be told without writing."""
     if path is None:
         return
     if path.exists() and not path.is_dir():
         raise BadArgumentError(f"{option} {path}: is a file; choose another name.")
     _check_folder(option, path)
-    if path.is_dir() and any(path.iterdir()):
-        raise BadArgumentError(f"{option} {path}: the directory is not empty; choose another name, or empty it first.")
 
 
 def check_distinct(**paths: Path | None) -> None:

@@ -24,6 +24,7 @@ from factpatch.cli import (
     demo,
     drift,
     edit,
+    locate,
     log,
     lora,
     methods,
@@ -103,6 +104,7 @@ app.command("edit")(edit.edit)
 app.command("verify")(verify.verify)
 app.command("capability")(capability.capability)
 app.command("drift")(drift.drift)
+app.command("locate")(locate.locate)
 app.command("apply")(apply.apply)
 app.command("undo")(undo.undo)
 app.command("log")(log.log)

@@ -67,7 +67,7 @@ def load_facts(path: str | Path, limit: int | None = None, skip_unusable: bool =
         TypeError: `limit` is not an integer.
         ValueError: `limit` is not positive.
     """
-    return convert_records(resolve_data(path), _fact_from, limit, skip_unusable)
+    return convert_records(resolve_data(path), fact_from, limit, skip_unusable)
 
 
 def save_facts(facts: Iterable[Fact], path: str | Path) -> None:
@@ -102,7 +102,13 @@ def demo_facts() -> list[Fact]:
         return load_facts(path)
 
 
-def _fact_from(record: Mapping[str, Any], index: int) -> Fact:
+def fact_from(record: Mapping[str, Any], index: int) -> Fact:
+    """Return the fact of a record in whichever format it is; `index` is its place in its file.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: The record is in no known format, or is not acceptable.
+    """
     for record_format in FORMATS:
         if record_format.matches(record):
             return record_format.convert(record, index)

@@ -60,10 +60,21 @@ def load_known_facts(path: str | Path = "known_1000", limit: int | None = None) 
         TypeError: `limit` is not an integer.
         ValueError: `limit` is not positive.
     """
-    return convert_records(resolve_data(path), _known_fact, limit)
+    return convert_records(resolve_data(path), known_fact_from, limit)
 
 
-def _known_fact(record: Mapping[str, Any], index: int) -> KnownFact:
+def is_known(record: Mapping[str, Any]) -> bool:
+    """Say whether a record is in the format of known_1000.json."""
+    return "attribute" in record and "template" in record
+
+
+def known_fact_from(record: Mapping[str, Any], index: int) -> KnownFact:
+    """Return the known fact of a record; `index`, its place in its file, is not used.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: A field is missing or blank, or the prompt does not begin with the filled template.
+    """
     return KnownFact(
         prompt=read_text(record, "prompt"),
         subject=read_text(record, "subject"),

@@ -126,12 +126,7 @@ def adding(modules: Sequence[nn.Module], places: Tensor, shifts: Tensor) -> Iter
 
     def adder(index: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            found = first_tensor(output)
-            tokens = found.reshape(-1, found.shape[-1])
-            at = places.to(found.device)
-            moved = tokens[at].to(shifts.dtype) + shifts[:, index].to(found.device)
-            changed = tokens.index_copy(0, at, moved.to(found.dtype)).reshape(found.shape)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return _changed(output, places, lambda found: found.to(shifts.dtype) + shifts[:, index].to(found.device))
 
         return hook
 
@@ -141,6 +136,40 @@ def adding(modules: Sequence[nn.Module], places: Tensor, shifts: Tensor) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def replacing(outputs: Iterable[tuple[nn.Module, Tensor]], places: Tensor) -> Iterator[None]:
+    """Put something in the place of modules' outputs for some tokens.
+
+    Args:
+        outputs: attention modules or MLPs that run on one sequence, each with what it is to put out, (n, d_value).
+        places: (n,): for which tokens.
+    """
+
+    def replacer(given: Tensor) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            return _changed(output, places, lambda found: given.to(found.device))
+
+        return hook
+
+    handles = []
+    try:
+        for module, given in outputs:
+            handles.append(module.register_forward_hook(replacer(given)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _changed(output: Any, places: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
+    """A module's output with some tokens changed, of one sequence."""
+    found = first_tensor(output)
+    tokens = found.reshape(-1, found.shape[-1])
+    at = places.to(found.device)
+    changed = tokens.index_copy(0, at, change(tokens[at]).to(found.dtype)).reshape(found.shape)
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
 @contextmanager

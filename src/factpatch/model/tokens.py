@@ -7,7 +7,7 @@ those that its template writes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from factpatch.model.frame import PLAIN, Frame
@@ -90,16 +90,46 @@ def locate(
     Raises:
         ValueError: no token stands for the character: the tokenizer drops or normalizes it away.
     """
+    return [
+        (ids, _holders(text, character, offsets)[-1])
+        for text, character, (ids, offsets) in zip(texts, characters, _encoded(tokenizer, texts, frame), strict=True)
+    ]
+
+
+def locate_spans(
+    tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[range], frame: Frame = PLAIN
+) -> list[tuple[list[int], range]]:
+    """Tokenize texts and find in each the tokens from the first of a span's first character to the last of its last.
+
+    Args:
+        texts: Complete texts, wrapped by `frame` already.
+        spans: For each text the indices of some neighboring characters, at least one.
+
+    Returns:
+        For each text its token ids and the indices of these tokens; the last is the one that `locate` finds.
+
+    Raises:
+        ValueError: as `locate`.
+    """
+    return [
+        (ids, range(_holders(text, span[0], offsets)[0], _holders(text, span[-1], offsets)[-1] + 1))
+        for text, span, (ids, offsets) in zip(texts, spans, _encoded(tokenizer, texts, frame), strict=True)
+    ]
+
+
+def _encoded(
+    tokenizer: Tokenizer, texts: Sequence[str], frame: Frame
+) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
     encoded = tokenizer(list(texts), add_special_tokens=not frame.chat, return_offsets_mapping=True)
-    found = []
-    for text, character, ids, offsets in zip(
-        texts, characters, encoded["input_ids"], encoded["offset_mapping"], strict=True
-    ):
-        holders = [index for index, (start, end) in enumerate(offsets) if start <= character < end]
-        if not holders:
-            raise ValueError(
-                f"subject: the character {text[character]!r} that ends the subject in {text!r} disappears in "
-                "tokenization; write the subject in characters that the tokenizer knows."
-            )
-        found.append((ids, holders[-1]))
-    return found
+    return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+
+def _holders(text: str, character: int, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """The tokens that stand for a character of a subject."""
+    holders = [index for index, (start, end) in enumerate(offsets) if start <= character < end]
+    if not holders:
+        raise ValueError(
+            f"subject: its character {text[character]!r} in {text!r} disappears in tokenization; write the subject in "
+            "characters that the tokenizer knows."
+        )
+    return holders

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factpatch.evaluation.hidden_states import tsne_map
-from factpatch.files import atomic_write
 from factpatch.plots import draw_states
 from factpatch.runs.directory import Plan
 from factpatch.runs.measure import tensors_at
@@ -128,17 +125,6 @@ def over_edits(rows: pd.DataFrame) -> pd.Series:
     """The mean value by the number of edits, after the first of them."""
     after = rows[rows["when"] != When.BEFORE.value]
     return after.groupby("edits")["value"].mean()
-
-
-def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG."""
-    written = []
-    for suffix in ("png", "svg"):
-        path = folder / f"{name}.{suffix}"
-        # The suffix of a draft says nothing of its format.
-        atomic_write(path, partial(figure.savefig, format=suffix, dpi=150))
-        written.append(path)
-    return written
 
 
 def _entitle(figure: Any, results: Results, dataset: str, further: str) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from factpatch.plots import save_figure
 from factpatch.runs.contrasts import compared
-from factpatch.runs.figures import capability_curves, hidden_state_maps, save_figure
+from factpatch.runs.figures import capability_curves, hidden_state_maps
 from factpatch.runs.outcomes import outcomes
 from factpatch.runs.reproductions import PAIRS, Output
 from factpatch.runs.results import Results

@@ -1,0 +1,145 @@
+"""`factpatch locate`: in which layers a model keeps what it knows, and which an edit should write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from factpatch.cli import checks, options, render
+
+if TYPE_CHECKING:
+    from factpatch.evaluation.intervals import Mean
+    from factpatch.tracing import Summary
+
+
+def locate(
+    model: options.Model,
+    facts: Annotated[
+        str,
+        typer.Option(
+            "--facts",
+            metavar="FILE",
+            help="What the model may know: prompts in the format of known_1000.json, or its name; or facts in any "
+            "format that `factpatch edit` reads, whose true object the model should know.",
+        ),
+    ] = "known_1000",
+    limit: options.Limit = None,
+    skip_unusable: options.SkipUnusable = False,
+    kinds: Annotated[
+        str,
+        typer.Option(
+            "--kinds",
+            metavar="K,K,...",
+            help="What is restored: states, mlp, attention, severed-mlp, severed-attention. Layers are proposed from "
+            "mlp.",
+        ),
+    ] = "states,mlp,attention",
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window",
+            min=1,
+            metavar="N",
+            help="How many layers of MLPs or attentions are restored at once. Default: 10 of 48, scaled to the model.",
+        ),
+    ] = None,
+    noise: Annotated[
+        float,
+        typer.Option("--noise", metavar="F", help="Noise, in standard deviations of the embeddings of subjects."),
+    ] = 3.0,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, metavar="N", help="How many times each subject is corrupted.")
+    ] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the noise.")] = 0,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", min=1, metavar="N", help="How many layers to propose. Default: 5, fewer of a shallow model."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Keep every fact's trace, averages and heat maps in this directory, new or begun before.",
+        ),
+    ] = None,
+    figures: Annotated[
+        int, typer.Option("--figures", min=0, metavar="N", help="Of how many facts to draw heat maps in it.")
+    ] = 10,
+    chat: options.Chat = False,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+) -> None:
+    """Trace where a model keeps facts that it knows, and propose the layers to edit. The model stays as it is.
+
+    Causal tracing as in ROME: the subject's embeddings are corrupted with noise, one state is restored, and what counts
+    is how much of the answer's probability comes back. Called again with --out after it was stopped, it goes on.
+
+    --out needs the extra `plots`.
+    """
+    checks.check_directory_to_go_on("--out", out)
+    checks.check_place(device, dtype)
+
+    from factpatch.plots import check_plot_file
+    from factpatch.tracing import TraceSettings, load_prompts
+    from factpatch.tracing import locate as locate_facts
+    from factpatch.tracing.restorations import check_kinds
+
+    if out is not None:
+        with checks.extras():
+            check_plot_file(out / "heat_maps.png")
+    with checks.argument("--kinds"):
+        check_kinds(named := checks.parse_names(kinds))
+    with checks.argument("--facts"):
+        prompts = load_prompts(facts, limit, skip_unusable)
+    lm = checks.load_model(model, device, dtype, chat)
+    settings = TraceSettings(tuple(named), window, noise, samples, seed)
+    try:
+        found = locate_facts(lm, prompts, settings, directory=out, size=size, figures=figures, progress=True)
+    except KeyboardInterrupt:
+        if out is not None:
+            render.note(f"What is traced is kept in {out}; the same command goes on from there.")
+        raise
+    _show(found)
+    if out is not None:
+        render.say(f"Written: {out}")
+
+
+def _show(found: Summary) -> None:
+    traced, totals = len(found.traces), found.totals
+    left = found.asked - traced
+    render.say(
+        f"{traced} of {found.asked} facts are known and traced"
+        + (f"; {left} are left out, since the model answers them otherwise." if left else ".")
+    )
+    render.say(
+        f"Probability of the answer: {_mean(totals.clean)}; with the subject corrupted {_mean(totals.corrupted)}; "
+        f"total effect {_mean(totals.total_effect)}"
+    )
+    render.say("Largest average indirect effect, at its layer:")
+    made = render.table("token", *found.averages)
+    for position in next(iter(found.averages.values())):
+        made.add_row(position, *(_largest(positions[position]) for positions in found.averages.values()))
+    render.screen.print(made)
+    if found.critical is not None:
+        if found.critical.layers:
+            render.say(f"Proposed: --layers {','.join(map(str, found.critical.layers))}", "bold")
+        render.paragraph(f"{found.critical.reason} {found.critical.certainty}".strip())
+
+
+def _mean(mean: Mean) -> str:
+    error = "" if mean.error is None else f" ± {mean.error:.3f}"
+    return f"{mean.value:.3f}{error}"
+
+
+def _largest(means: list[Mean]) -> str:
+    """The largest mean of any layer, with its layer."""
+    known = [(mean.value, layer) for layer, mean in enumerate(means) if mean.value is not None]
+    if not known:
+        return "-"
+    layer = max(known, key=lambda one: one[0])[1]
+    return f"{_mean(means[layer])} at {layer}"

@@ -1,0 +1,165 @@
+"""From traces to the layers that an edit should write, and how sure that is.
+
+The rule. Take the curve of the average indirect effect of restored MLPs at the last subject token, layer by layer: in
+these MLPs, at that token, facts are recalled (ROME, arXiv:2202.05262, section 2.2), and there edits write. Its peak is
+the layer of the largest average; the peak ends with the last of the layers around it that have at least half of that.
+What is written above comes too late: later tokens have read the subject by then. Proposed are the neighboring layers,
+as many as asked for, with the highest mean average that do not reach above the peak's end, unless that is lower than
+their number; of equals the lowest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from factpatch.evaluation.intervals import Floats, Interval, difference
+
+MOST_LAYERS = 5
+"""How many layers published settings write: 5 of GPT2-XL and Llama-3-8B, 6 of GPT-J."""
+SHARE_OF_DEPTH = 6
+"""At most one layer in so many: a shallow model gets fewer."""
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class CriticalLayers:
+    """Layers that are proposed for edits.
+
+    Attributes:
+        layers: The proposed ones; none where restoring MLPs does not help at all.
+        peak: The layer of the largest average indirect effect.
+        end: The last layer of the peak.
+        effect: The mean of the averages over the proposed layers, with its bootstrap interval over facts.
+        agreement: In which share of the resamples the same layers are proposed; None without an interval.
+        alternatives: The first layers of windows that cannot be told from the proposed one: the interval of the paired
+            difference reaches 0. Without an interval there is no telling, and none is listed.
+    """
+
+    layers: tuple[int, ...]
+    peak: int
+    end: int
+    effect: Interval
+    agreement: float | None = None
+    alternatives: tuple[int, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """The proposal and its reason in words."""
+        if not self.layers:
+            return (
+                "Restoring MLPs at the last subject token does not raise the probability of the answers in any layer: "
+                "nothing is proposed."
+            )
+        peak = (
+            f"Restored MLPs at the last subject token help most in layer {self.peak}, and at least half as much up to "
+            f"layer {self.end}; of the windows of {len(self.layers)} layers that end there or before, "
+            f"{_span(self.layers)} has the highest average indirect effect, {self.effect.value:.3f}"
+        )
+        if self.effect.low is None or self.effect.high is None:
+            return f"{peak}."
+        return f"{peak} (95 % interval {self.effect.low:.3f} to {self.effect.high:.3f})."
+
+    @property
+    def certainty(self) -> str:
+        """How sure it is, in words."""
+        if not self.layers:
+            return ""
+        if self.agreement is None or self.effect.low is None:
+            return f"How sure this is cannot be said: {self.effect.reason}."
+        said = (
+            f"Drawing the {self.effect.facts} facts again gives the same layers in {100 * self.agreement:.0f} % of "
+            f"{RESAMPLES} draws."
+        )
+        if self.effect.low <= 0:
+            said += " The effect itself cannot be told from 0: take more facts."
+        if self.alternatives:
+            size = len(self.layers)
+            windows = ", ".join(_span(range(first, first + size)) for first in self.alternatives)
+            said += f" Cannot be told from it: {windows}."
+        return said
+
+
+def proposed_size(layers: int) -> int:
+    """How many layers to propose for a model of some depth."""
+    return max(1, min(MOST_LAYERS, round(layers / SHARE_OF_DEPTH)))
+
+
+def propose(effects: Floats, size: int | None = None, seed: int = 0) -> CriticalLayers:
+    """Propose critical layers by the rule above.
+
+    Args:
+        effects: (facts, layers): indirect effects of restored MLPs at the last subject token.
+        size: How many layers; by default `proposed_size`.
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: There are no facts, or `size` is out of range.
+    """
+    facts, layers = effects.shape
+    size = proposed_size(layers) if size is None else size
+    if not facts:
+        raise ValueError("effects: there are no facts; trace at least one.")
+    if not 1 <= size <= layers:
+        raise ValueError(f"size={size}: propose from 1 to {layers} layers.")
+    curve = effects.mean(axis=0)
+    peak, end = _peak(curve)
+    first = _first(curve, size)
+    if first is None:
+        return CriticalLayers((), peak, end, _interval(effects[:, peak], seed))
+    windows = np.lib.stride_tricks.sliding_window_view(effects, size, axis=1).mean(axis=-1)  # (facts, windows)
+    effect = _interval(windows[:, first], seed)
+    chosen = tuple(range(first, first + size))
+    if effect.low is None:
+        return CriticalLayers(chosen, peak, end, effect)
+    random = np.random.default_rng(seed)
+    draws = (effects[random.integers(facts, size=facts)].mean(axis=0) for _ in range(RESAMPLES))
+    agreement = sum(_first(draw, size) == first for draw in draws) / RESAMPLES
+    alternatives = tuple(
+        other
+        for other in range(_last_first(end, size) + 1)
+        if other != first and _reaches_zero(windows[:, first] - windows[:, other], seed)
+    )
+    return CriticalLayers(chosen, peak, end, effect, agreement, alternatives)
+
+
+def _peak(curve: Floats) -> tuple[int, int]:
+    """The layer of the largest value, and the last one around it with at least half of that."""
+    peak = int(curve.argmax())
+    end = peak
+    while end + 1 < len(curve) and curve[end + 1] >= curve[peak] / 2:
+        end += 1
+    return peak, end
+
+
+def _last_first(end: int, size: int) -> int:
+    """Where the last window that does not reach above a layer begins; 0 if the layer is too low for any."""
+    return max(0, end - size + 1)
+
+
+def _first(curve: Floats, size: int) -> int | None:
+    """Where the proposed window begins; None if no value is positive."""
+    peak, end = _peak(curve)
+    if curve[peak] <= 0:
+        return None
+    sums = np.convolve(curve, np.ones(size), mode="valid")
+    return int(sums[: _last_first(end, size) + 1].argmax())
+
+
+def _interval(values: Floats, seed: int) -> Interval:
+    """The bootstrap interval of a mean over facts."""
+    known = dict(zip(map(str, range(len(values))), values.tolist(), strict=True))
+    return difference(known, dict.fromkeys(known, 0.0), seed=seed, level=LEVEL, resamples=RESAMPLES)
+
+
+def _reaches_zero(values: Floats, seed: int) -> bool:
+    found = _interval(values, seed)
+    return found.low is None or found.low <= 0 or math.isnan(found.low)
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"

@@ -1,0 +1,178 @@
+"""The directory of a trace: a fact is set down as soon as it is traced, so that what was interrupted goes on.
+
+trace.json                settings, and what tells the model and the prompts
+facts.jsonl               a line for each fact: its tokens and the probability with each state restored
+summary.json              how many facts are known, totals, averages with their errors, the proposed layers
+averages.csv              a row for each kind, position and layer
+heat_maps.png, .svg       averages by position and layer
+curves.png, .svg          averages over layers, with intervals
+facts/0007.png, .svg      heat maps of single facts, by their place in the file, from 0
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from factpatch.evaluation.intervals import Mean
+from factpatch.files import append, atomic_write, is_draft, plain, remove_drafts, write_json
+from factpatch.plots import save_figure
+from factpatch.settings import difference
+from factpatch.tracing.averages import interval
+from factpatch.tracing.figures import average_curves, average_heat_maps, fact_heat_maps
+from factpatch.tracing.prompts import Prompt
+from factpatch.tracing.summary import Summary
+from factpatch.tracing.trace import Trace
+
+FORMAT = 1
+_ABOUT, _FACTS, _LOCK = "trace.json", "facts.jsonl", "lock"
+
+
+class TraceDirectory:
+    """A directory for traces, new or with some of them.
+
+    Args:
+        path: A new or empty directory, or one of a trace with the same settings.
+        settings: All that the traces depend on, JSON-able.
+
+    Raises:
+        ValueError: It holds something else, or a trace with other settings.
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self._settings = {"format": FORMAT, **plain(settings)}
+        about = self.path / _ABOUT
+        if about.is_file():
+            differing = difference(_read(about), self._settings)
+            if differing is not None:
+                raise ValueError(
+                    f"{self.path}: holds a trace with other settings: {differing}. Choose another directory, or ask "
+                    "for the same."
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(map(_foreign, self.path.iterdir()))):
+            raise ValueError(f"{self.path}: is not empty and holds no trace; choose another directory.")
+
+    @contextmanager
+    def opened(self) -> Iterator[list[Trace]]:
+        """Make the directory, keep other processes out of it, and give the traces that are there.
+
+        Raises:
+            ValueError: Another process is at work there, or a line is damaged.
+            OSError: It cannot be written.
+        """
+        self.path.mkdir(exist_ok=True)
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{self.path}: another process is at work there; wait for it.") from None
+        try:
+            remove_drafts(self.path)
+            if not (self.path / _FACTS).exists():
+                atomic_write(self.path / _FACTS, lambda draft: draft.write_bytes(b""))
+            if not (self.path / _ABOUT).exists():
+                write_json(self.path / _ABOUT, self._settings)
+            yield list(self._traces())
+        finally:
+            lock.release()
+
+    def add(self, one: Trace) -> None:
+        """Set down one more trace. When this returns, it is on the disk."""
+        line = json.dumps(_record(one), ensure_ascii=False, allow_nan=False) + "\n"
+        append(self.path / _FACTS, line.encode("utf-8", "surrogatepass"))
+
+    def write(self, summary: Summary, figures: int) -> None:
+        """Write what was found: as data, and drawn.
+
+        Args:
+            summary: What was found.
+            figures: Of how many facts, from the first, to draw heat maps.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            OSError: Something cannot be written.
+        """
+        write_json(self.path / "summary.json", summary.record())
+        table = _table(summary.averages)
+        # Bytes, so that every system writes the same line ends.
+        atomic_write(self.path / "averages.csv", lambda draft: draft.write_bytes(table.encode()))
+        save_figure(average_heat_maps(summary.averages), self.path, "heat_maps")
+        save_figure(average_curves(summary.averages, summary.critical), self.path, "curves")
+        drawn = self.path / "facts"
+        drawn.mkdir(exist_ok=True)
+        for one in summary.traces[:figures]:
+            save_figure(fact_heat_maps(one), drawn, f"{one.index:04d}")
+
+    def _traces(self) -> Iterator[Trace]:
+        path = self.path / _FACTS
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):  # cut short by a process that was killed
+            atomic_write(path, lambda draft: draft.write_bytes(whole))
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            try:
+                yield _trace(json.loads(line.decode("utf-8", "surrogatepass")))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}: line {number} is damaged ({error}); remove it.") from error
+
+
+def _record(one: Trace) -> dict[str, Any]:
+    return {
+        "index": one.index,
+        "prompt": asdict(one.prompt),
+        "tokens": list(one.tokens),
+        "subject": [one.subject.start, one.subject.stop],
+        "answer": one.answer,
+        "clean": one.clean,
+        "corrupted": one.corrupted,
+        "restored": {kind: table.tolist() for kind, table in one.restored.items()},
+    }
+
+
+def _trace(record: Mapping[str, Any]) -> Trace:
+    return Trace(
+        prompt=Prompt(**record["prompt"]),
+        index=record["index"],
+        tokens=tuple(record["tokens"]),
+        subject=range(*record["subject"]),
+        answer=record["answer"],
+        clean=record["clean"],
+        corrupted=record["corrupted"],
+        restored={kind: torch.tensor(table, dtype=torch.float64) for kind, table in record["restored"].items()},
+    )
+
+
+def _table(averages: Mapping[str, Mapping[str, Sequence[Mean]]]) -> str:
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(("kind", "position", "layer", "effect", "standard_error", "low", "high", "facts"))
+    for kind, positions in averages.items():
+        for position, means in positions.items():
+            for layer, mean in enumerate(means):
+                low, high = interval(mean) or (None, None)
+                writer.writerow((kind, position, layer, mean.value, mean.error, low, high, mean.facts))
+    return written.getvalue()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); choose another directory.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _foreign(path: Path) -> bool:
+    """Whether this is something else than what a process that was killed had begun to set down."""
+    return path.name not in (_FACTS, _LOCK) and not is_draft(path)
