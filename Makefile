@@ -28,7 +28,7 @@ demo: $(VENV)/.installed
 # The quick tests first, then the slow ones; as many side by side as there are cores, each on one thread.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow" --numprocesses auto
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --dist loadgroup --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --durations 10
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

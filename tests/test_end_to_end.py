@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model_directory() -> Path:
     try:
         return embedded_directory("smollm2-135m")
@@ -33,7 +33,7 @@ def factpatch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
     folder = tmp_path_factory.mktemp("edited")
@@ -53,8 +53,14 @@ def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.mark.xdist_group("edited")
-def test_facts_are_learned_and_neighbors_and_ordinary_text_stay(edited: Path) -> None:
+def test_an_edit_is_learned_moves_little_else_and_can_be_applied_and_undone(edited: Path) -> None:
+    """One test, since the edit takes longest: side by side, each of several would make its own."""
+    check_learned(edited)
+    check_bits(edited)
+
+
+def check_learned(edited: Path) -> None:
+    """The facts are learned; neighbors and ordinary text stay."""
     report = json.loads((edited / "r.json").read_text())
     assert report["efficacy"]["before"] < 60
     assert report["efficacy"]["after"] == 100
@@ -66,8 +72,7 @@ def test_facts_are_learned_and_neighbors_and_ordinary_text_stay(edited: Path) ->
     assert report["patch"]["bytes"] < 300_000
 
 
-@pytest.mark.xdist_group("edited")
-def test_the_patch_gives_the_same_bits_in_a_new_process_and_leaves_none_behind(edited: Path) -> None:
+def check_bits(edited: Path) -> None:
     """`apply` and `undo` with the base, each in a process of its own, on freshly loaded models."""
     patch = edited / "p.safetensors"
     factpatch("apply", "smollm2-135m", patch, "--out", edited / "applied")
