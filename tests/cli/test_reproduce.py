@@ -15,7 +15,7 @@ pytest.importorskip("sklearn", reason="needs the extra `runs`")
 pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 
 from factpatch.evaluation.tasks import TASKS
-from factpatch.runs.figures import capability_tasks
+from factpatch.runs.figures import capability_tasks, mapped
 from factpatch.runs.results import read_results
 
 Run = Callable[..., Any]
@@ -67,6 +67,7 @@ def test_the_figure_of_capability_is_drawn_from_a_run(reproduce: Any, tmp_path: 
     result = reproduce("figure6", "--capability-data", tmp_path, "--capability-items", "2")
     assert result.exit_code == 0, result.output
     results = read_results(tmp_path / "figure6")
+    assert results.failed == {}
     assert capability_tasks(results) == list(TASKS)
     assert (tmp_path / "figure6" / "figure6.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "figure6" / "figure6.svg").read_text("utf-8")
@@ -82,8 +83,12 @@ def test_the_figure_of_hidden_states_is_drawn_from_a_run(reproduce: Any, tmp_pat
     assert result.exit_code == 0, result.output
     assert (tmp_path / "figure7" / "figure7.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "figure7" / "figure7.svg").read_text("utf-8")
-    header = (tmp_path / "figure7" / "figure7.csv").read_text("utf-8").splitlines()[0]
-    assert "facts.drift.cka" in header
+    results = read_results(tmp_path / "figure7")
+    assert results.failed == {}
+    assert len(mapped(results)) == 2
+    header, *lines = (tmp_path / "figure7" / "figure7.csv").read_text("utf-8").splitlines()
+    place = header.split(",").index("facts.drift.cka")
+    assert all(0 <= float(line.split(",")[place]) <= 1 + 1e-9 for line in lines if line.startswith("memit"))
 
 
 def test_an_unknown_table_gets_a_suggestion(run: Run) -> None:

@@ -183,13 +183,19 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra_before_the_mode
     assert "a run needs no-such-package; pip install 'factpatch[runs]'" in result.output
 
 
-def test_what_is_wrong_with_a_text_is_not_put_down_to_the_method(
-    begin: Any, small: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("measure", ["perplexity", "hidden_states"])
+def test_what_is_wrong_with_an_input_is_not_put_down_to_the_method(
+    begin: Any, small: dict[str, Any], tmp_path: Path, measure: str
 ) -> None:
-    (tmp_path / "text.txt").write_text(" ", "utf-8")
+    if measure == "perplexity":
+        (tmp_path / "text.txt").write_text(" ", "utf-8")
+    else:
+        known = {"prompt": "The city is", "template": "The {} is", "subject": "city", "attribute": "Rome"}
+        (tmp_path / "same.json").write_text(json.dumps([known] * 3), "utf-8")
+        small["evaluate"]["drift"] = {"prompts": str(tmp_path / "same.json")}
     result = begin(small)
     assert result.exit_code == 1
-    assert "perplexity of the unedited model" in result.output
+    assert f"{measure} of the unedited model" in result.output
     assert not list((tmp_path / "out").rglob("row.json"))
 
 

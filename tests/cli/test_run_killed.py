@@ -19,6 +19,9 @@ from tests.cli.conftest import FACTS, numbers
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 pytest.importorskip("sklearn", reason="needs the extra `runs`")
+
+from factpatch.runs.results import read_results
+
 if not hasattr(os, "fork"):
     pytest.skip("needs processes that fork", allow_module_level=True)
 
@@ -80,13 +83,11 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 def config_file(config: dict[str, Any], tmp_path: Path) -> Path:
     """A run of many small steps: three batches of one fact under two methods, and all kinds of files."""
     fact = FACTS[0]
-    known = {
-        "prompt": "The Eiffel Tower is in",
-        "template": "The {} is in",
-        "subject": "Eiffel Tower",
-        "attribute": "x",
-    }
-    (tmp_path / "prompts.json").write_text(json.dumps([known] * 4), "utf-8")
+    known = [
+        {"prompt": f"The {subject} is in", "template": "The {} is in", "subject": subject, "attribute": "x"}
+        for subject in ("Eiffel Tower", "city of Rome", "capital of France")
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps(known), "utf-8")
     facts = [
         {**fact, "id": f"fact {place}", "subject": subject, "generation_prompts": [f"{subject} is"]}
         for place, subject in enumerate(("Danielle Darrieux", "Ada Lovelace", "Michael Jordan"))
@@ -142,6 +143,7 @@ def test_a_run_that_is_killed_at_ten_moments_ends_as_one_that_is_not(
         assert nursery.ended() == -signal.SIGKILL
     nursery.start("run", config_file, "--out", killed)
     assert nursery.ended() == 0
+    assert read_results(whole).failed == {}
     assert numbers(killed) == numbers(whole)
     assert len(list(killed.rglob("patches/*.safetensors"))) == 6
     assert outcome(killed) == outcome(whole)

@@ -160,6 +160,8 @@ class Drift:
         ends = [fact.subject_end for fact in self.prompts]
         states = hidden_states(lm, [fact.prompt for fact in self.prompts], self.layer, ends).float().cpu()
         if unedited is None:
+            # Refuses what nothing can be compared with, before anything is edited.
+            HiddenShift.between(states, states)
             return Measured([], tensors={"states": states})
         if not bool(states.isfinite().all()):  # a model that collapsed
             return Measured([(None, f"drift.{field.name}", None) for field in fields(HiddenShift)])
