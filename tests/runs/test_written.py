@@ -76,6 +76,7 @@ def test_without_a_pair_there_are_no_differences(tmp_path: Path) -> None:
     assert not (tmp_path / "table2.differences.csv").exists()
     assert "difference" not in (tmp_path / "table2.md").read_text("utf-8")
     assert len(drawn.files) == 3
+    assert draw_up("improvements", results, tmp_path, "table3").files == ()
 
 
 def test_the_average_improvement_is_written_in_the_papers_layout(results: Results, tmp_path: Path) -> None:

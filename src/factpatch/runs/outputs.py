@@ -51,6 +51,8 @@ def _comparison(results: Results, folder: Path, name: str) -> Drawn:
 
 def _improvements(results: Results, folder: Path, name: str) -> Drawn:
     averages = improvements(results.table(name, PAIRS), results.pairs(PAIRS))
+    if not averages:
+        return Drawn(said=("No method was measured with BLUE and without it.",))
     said = [
         f"{label}: {'not measured' if average is None else f'{average:+.2f} %'} on average"
         for label, average in averages.items()
