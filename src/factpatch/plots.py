@@ -12,8 +12,11 @@ from torch import Tensor
 from factpatch.files import atomic_write
 
 FORMATS = (".png", ".svg", ".pdf")
-# Colors that people with any kind of color vision tell apart.
-BEFORE, AFTER = "#0072B2", "#D55E00"
+# Colors that people with any kind of color vision tell apart (Okabe and Ito), those that are dark on white first.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+MARKERS = "osD^vPX*"
+BEFORE, AFTER = COLORS[:2]
+_PANEL = 3.2  # inches
 
 
 def plot_hidden_shift(path: Path, before: Tensor, after: Tensor, title: str = "") -> None:
@@ -113,6 +116,24 @@ def check_plot_file(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: unknown extension {path.suffix!r}; known: {', '.join(FORMATS)}.")
     _figure()
+
+
+def panels(count: int, projection: str | None = None) -> tuple[Any, list[Any]]:
+    """A figure of matplotlib with so many pairs of axes side by side, and the axes.
+
+    Args:
+        projection: Of the axes, as matplotlib calls it.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(4, max(1, count))
+    lines = -(-max(1, count) // columns)
+    figure = Figure(figsize=(_PANEL * columns, _PANEL * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, subplot_kw={"projection": projection})
+    flat = list(axes.flatten())
+    for axis in flat[count:]:
+        axis.set_visible(False)
+    return figure, flat[:count]
 
 
 def _figure() -> Any:

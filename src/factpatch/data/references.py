@@ -10,8 +10,13 @@ from typing import Any
 
 from factpatch.data.reading import convert_records
 from factpatch.data.records import read_text, read_texts
-from factpatch.data.sources import resolve_data
+from factpatch.data.sources import data_directory, resolve_data, source_named
+from factpatch.data.tfidf import Tfidf
 from factpatch.facts import Fact
+
+DEMO = "demo"
+"""The name of the texts that come with the package."""
+_FILES = ("attribute_snippets", "tfidf_vocab", "tfidf_idf")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,41 @@ def demo_references() -> ReferenceTexts:
     resource = importlib.resources.files("factpatch.data").joinpath("demo_references.json")
     with importlib.resources.as_file(resource) as path:
         return ReferenceTexts.load(path)
+
+
+def find_references(source: str | Path | None, facts: Collection[Fact]) -> tuple[ReferenceTexts | None, Tfidf | None]:
+    """Return reference texts for facts, and what compares texts with them.
+
+    Args:
+        source: A folder with the published files, or `DEMO` for the texts that come with the package. By default the
+            published files, if they were fetched.
+        facts: Only texts for these are kept.
+
+    Returns:
+        None and None by default, if the files were not fetched.
+
+    Raises:
+        DataFileError: A file cannot be read.
+        ImportError: scikit-learn is not installed.
+    """
+    if source == DEMO:
+        own = demo_references()
+        return own, Tfidf.fit([text for some in own.texts.values() for text in some])
+    files = reference_files(source)
+    if not files:
+        return None, None
+    texts, words, weights = (files[name] for name in _FILES)
+    return ReferenceTexts.load(texts, facts), Tfidf.load(words, weights)
+
+
+def reference_files(source: str | Path | None) -> dict[str, str | Path]:
+    """The published files that `find_references` reads, by name: in a folder or as they were fetched; else none."""
+    if source == DEMO:
+        return {}
+    if source is not None:
+        return {name: Path(source) / source_named(name).file for name in _FILES}
+    fetched = all((data_directory() / source_named(name).file).is_file() for name in _FILES)
+    return {name: name for name in _FILES} if fetched else {}
 
 
 def _texts(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], tuple[str, ...]]:

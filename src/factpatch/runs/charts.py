@@ -1,15 +1,13 @@
-"""Charts for a page: matplotlib's figures as SVG that stands in HTML, with words for those who do not see them."""
+"""The charts of the page about runs."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
-from xml.etree import ElementTree
 
+from factpatch.page.charts import Chart, Draw, Key, chart, key
 from factpatch.plots import AFTER, BEFORE
 from factpatch.runs.directory import Plan
 from factpatch.runs.figures import (
@@ -25,37 +23,8 @@ from factpatch.runs.results import Results
 from factpatch.runs.rows import When
 from factpatch.runs.tables import Column, Table
 
-# Inches: on a phone, text of this size stays readable without zooming.
-_WIDTH, _HEIGHT = 4.4, 2.9
-_BAR = 0.3
+_BAR = 0.3  # inches
 _PLAIN = "#767676"
-_PARAMETERS = {
-    "svg.fonttype": "none",  # text stays text, in the reader's own font
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart."""
-
-    title: str
-    alt: str
-    """What it shows, in words."""
-    svg: str
-    """An element that can stand in HTML."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """An entry of a legend that stands beside several charts."""
-
-    label: str
-    svg: str
 
 
 def bar_charts(table: Table) -> Iterator[Chart]:
@@ -69,7 +38,8 @@ def bar_charts(table: Table) -> Iterator[Chart]:
         drawn = _bars(column, [(label, cell.mean or 0.0, cell.error) for label, cell in shown])
         said = ", ".join(f"{label} {cell.text(column.decimals)}" for label, cell in cells)
         direction = "higher is better" if column.higher_is_better else "lower is better"
-        yield _chart(f"{column.header} ({direction})", f"Bar chart of {column.header}: {said}.", drawn, len(shown))
+        title = f"{column.header} ({direction})"
+        yield chart(title, f"Bar chart of {column.header}: {said}.", drawn, 0.5 + _BAR * len(shown))
 
 
 def forgetting_charts(results: Results, dataset: str) -> Iterator[Chart]:
@@ -90,7 +60,7 @@ def forgetting_charts(results: Results, dataset: str) -> Iterator[Chart]:
         if any(curve.empty for _, _, curve in curves):
             continue
         means = [f"{curve.mean():.1f} % {name}" for name, _, curve in curves]
-        yield _chart(
+        yield chart(
             label, f"Efficacy of each batch under {label}: on average {' and '.join(means)}.", _forgetting(curves)
         )
 
@@ -103,13 +73,13 @@ def capability_charts(results: Results) -> Iterator[Chart]:
         curves = {label: over_edits(rows[rows["label"] == label]).dropna() for label in results.labels}
         ends = ", ".join(f"{label} {curve.iloc[-1]:.1f} %" for label, curve in curves.items() if len(curve))
         title = f"{task}, {dataset}" if len(datasets) > 1 else task
-        yield _chart(title, f"F1 in {title} over edits; at the end: {ends}.", _capability(results, dataset, task))
+        yield chart(title, f"F1 in {title} over edits; at the end: {ends}.", _capability(results, dataset, task))
 
 
 def hidden_state_charts(results: Results, seed: int = 0) -> Iterator[Chart]:
     """One for each method, dataset and seed whose hidden states were kept."""
     for plan in mapped(results):
-        yield _chart(
+        yield chart(
             plan.name,
             f"Map of hidden states before and after {plan.name}; the numbers are in the table.",
             _hidden_states(plan, seed),
@@ -118,20 +88,17 @@ def hidden_state_charts(results: Results, seed: int = 0) -> Iterator[Chart]:
 
 def method_keys(results: Results) -> list[Key]:
     """The legend of charts with a curve for each method."""
-    return [_key(label, style.color, style.dash, style.marker) for label, style in styles(results).items()]
+    return [key(label, style.color, style.dash, style.marker) for label, style in styles(results).items()]
 
 
 def written_keys() -> list[Key]:
     """The legend of the charts of forgetting."""
-    return [_key("right after it was written", BEFORE, "-", "o"), _key("after the last batch", AFTER, "--", "s")]
+    return [key("right after it was written", BEFORE, "-", "o"), key("after the last batch", AFTER, "--", "s")]
 
 
 def state_keys() -> list[Key]:
     """The legend of the maps."""
-    return [_key("before", BEFORE, "", "o"), _key("after", AFTER, "", "o")]
-
-
-Draw = Callable[[Any], None]
+    return [key("before", BEFORE, "", "o"), key("after", AFTER, "", "o")]
 
 
 def _bars(column: Column, values: Sequence[tuple[str, float, float | None]]) -> Draw:
@@ -186,56 +153,3 @@ def _hidden_states(plan: Plan, seed: int) -> Draw:
             points.set_rasterized(True)
 
     return draw
-
-
-def _chart(title: str, alt: str, draw: Draw, bars: int | None = None) -> Chart:
-    height = _HEIGHT if bars is None else 0.5 + _BAR * bars
-    return Chart(title, alt, _svg(draw, (_WIDTH, height), alt))
-
-
-def _key(label: str, color: str, dash: str, marker: str) -> Key:
-    def draw(axis: Any) -> None:
-        axis.plot(
-            [0, 1, 2], [0, 0, 0], linestyle=dash or "none", color=color, marker=marker, markevery=[1], markersize=5
-        )
-        axis.axis("off")
-
-    return Key(label, _svg(draw, (0.6, 0.2), "", salt=label))
-
-
-def _svg(draw: Draw, size: tuple[float, float], alt: str, salt: str = "") -> str:
-    """Draw on one pair of axes, and return the figure as an element of HTML."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    out = io.StringIO()
-    # Names within a chart come from this: they are others than in its neighbors, and the same in the next page.
-    with matplotlib.rc_context({**_PARAMETERS, "svg.hashsalt": alt or salt}):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.subplots())
-        figure.savefig(out, format="svg", transparent=True, dpi=200)
-    return _in_html(out.getvalue(), alt)
-
-
-def _in_html(svg: str, alt: str) -> str:
-    """Strip a document of SVG of what only a file of its own needs."""
-    root = ElementTree.fromstring(svg)
-    for parent in list(root.iter()):
-        parent.tag = parent.tag.rpartition("}")[2]
-        for child in list(parent):
-            # A style inside a page would hold for the whole page.
-            if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                parent.remove(child)
-        for name in list(parent.attrib):
-            parent.attrib[name.rpartition("}")[2]] = parent.attrib.pop(name)
-        # Nothing refers to these names, which are the same in every figure.
-        if parent.tag in ("g", "svg"):
-            parent.attrib.pop("id", None)
-    for name in ("width", "height", "version"):
-        root.attrib.pop(name, None)
-    if alt:
-        root.attrib.update(role="img")
-        root.attrib["aria-label"] = alt
-    else:
-        root.attrib["aria-hidden"] = "true"
-    return ElementTree.tostring(root, encoding="unicode")

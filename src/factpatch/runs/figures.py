@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from factpatch.evaluation.hidden_states import tsne_map
-from factpatch.plots import draw_states
+from factpatch.plots import COLORS, MARKERS, draw_states, panels
 from factpatch.runs.directory import Plan
 from factpatch.runs.measure import tensors_at
 from factpatch.runs.reproductions import PAIRS
@@ -15,11 +15,6 @@ from factpatch.runs.rows import When
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_WIDTH = 3.2  # inches of one panel
-# Colors that people with any kind of color vision tell apart (Okabe and Ito), those that are dark on white first.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-_MARKERS = "osD^vPX*"
 
 
 @dataclass(frozen=True)
@@ -37,9 +32,9 @@ def styles(results: Results) -> dict[str, Style]:
     places = {base: place for place, base in enumerate(dict.fromkeys(bases))}
     return {
         label: Style(
-            _COLORS[places[base] % len(_COLORS)],
+            COLORS[places[base] % len(COLORS)],
             "-" if results.methods[label] in PAIRS else "--",
-            _MARKERS[place % len(_MARKERS)],
+            MARKERS[place % len(MARKERS)],
         )
         for place, (label, base) in enumerate(zip(results.labels, bases, strict=True))
     }
@@ -54,7 +49,7 @@ def capability_curves(results: Results, dataset: str) -> Any:
         A figure of matplotlib.
     """
     tasks = capability_tasks(results)
-    figure, axes = _panels(len(tasks))
+    figure, axes = panels(len(tasks))
     for task, axis in zip(tasks, axes, strict=True):
         capability_panel(axis, results, dataset, task)
         axis.set(title=task)
@@ -98,7 +93,7 @@ def hidden_state_maps(results: Results, dataset: str, seed: int) -> Any:
         A figure of matplotlib.
     """
     plans = [plan for plan in mapped(results) if plan.dataset.name == dataset and plan.seed == seed]
-    figure, axes = _panels(len(plans))
+    figure, axes = panels(len(plans))
     for plan, axis in zip(plans, axes, strict=True):
         hidden_state_panel(axis, plan)
         axis.set(title=plan.method.label)
@@ -132,15 +127,3 @@ def _entitle(figure: Any, results: Results, dataset: str, further: str) -> None:
     several = len(results.directory.config.datasets) > 1
     if title := ", ".join(filter(None, (dataset if several else "", further))):
         figure.suptitle(title)
-
-
-def _panels(count: int) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure
-
-    columns = min(4, max(1, count))
-    lines = -(-max(1, count) // columns)
-    figure = Figure(figsize=(_WIDTH * columns, _WIDTH * lines), layout="constrained")
-    axes = list(figure.subplots(lines, columns, squeeze=False).flatten())
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes[:count]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from factpatch.data.known import KnownFact, load_known_facts
-from factpatch.data.references import ReferenceTexts, demo_references
-from factpatch.data.sources import data_directory, resolve_data, source_named
+from factpatch.data.references import DEMO, ReferenceTexts, find_references, reference_files
+from factpatch.data.sources import resolve_data
 from factpatch.data.tfidf import Tfidf
 from factpatch.evaluation.capability import RESERVED
 from factpatch.evaluation.perplexity import held_out_text
@@ -18,8 +18,7 @@ from factpatch.facts import Fact
 from factpatch.files import file_digest
 from factpatch.runs.config import ConfigError, RunConfig
 
-_REFERENCES = ("attribute_snippets", "tfidf_vocab", "tfidf_idf")
-_DEMO, _SHIPPED = "demo", "shipped"
+_SHIPPED = "shipped"
 
 
 def identities(config: RunConfig) -> dict[str, str]:
@@ -49,9 +48,9 @@ def identities(config: RunConfig) -> dict[str, str]:
     elif wanted.perplexity:
         add("evaluate.perplexity", wanted.perplexity)
     if wanted.text is not None:
-        if wanted.text.references == _DEMO:
-            found["evaluate.text.references"] = _DEMO
-        for name, data in _reference_data(wanted.text.references).items():
+        if wanted.text.references == DEMO:
+            found["evaluate.text.references"] = DEMO
+        for name, data in reference_files(wanted.text.references).items():
             add(f"evaluate.text.references: {name}", data)
     if wanted.capability is not None:
         for name in wanted.capability.tasks:
@@ -96,7 +95,7 @@ class Inputs:
                 text = held_out_text() if wanted.perplexity is True else wanted.perplexity.read_text("utf-8")
         if wanted.text is not None:
             with _blamed("evaluate.text.references"):
-                references, tfidf = _references(wanted.text.references, facts)
+                references, tfidf = find_references(wanted.text.references, facts)
         if wanted.capability is not None:
             for name in wanted.capability.tasks:
                 with _blamed("evaluate.capability"):
@@ -107,27 +106,6 @@ class Inputs:
                 if len(prompts) < 2:
                     raise ValueError(f"{wanted.drift.prompts} has one prompt; give at least 2.")
         return cls(text, references, tfidf, items, prompts)
-
-
-def _references(chosen: str | None, facts: Collection[Fact]) -> tuple[ReferenceTexts | None, Tfidf | None]:
-    if chosen == _DEMO:
-        own = demo_references()
-        return own, Tfidf.fit([text for some in own.texts.values() for text in some])
-    files = _reference_data(chosen)
-    if not files:
-        return None, None
-    texts, words, weights = (files[name] for name in _REFERENCES)
-    return ReferenceTexts.load(texts, facts), Tfidf.load(words, weights)
-
-
-def _reference_data(chosen: str | None) -> dict[str, str | Path]:
-    """The published files by name, in a folder or as they were fetched; empty if they were not."""
-    if chosen == _DEMO:
-        return {}
-    if chosen is not None:
-        return {name: Path(chosen) / source_named(name).file for name in _REFERENCES}
-    fetched = all((data_directory() / source_named(name).file).is_file() for name in _REFERENCES)
-    return {name: name for name in _REFERENCES} if fetched else {}
 
 
 def _task_file(folder: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from factpatch.evaluation.intervals import Interval
-from factpatch.files import atomic_write
+from factpatch.page.render import render, write_page
 from factpatch.runs.contrasts import Contrast, compared, interval_text, scored
 from factpatch.runs.extra import check_extra
 from factpatch.runs.measures import UNTOUCHED
@@ -78,28 +78,17 @@ def write_report(runs: Sequence[Results], path: Path, limit: int = WORST) -> Non
     Raises:
         ImportError: A package of the extra `runs` is not installed.
     """
-    content = report_page(runs, limit)
-    # A model may say half of a character, which no file of text can hold.
-    atomic_write(path, lambda draft: draft.write_text(content, "utf-8", errors="replace"))
+    write_page(report_page(runs, limit), path)
 
 
 def report_page(runs: Sequence[Results], limit: int = WORST) -> str:
     """Return the page that `write_report` writes."""
     check_extra("a report")
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from factpatch.runs import charts
 
-    environment = Environment(
-        loader=PackageLoader("factpatch", "runs"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["interval"] = interval_text
-    template = environment.get_template("report.html.jinja")
-    return template.render(sections=[_section(run, limit) for run in runs], charts=charts, State=State)
+    sections = [_section(run, limit) for run in runs]
+    filters = {"interval": interval_text}
+    return render("runs/report.html.jinja", filters, sections=sections, charts=charts, State=State)
 
 
 def _section(results: Results, limit: int) -> Section:
