@@ -7,6 +7,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -31,10 +32,10 @@ from factpatch.progress import bar, timed
 from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment
 from factpatch.settings import difference, settings_of, with_settings
 from factpatch.shift import Shift, smaller
-from factpatch.strategies.least_squares import Memory
+from factpatch.strategies.least_squares import Memory, System
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.solver import WRITTEN
-from factpatch.strategies.spread import Step
+from factpatch.strategies.spread import Spread, Step
 from factpatch.values.contexts import check_contexts, generate_contexts
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
@@ -234,7 +235,7 @@ class Editor:
         for step in steps:
             with timed(seconds, "values"):
                 if step.target_layer not in targets:  # optimized on first use, then remembered
-                    targets[step.target_layer] = self._optimize(facts, step.target_layer)
+                    targets[step.target_layer] = self.target_values(facts, step.target_layer)
             with timed(seconds, "keys"):
                 present = read_values(lm, subjects, step.target_layer, method.target.site)
                 keys[step.layer] = read_keys(lm, subjects, step.layer).cpu()
@@ -422,7 +423,7 @@ class Editor:
     def _check_corpus(self) -> None:
         """Raise ValueError if the second moment would have to be read from nothing."""
         needed = {step.layer for step in self.method.spread.steps(self.critical_layers)}
-        if self._corpus is None and not self.preset.shipped_corpus and not needed <= set(self._moments):
+        if self._corpus is None and not self.preset.shipped_corpus and not needed <= {*self._moments, *self._memories}:
             raise ValueError(
                 f"corpus=None: {self.lm.name} needs a text for its second moment; give a file, or hf:NAME for a "
                 f"dataset. About {TOKENS_PER_DIMENSION * self.lm.d_key} tokens of ordinary text are enough."
@@ -432,6 +433,48 @@ class Editor:
         """Read what every edit needs, so that only editing is left: contexts, and second moments of written layers."""
         _ = self.contexts
         self._prepare(sorted({step.layer for step in self.method.spread.steps(self.critical_layers)}))
+
+    def with_spread(self, spread: Spread, optimize: Callable[..., TargetValues] | None = None) -> Editor:
+        """An editor of the same model that spreads the residual otherwise, and shares what was read and prepared.
+
+        Of several editors of a model one may hold edits at a time.
+
+        Args:
+            optimize: what finds its target values; by default what finds those of this editor.
+
+        Raises:
+            ValueError: this editor holds edits.
+        """
+        if self.edits:
+            raise ValueError(
+                "with_spread: this editor holds edits, which the other would not know of; undo them first."
+            )
+        if self._scaled:  # from the layers of this editor's spread, once for all
+            self.prepare()
+        made = copy(self)
+        made.method = replace(self.method, spread=spread)
+        made.edits, made._base = [], {}
+        made._optimizer = optimize or self._optimizer
+        made._moments = dict(self._moments)
+        made._memories = {layer: Memory(memory.first) for layer, memory in self._memories.items()}
+        made._check_corpus()
+        return made
+
+    def system(self, layer: int) -> System:
+        """What a shift of a layer costs by itself, as the method's solver sees it; read on first use.
+
+        Raises:
+            ValueError: the second moment is not read yet, and the model is edited already.
+        """
+        self._prepare([layer])
+        return self._memories[layer].first
+
+    def target_values(self, facts: Sequence[Fact], layer: int) -> TargetValues:
+        """Optimize the value of each fact at a layer, on the weights as they are. The model stays so."""
+        target = self.method.target
+        with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
+            optimize = self._optimizer or optimize_values
+            return optimize(self.lm, facts, layer, target, self.contexts, advance, precision=self.precision)
 
     def _prepare(self, layers: Sequence[int]) -> None:
         """Have the solver's view of every layer's second moment at hand."""
@@ -478,12 +521,6 @@ class Editor:
             )
         self._statistics = {"corpus": corpus.identity, "corpus_tokens": read}
         return moments
-
-    def _optimize(self, facts: Sequence[Fact], layer: int) -> TargetValues:
-        target = self.method.target
-        with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
-            optimize = self._optimizer or optimize_values
-            return optimize(self.lm, facts, layer, target, self.contexts, advance, precision=self.precision)
 
     def _solve(self, layer: int, keys: Tensor, residual: Tensor) -> Shift:
         _check_finite(f"keys of layer {layer}", keys)
