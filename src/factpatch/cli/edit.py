@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factpatch.cli import checks, options, render
+from factpatch.cli.editors import editor_from
 
 if TYPE_CHECKING:
     from factpatch.editor import Editor
@@ -32,15 +33,7 @@ def edit(
     method: options.Method = "memit-blue",
     preset: options.Preset = None,
     variant: options.Variant = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Replace a setting of the method, as in solver.weight=5000; may be given several times. "
-            "`factpatch methods --settings` lists them.",
-        ),
-    ] = None,
+    settings: options.Settings = None,
     layers: options.Layers = None,
     chat: options.Chat = False,
     batch_size: Annotated[
@@ -71,15 +64,7 @@ def edit(
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            "--precision",
-            metavar="P",
-            help="What the value optimization computes in: exact (float64), float32, or fast (matrix products in 16 "
-            "bits, the rest in float32). Default: what the model is loaded in.",
-        ),
-    ] = None,
+    precision: options.Precision = None,
     corpus: options.Corpus = None,
     corpus_tokens: options.CorpusTokens = None,
     no_remember_keys: Annotated[
@@ -165,7 +150,7 @@ def edit(
     with ExitStack() as held:
         if planned is not None:
             held.enter_context(_held(planned))
-        editor = _editor(how, seconds)
+        editor = editor_from(how, seconds)
         if session is not None:
             with timed(seconds, "contexts"):  # what cannot be edited is not planned
                 check_facts(editor.lm, batches, editor.contexts)
@@ -282,47 +267,6 @@ def _text(path: Path | None) -> str | None:
         if text is not None and not text.strip():
             raise ValueError(f"{path}: the file is empty.")
         return text
-
-
-def _editor(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
-    """The editor that the arguments describe, those of the command line or those a session has kept."""
-    chosen = checks.parse_layers(how["layers"])
-
-    from factpatch.corpus import corpus_from
-    from factpatch.editor import Editor
-    from factpatch.methods import method_named
-    from factpatch.model.precision import check_precision
-    from factpatch.progress import timed
-    from factpatch.settings import parse_assignments, with_settings
-
-    with checks.argument("--method"):
-        row = method_named(how["method"])
-    with checks.argument("--set"):
-        assigned = parse_assignments(how["settings"])
-        with_settings(row, assigned)
-    checks.check_place(how["device"], how["dtype"])
-    with checks.argument("--precision"):
-        check_precision(how["precision"])
-    with checks.argument("--corpus"):
-        opened = None if how["corpus"] is None else corpus_from(how["corpus"])
-    with timed(seconds, "load"):
-        lm = checks.load_model(how["model"], how["device"], how["dtype"], how["chat"])
-    checks.check_layers(lm, chosen)
-    preset = checks.load_preset(how.get("preset"), lm)  # sessions of old have none
-    checks.check_variant(preset, how["variant"])
-    return Editor(
-        lm,
-        method=how["method"],
-        preset=preset,
-        variant=how["variant"],
-        critical_layers=chosen,
-        settings=assigned,
-        corpus=opened,
-        corpus_tokens=how["corpus_tokens"],
-        remember_keys=how["remember_keys"],
-        precision=how["precision"],
-        seed=how["seed"],
-    )
 
 
 def _begun(directory: Path, how: dict[str, Any]) -> Session | None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from factpatch.cli import (
+    analyze,
     apply,
     capability,
     compose,
@@ -115,6 +116,7 @@ app.command("run")(run.run)
 app.command("reproduce")(reproduce.reproduce)
 app.command("report")(report.report)
 app.command("tune")(tune.tune)
+app.command("analyze")(analyze.analyze)
 app.command("second-moment")(second_moment.second_moment)
 app.add_typer(data.app, name="data")
 app.command("methods")(methods.methods)

@@ -112,3 +112,21 @@ Variant = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the texts that facts are embedded in.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Replace a setting of the method, as in solver.weight=5000; may be given several times. "
+        "`factpatch methods --settings` lists them.",
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="P",
+        help="What the value optimization computes in: exact (float64), float32, or fast (matrix products in 16 "
+        "bits, the rest in float32). Default: what the model is loaded in.",
+    ),
+]

@@ -1,0 +1,83 @@
+"""Carry analyses out: find, write, draw, and go on where a process that was stopped was."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from factpatch.analysis.charts import figure
+from factpatch.analysis.directory import AnalysisDirectory, AnalysisError
+from factpatch.analysis.report import write_report
+from factpatch.analysis.study import Study
+from factpatch.analysis.table import ANALYSES, Analysis, Outcome
+from factpatch.data.reading import DataFileError
+from factpatch.plots import save_figure
+from factpatch.values.shared import SharedTargets
+
+logger = logging.getLogger(__name__)
+PAGE = "report.html"
+
+
+def analyze(
+    study: Study,
+    analyses: Sequence[Analysis],
+    directory: AnalysisDirectory,
+    notes: Sequence[str] = (),
+    done: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Path]:
+    """Do what is left of some analyses, and write a page about all that the directory has.
+
+    Value targets and what is found are on the disk as soon as they are there: called again after it was stopped, this
+    goes on. An analysis that fails does not keep the others from being done.
+
+    Args:
+        notes: what a reader of the page should know of the whole.
+        done: called after each of the analyses.
+
+    Returns:
+        The files that were written, the page last.
+
+    Raises:
+        AnalysisError: another process is at work in the directory, or a file there cannot be read.
+    """
+    written: list[Path] = []
+    failed: dict[str, str] = {}
+    study = study.kept(directory.part, SharedTargets(directory.targets, directory.about["weights"]))
+    with directory.locked():
+        for analysis in analyses:
+            outcome = _outcome(study, analysis, directory)
+            if outcome.findings is not None:
+                panels = analysis.panels(outcome.findings)
+                # The figure before the numbers, which say that an analysis is done.
+                written += save_figure(figure(panels), directory.path, analysis.name) if panels else []
+                written += directory.write(analysis.name, outcome.findings)
+            else:
+                failed[analysis.name] = str(outcome.failed)
+            write_report(directory.path / PAGE, _all(directory, failed), directory.about, notes)
+            done(outcome)
+    return [*written, directory.path / PAGE]
+
+
+def _outcome(study: Study, analysis: Analysis, directory: AnalysisDirectory) -> Outcome:
+    findings = directory.found(analysis.name)
+    if findings is not None:
+        logger.info("%s: found again in %s", analysis.name, directory.path)
+        return Outcome(analysis, findings)
+    try:
+        findings = analysis.find(study)
+    except (ArithmeticError, ValueError) as error:
+        if isinstance(error, (AnalysisError, DataFileError)):
+            raise
+        return Outcome(analysis, failed=str(error))
+    if len(study.facts) < 2:
+        note = "One fact: means have no standard error and differences no interval. Give at least 2, better 50."
+        findings = replace(findings, notes=(*findings.notes, note))
+    return Outcome(analysis, findings)
+
+
+def _all(directory: AnalysisDirectory, failed: dict[str, str]) -> list[Outcome]:
+    """Every analysis that is done or has failed."""
+    outcomes = [Outcome(row, directory.found(name), failed.get(name)) for name, row in ANALYSES.items()]
+    return [one for one in outcomes if one.findings is not None or one.failed is not None]

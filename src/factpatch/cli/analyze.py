@@ -1,0 +1,158 @@
+"""`factpatch analyze`: what spreading a residual over layers does to an edit, on any model."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from factpatch.cli import checks, options, render
+from factpatch.cli.editors import editor_from
+
+if TYPE_CHECKING:
+    from factpatch.analysis.study import Study
+    from factpatch.analysis.table import Outcome
+
+
+class SpreadChoice(str, Enum):
+    """How the residual of the last critical layer is shared out."""
+
+    EVEN = "even"
+    SQRT = "sqrt"
+    BOTH = "both"
+
+
+def analyze(
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WHAT…",
+            help="contribution, similarity, distance, single-layer, steps, bound; several of them, or all.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="An embedded model (see `factpatch models`), a directory, or an id of the Hugging Face Hub.",
+            show_default=False,
+        ),
+    ],
+    facts: options.Facts,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to write; a new directory, or one to go on in.", show_default=False
+        ),
+    ],
+    limit: options.Limit = None,
+    skip_unusable: options.SkipUnusable = False,
+    spread: Annotated[
+        SpreadChoice,
+        typer.Option("--spread", help="The shares that are compared: 1/m, 1/√m, or both, with m layers left."),
+    ] = SpreadChoice.BOTH,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", min=1, metavar="N", help="How many facts a batch of successive edits has."),
+    ] = 10,
+    text_facts: Annotated[
+        int,
+        typer.Option("--text-facts", min=0, metavar="N", help="Facts that texts are written for; 0 for none."),
+    ] = 20,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            "--references",
+            metavar="DIR",
+            help="Folder with the reference texts and TF-IDF files that consistency is measured against, or demo. "
+            "Default: the published ones, if they were fetched.",
+        ),
+    ] = None,
+    method: options.Method = "memit",
+    preset: options.Preset = None,
+    variant: options.Variant = None,
+    settings: options.Settings = None,
+    layers: options.Layers = None,
+    chat: options.Chat = False,
+    precision: options.Precision = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    corpus: options.Corpus = None,
+    corpus_tokens: options.CorpusTokens = None,
+) -> None:
+    """Analyze what distributing a residual over layers does to an edit, as section 4 of the paper of BLUE does.
+
+    Writes a figure (PNG, SVG) and its data (CSV, JSON) for each analysis, and one page about all that DIR has. Called
+    again after it was stopped, it goes on where it was. The model's own files are left as they are.
+
+    It needs the extra `runs`; consistency needs `evaluate` as well.
+    """
+    from factpatch.analysis.directory import AnalysisDirectory
+    from factpatch.analysis.execute import analyze as carry_out
+    from factpatch.analysis.study import SPREADS, Study, TextOptions, usable
+    from factpatch.analysis.table import analyses_named
+    from factpatch.data import load_facts
+    from factpatch.runs.extra import check_extra
+
+    with checks.argument("WHAT"):
+        chosen = analyses_named(what)
+    with checks.extras():
+        check_extra("an analysis")
+    if references is not None and references != "demo" and not Path(references).is_dir():
+        raise checks.BadArgumentError(f"--references {references}: is not a folder; give one, or demo.")
+    with checks.argument("--facts"):
+        read = load_facts(facts, limit, skip_unusable)
+    how: dict[str, Any] = {
+        "model": model, "method": method, "preset": preset, "variant": variant, "chat": chat,
+        "settings": settings or [], "layers": layers, "seed": seed, "device": device, "dtype": dtype,
+        "precision": precision, "corpus": corpus, "corpus_tokens": corpus_tokens, "remember_keys": True,
+    }  # fmt: skip
+    editor = editor_from(how, {})
+    with checks.argument("--facts"):
+        kept, left_out = usable(editor.lm, read, editor.contexts)
+    for reason in left_out:
+        render.note(reason, "yellow")
+    spreads = list(SPREADS) if spread is SpreadChoice.BOTH else [spread.value]
+    texts = TextOptions(text_facts, references=references, seed=seed)
+    with checks.argument("--method, --facts"):
+        study = Study(editor, kept, spreads, batch_size, texts)
+    with checks.argument("--out"):
+        directory = AnalysisDirectory(out, study.about(corpus=corpus, corpus_tokens=corpus_tokens))
+    failed: list[str] = []
+
+    def done(outcome: Outcome) -> None:
+        _show(outcome)
+        if outcome.failed is not None:
+            failed.append(outcome.analysis.name)
+
+    _say_what(study)
+    with checks.extras():
+        written = carry_out(study, chosen, directory, left_out, done)
+    for path in written:
+        render.note(f"Written: {path}")
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)}: failed; what the others found is in {out}.")
+
+
+def _say_what(study: Study) -> None:
+    render.say(
+        f"{study.lm.name}, {study.editor.method.name}: {len(study.facts)} facts, critical layers "
+        f"{render.numbers(study.layers)}"
+    )
+
+
+def _show(outcome: Outcome) -> None:
+    """What one analysis found, in words."""
+    render.heading(f"{outcome.analysis.title} ({outcome.analysis.source})")
+    if outcome.findings is None:
+        render.say(f"Failed: {outcome.failed}", "red")
+        return
+    for sentence in outcome.analysis.say(outcome.findings):
+        render.paragraph(sentence)
+    for note in outcome.findings.notes:
+        render.paragraph(f"Note: {note}")
