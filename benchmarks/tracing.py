@@ -1,8 +1,7 @@
 """Causal tracing beside one forward pass for each token and layer (benchmarks/plain_tracing.py), in turns.
 
-Prints for each kind of restoration the median seconds of both sides and their ratio, floating-point operations and
-what share of the machine's matrix-product rate they ran at, the largest difference between two probabilities, and the
-forward passes of both sides.
+Prints for each kind of restoration the median seconds of both sides and their ratio, the largest difference between two
+probabilities, the forward passes of both sides, and how many times as many tokens the plain side runs in blocks.
 
     python benchmarks/tracing.py smollm2-135m --facts known_1000.json --limit 20 --traced 4 --repeat 2
 """
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 from plain_tracing import restored
-from speed import Side, in_turns, line, matrix_rate
+from speed import Side, in_turns, line
 from torch import Tensor
 
 from factpatch.model.language_model import LanguageModel
@@ -29,24 +28,29 @@ from factpatch.tracing.restorations import scaled_window
 from factpatch.tracing.trace import trace
 
 
-class Passes:
-    """Counts the forward passes of a model."""
+class Work:
+    """Counts forward passes of a model, and how many tokens its blocks run."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
-        self.count = 0
+        self.passes = self.tokens = 0
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        def add(*given: Any) -> None:
-            self.count += 1
+        def add_pass(module: Any, args: Any, output: Any) -> None:
+            self.passes += 1
 
-        self.count = 0
-        handle = self.lm.model.base_model.register_forward_hook(add)
+        def add_tokens(module: Any, args: Any, output: Tensor) -> None:
+            self.tokens += output.numel() // output.shape[-1]
+
+        self.passes = self.tokens = 0
+        handles = [self.lm.mlp(layer).register_forward_hook(add_tokens) for layer in range(self.lm.num_layers)]
+        handles.append(self.lm.model.base_model.register_forward_hook(add_pass))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 def main() -> None:
@@ -67,7 +71,7 @@ def main() -> None:
     noise = Noise(FACTOR * embedding_spread(lm, rows), options.samples)
     known = known_prompts(lm, rows)[: options.traced]
     width, window = lm.model.get_input_embeddings().weight.shape[-1], scaled_window(lm.num_layers)
-    passes = {side: Passes(lm) for side in ("plain", "ours")}
+    plain_work, our_work = Work(lm), Work(lm)
 
     def plainly(kind: str) -> list[Tensor]:
         def one_by_one(one: KnownPrompt) -> Tensor:
@@ -75,26 +79,28 @@ def main() -> None:
             drawn = noise.draw(one.row, width).to(lm.device)
             return restored(lm, ids, one.row.subject, drawn, one.answer, kind, window)
 
-        with passes["plain"].counted(), lm.quiet():
+        with plain_work.counted(), lm.quiet():
             return [one_by_one(one) for one in known]
 
     def ours(kind: str) -> list[Tensor]:
-        with passes["ours"].counted():
+        with our_work.counted():
             return [one.restored[kind] for one in trace(lm, known, noise, (kind,), window)]
 
     def compare(found: list[Tensor], expected: list[Tensor]) -> str:
         worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-        return f"{worst:.1e}; passes {passes['plain'].count} and {passes['ours'].count}"
+        times = plain_work.tokens / our_work.tokens
+        return (
+            f"{worst:.1e}; {plain_work.passes} and {our_work.passes} passes, {times:.1f} times the tokens in blocks"
+        )
 
     tokens = ", ".join(f"{len(one.row.ids)} ({one.row.subject.start}-{one.row.subject.stop - 1})" for one in known)
     print(
         f"{len(known)} facts of so many tokens (subject): {tokens}; {lm.num_layers} layers, {options.samples} samples"
     )
-    print("kind                 plain s   ours s   ratio   plain GFLOP (share)   ours GFLOP (share)   difference")
-    rate = matrix_rate()
+    print("kind                 plain s   ours s   ratio   difference and work")
     for kind in options.kinds:
         sides = Side(lambda kind=kind: ours(kind)), Side(lambda kind=kind: plainly(kind))
-        print(line(in_turns(kind, *sides, options.repeat, compare), rate), flush=True)
+        print(line(in_turns(kind, *sides, options.repeat, compare, count=False), 1.0), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.weights import content_hash
+from factpatch.model.weights import model_hash
 from factpatch.progress import bar
 from factpatch.tracing.directory import TraceDirectory
 from factpatch.tracing.knowledge import KnownPrompt, known_prompts
@@ -85,12 +84,10 @@ def locate(
         return Summary(list(traced(known)), len(rows), size, settings.seed)
     about = {
         "model": lm.name,
-        "weights": _digest(
-            [content_hash(weight) for layer in range(lm.num_layers) if not (weight := lm.weight(layer)).is_meta]
-        ),
+        "weights": model_hash(lm.model),
         "dtype": str(lm.dtype),
         "chat": lm.frame.chat,
-        "prompts": _digest([asdict(prompt) for prompt in prompts]),
+        "prompts": hashlib.sha256(json.dumps([asdict(prompt) for prompt in prompts]).encode()).hexdigest(),
         **asdict(settings),
         "window": window,
     }
@@ -103,7 +100,3 @@ def locate(
         summary = Summary(sorted(done, key=lambda one: one.index), len(rows), size, settings.seed)
         kept.write(summary, figures)
     return summary
-
-
-def _digest(record: Any) -> str:
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
