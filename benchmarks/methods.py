@@ -61,11 +61,10 @@ def run(
     with session.locked():
         session.attach(editor)
         while session.pending:
-            targets.seconds = 0.0
             start = time.perf_counter()
             session.edit(editor)
             last = editor.edits[-1].targets[editor.critical_layers[-1]]
-            note = {"loss": last.loss.tolist(), "saved": targets.seconds}
+            note = {"loss": last.loss.tolist(), "saved": targets.take_seconds()}
             write_json(notes, {**_read(notes), str(len(session.finished)): note})
             print(f"{method}: batch {len(session.finished)}, {time.perf_counter() - start:.0f} s", flush=True)
     facts = [fact for batch in batches for fact in batch]

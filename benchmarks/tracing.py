@@ -89,9 +89,7 @@ def main() -> None:
     def compare(found: list[Tensor], expected: list[Tensor]) -> str:
         worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
         times = plain_work.tokens / our_work.tokens
-        return (
-            f"{worst:.1e}; {plain_work.passes} and {our_work.passes} passes, {times:.1f} times the tokens in blocks"
-        )
+        return f"{worst:.1e}; {plain_work.passes} and {our_work.passes} passes, {times:.1f} times the tokens in blocks"
 
     tokens = ", ".join(f"{len(one.row.ids)} ({one.row.subject.start}-{one.row.subject.stop - 1})" for one in known)
     print(

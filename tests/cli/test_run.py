@@ -22,6 +22,7 @@ from factpatch.runs.directory import RunDirectory
 from factpatch.runs.measures import UNTOUCHED
 from factpatch.runs.results import read_results
 from factpatch.runs.rows import load_rows
+from factpatch.runs.told import told
 from factpatch.session import Session, load_patch
 
 Run = Callable[..., Any]
@@ -37,15 +38,15 @@ def test_a_run_measures_every_method_before_on_the_way_and_at_the_end(
     assert results.labels == ["memit", "memit-blue", "pruned"]
     rows = results.rows
     efficacy = rows[rows["metric"] == "efficacy"]
-    # Three facts before, each once after its batch and once at the end.
+    # Three facts before, each once after its batch; at the end not the one that was replaced.
     assert len(efficacy[efficacy["label"] == ""]) == 3
     assert list(efficacy[(efficacy["label"] == "memit") & (efficacy["when"] == "written")]["batch"]) == [1, 1, 2]
-    assert list(efficacy[(efficacy["label"] == "memit") & (efficacy["when"] == "end")]["place"]) == [0, 1, 2]
+    assert list(efficacy[(efficacy["label"] == "memit") & (efficacy["when"] == "end")]["place"]) == [1, 2]
     assert set(rows[rows["metric"] == "perplexity"]["when"]) == {"before", "end"}
     for suffix in (".md", ".tex", ".csv"):
         assert "memit-blue" in (tmp_path / "out" / f"table{suffix}").read_text("utf-8")
     texts = (tmp_path / "out" / "rows" / "three" / "0" / "memit" / "measured" / "end.facts.jsonl").read_text("utf-8")
-    assert {json.loads(line)["fact"] for line in texts.splitlines()} == {"darrieux", "tower", "darrieux-again"}
+    assert {json.loads(line)["fact"] for line in texts.splitlines()} == {"tower", "darrieux-again"}
 
 
 def test_a_run_ends_with_the_same_numbers_after_any_interruption(
@@ -80,8 +81,8 @@ def test_what_the_last_batch_left_is_measured_once(
     monkeypatch.setattr("factpatch.runs.measures.verify", counted)
     config["methods"] = config["methods"][1:2]
     assert begin(config).exit_code == 0
-    # Before, after the first batch of two and, at the end, once for the last batch and for all.
-    assert asked == [3, 2, 3]
+    # Before, after the first batch of two and, at the end, once for the last batch and for all that are in force.
+    assert asked == [3, 2, 2]
 
     folder = tmp_path / "out" / "rows" / "three" / "0" / "memit-blue"
     lm = load_language_model(config["model"])
@@ -102,7 +103,7 @@ def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
     # The first neighbor of this fact is the question of another one.
     facts[0]["neighbors"].insert(0, {"prompt": "the Eiffel Tower is in", "target_true": "Paris"})
     facts[1].update(prompt="{} is in", subject="The Eiffel Tower")
-    facts_file.write_text(json.dumps(facts), "utf-8")
+    facts_file.write_text(json.dumps(facts[:2]), "utf-8")
     config["methods"] = ["memit"]
     assert begin(config).exit_code == 0
     rows = read_results(tmp_path / "out").rows
@@ -125,6 +126,47 @@ def test_a_method_that_cannot_go_on_is_noted_and_the_others_go_on(
     assert "alphaedit on three, seed 0" in result.output
     table = (tmp_path / "out" / "table.csv").read_text("utf-8")
     assert "memit" in table
+
+
+def test_a_fact_that_a_later_one_replaced_is_not_asked_about_at_the_end(
+    begin: Any, config: dict[str, Any], tmp_path: Path
+) -> None:
+    config.update(methods=["memit"], evaluate={"perplexity": False, "generation": False})
+    assert begin(config).exit_code == 0
+    rows = read_results(tmp_path / "out").rows
+    asked = {when: set(rows["fact"][rows["when"] == when].dropna()) for when in ("before", "written", "end")}
+    everything = {"darrieux", "tower", "darrieux-again"}
+    assert asked == {"before": everything, "written": everything, "end": {"tower", "darrieux-again"}}
+
+
+def test_capability_is_measured_every_so_many_edits(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    items = [{"sentence": f"text {place}", "label": place % 2} for place in range(12)]
+    (tmp_path / "glue_cola.json").write_text(json.dumps(items), "utf-8")
+    config.update(methods=["memit"], batch_size=1)
+    config["evaluate"] = {
+        "perplexity": False, "generation": False,
+        "capability": {"data": str(tmp_path), "tasks": ["cola"], "every": 2},
+    }  # fmt: skip
+    assert begin(config).exit_code == 0
+    rows = read_results(tmp_path / "out").rows
+    rows = rows[rows["metric"] == "cola.generated.f1"]
+    assert sorted(zip(rows["when"], rows["edits"], strict=True)) == [("before", 0), ("end", 3), ("written", 2)]
+
+
+def test_time_that_another_method_spent_on_shared_targets_is_noted(
+    begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["evaluate"] = {"perplexity": False, "generation": False}
+    config["methods"] = [config["methods"][0], config["methods"][2]]  # memit, and prune, which conditions in the end
+    with monkeypatch.context() as patched:
+        interrupt(patched, "factpatch.session.append", calls=7)
+        begin(config)
+    assert begin(config).exit_code == 0
+    results = read_results(tmp_path / "out")
+    memit, pruned = results.records
+    assert memit["shared_seconds"] == 0
+    assert pruned["shared_seconds"] == pytest.approx(memit["seconds"]["values"], rel=0.2)
+    assert "another method had optimized" in told(results, "pruned", "three", [])
 
 
 def test_conflicting_facts_are_an_error_before_anything_is_done(

@@ -67,6 +67,13 @@ def test_improvements_are_marked_by_what_is_better(rows: Any) -> None:
     assert improvements(table, PAIRS) == {"memit-blue": pytest.approx((50 - 25) / 2)}
 
 
+def test_methods_that_were_not_measured_on_the_same_facts_are_not_compared(rows: Any) -> None:
+    rows.loc[(rows["label"] == "memit-blue") & (rows["place"] == 1), "seed"] = 1
+    table = comparison("t", rows, ["memit", "memit-blue"], COLUMNS, PAIRS)
+    assert [(cell.base, cell.improved) for cell in dict(table.lines)["memit-blue"]] == [(None, False)] * 2
+    assert improvements(table, PAIRS) == {"memit-blue": None}
+
+
 def test_the_forms_of_a_table_say_the_same(rows: Any) -> None:
     table = comparison("t", rows, ["memit", "memit-blue"], COLUMNS, PAIRS)
     assert "| memit-blue | **90.00** | 5.00 |" in table.markdown()
@@ -98,7 +105,7 @@ def test_the_average_improvement_is_the_papers() -> None:
     blue = (99.93, 97.25, 75.24, 624.90, 33.79, 95.77, 91.73, 31.96)
     columns = [Column("cf", f"m{index}", "m") for index in range(len(base))]
     rows = pd.DataFrame(
-        {"label": label, "dataset": "cf", "metric": f"m{index}", "when": "end", "fact": "0", "value": value}
+        {"label": label, "dataset": "cf", "metric": f"m{index}", "when": "end", "seed": 0, "fact": "0", "value": value}
         for label, values in (("alphaedit", base), ("alphaedit-blue", blue))
         for index, value in enumerate(values)
     )

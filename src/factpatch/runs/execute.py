@@ -7,7 +7,9 @@ was killed ends with the numbers of one that was not.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +27,8 @@ from factpatch.files import remove_drafts, write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.model.weights import model_hash
-from factpatch.runs.config import MethodConfig, RunConfig
+from factpatch.report import check_facts
+from factpatch.runs.config import RunConfig
 from factpatch.runs.directory import Plan, RunDirectory, RunError, locked
 from factpatch.runs.extra import check_extra
 from factpatch.runs.inputs import Inputs
@@ -39,6 +42,7 @@ from factpatch.values.shared import SharedTargets
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+_SHARED = "shared.json"
 
 
 def execute(directory: RunDirectory, say: Say = logger.info, other_versions: bool = False) -> None:
@@ -51,9 +55,9 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
 
     Raises:
         ImportError: A package of the extra `runs` is not installed.
-        RunError: Another process is at work there, or the run was begun with other inputs, versions or weights.
+        RunError: Another process is at work there, the run was begun with other inputs, versions or weights, or its
+            settings do not fit the model. What was done before is kept.
         ConfigError: An input cannot be read. Nothing is loaded or measured before all of them are.
-        ValueError: A method or the facts do not fit the model; what was done before is kept.
     """
     check_extra("a run")
     plans = list(directory.plans())
@@ -71,16 +75,20 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
         lm = load_language_model(config.model, device=config.device, dtype=config.dtype, chat=config.chat)
         weights = model_hash(lm.model)
         directory.check_model(weights)
-        runner = _Runner(directory, lm, weights, inputs, tell, Pace(sum(len(plan.batches) for plan in left)))
+        targets = SharedTargets(directory.path / "targets", weights)
+        runner = _Runner(directory, lm, targets, inputs, tell, Pace([len(plan.batches) for plan in left]))
+        editors = runner.editors(left)
         for plan in left:
+            runner.pace.begin()
             try:
-                runner.run(plan)
-            except (ArithmeticError, ValueError) as error:
+                runner.run(plan, editors.pop(0))
+            except (ArithmeticError, ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
                 if isinstance(error, (SessionError, DataFileError, RunError)):
                     raise
                 # A model that collapses is a result, and no reason to give up the other methods.
                 plan.directory.mkdir(parents=True, exist_ok=True)
                 write_json(plan.directory / "row.json", {**_about(plan), "failed": str(error)})
+                runner.pace.give_up()
                 tell(f"{plan.name}: failed: {error}")
 
 
@@ -88,16 +96,31 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
 class _Runner:
     directory: RunDirectory
     lm: LanguageModel
-    weights: str
-    """What tells them from those of other models, as long as nothing is edited."""
+    targets: SharedTargets
     inputs: Inputs
     tell: Say
     pace: Pace
 
-    def run(self, plan: Plan) -> None:
+    def editors(self, plans: Sequence[Plan]) -> list[Editor]:
+        """An editor for each line of the table, before the first hour of work.
+
+        Raises:
+            RunError: Settings or facts do not fit the model.
+        """
+        found, checked = [], set()
+        for plan in plans:
+            facts = plan.dataset.name, plan.seed
+            try:
+                found.append(self._editor(plan))
+                if facts not in checked:
+                    check_facts(self.lm, plan.batches, found[-1].contexts)
+            except (ValueError, OSError) as error:
+                raise RunError(f"{plan.name}: {error}") from error
+            checked.add(facts)
+        return found
+
+    def run(self, plan: Plan, editor: Editor) -> None:
         """Edit and measure one line of the table; the model is as it was afterwards."""
-        targets = SharedTargets(self.directory.path / "targets", self.weights)
-        editor = self._editor(plan.method, plan.seed, targets)
         todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, editor.critical_layers[-1])
         self._before(plan, todo)
         session = self._session(plan, editor)
@@ -108,13 +131,14 @@ class _Runner:
                 while True:
                     through = not session.pending
                     if through:
-                        self._after(plan, todo, Moment(When.END, plan.facts, edits=len(plan.facts)))
+                        self._after(plan, todo, _end(plan))
                     # Once more for the last batch of a process that was killed.
                     if session.finished:
                         self._after(plan, todo, _written(plan, len(session.finished)))
                     if through:
                         break
                     session.edit(editor, ask=False)
+                    _note_shared(plan, len(session.finished), self.targets.take_seconds())
                     self.pace.advance()
                     place = f"batch {len(session.finished)} of {len(plan.batches)}"
                     self.tell(f"{plan.name}: {place} edited; {self.pace.left()}")
@@ -122,8 +146,8 @@ class _Runner:
         finally:
             editor.reset()
 
-    def _editor(self, method: MethodConfig, seed: int, targets: SharedTargets) -> Editor:
-        config = self.directory.config
+    def _editor(self, plan: Plan) -> Editor:
+        config, method = self.directory.config, plan.method
         return Editor(
             self.lm,
             method=method.name,
@@ -136,8 +160,8 @@ class _Runner:
             corpus_tokens=config.corpus_tokens,
             chat=config.chat,
             precision=config.precision,
-            seed=seed,
-            optimize=targets,
+            seed=plan.seed,
+            optimize=self.targets,
         )
 
     def _session(self, plan: Plan, editor: Editor) -> Session:
@@ -152,7 +176,7 @@ class _Runner:
         plan.unedited.mkdir(parents=True, exist_ok=True)
         for measure in todo:
             try:
-                self._keep(plan, measure, Moment(When.BEFORE, plan.facts), plan.unedited)
+                self._keep(plan, measure, Moment(When.BEFORE, plan.facts, range(len(plan.facts))), plan.unedited)
             except ValueError as error:  # which no method is to blame for
                 raise RunError(f"{plan.dataset.name}: {measure.name} of the unedited model: {error}") from error
 
@@ -182,7 +206,7 @@ class _Runner:
         def named(index: int | None) -> dict[str, Any]:
             if index is None:
                 return {"batch": None, "place": None, "fact": None}
-            place = moment.first + index
+            place = moment.places[index]
             return {"batch": 1 + place // plan.batch_size, "place": place, "fact": names[place]}
 
         about: dict[str, Any] = {
@@ -207,9 +231,15 @@ class _Runner:
             **_about(plan),
             "settings": editor.settings,
             "seconds": stages,
+            "shared_seconds": math.fsum(_shared(plan).values()),
             "bytes": editor.patch.num_bytes,
         }
         write_json(plan.directory / "row.json", record)
+
+
+def _note_shared(plan: Plan, number: int, seconds: float) -> None:
+    if seconds:
+        write_json(plan.directory / _SHARED, {**_shared(plan), str(number): seconds})
 
 
 def _about(plan: Plan) -> dict[str, Any]:
@@ -226,7 +256,21 @@ def _written(plan: Plan, number: int) -> Moment:
     """The moment after a batch, from 1."""
     first = plan.batch_size * (number - 1)
     facts = plan.batches[number - 1]
-    return Moment(When.WRITTEN, facts, first=first, edits=first + len(facts), batch=number)
+    edits = first + len(facts)
+    return Moment(When.WRITTEN, facts, range(first, edits), edits, number)
+
+
+def _end(plan: Plan) -> Moment:
+    """The moment after the last batch, with the facts that are in force: not those that a later one has replaced."""
+    places = sorted({fact.key: place for place, fact in enumerate(plan.facts)}.values())
+    return Moment(When.END, [plan.facts[place] for place in places], places, len(plan.facts))
+
+
+def _shared(plan: Plan) -> dict[str, float]:
+    """What the value targets of each batch took that another method had optimized before, in seconds."""
+    file = plan.directory / _SHARED
+    found: dict[str, float] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return found
 
 
 def _written_about(config: RunConfig, plans: Iterable[Plan]) -> set[Fact]:

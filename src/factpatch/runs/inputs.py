@@ -16,6 +16,7 @@ from factpatch.evaluation.perplexity import held_out_text
 from factpatch.evaluation.tasks import Item, task_named
 from factpatch.facts import Fact
 from factpatch.files import file_digest
+from factpatch.presets.written import load_preset
 from factpatch.runs.config import ConfigError, RunConfig
 
 _SHIPPED = "shipped"
@@ -93,6 +94,9 @@ class Inputs:
         if wanted.perplexity:
             with _blamed("evaluate.perplexity"):
                 text = held_out_text() if wanted.perplexity is True else wanted.perplexity.read_text("utf-8")
+        if config.preset is not None:
+            with _blamed("preset"):
+                load_preset(config.preset)
         if wanted.text is not None:
             with _blamed("evaluate.text.references"):
                 references, tfidf = find_references(wanted.text.references, facts)

@@ -26,8 +26,8 @@ class Moment:
 
     when: When
     facts: Sequence[Fact]
-    first: int = 0
-    """The place of the first of them in the order of editing."""
+    places: Sequence[int]
+    """Of each of them in the order of editing."""
     edits: int = 0
     """How many facts have been edited."""
     batch: int | None = None

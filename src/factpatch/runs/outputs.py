@@ -32,13 +32,11 @@ def draw_up(output: Output, results: Results, folder: Path, name: str) -> Drawn:
 
 def _comparison(results: Results, folder: Path, name: str) -> Drawn:
     table, pairs = results.table(name, PAIRS), results.pairs(PAIRS)
-    cells = dict(table.lines)
     both = [
-        new.improved
-        for label, base in pairs.items()
-        if label in cells and base in cells
-        for column, new, old in zip(table.columns, cells[label], cells[base], strict=True)
-        if new.mean is not None and old.mean is not None and not column.parts
+        cell.improved
+        for _, cells in table.lines
+        for column, cell in zip(table.columns, cells, strict=True)
+        if cell.mean is not None and cell.base is not None and not column.parts
     ]
     improved, known = sum(both), len(both)
     said = [f"With BLUE, {improved} of {known} numbers are better."] if known else []

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 
 class Pace:
     """Follows how long batches take, the measurements included.
 
     Args:
-        batches: How many are left in all.
+        batches: How many each line of the table has.
     """
 
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
+    def __init__(self, batches: Sequence[int]) -> None:
+        self._later = list(batches)
+        """Of the lines that are still to come."""
+        self._pending = 0
         self._done = 0
         self._start = time.monotonic()
 
-    def advance(self) -> None:
-        """Note that one more batch is through."""
-        self._done += 1
+    def begin(self) -> None:
+        """Note that the next line begins."""
+        self._pending = self._later.pop(0)
 
     def skip(self, batches: int) -> None:
-        """Note that some are through already."""
-        self.batches -= batches
+        """Note that some of its batches are through already."""
+        self._pending -= batches
+
+    def advance(self) -> None:
+        """Note that one more batch is through."""
+        self._pending -= 1
+        self._done += 1
+
+    def give_up(self) -> None:
+        """Note that the rest of this line will not be edited."""
+        self._pending = 0
 
     def left(self) -> str:
         """The time that is left, in words."""
         if not self._done:
             return "time left unknown"
         spent = time.monotonic() - self._start
-        return f"about {in_words(spent / self._done * (self.batches - self._done))} left"
+        return f"about {in_words(spent / self._done * (self._pending + sum(self._later)))} left"
 
 
 def in_words(seconds: float) -> str:

@@ -51,8 +51,10 @@ class Cell:
 
     mean: float | None
     error: float | None = None
+    base: float | None = None
+    """The mean of the method it is compared with; None if there is none, or it is not of the same facts."""
     improved: bool = False
-    """Whether it is better than that of the method it is compared with."""
+    """Whether it is better than that."""
 
     def text(self, decimals: int) -> str:
         """As `99.57±0.24`; a dash where nothing was measured."""
@@ -139,20 +141,21 @@ def comparison(
     means = {label: [_mean(rows, label, column) for column in columns] for label in ("", *labels)}
     lines = [("unedited", tuple(means[""]))]
     for label in labels:
-        base = means.get(pairs.get(label, ""), []) if label in pairs else []
+        other = pairs.get(label, "")
+        bases = means[other] if other in labels else [Cell(None)] * len(columns)
         cells = (
-            Cell(cell.mean, cell.error, bool(base) and better(cell.mean, base[index].mean, columns[index]))
-            for index, cell in enumerate(means[label])
+            _beside(cell, base, column) if _alike(rows, label, other, column) else cell
+            for cell, base, column in zip(means[label], bases, columns, strict=True)
         )
         lines.append((label, tuple(cells)))
     return Table(title, tuple(columns), tuple(lines))
 
 
 def improvements(table: Table, pairs: dict[str, str]) -> dict[str, float | None]:
-    """For each pair the average over columns of how much better the second is than the first, in percent of the first.
+    """For each pair the average over columns of how much better the first is than the second, in percent of the second.
 
-    Columns in which the first is 0 or nothing was measured are left out, and those that follow from others. Source:
-    arXiv:2502.03748, table 3.
+    Columns in which the second is 0 or nothing was measured are left out, those that follow from others, and those in
+    which the two are not of the same facts. Source: arXiv:2502.03748, table 3.
     """
     cells = dict(table.lines)
     averages: dict[str, float | None] = {}
@@ -160,9 +163,9 @@ def improvements(table: Table, pairs: dict[str, str]) -> dict[str, float | None]
         if label not in cells or base not in cells:
             continue
         changes = [
-            (1 if column.higher_is_better else -1) * 100 * (new.mean - old.mean) / abs(old.mean)
-            for column, new, old in zip(table.columns, cells[label], cells[base], strict=True)
-            if new.mean is not None and old.mean and not column.parts
+            (1 if column.higher_is_better else -1) * 100 * (cell.mean - cell.base) / abs(cell.base)
+            for column, cell in zip(table.columns, cells[label], strict=True)
+            if cell.mean is not None and cell.base and not column.parts
         ]
         averages[label] = math.fsum(changes) / len(changes) if changes else None
     return averages
@@ -173,6 +176,17 @@ def better(new: float | None, old: float | None, column: Column) -> bool:
     if new is None or old is None:
         return False
     return new > old if column.higher_is_better else new < old
+
+
+def _beside(cell: Cell, other: Cell, column: Column) -> Cell:
+    return replace(cell, base=other.mean, improved=better(cell.mean, other.mean, column))
+
+
+def _alike(rows: pd.DataFrame, label: str, other: str, column: Column) -> bool:
+    """Whether two methods were measured with the same seeds, hence on the same facts."""
+    there = rows[(rows["dataset"] == column.dataset) & (rows["when"] == When.END.value)]
+    mine, its = (set(there["seed"][there["label"] == one]) for one in (label, other))
+    return mine == its
 
 
 def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from factpatch.runs.outcomes import Outcome, State
@@ -39,7 +40,9 @@ def told(results: Results, label: str, dataset: str, some: Sequence[Outcome]) ->
     records = [one for one in results.records if one["label"] == label and one["dataset"] == dataset]
     took = [seconds for record in records for seconds in record.get("seconds", {}).values()]
     if took:
-        parts.append(f"editing took {in_words(sum(took))}")
+        shared = math.fsum(record.get("shared_seconds", 0.0) for record in records)
+        more = f", besides {in_words(shared)} for value targets that another method had optimized" if shared else ""
+        parts.append(f"editing took {in_words(sum(took))}{more}")
     return "; ".join(parts)
 
 

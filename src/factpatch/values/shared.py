@@ -35,8 +35,7 @@ class SharedTargets:
     def __init__(self, directory: str | Path, model: str) -> None:
         self.directory = Path(directory)
         self.model = model
-        self.seconds = 0.0
-        """What the optimizations took that were read from disk instead."""
+        self._seconds = 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def __call__(
@@ -60,9 +59,14 @@ class SharedTargets:
             atomic_write(path, lambda draft: save_file({**tensors, "seconds": took}, draft))
             return found
         kept = load_file(path)
-        self.seconds += float(kept.pop("seconds"))
+        self._seconds += float(kept.pop("seconds"))
         progress(len(facts) * target.steps)
         return TargetValues(**{name: value.to(lm.device) for name, value in kept.items()})
+
+    def take_seconds(self) -> float:
+        """What the optimizations took that were read from disk instead, since this was last asked."""
+        taken, self._seconds = self._seconds, 0.0
+        return taken
 
     def _digest(self, lm: LanguageModel, *about: Any) -> str:
         weights = [content_hash(lm.weight(layer)) for layer in range(lm.num_layers)]
