@@ -71,7 +71,7 @@ def test_a_run_on_a_model_gives_a_page_with_every_section(
     assert run("run", tmp_path / "config.yaml", "--out", tmp_path / "tiny").exit_code == 0
     found = Page(page(tmp_path / "tiny"))
     assert [heading for heading in found.headings if heading in SECTIONS] == list(SECTIONS)
-    assert re.search(r"\d of 3 facts learned", found.text)
+    assert re.search(r"\d of 2 facts learned", found.text)
     assert "memit-blue − memit" in found.text
     assert "target.learning_rate" in found.text
     # Of the worst facts, what the model says is shown, too.
