@@ -80,6 +80,18 @@ def test_what_is_not_learned_is_worse_than_any_harm_beside_it(one: Outcome) -> N
     assert worst([good, harmful, failed], 1) == [failed]
 
 
+def test_paraphrases_of_a_fact_without_a_true_object_agree_if_they_say_the_new_one(one: Outcome) -> None:
+    learned = {"strict_efficacy": 100.0, "token_generalization": 50.0}
+    good = replace(one, before={}, end={**learned, "strict_generalization": 100.0})
+    bad = replace(good, end={**learned, "strict_generalization": 0.0})
+    assert (good.paraphrases, bad.paraphrases) == (1, 0)
+    assert worst([good, bad], 5) == [bad]
+    # With a true object, what is likelier decides, as of the fact itself.
+    preferred = replace(good, end={**YES, "generalization": 100.0, "strict_generalization": 0.0})
+    assert preferred.flawless
+    assert preferred.paraphrases == 1
+
+
 def test_a_method_that_learns_more_is_clearly_better(run: Path) -> None:
     found = outcomes(read_results(run))
     first, second = found["memit-blue", "forged"], found["memit", "forged"]
@@ -114,4 +126,6 @@ def test_the_summary_counts_what_the_outcomes_say(run: Path) -> None:
     states = [one.state for one in some]
     assert said.startswith(f"{states.count(State.LEARNED)} of 30 facts learned; {states.count(State.FORGOTTEN)} more")
     assert f"{sum(one.neighbors or 0 for one in some)} of 120 neighbors are right" in said
+    agreeing = sum(one.paraphrases or 0 for one in some)
+    assert f"{agreeing} of 30 paraphrases agree" in said
     assert "perplexity 20.00 → 21.00 (+5.0 %)" in said

@@ -82,8 +82,10 @@ class RunDirectory:
         file = self.path / _ABOUT
         try:
             self.about: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            # First, since a newer factpatch may have fields that this one does not know.
             newer = self.about["format"] > FORMAT
-            self.config = config_from(self.about["config"], str(file))
+            if not newer:
+                self.config = config_from(self.about["config"], str(file))
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{self.path}: is not the directory of a run: it has no {_ABOUT}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:

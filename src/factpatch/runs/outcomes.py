@@ -60,23 +60,24 @@ class Outcome:
     @property
     def paraphrases(self) -> int | None:
         """How many agree at the end."""
-        return _count(self.end, "generalization", len(self.fact.paraphrases))
+        return _count(_agreeing(self.end), len(self.fact.paraphrases))
 
     @property
     def neighbors(self) -> int | None:
         """How many are right at the end."""
-        return _count(self.end, "specificity", len(self.fact.neighbors))
+        return _count(self.end.get("specificity"), len(self.fact.neighbors))
 
     @property
     def neighbors_before(self) -> int | None:
         """How many are right in the unedited model."""
-        return _count(self.before, "specificity", len(self.fact.neighbors))
+        return _count(self.before.get("specificity"), len(self.fact.neighbors))
 
     @property
     def harm(self) -> tuple[bool, float, float]:
         """Sorts from the worst to the best: whether it is learned, the share of paraphrases, the loss of neighbors."""
         lost = self.end.get("specificity", 0.0) - self.before.get("specificity", 0.0)
-        return self.state is State.LEARNED, self.end.get("generalization", 100.0), lost
+        agreeing = _agreeing(self.end)
+        return self.state is State.LEARNED, 100.0 if agreeing is None else agreeing, lost
 
     @property
     def flawless(self) -> bool:
@@ -134,7 +135,11 @@ def _learned(numbers: Numbers) -> bool:
     return numbers.get("efficacy", numbers.get("strict_efficacy")) == 100.0
 
 
-def _count(numbers: Numbers, metric: str, prompts: int) -> int | None:
+def _agreeing(numbers: Numbers) -> float | None:
+    """The percentage of paraphrases that agree, as `_learned` says it of the fact; None if it brings none."""
+    return numbers.get("generalization", numbers.get("strict_generalization"))
+
+
+def _count(share: float | None, prompts: int) -> int | None:
     """How many prompts of a fact its percentage stands for."""
-    share = numbers.get(metric)
     return None if share is None else round(share * prompts / 100)
