@@ -74,6 +74,18 @@ def test_capability_refuses_what_it_cannot_use(run: Run, model_directory: Path, 
         assert message in result.output
 
 
+def test_capability_refuses_a_file_of_too_few_items_before_the_model_is_loaded(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    items = json.loads((data / "glue_cola.json").read_text())
+    (data / "glue_cola.json").write_text(json.dumps(items[:10]))
+    result = run("capability", tmp_path / "no model", "--data", data, "--tasks", "cola")
+    assert result.exit_code == 2, result.output
+    said = " ".join(result.output.split())
+    assert "--data: " in said
+    assert "glue_cola.json has 10 items; the first 10 are examples" in said
+
+
 def test_capability_refuses_a_task_of_the_harness_that_is_not_there(run: Run, model_directory: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs factpatch[harness]")
     result = run("capability", model_directory, "--harness", "absent.yaml")

@@ -104,9 +104,8 @@ def test_matched_tells_of_each_token_whether_it_is_the_most_probable():
         all_three = score(lm, [(prompt, target)])[0]
         head[ids[-1]] *= -1
         but_the_last = score(lm, [(prompt, target)])[0]
-    assert (all_three.greedy, all_three.token_accuracy) == (True, 1.0)
-    assert but_the_last.matched == (True, True, False)
-    assert (but_the_last.greedy, but_the_last.token_accuracy) == (False, pytest.approx(2 / 3))
+    assert (all_three.greedy, all_three.matched) == (True, (True, True, True))
+    assert (but_the_last.greedy, but_the_last.matched) == (False, (True, True, False))
 
 
 def test_one_row_serves_a_prompt_with_two_targets_of_one_token(monkeypatch):

@@ -76,7 +76,7 @@ def test_figures_of_several_datasets_and_seeds_are_named_after_them(many: Result
 
 
 def test_the_page_tells_datasets_apart_and_says_what_is_a_mean(many: Results) -> None:
-    page = report_page([many])
+    page = report_page([many], 5)
     assert "<figcaption>sst2, first</figcaption>" in page
     assert "<figcaption>sst2, second</figcaption>" in page
     assert "Capability, mean over 2 seeds" in page

@@ -69,7 +69,7 @@ def capability(
     if data is None and (names or not others):
         raise checks.BadArgumentError("--data: give the folder with the items of the tasks, as glue_sst2.json.")
 
-    from factpatch.evaluation.capability import RESERVED, check_extra
+    from factpatch.evaluation.capability import RESERVED, check_extra, load_items
     from factpatch.evaluation.capability import capability as ask
     from factpatch.evaluation.harness import check_tasks
     from factpatch.evaluation.harness import harness as ask_harness
@@ -83,7 +83,7 @@ def capability(
     with checks.argument("--tasks"):
         wanted = [] if data is None else [task_named(name) for name in names or TASKS]
     with checks.argument("--data"):
-        loaded_tasks = [(task, task.load(Path(data or "") / f"glue_{task.name}.json")) for task in wanted]
+        loaded_tasks = [(task, load_items(task, data or "")) for task in wanted]
     with checks.extras(), checks.argument("--harness"):
         if wanted:
             check_extra()

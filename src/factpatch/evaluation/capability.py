@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from factpatch.evaluation.generation import greedy_answers
@@ -135,7 +136,7 @@ def capability(
     Args:
         lm: The model; it is left as it was.
         task: The task; see `TASKS`.
-        items: The items of a file, as `Task.load` gives them.
+        items: The items of a file, as `load_items` gives them.
         shots: How many examples stand before each question, from 0 to 10. Those that do not fit into the model's
             positions are left out, the last ones first.
         limit: How many items to ask; None asks all.
@@ -189,6 +190,20 @@ def _prompt(lm: LanguageModel, task: Task, examples: Sequence[str], item: Item) 
         f"items: {question[:60]!r}... takes {len(ids)} tokens and its answer {ANSWER_TOKENS}; {lm.name} reads "
         f"{lm.longest}. Leave the item out."
     )
+
+
+def load_items(task: Task, folder: str | Path) -> list[Item]:
+    """Read the items of a task from a folder of such files, and check them.
+
+    Raises:
+        DataFileError: The file cannot be read, or a record is no item of the task.
+        ValueError: There are too few to ask any.
+    """
+    path = Path(folder) / task.file
+    items = task.load(path)
+    if len(items) <= RESERVED:
+        raise ValueError(f"{path} has {len(items)} items; the first {RESERVED} are examples, so give more.")
+    return items
 
 
 def check_extra() -> None:

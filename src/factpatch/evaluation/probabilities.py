@@ -40,11 +40,6 @@ class Score:
         """Whether every token of the target is the most probable one: greedy decoding would say the target."""
         return all(self.matched)
 
-    @property
-    def token_accuracy(self) -> float:
-        """Share of the target's tokens that are the most probable ones, in [0, 1]."""
-        return sum(self.matched) / len(self.matched)
-
 
 def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[Score]:
     """Score targets behind prompts.

@@ -25,7 +25,7 @@ class Task:
     """One task: every item is a question with the same few answers.
 
     Attributes:
-        name: What the task is called; its items are in `glue_{name}.json`.
+        name: What the task is called.
         template: The question, up to where its answer begins. `{field}` and `{field[0]}` stand for texts of the item.
         answers: The answer for each value of the item's label.
         source: Where the task comes from.
@@ -39,6 +39,11 @@ class Task:
     source: str
     label: str = "label"
     exact_case: bool = False
+
+    @property
+    def file(self) -> str:
+        """The name of the file with its items."""
+        return f"glue_{self.name}.json"
 
     def question(self, item: Item) -> str:
         """The template filled with an item's texts.

@@ -11,7 +11,7 @@ from factpatch.data.known import KnownFact, load_known_facts
 from factpatch.data.references import DEMO, ReferenceTexts, find_references, reference_files
 from factpatch.data.sources import resolve_data
 from factpatch.data.tfidf import Tfidf
-from factpatch.evaluation.capability import RESERVED
+from factpatch.evaluation.capability import load_items
 from factpatch.evaluation.perplexity import held_out_text
 from factpatch.evaluation.tasks import Item, task_named
 from factpatch.facts import Fact
@@ -55,7 +55,7 @@ def identities(config: RunConfig) -> dict[str, str]:
             add(f"evaluate.text.references: {name}", data)
     if wanted.capability is not None:
         for name in wanted.capability.tasks:
-            add(f"evaluate.capability.data: {name}", _task_file(wanted.capability.data, name))
+            add(f"evaluate.capability.data: {name}", wanted.capability.data / task_named(name).file)
     if wanted.drift is not None:
         add("evaluate.drift.prompts", wanted.drift.prompts)
     return found
@@ -103,24 +103,13 @@ class Inputs:
         if wanted.capability is not None:
             for name in wanted.capability.tasks:
                 with _blamed("evaluate.capability"):
-                    items[name] = _items(_task_file(wanted.capability.data, name), name)
+                    items[name] = load_items(task_named(name), wanted.capability.data)
         if wanted.drift is not None:
             with _blamed("evaluate.drift.prompts"):
                 prompts = load_known_facts(wanted.drift.prompts, wanted.drift.limit)
                 if len(prompts) < 2:
                     raise ValueError(f"{wanted.drift.prompts} has one prompt; give at least 2.")
         return cls(text, references, tfidf, items, prompts)
-
-
-def _task_file(folder: Path, name: str) -> Path:
-    return folder / f"glue_{name}.json"
-
-
-def _items(path: Path, name: str) -> list[Item]:
-    items = task_named(name).load(path)
-    if len(items) <= RESERVED:
-        raise ValueError(f"{path} has {len(items)} items; the first {RESERVED} are examples, so give more.")
-    return items
 
 
 @contextmanager

@@ -21,8 +21,6 @@ from factpatch.runs.results import Results
 from factpatch.runs.tables import MISSING, Column, Table, comparison
 from factpatch.runs.told import told
 
-WORST = 5
-
 
 @dataclass(frozen=True)
 class WorstFact:
@@ -67,7 +65,7 @@ class Section:
     drift: Table | None = None
 
 
-def write_report(runs: Sequence[Results], path: Path, limit: int = WORST) -> None:
+def write_report(runs: Sequence[Results], path: Path, limit: int) -> None:
     """Write a page about some runs, whole or not at all. The same runs give the same page.
 
     Args:
@@ -81,7 +79,7 @@ def write_report(runs: Sequence[Results], path: Path, limit: int = WORST) -> Non
     write_page(report_page(runs, limit), path)
 
 
-def report_page(runs: Sequence[Results], limit: int = WORST) -> str:
+def report_page(runs: Sequence[Results], limit: int) -> str:
     """Return the page that `write_report` writes."""
     check_extra("a report")
     from factpatch.runs import charts
