@@ -46,7 +46,7 @@ def reproduce(
         ),
     ] = None,
     text_facts: Annotated[
-        int, typer.Option("--text-facts", min=1, metavar="N", help="Facts that texts are written for.")
+        int, typer.Option("--text-facts", min=1, metavar="N", help="Write texts for the first N facts.")
     ] = 100,
     references: Annotated[
         str | None,
@@ -67,6 +67,7 @@ def reproduce(
         str, typer.Option("--prompts", metavar="FILE", help="Factual prompts whose hidden states are compared.")
     ] = "known_1000",
     preset: options.Preset = None,
+    variant: options.Variant = None,
     layers: options.Layers = None,
     corpus: options.Corpus = None,
     seed: options.Seed = 0,
@@ -99,6 +100,7 @@ def reproduce(
             edits=facts,
             batch_size=batch_size,
             seed=seed,
+            variant=variant,
             remember_keys=earlier_keys,
             text={"facts": text_facts, "references": references},
             capability={"data": str(capability_data), **({"limit": capability_items} if capability_items else {})},

@@ -92,6 +92,7 @@ def config_for(
     edits: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    variant: str | None = None,
     remember_keys: bool | None = None,
     text: dict[str, Any] | None = None,
     capability: dict[str, Any] | None = None,
@@ -104,6 +105,7 @@ def config_for(
         datasets: Files of facts, or names of published ones.
         methods: In place of the paper's, with and without BLUE by name.
         edits, batch_size: In place of the paper's.
+        variant: Of the model's preset, for every method.
         remember_keys: Whether every method preserves the keys of earlier batches; by default those that the paper lets.
         text, capability, drift: Fields of `EvaluateConfig`'s sections, for those that this one measures.
         others: Further fields of `RunConfig`.
@@ -115,7 +117,11 @@ def config_for(
         {
             "model": model or what.model,
             "methods": [
-                {"name": name, "remember_keys": name in _REMEMBER if remember_keys is None else remember_keys}
+                {
+                    "name": name,
+                    "variant": variant,
+                    "remember_keys": name in _REMEMBER if remember_keys is None else remember_keys,
+                }
                 for name in names
             ],
             # The first ones if there are no more: a sample of all is all, in another order.
