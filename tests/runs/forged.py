@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from factpatch.runs.rows import ResultRow, When
 
 SETTINGS = {"target": {"steps": 3}, "solver": {"weight": 100}}
 TASKS = ("sst2", "mmlu")
+Further = Callable[[int], dict[str, float | None]]
 
 
 def forged_run(
@@ -31,6 +32,8 @@ def forged_run(
     quality: dict[str, float] | None = None,
     names: Sequence[str] = ("forged",),
     seeds: Sequence[int] = (0,),
+    evaluate: dict[str, Any] | None = None,
+    further: Further = lambda place: {},
     **selection: Any,
 ) -> Path:
     """A run whose facts are learned and kept by chance.
@@ -40,6 +43,8 @@ def forged_run(
         whole: Whether everything was measured that can be.
         quality: For each method how probably a fact is learned.
         names: Of the datasets, which all have these facts.
+        evaluate: What the configuration says of measurements; what is there does not follow it.
+        further: More metrics of the fact at a place, in place of those of the same name.
         selection: Further fields of each dataset.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,25 +56,27 @@ def forged_run(
         "datasets": [{"facts": str(file), "name": name, **selection} for name in names],
         "batch_size": batch_size,
         "seeds": list(seeds),
+        "evaluate": evaluate or {},
     }
     directory = RunDirectory.create(path, config_from(record))
     for plan in directory.plans():
-        _forge(plan, random.Random(plan.name), finished, whole, (quality or {}).get(plan.method.label, 0.8))
+        chance = random.Random(plan.name)
+        _forge(plan, chance, finished, whole, (quality or {}).get(plan.method.label, 0.8), further)
     return path
 
 
-def _forge(plan: Plan, chance: random.Random, finished: bool, whole: bool, quality: float) -> None:
+def _forge(plan: Plan, chance: random.Random, finished: bool, whole: bool, quality: float, further: Further) -> None:
     label, measured = plan.method.label, plan.directory / "measured"
     states = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
-    _save(plan, plan.unedited, "", When.BEFORE, _answers(plan, "unknown"), chance, 0.1)
+    _save(plan, plan.unedited, "", When.BEFORE, _answers(plan, "unknown"), chance, 0.1, further)
     if whole:
         _about(plan, plan.unedited, "", When.BEFORE, {"perplexity": 20.0, **{f"{t}.generated.f1": 80.0 for t in TASKS}})
         Measured((), tensors={"states": states}).save(plan.unedited / "before.hidden_states", [], [])
         for number in range(1, 1 + len(plan.batches)):
-            _save(plan, measured, label, When.WRITTEN, [], chance, quality, number)
+            _save(plan, measured, label, When.WRITTEN, [], chance, quality, further, number)
     if not finished:
         return
-    _save(plan, measured, label, When.END, _answers(plan, "mumble <b>"), chance, quality - 0.1)
+    _save(plan, measured, label, When.END, _answers(plan, "mumble <b>"), chance, quality - 0.1, further)
     if whole:
         numbers = {"perplexity": 21.0, "drift.cka": 0.9, **{f"{t}.generated.f1": chance.uniform(50, 80) for t in TASKS}}
         _about(plan, measured, label, When.END, numbers)
@@ -91,6 +98,7 @@ def _save(
     texts: list[dict[str, Any]],
     chance: random.Random,
     quality: float,
+    further: Further,
     number: int | None = None,
 ) -> None:
     """Rows of the facts, or of those of one batch."""
@@ -105,6 +113,7 @@ def _save(
             "efficacy": 100.0 * (chance.random() < quality),
             "generalization": _share(chance, quality, fact.paraphrases),
             "specificity": _share(chance, 0.7, fact.neighbors),
+            **further(place),
         }
         name = fact.id or f"facts[{place}]"
         rows += [

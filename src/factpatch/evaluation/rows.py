@@ -13,6 +13,9 @@ from factpatch.facts import Fact
 
 Pairs = Sequence[tuple[Fact, Reading]]
 Metric = Callable[[Pairs], float | None]
+TEXT_METRICS = ("fluency", "consistency", "empty_texts")
+GREEDY = "greedy_"
+"""What the names of these begin with where the most probable token was always taken."""
 
 
 class Row(NamedTuple):
@@ -54,7 +57,7 @@ def text_rows(
         generations: For each fact the texts that a model wrote about its subject.
         references: For each fact its reference texts, or None where there are none: consistency is None there.
         tfidf: Compares texts; without it, consistency is None.
-        prefix: What the metrics' names begin with, such as "greedy_" for texts that were not sampled.
+        prefix: What the metrics' names begin with, such as `GREEDY` for texts that were not sampled.
 
     Raises:
         ValueError: Two facts have the same id, or the lists differ in length.

@@ -68,6 +68,13 @@ class DatasetConfig(_Section):
             object.__setattr__(self, "name", Path(self.facts).stem)
 
 
+Sampling = Literal["top-k", "greedy"]
+
+
+def _in_a_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 class TextConfig(_Section):
     """Texts that the edited model writes, for fluency and consistency."""
 
@@ -75,12 +82,19 @@ class TextConfig(_Section):
     """How many facts, from the first on, have their generation prompts continued."""
     tokens: PositiveInt = 100
     """New tokens in each text."""
-    sampling: Literal["top-k", "greedy"] = "top-k"
-    """As published (the five most probable tokens), or the most probable one."""
+    sampling: Annotated[tuple[Sampling, ...], BeforeValidator(_in_a_tuple)] = Field(default=("top-k",), min_length=1)
+    """As published (from the five most probable tokens), or the most probable one; a list for both."""
     references: str | None = None
     """What consistency is measured against: a folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, or
     `demo` for the small set that the package ships for its own facts. By default the published files, if they were
     fetched; without them consistency is missing."""
+
+    @validates("sampling")
+    @classmethod
+    def _samplings_differ(cls, sampling: tuple[Sampling, ...]) -> tuple[Sampling, ...]:
+        if len(set(sampling)) < len(sampling):
+            raise ValueError("a sampling stands twice")
+        return sampling
 
 
 class CapabilityConfig(_Section):

@@ -16,19 +16,22 @@ from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
 from factpatch.evaluation.perplexity import perplexity
 from factpatch.evaluation.readings import Reading
-from factpatch.evaluation.rows import Row, fact_names, text_rows
+from factpatch.evaluation.rows import GREEDY, Row, fact_names, text_rows
 from factpatch.evaluation.tasks import Item, task_named
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.overlap import edited_neighbors
-from factpatch.runs.config import CapabilityConfig, RunConfig, TextConfig
+from factpatch.runs.config import CapabilityConfig, RunConfig, Sampling, TextConfig
 from factpatch.runs.inputs import Inputs
 from factpatch.runs.measure import Measure, Measured, Moment, Number, tensors_at
 from factpatch.runs.rows import When
 
 UNTOUCHED = "specificity_untouched"
 """Specificity over the neighbors whose answer is not itself edited in the run."""
+
+_SAMPLINGS: dict[Sampling, tuple[str, int]] = {"top-k": ("", 5), "greedy": (GREEDY, 1)}
+"""What the metrics' names begin with, and of how many most probable tokens each is drawn."""
 
 
 def measures(config: RunConfig, inputs: Inputs, facts: Sequence[Fact], seed: int, last_layer: int) -> list[Measure]:
@@ -107,19 +110,25 @@ class Texts:
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
         chosen = facts[: self.config.facts]
-        generations = generate_texts(
-            lm,
-            [fact.generation_prompts for fact in chosen],
-            max_new_tokens=self.config.tokens,
-            top_k=5 if self.config.sampling == "top-k" else 1,
-            seed=self.seed,
-        )
         given = None if self.references is None else [self.references.for_fact(fact) for fact in chosen]
-        rows = text_rows(chosen, generations, given, self.tfidf)
-        texts = [
-            (place, {"prompt": one.prompt, "said": one.said}) for place, some in enumerate(generations) for one in some
-        ]
-        return Measured(_numbers(chosen, rows), texts)
+        numbers: list[Number] = []
+        texts: list[tuple[int | None, dict[str, Any]]] = []
+        for sampling in self.config.sampling:
+            prefix, top_k = _SAMPLINGS[sampling]
+            generations = generate_texts(
+                lm,
+                [fact.generation_prompts for fact in chosen],
+                max_new_tokens=self.config.tokens,
+                top_k=top_k,
+                seed=self.seed,
+            )
+            numbers += _numbers(chosen, text_rows(chosen, generations, given, self.tfidf, prefix))
+            texts += [
+                (place, {"sampling": sampling, "prompt": one.prompt, "said": one.said})
+                for place, some in enumerate(generations)
+                for one in some
+            ]
+        return Measured(numbers, texts)
 
 
 @dataclass(frozen=True)

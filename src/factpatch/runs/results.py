@@ -8,26 +8,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from factpatch.evaluation.rows import GREEDY, TEXT_METRICS
+from factpatch.runs.config import RunConfig
 from factpatch.runs.directory import Plan, RunDirectory, RunError
-from factpatch.runs.rows import read_rows
+from factpatch.runs.rows import When, read_rows
 from factpatch.runs.selection import fact_key
 from factpatch.runs.tables import Column, Table, comparison
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The paper's columns: what a dataset with true objects is scored by, and one without.
+# The paper's columns: what a dataset with true objects is scored by, and one without; texts have a dataset of either.
 _COMPARED = (
     ("efficacy", "Efficacy"),
     ("generalization", "Generalization"),
     ("specificity", "Specificity"),
-    ("fluency", "Fluency"),
-    ("consistency", "Consistency"),
 )
 _BY_TOKEN = (
     ("token_efficacy", "Efficacy"),
     ("token_generalization", "Generalization"),
     ("token_specificity", "Specificity"),
+)
+_TEXTS = (
+    ("fluency", "Fluency"),
+    ("consistency", "Consistency"),
+    (f"{GREEDY}fluency", "Greedy fluency"),
+    (f"{GREEDY}consistency", "Greedy consistency"),
 )
 _SCORED = ("Efficacy", "Generalization", "Specificity")
 
@@ -76,12 +82,30 @@ class Results:
         for dataset in self.directory.config.datasets:
             rows = self.rows[self.rows["dataset"] == dataset.name]
             known = set(rows["metric"][rows["value"].notna()])
-            wanted = _COMPARED if "efficacy" in known else _BY_TOKEN
+            wanted = (*(_COMPARED if "efficacy" in known else _BY_TOKEN), *_TEXTS)
             columns = [Column(dataset.name, metric, header) for metric, header in wanted if metric in known]
             parts = tuple(column.metric for column in columns if column.header in _SCORED)
             if len(parts) == len(_SCORED):
                 columns.insert(len(parts), Column(dataset.name, "score", "Score", parts=parts, error=False))
             found += columns
+        return found
+
+    def notes(self, dataset: str) -> list[str]:
+        """What to know of the columns of a dataset: over how many facts their means are, and what is missing."""
+        rows = self.rows[(self.rows["dataset"] == dataset) & self.rows["value"].notna()]
+        counts = rows[rows["when"] != When.WRITTEN.value].groupby("metric")["fact"].nunique()
+        by_count: dict[int, list[str]] = {}
+        for column in self.columns():
+            if column.dataset == dataset and not column.parts:
+                by_count.setdefault(int(counts.get(column.metric, 0)), []).append(column.header)
+        found = []
+        if by_count:
+            most, *others = sorted(by_count, reverse=True)
+            fewer = [f"; n = {count:,} for {' and '.join(by_count[count])}" for count in others]
+            found.append(f"n = {most:,} facts{''.join(fewer)}.")
+        texts, compared = (counts.index.str.endswith(metric).any() for metric in ("fluency", "consistency"))
+        if texts and not compared:
+            found.append("Consistency is missing: there were no reference texts for these facts.")
         return found
 
     def drift_columns(self) -> list[Column]:
@@ -122,6 +146,7 @@ def read_results(path: str | Path) -> Results:
     missing = tuple(plan.name for plan in plans if not plan.finished)
     rows = read_rows(list(dict.fromkeys(files)))
     rows["fact"] = list(_names(rows, plans))
+    rows["metric"] = _metrics(rows["metric"], directory.config)
     return Results(directory, rows, tuple(records), missing)
 
 
@@ -134,6 +159,14 @@ def _names(rows: pd.DataFrame, plans: Sequence[Plan]) -> Iterator[str | None]:
         else:
             fact = facts[dataset, seed][int(place)]
             yield fact.id or fact_key(fact)
+
+
+def _metrics(names: pd.Series, config: RunConfig) -> pd.Series:
+    """What the metrics are called now: an older factpatch did not tell greedy texts from others by their names."""
+    text = config.evaluate.text
+    if text is None or text.sampling != ("greedy",):
+        return names
+    return names.replace({name: f"{GREEDY}{name}" for name in TEXT_METRICS})
 
 
 def _files(plan: Plan) -> Iterator[Path]:
