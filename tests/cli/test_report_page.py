@@ -125,6 +125,20 @@ def test_an_unfinished_run_says_so(page: Any, tmp_path: Path) -> None:
     found = Page(page(forged_run(tmp_path / "forged", FACTS, finished=False)))
     assert "Not finished:" in found.text
     assert "No method has been measured at the end yet" in found.text
+    assert "evaluate.written" not in found.text.split("Settings")[0]
+    unasked = forged_run(tmp_path / "unasked", FACTS, whole=False, evaluate={"written": False})
+    assert "The batches were not asked right after they were written" in Page(page(unasked)).text
+
+
+def test_how_strict_a_success_is_stands_beside_efficacy(page: Any, tmp_path: Path) -> None:
+    further = {"strict_efficacy": 20.0, "prompt_contained": 40.0, "question_contained": 60.0, "chat_contained": None}
+    found = Page(page(forged_run(tmp_path / "forged", FACTS, further=lambda place: further if place else {})))
+    heads = ("Strict efficacy ↑", "Prompt contained ↑", "Question contained ↑")
+    places = [found.text.index(head) for head in (*heads, "Perplexity ↓")]
+    assert places == sorted(places)
+    assert "Chat contained ↑" not in found.text
+    assert "Strict efficacy: every token" in found.text
+    assert "n = 3 facts" in found.text
 
 
 def test_a_method_that_failed_is_shown_beside_the_others(page: Any, tmp_path: Path) -> None:

@@ -91,6 +91,15 @@ def test_the_figure_of_hidden_states_is_drawn_from_a_run(reproduce: Any, tmp_pat
     assert all(0 <= float(line.split(",")[place]) <= 1 + 1e-9 for line in lines if line.startswith("memit"))
 
 
+def test_a_variant_that_the_preset_does_not_have_is_refused_before_anything_is_measured(
+    reproduce: Any, tmp_path: Path
+) -> None:
+    result = reproduce("table2", "--text-facts", "1", "--variant", "equal-setting")
+    assert result.exit_code == 1
+    assert "has no such variant. Did you mean 'equal-settings'?" in " ".join(result.output.split())
+    assert not list((tmp_path / "table2").rglob("*.parquet"))
+
+
 def test_an_unknown_table_gets_a_suggestion(run: Run) -> None:
     result = run("reproduce", "table22")
     assert result.exit_code == 2

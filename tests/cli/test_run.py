@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -100,16 +101,16 @@ def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
     begin: Any, config: dict[str, Any], facts_file: Path, tmp_path: Path
 ) -> None:
     facts = json.loads(facts_file.read_text("utf-8"))
-    # The first neighbor of this fact is the question of another one.
-    facts[0]["neighbors"].insert(0, {"prompt": "the Eiffel Tower is in", "target_true": "Paris"})
+    # The only neighbor of this fact is the question of another one.
+    facts[0]["neighbors"] = [{"prompt": "the Eiffel Tower is in", "target_true": "Paris"}]
     facts[1].update(prompt="{} is in", subject="The Eiffel Tower")
     facts_file.write_text(json.dumps(facts[:2]), "utf-8")
     config["methods"] = ["memit"]
     assert begin(config).exit_code == 0
     rows = read_results(tmp_path / "out").rows
     first = rows[(rows["place"] == 0) & (rows["when"] == "end")].set_index("metric")["value"]
-    assert first["specificity"] in (0.0, 50.0, 100.0)
-    assert first["specificity_untouched"] in (0.0, 100.0)
+    assert first["specificity"] in (0.0, 100.0)
+    assert math.isnan(first["specificity_untouched"])
     # A fact without neighbors has neither.
     second = rows[(rows["place"] == 1) & (rows["when"] == "end")].set_index("metric")["value"]
     assert second[["specificity", "specificity_untouched"]].isna().all()
@@ -328,5 +329,7 @@ def test_datasets_and_seeds_are_edited_each_by_itself(begin: Any, config: dict[s
     assert ends.groupby(["dataset", "seed"]).size().to_dict() == {
         ("drawn", 0): 3, ("drawn", 1): 3, ("first", 0): 2, ("first", 1): 2,
     }  # fmt: skip
+    for name in ("drawn", "first"):
+        assert any(line.strip() == name for line in result.output.splitlines())
     assert "drawn Efficacy" in (tmp_path / "out" / "table.md").read_text("utf-8")
     assert "first Efficacy" in (tmp_path / "out" / "table.md").read_text("utf-8")

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from factpatch.data import DataFileError, demo_facts
-from factpatch.data.references import ReferenceTexts, demo_references
+from factpatch.data.references import (
+    ReferenceTexts,
+    demo_references,
+    find_references,
+    reference_files,
+    why_no_references,
+)
 from factpatch.data.tfidf import Tfidf
 from factpatch.facts import Fact
 
@@ -50,6 +56,20 @@ def test_texts_are_found_by_relation_and_new_object(tmp_path: Path) -> None:
 def test_missing_texts_are_none(tmp_path: Path, relation: str | None, target: str | None) -> None:
     references = ReferenceTexts.load(write(tmp_path / "snippets.json", SNIPPETS))
     assert references.for_fact(fact(relation, target)) is None
+
+
+def test_files_that_were_not_fetched_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
+    assert why_no_references() == "no reference texts were fetched"
+    (tmp_path / "data").mkdir()
+    for file in ("attribute_snippets.json", "idf.npy"):
+        assert find_references(None, ()) == (None, None)
+        (tmp_path / "data" / file).touch()
+    assert find_references(None, ()) == (None, None)
+    assert "attribute_snippets and tfidf_idf were fetched, but not tfidf_vocab" in why_no_references()
+    assert "factpatch data fetch tfidf_vocab" in why_no_references()
+    (tmp_path / "data" / "tfidf_vocab.json").touch()
+    assert list(reference_files(None)) == ["attribute_snippets", "tfidf_vocab", "tfidf_idf"]
 
 
 def test_only_the_texts_of_the_given_facts_are_kept(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def test_the_score_stands_behind_its_parts_in_every_form(results: Results, tmp_p
         line = next(line for line in lines if line.removeprefix("| ").startswith("memit-blue "))
         assert f"{expected.value:.2f}" in line
     # What is counted as improved are the paper's three.
-    assert "of 3 numbers are better" in drawn.said[0]
+    assert drawn.said[0] == "n = 30 facts."
+    assert "of 3 numbers are better" in drawn.said[1]
 
 
 def test_differences_and_their_intervals_are_those_of_the_report(results: Results, tmp_path: Path) -> None:
@@ -77,6 +78,61 @@ def test_without_a_pair_there_are_no_differences(tmp_path: Path) -> None:
     assert "difference" not in (tmp_path / "table2.md").read_text("utf-8")
     assert len(drawn.files) == 3
     assert draw_up("improvements", results, tmp_path, "table3").files == ()
+
+
+def some_texts(place: int) -> dict[str, float | None]:
+    """Of three facts, for one of which there are reference texts."""
+    return {"fluency": 600.0, "consistency": 30.0 if place == 0 else None} if place < 3 else {}
+
+
+def test_a_table_says_over_how_many_facts_each_mean_is(tmp_path: Path) -> None:
+    results = read_results(forged_run(tmp_path / "forged", facts(8), further=some_texts))
+    said = "n = 8 facts; n = 3 for Fluency; n = 1 for Consistency."
+    assert draw_up("comparison", results, tmp_path, "table2").said[0] == said
+    assert said in (tmp_path / "table2.md").read_text("utf-8").splitlines()
+    assert f"% {said}" in (tmp_path / "table2.tex").read_text("utf-8").splitlines()
+    several = read_results(forged_run(tmp_path / "two", facts(8), names=("one", "two"), further=some_texts))
+    assert draw_up("comparison", several, tmp_path, "table2").said[:2] == (f"one: {said}", f"two: {said}")
+
+
+def test_a_table_says_why_consistency_is_missing(tmp_path: Path) -> None:
+    results = read_results(
+        forged_run(tmp_path / "forged", facts(4), further=lambda place: {"fluency": 600.0, "consistency": None})
+    )
+    drawn = draw_up("comparison", results, tmp_path, "table2")
+    assert "Consistency is missing: there were no reference texts for these facts." in drawn.said
+    assert "Consistency is missing" in (tmp_path / "table2.md").read_text("utf-8")
+    # Where no text was written, nobody asked for it.
+    zsre = read_results(
+        forged_run(tmp_path / "zsre", facts(4), further=lambda place: {"fluency": None, "consistency": None})
+    )
+    assert zsre.notes("forged") == ["n = 4 facts."]
+
+
+def without_true_objects(place: int) -> dict[str, float | None]:
+    token = {f"token_{name}": 50.0 for name in ("efficacy", "generalization", "specificity")}
+    return {"efficacy": None, "generalization": None, **token}
+
+
+def test_texts_have_columns_with_and_without_true_objects(tmp_path: Path) -> None:
+    texts: dict[str, float | None] = {
+        f"{prefix}{name}": 1.0 for prefix in ("", "greedy_") for name in ("fluency", "consistency")
+    }
+    results = read_results(
+        forged_run(tmp_path / "forged", facts(4), further=lambda place: {**without_true_objects(place), **texts})
+    )
+    assert [column.metric for column in results.columns()] == [
+        "token_efficacy", "token_generalization", "token_specificity", "score",
+        "fluency", "consistency", "greedy_fluency", "greedy_consistency",
+    ]  # fmt: skip
+
+
+def test_greedy_texts_of_an_older_factpatch_are_called_greedy(tmp_path: Path) -> None:
+    path = forged_run(tmp_path / "forged", facts(4), evaluate={"text": {"sampling": "greedy"}}, further=some_texts)
+    assert {"greedy_fluency", "greedy_consistency"} < set(read_results(path).rows["metric"])
+    assert not {"fluency", "consistency"} & set(read_results(path).rows["metric"])
+    sampled = forged_run(tmp_path / "sampled", facts(4), evaluate={"text": {}}, further=some_texts)
+    assert {"fluency", "consistency"} < set(read_results(sampled).rows["metric"])
 
 
 def test_the_average_improvement_is_written_in_the_papers_layout(results: Results, tmp_path: Path) -> None:

@@ -93,12 +93,16 @@ def carry_out(
 
 
 def _show(table: Table) -> None:
-    """A line for each method; what BLUE improved is in red, as in the paper."""
-    shown = render.table("method", *(column.header for column in table.columns))
-    for label, cells in table.lines:
-        texts = (
-            Text(cell.text(column.decimals), style="red" if cell.improved else "")
-            for column, cell in zip(table.columns, cells, strict=True)
-        )
-        shown.add_row(label, *texts)
-    render.screen.print(shown)
+    """A line for each method, in a table for each dataset; what BLUE improved is in red, as in the paper."""
+    datasets = dict.fromkeys(column.dataset for column in table.columns)
+    for dataset in datasets:
+        here = [place for place, column in enumerate(table.columns) if column.dataset == dataset]
+        heads = (table.columns[place].header for place in here)
+        shown = render.table(table.stub, *heads, title=dataset if len(datasets) > 1 else None)
+        for label, cells in table.lines:
+            texts = (
+                Text(cells[place].text(table.columns[place].decimals), style="red" if cells[place].improved else "")
+                for place in here
+            )
+            shown.add_row(label, *texts)
+        render.screen.print(shown)

@@ -100,8 +100,23 @@ def reference_files(source: str | Path | None) -> dict[str, str | Path]:
         return {}
     if source is not None:
         return {name: Path(source) / source_named(name).file for name in _FILES}
-    fetched = all((data_directory() / source_named(name).file).is_file() for name in _FILES)
-    return {name: name for name in _FILES} if fetched else {}
+    return {} if _absent() else {name: name for name in _FILES}
+
+
+def why_no_references() -> str:
+    """Why there are none by default: nothing was fetched, or a file is lacking without which the others are no use."""
+    absent = _absent()
+    if len(absent) == len(_FILES):
+        return "no reference texts were fetched"
+    fetched = [name for name in _FILES if name not in absent]
+    return (
+        f"of the files with reference texts, {' and '.join(fetched)} {'was' if len(fetched) == 1 else 'were'} fetched, "
+        f"but not {' and '.join(absent)} (factpatch data fetch {absent[0]})"
+    )
+
+
+def _absent() -> list[str]:
+    return [name for name in _FILES if not (data_directory() / source_named(name).file).is_file()]
 
 
 def _texts(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], tuple[str, ...]]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from factpatch.data.reading import DataFileError
+from factpatch.data.references import why_no_references
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact
@@ -71,7 +72,7 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
         directory.check_alike(other_versions)
         inputs = Inputs.load(config, _written_about(config, left))
         if config.evaluate.text is not None and inputs.references is None:
-            tell("no reference texts were fetched, so consistency will be missing")
+            tell(f"{why_no_references()}, so consistency will be missing")
         lm = load_language_model(config.model, device=config.device, dtype=config.dtype, chat=config.chat)
         weights = model_hash(lm.model)
         directory.check_model(weights)

@@ -44,7 +44,13 @@ def _comparison(results: Results, folder: Path, name: str) -> Drawn:
     if results.missing:
         said.append(f"Not finished: {', '.join(results.missing)}.")
     contrasts = [one for some in compared(results, outcomes(results), pairs).values() for one in some]
-    return Drawn(table, tuple(said), tuple(write_table(table, folder, name, contrasts)))
+    notes = _notes(results)
+    return Drawn(table, (*notes, *said), tuple(write_table(table, folder, name, contrasts, notes)))
+
+
+def _notes(results: Results) -> list[str]:
+    names = [dataset.name for dataset in results.directory.config.datasets]
+    return [f"{name}: {note}" if len(names) > 1 else note for name in names for note in results.notes(name)]
 
 
 def _improvements(results: Results, folder: Path, name: str) -> Drawn:

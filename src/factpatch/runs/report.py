@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from factpatch.evaluation.intervals import Interval
+from factpatch.evaluation.questions import FORMS
 from factpatch.page.render import render, write_page
 from factpatch.runs.contrasts import Contrast, compared, interval_text, scored
 from factpatch.runs.extra import check_extra
@@ -39,6 +40,8 @@ class Dataset:
     sentences: dict[str, str]
     """Of each method, in plain words."""
     table: Table
+    notes: list[str]
+    """Below the table."""
     scores: dict[str, Interval]
     compared: list[Contrast]
     bars: list[Any]
@@ -146,6 +149,7 @@ def _dataset(
         name=name,
         sentences={label: told(results, label, name, some) for label, some in of.items()},
         table=table,
+        notes=results.notes(name),
         scores={label: interval for label, interval in scores.items() if interval is not None},
         compared=compared,
         bars=list(charts.bar_charts(table)),
@@ -159,6 +163,9 @@ def _beside(results: Results, dataset: str) -> Iterator[Column]:
     """Columns that the paper's tables do not have."""
     rows = results.rows[(results.rows["dataset"] == dataset) & results.rows["value"].notna()]
     values = {metric: some["value"] for metric, some in rows.groupby("metric")}
+    for metric in ("strict_efficacy", *(f"{form}_contained" for form in FORMS)):
+        if metric in values:
+            yield Column(dataset, metric, metric.replace("_", " ").capitalize())
     # Where no neighbor is edited in the run itself, both are the same.
     if UNTOUCHED in values and values[UNTOUCHED].tolist() != values["specificity"].tolist():
         yield Column(dataset, UNTOUCHED, "Specificity, neighbors that are not edited")

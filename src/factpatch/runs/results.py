@@ -91,9 +91,13 @@ class Results:
         return found
 
     def notes(self, dataset: str) -> list[str]:
-        """What to know of the columns of a dataset: over how many facts their means are, and what is missing."""
+        """What to know of the columns of a dataset: over how many facts their means are, and what is missing.
+
+        The facts are those that methods were asked about at the end; of the unedited model, if none was yet.
+        """
         rows = self.rows[(self.rows["dataset"] == dataset) & self.rows["value"].notna()]
-        counts = rows[rows["when"] != When.WRITTEN.value].groupby("metric")["fact"].nunique()
+        ends, before = (rows[rows["when"] == when.value] for when in (When.END, When.BEFORE))
+        counts = (before if ends.empty else ends).groupby("metric")["fact"].nunique()
         by_count: dict[int, list[str]] = {}
         for column in self.columns():
             if column.dataset == dataset and not column.parts:

@@ -13,15 +13,20 @@ from factpatch.runs.tables import MISSING, Column, Table, csv_text
 _MARKS = {"better": "**", "worse": "*", "no clear difference": ""}
 
 
-def write_table(table: Table, folder: Path, name: str, contrasts: Sequence[Contrast] = ()) -> list[Path]:
+def write_table(
+    table: Table, folder: Path, name: str, contrasts: Sequence[Contrast] = (), notes: Sequence[str] = ()
+) -> list[Path]:
     """Write a table as Markdown, LaTeX and CSV.
 
     Args:
         contrasts: Differences between its lines, which go below the table in Markdown and into a CSV of their own.
+        notes: Sentences about its columns, which go below the table in Markdown and are comments in LaTeX.
     """
     contents = {
-        ".md": table.markdown() + (differences_markdown(table.columns, contrasts) if contrasts else ""),
-        ".tex": table.latex(),
+        ".md": table.markdown()
+        + "".join(f"\n{note}\n" for note in notes)
+        + (differences_markdown(table.columns, contrasts) if contrasts else ""),
+        ".tex": table.latex() + "".join(f"% {note}\n" for note in notes),
         ".csv": table.csv(),
     }
     if contrasts:
