@@ -24,9 +24,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from factpatch.data import load_facts, save_facts
+from factpatch.directory import alone
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, check_batch
@@ -40,7 +39,7 @@ from factpatch.strategies.regularizer import Acts
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-_ABOUT, _JOURNAL, _LOCK = "session.json", "journal.jsonl", "lock"
+_ABOUT, _JOURNAL = "session.json", "journal.jsonl"
 
 
 class SessionError(ValueError):
@@ -151,17 +150,11 @@ class Session:
         """
         if not (self.directory / _ABOUT).is_file():  # locking would make the directory again
             raise SessionError(f"{self.directory}: the session is no longer there.")
-        lock = FileLock(self.directory / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise SessionError(f"{self.directory}: another process is editing this session; wait for it.") from None
-        try:
+        busy = SessionError(f"{self.directory}: another process is editing this session; wait for it.")
+        with alone(self.directory, busy):
             self._mend()
             self._check_current()
             yield
-        finally:
-            lock.release()
 
     @property
     def pending(self) -> list[tuple[Fact, ...]]:

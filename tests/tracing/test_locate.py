@@ -89,13 +89,13 @@ def test_another_trace_and_another_directory_are_refused(tmp_path: Path) -> None
         (PROMPTS, TraceSettings(samples=3, window=2), "samples; samples is 2 there and 3 here"),
         (PROMPTS[:2], SETTINGS, "prompts; prompts is"),
     ):
-        with pytest.raises(ValueError, match=f"holds a trace with other settings: {differing}"):
+        with pytest.raises(ValueError, match=f"holds a trace of something else: {differing}"):
             locate(lm, given, settings, directory=folder)
     with torch.no_grad():
         lm.weight(1).mul_(2)
-    with pytest.raises(ValueError, match="other settings: weights; weights is"):
+    with pytest.raises(ValueError, match="something else: weights; weights is"):
         locate(lm, PROMPTS, SETTINGS, directory=folder)
-    with pytest.raises(ValueError, match="is not empty and holds no trace"):
+    with pytest.raises(ValueError, match="is not empty and not the directory of a trace"):
         locate(lm, PROMPTS, SETTINGS, directory=tmp_path)
 
 

@@ -11,50 +11,23 @@ report.html          all that is there, on one page
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
 
 from factpatch.analysis.rows import Findings
-from factpatch.editor import library_versions
-from factpatch.files import atomic_write, is_draft, plain, remove_drafts, write_json
-from factpatch.settings import difference
-
-FORMAT = 1
-_ABOUT = "analysis.json"
+from factpatch.directory import DirectoryError, ResultDirectory
+from factpatch.files import atomic_write, write_json
 
 
-class AnalysisError(ValueError):
+class AnalysisError(DirectoryError):
     """The directory of an analysis cannot be used as asked; the message says why and what to do."""
 
 
-class AnalysisDirectory:
-    """A directory that findings are written to, and found again in.
+class AnalysisDirectory(ResultDirectory):
+    """A directory that findings are written to, and found again in."""
 
-    Args:
-        path: a new or empty directory, or one that was begun with the same `about`.
-        about: all that the findings depend on, JSON-able.
-
-    Raises:
-        AnalysisError: the directory holds something else, or analyses of something else.
-    """
-
-    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self.about: dict[str, Any] = plain(about)
-        file = self.path / _ABOUT
-        if file.is_file():
-            self._check(file)
-        elif self.path.exists() and (not self.path.is_dir() or not all(map(is_draft, self.path.iterdir()))):
-            raise AnalysisError(f"{self.path}: is not empty and holds no analysis; choose another directory.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not file.is_file():
-            write_json(file, {"format": FORMAT, "about": self.about, "versions": library_versions()})
-        for folder in (self.parts, self.targets):
-            folder.mkdir(exist_ok=True)
+    holds, record, folders = "an analysis", "analysis.json", ("parts", "targets")
+    error = AnalysisError
 
     @property
     def targets(self) -> Path:
@@ -65,25 +38,6 @@ class AnalysisDirectory:
     def parts(self) -> Path:
         """Where parts of an analysis are kept."""
         return self.path / "parts"
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out, and remove what one that was killed had begun to write.
-
-        Raises:
-            AnalysisError: another process is at work there.
-        """
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise AnalysisError(f"{self.path}: another process is at work there; wait for it.") from None
-        try:
-            for folder in (self.path, self.parts, self.targets):
-                remove_drafts(folder)
-            yield
-        finally:
-            lock.release()
 
     def part(self, name: str, find: Callable[[], Findings]) -> Findings:
         """A part of an analysis: read if it is there, else found and kept."""
@@ -103,23 +57,6 @@ class AnalysisDirectory:
         atomic_write(table, lambda draft: draft.write_text(findings.csv(), "utf-8"))
         write_json(record, {"analysis": name, "about": self.about, **findings.to_dict()})
         return [table, record]
-
-    def _check(self, file: Path) -> None:
-        try:
-            held = json.loads(file.read_text("utf-8"))
-            newer, about = held["format"] > FORMAT, held["about"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AnalysisError(
-                f"{file}: cannot be read ({error}). Restore it, or choose another directory."
-            ) from error
-        if newer:
-            raise AnalysisError(f"{file}: is of format {held['format']}, which a newer factpatch wrote; upgrade it.")
-        differing = difference(about, self.about)
-        if differing is not None:
-            raise AnalysisError(
-                f"{self.path}: holds analyses of something else: {differing}. Choose another directory, or give what "
-                "was given for this one."
-            )
 
     def _read(self, file: Path) -> Findings:
         try:

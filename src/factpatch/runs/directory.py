@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from factpatch.data import load_facts, save_facts
+from factpatch.directory import LOCK, alone
 from factpatch.editor import library_versions
 from factpatch.facts import Fact
 from factpatch.files import file_digest, is_draft, plain, remove_drafts, write_json
@@ -33,7 +33,7 @@ from factpatch.runs.selection import facts_file, select_facts
 from factpatch.settings import difference
 
 FORMAT = 1
-_ABOUT, _LOCK = "run.json", "lock"
+_ABOUT = "run.json"
 
 
 class RunError(ValueError):
@@ -217,15 +217,8 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         RunError: Another process is at work there.
     """
-    lock = FileLock(path / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"{path}: another process is at work on this run; wait for it.") from None
-    try:
+    with alone(path, RunError(f"{path}: another process is at work on this run; wait for it.")):
         yield
-    finally:
-        lock.release()
 
 
 def _begin(path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]], inputs: Mapping[str, str]) -> None:
@@ -284,4 +277,4 @@ def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _not_ours(path: Path) -> Iterator[Path]:
     """What is there besides what a process that was killed had begun to set down."""
-    return (item for item in path.iterdir() if item.name not in ("facts", _LOCK) and not is_draft(item))
+    return (item for item in path.iterdir() if item.name not in ("facts", LOCK) and not is_draft(item))

@@ -1,6 +1,6 @@
 """The directory of a trace: a fact is set down as soon as it is traced, so that what was interrupted goes on.
 
-trace.json                settings, and what tells the model and the prompts
+trace.json                settings, what tells the model and the prompts, and with which versions
 facts.jsonl               a line for each fact: its tokens and the probability with each state restored
 summary.json              how many facts are known, totals, averages with their errors, the proposed layers
 averages.csv              a row for each kind, position and layer
@@ -17,51 +17,27 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
+from factpatch.directory import ResultDirectory
 from factpatch.evaluation.intervals import Mean
-from factpatch.files import append, atomic_write, is_draft, plain, remove_drafts, write_json
+from factpatch.files import append, atomic_write, write_json
 from factpatch.plots import save_figure
-from factpatch.settings import difference
 from factpatch.tracing.averages import interval
 from factpatch.tracing.figures import average_curves, average_heat_maps, fact_heat_maps
 from factpatch.tracing.prompts import Prompt
 from factpatch.tracing.summary import Summary
 from factpatch.tracing.trace import Trace
 
-FORMAT = 1
-_ABOUT, _FACTS, _LOCK = "trace.json", "facts.jsonl", "lock"
+_FACTS = "facts.jsonl"
 
 
-class TraceDirectory:
-    """A directory for traces, new or with some of them.
+class TraceDirectory(ResultDirectory):
+    """A directory for traces, new or with some of them."""
 
-    Args:
-        path: A new or empty directory, or one of a trace with the same settings.
-        settings: All that the traces depend on, JSON-able.
-
-    Raises:
-        ValueError: It holds something else, or a trace with other settings.
-        OSError: It cannot be written.
-    """
-
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self._settings = {"format": FORMAT, **plain(settings)}
-        about = self.path / _ABOUT
-        if about.is_file():
-            differing = difference(_read(about), self._settings)
-            if differing is not None:
-                raise ValueError(
-                    f"{self.path}: holds a trace with other settings: {differing}. Choose another directory, or ask "
-                    "for the same."
-                )
-        elif self.path.exists() and (not self.path.is_dir() or any(map(_foreign, self.path.iterdir()))):
-            raise ValueError(f"{self.path}: is not empty and holds no trace; choose another directory.")
+    holds, record = "a trace", "trace.json"
 
     @contextmanager
     def opened(self) -> Iterator[list[Trace]]:
@@ -71,21 +47,10 @@ class TraceDirectory:
             ValueError: Another process is at work there, or a line is damaged.
             OSError: It cannot be written.
         """
-        self.path.mkdir(exist_ok=True)
-        lock = FileLock(self.path / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"{self.path}: another process is at work there; wait for it.") from None
-        try:
-            remove_drafts(self.path)
+        with self.locked():
             if not (self.path / _FACTS).exists():
                 atomic_write(self.path / _FACTS, lambda draft: draft.write_bytes(b""))
-            if not (self.path / _ABOUT).exists():
-                write_json(self.path / _ABOUT, self._settings)
             yield list(self._traces())
-        finally:
-            lock.release()
 
     def add(self, one: Trace) -> None:
         """Set down one more trace. When this returns, it is on the disk."""
@@ -163,16 +128,3 @@ def _table(averages: Mapping[str, Mapping[str, Sequence[Mean]]]) -> str:
                 low, high = interval(mean) or (None, None)
                 writer.writerow((kind, position, layer, mean.value, mean.error, low, high, mean.facts))
     return written.getvalue()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); choose another directory.") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _foreign(path: Path) -> bool:
-    """Whether this is something else than what a process that was killed had begun to set down."""
-    return path.name not in (_FACTS, _LOCK) and not is_draft(path)

@@ -1,0 +1,117 @@
+"""Directories of results: about one thing, which a record in them tells, and for one process at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from filelock import FileLock, Timeout
+
+from factpatch.editor import library_versions
+from factpatch.files import is_draft, plain, remove_drafts, write_json
+from factpatch.settings import difference
+
+LOCK = "lock"
+
+
+@contextmanager
+def alone(folder: Path, busy: Exception) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; a process that dies lets go.
+
+    Args:
+        busy: What is raised if another process is in it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise busy from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class DirectoryError(ValueError):
+    """A directory of results cannot be used as asked; the message says why and what to do."""
+
+
+class ResultDirectory:
+    """A directory for what is found about one thing: made when it is first locked, and gone on in later.
+
+    Args:
+        path: A new or empty directory, or one that was begun with the same `about`.
+        about: All that the results depend on, JSON-able. The record holds it, with the versions it was begun with.
+
+    Raises:
+        DirectoryError: The directory holds something else, or results about something else.
+    """
+
+    holds: ClassVar[str]
+    """What it is the directory of, in words."""
+    record: ClassVar[str]
+    """The name of the file with the record."""
+    folders: ClassVar[tuple[str, ...]] = ()
+    """What it always has besides."""
+    format: ClassVar[int] = 1
+    error: ClassVar[type[DirectoryError]] = DirectoryError
+
+    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
+        self.check_place(path)
+        self.path = Path(path)
+        self.about: dict[str, Any] = plain(about)
+        self._check_about()
+
+    @classmethod
+    def check_place(cls, path: str | Path) -> None:
+        """Raise DirectoryError unless the directory is new, empty or one of these, whatever it is about."""
+        path = Path(path)
+        if (path / cls.record).is_file() or not path.exists():
+            return
+        if not path.is_dir() or not all(item.name == LOCK or is_draft(item) for item in path.iterdir()):
+            raise cls.error(f"{path}: is not empty and not the directory of {cls.holds}; choose another one.")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the directory, keep other processes out, and remove what one that was killed had begun to write.
+
+        Raises:
+            DirectoryError: Another process is at work there, or has begun something else.
+            OSError: It cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with alone(self.path, self.error(f"{self.path}: another process is at work there; wait for it.")):
+            self._check_about()  # another process may have come first
+            remove_drafts(self.path)
+            if not self._file.is_file():  # before anything else, which would be foreign without it
+                write_json(self._file, {"format": self.format, "about": self.about, "versions": library_versions()})
+            for folder in (self.path / name for name in self.folders):
+                folder.mkdir(exist_ok=True)
+                remove_drafts(folder)
+            yield
+
+    @property
+    def _file(self) -> Path:
+        return self.path / self.record
+
+    def _check_about(self) -> None:
+        if not self._file.is_file():
+            return
+        try:
+            held = json.loads(self._file.read_text("utf-8"))
+            newer, about = held["format"] > self.format, dict(held["about"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.error(
+                f"{self._file}: cannot be read ({error}). Restore it, or choose another directory."
+            ) from error
+        if newer:
+            raise self.error(f"{self._file}: is of format {held['format']}, which a newer factpatch wrote; upgrade it.")
+        differing = difference(about, self.about)
+        if differing is not None:
+            raise self.error(
+                f"{self.path}: holds {self.holds} of something else: {differing}. Choose another directory, or give "
+                "what was given for this one."
+            )
