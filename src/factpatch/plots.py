@@ -102,13 +102,16 @@ def plot_tradeoff(path: Path, points: Sequence[tuple[float, float]], chosen: Seq
 
 def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write a figure of matplotlib as NAME.png and NAME.svg, each whole or not at all."""
-    written = []
-    for suffix in ("png", "svg"):
-        path = folder / f"{name}.{suffix}"
+    written = figure_files(folder, name)
+    for path in written:
         # The suffix of a draft says nothing of its format.
-        atomic_write(path, partial(figure.savefig, format=suffix, dpi=150))
-        written.append(path)
+        atomic_write(path, partial(figure.savefig, format=path.suffix.removeprefix("."), dpi=150))
     return written
+
+
+def figure_files(folder: Path, name: str) -> list[Path]:
+    """The files that `save_figure` writes."""
+    return [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
 
 
 def check_plot_file(path: Path) -> None:
@@ -118,18 +121,27 @@ def check_plot_file(path: Path) -> None:
     _figure()
 
 
-def panels(count: int, projection: str | None = None) -> tuple[Any, list[Any]]:
+def panels(
+    count: int,
+    projection: str | None = None,
+    columns: int = 4,
+    size: tuple[float, float] = (_PANEL, _PANEL),
+    sharey: bool = False,
+) -> tuple[Any, list[Any]]:
     """A figure of matplotlib with so many pairs of axes side by side, and the axes.
 
     Args:
         projection: Of the axes, as matplotlib calls it.
+        columns: Of axes at most; more go into further lines.
+        size: Width and height of each panel, in inches.
+        sharey: Whether all have the same vertical axis.
     """
     from matplotlib.figure import Figure
 
-    columns = min(4, max(1, count))
+    columns = min(columns, max(1, count))
     lines = -(-max(1, count) // columns)
-    figure = Figure(figsize=(_PANEL * columns, _PANEL * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False, subplot_kw={"projection": projection})
+    figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=sharey, subplot_kw={"projection": projection})
     flat = list(axes.flatten())
     for axis in flat[count:]:
         axis.set_visible(False)

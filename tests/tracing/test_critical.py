@@ -67,8 +67,11 @@ def test_nothing_above_the_end_of_the_peak_is_proposed() -> None:
     found = propose(steep, size=4)
     assert (found.peak, found.end) == (5, 5)
     assert found.layers == (2, 3, 4, 5)
+    assert "of the windows of 4 layers that end there or before, layers 2 to 5 has" in found.reason
     # A peak lower than the window leaves no choice.
-    assert propose(steep[:, ::-1][:, 4:], size=3).layers == (0, 1, 2)
+    low = propose(steep[:, ::-1][:, 4:], size=3)
+    assert (low.end, low.layers) == (0, (0, 1, 2))
+    assert "no window of 3 layers ends there or before, so that the lowest one is taken, layers 0 to 2" in low.reason
 
 
 def test_equals_go_to_the_lowest_and_cannot_be_told_apart() -> None:

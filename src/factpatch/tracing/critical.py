@@ -55,14 +55,23 @@ class CriticalLayers:
                 "Restoring MLPs at the last subject token does not raise the probability of the answers in any layer: "
                 "nothing is proposed."
             )
-        peak = (
+        said = (
             f"Restored MLPs at the last subject token help most in layer {self.peak}, and at least half as much up to "
-            f"layer {self.end}; of the windows of {len(self.layers)} layers that end there or before, "
-            f"{_span(self.layers)} has the highest average indirect effect, {self.effect.value:.3f}"
+            f"layer {self.end}; "
         )
+        if self.end < self.layers[-1]:
+            said += (
+                f"no window of {len(self.layers)} layers ends there or before, so that the lowest one is taken, "
+                f"{_span(self.layers)}, with an average indirect effect of {self.effect.value:.3f}"
+            )
+        else:
+            said += (
+                f"of the windows of {len(self.layers)} layers that end there or before, {_span(self.layers)} has the "
+                f"highest average indirect effect, {self.effect.value:.3f}"
+            )
         if self.effect.low is None or self.effect.high is None:
-            return f"{peak}."
-        return f"{peak} (95 % interval {self.effect.low:.3f} to {self.effect.high:.3f})."
+            return f"{said}."
+        return f"{said} (95 % interval {self.effect.low:.3f} to {self.effect.high:.3f})."
 
     @property
     def certainty(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from factpatch.evaluation.intervals import Mean
+from factpatch.plots import COLORS, MARKERS, panels
 from factpatch.tracing.averages import interval
 from factpatch.tracing.critical import CriticalLayers
 from factpatch.tracing.restorations import KINDS
@@ -14,8 +15,7 @@ from factpatch.tracing.trace import Trace
 
 _WIDTH = 4.2  # inches of a panel
 _ROW = 0.24
-# Colors that people with any kind of color vision tell apart (Okabe and Ito), and markers for those who see none.
-_CURVES = (("#E69F00", "o"), ("#56B4E9", "s"), ("#D55E00", "D"), ("#0072B2", "^"), ("#009E73", "v"), ("#CC79A7", "P"))
+_BAR = 1.5  # beside all panels
 _MAP = "viridis"
 
 Averages = Mapping[str, Mapping[str, Sequence[Mean]]]
@@ -31,7 +31,7 @@ def fact_heat_maps(one: Trace) -> Any:
         A figure of matplotlib.
     """
     labels = [f"{_shown(token)}{'*' if index in one.subject else ''}" for index, token in enumerate(one.tokens)]
-    figure, axes = _panels(len(one.restored), len(labels))
+    figure, axes = _maps(len(one.restored), len(labels))
     low, high = sorted((one.corrupted, one.clean))
     for axis, (kind, table) in zip(axes, one.restored.items(), strict=True):
         drawn = _heat_map(axis, table.tolist(), labels, kind, low, high)
@@ -46,7 +46,7 @@ def average_heat_maps(averages: Averages) -> Any:
     Returns:
         A figure of matplotlib.
     """
-    figure, axes = _panels(len(averages), len(next(iter(averages.values()))))
+    figure, axes = _maps(len(averages), len(next(iter(averages.values()))))
     tables = {
         kind: [[math.nan if mean.value is None else mean.value for mean in means] for means in positions.values()]
         for kind, positions in averages.items()
@@ -68,12 +68,9 @@ def average_curves(averages: Averages, critical: CriticalLayers | None = None) -
     Returns:
         A figure of matplotlib.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH * len(averages), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(averages), squeeze=False, sharey=True)[0]
+    figure, axes = panels(len(averages), columns=len(averages), size=(_WIDTH, 3.4), sharey=True)
     for axis, (kind, positions) in zip(axes, averages.items(), strict=True):
-        for (position, means), (color, marker) in zip(positions.items(), _CURVES, strict=True):
+        for (position, means), color, marker in zip(positions.items(), COLORS, MARKERS, strict=False):
             known = [(layer, mean) for layer, mean in enumerate(means) if mean.value is not None]
             layers = [layer for layer, _ in known]
             axis.plot(
@@ -93,11 +90,8 @@ def average_curves(averages: Averages, critical: CriticalLayers | None = None) -
     return figure
 
 
-def _panels(count: int, rows: int) -> tuple[Any, list[Any]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH * count + 1.5, 1.4 + _ROW * rows), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
+def _maps(count: int, rows: int) -> tuple[Any, list[Any]]:
+    return panels(count, columns=count, size=(_WIDTH + _BAR / count, 1.4 + _ROW * rows), sharey=True)
 
 
 def _heat_map(

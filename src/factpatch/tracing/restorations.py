@@ -38,13 +38,11 @@ class Kind:
         about: What is restored, in words.
         at: From a layer, the number of layers and the window to the restoration.
         site: The module that it concerns, if any.
-        windowed: Whether it depends on the window.
     """
 
     about: str
     at: Callable[[int, int, int], Restoration]
     site: str | None = None
-    windowed: bool = False
 
 
 def window_around(layer: int, layers: int, window: int) -> range:
@@ -66,7 +64,7 @@ def _window_of(site: str) -> Kind:
         within = window_around(layer, layers, window)
         return Restoration(within.start - 1, site=site, layers=within)
 
-    return Kind(f"{site} outputs around a layer", at, site, windowed=True)
+    return Kind(f"{site} outputs around a layer", at, site)
 
 
 def _severed(site: str) -> Kind:
