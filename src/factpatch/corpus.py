@@ -33,13 +33,13 @@ def documents_in(lines: Iterable[str]) -> Iterator[str]:
             held = []
 
 
-def corpus_from(source: str | Path | Sequence[str] | None) -> Corpus:
+def corpus_from(source: str | Path | Sequence[str] | Corpus | None) -> Corpus:
     """Open a corpus.
 
     Args:
         source: a text file with documents separated by blank lines; `hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]`, a dataset of
             the Hugging Face Hub or a local one, streamed (needs the `datasets` extra); a list of documents; None for
-            the text that the package ships, sampled from the embedded model.
+            the text that the package ships, sampled from the embedded model; or a corpus, which is returned.
 
     Raises:
         ValueError: there is no such file, or the dataset cannot be opened.
@@ -47,6 +47,8 @@ def corpus_from(source: str | Path | Sequence[str] | None) -> Corpus:
     if source is None:
         text = resources.files("factpatch.corpora").joinpath("sampled.txt").read_text("utf-8")
         return Corpus(f"shipped:{_digest([text])}", lambda: documents_in(text.splitlines(keepends=True)))
+    if isinstance(source, Corpus):
+        return source
     if isinstance(source, str) and source.startswith("hf:"):
         return _dataset(source)
     if not isinstance(source, (str, Path)):

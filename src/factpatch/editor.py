@@ -29,7 +29,7 @@ from factpatch.patch import Batch, Patch, total_shifts, write_shift
 from factpatch.presets import Preset, choose, preset_for
 from factpatch.presets.written import check_fits, load_preset
 from factpatch.progress import bar, timed
-from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment
+from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment, no_corpus
 from factpatch.settings import difference, settings_of, with_settings
 from factpatch.shift import Shift, smaller
 from factpatch.strategies.least_squares import Memory, System
@@ -424,10 +424,7 @@ class Editor:
         """Raise ValueError if the second moment would have to be read from nothing."""
         needed = {step.layer for step in self.method.spread.steps(self.critical_layers)}
         if self._corpus is None and not self.preset.shipped_corpus and not needed <= {*self._moments, *self._memories}:
-            raise ValueError(
-                f"corpus=None: {self.lm.name} needs a text for its second moment; give a file, or hf:NAME for a "
-                f"dataset. About {TOKENS_PER_DIMENSION * self.lm.d_key} tokens of ordinary text are enough."
-            )
+            raise ValueError(no_corpus(self.lm))
 
     def prepare(self) -> None:
         """Read what every edit needs, so that only editing is left: contexts, and second moments of written layers."""
@@ -509,7 +506,7 @@ class Editor:
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
-        corpus = self._corpus if isinstance(self._corpus, Corpus) else corpus_from(self._corpus)
+        corpus = corpus_from(self._corpus)
         tokens = self._corpus_tokens or TOKENS_PER_DIMENSION * self.lm.d_key
         with bar("reading the second moment", tokens, self._progress) as advance:
             moments = SecondMoment.read(self.lm, layers, corpus, tokens, progress=advance)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -171,6 +173,13 @@ def check_batch(facts: Sequence[Fact]) -> None:
             f"{pair} conflict: they answer {fact.text!r} with {facts[first].target_new!r} and {fact.target_new!r}. "
             "A batch can hold one answer to a question; drop one, or edit them in successive batches."
         )
+
+
+def identity(facts: Iterable[Fact]) -> dict[str, Any]:
+    """What tells facts from others in a record: how many they are, and a digest of all that they hold."""
+    records = [fact.to_dict() for fact in facts]
+    digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
+    return {"count": len(records), "sha256": digest}
 
 
 def near_duplicates(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:

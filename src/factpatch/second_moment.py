@@ -87,6 +87,14 @@ class SecondMoment:
         return {layer: found[layer] for layer in layers}
 
 
+def no_corpus(lm: LanguageModel) -> str:
+    """What to say where a text is needed and none is given: the shipped one is not good enough for every model."""
+    return (
+        f"corpus=None: {lm.name} needs a text for its second moment; give a file, or hf:NAME for a dataset. About "
+        f"{TOKENS_PER_DIMENSION * lm.d_key} tokens of ordinary text are enough."
+    )
+
+
 def _entries(
     folder: Path, lm: LanguageModel, layers: Sequence[int], corpus: Corpus, tokens: int
 ) -> tuple[dict[int, Entry], Entry]:

@@ -96,7 +96,17 @@ def test_a_fact_that_needs_no_residual_has_no_direction_and_is_counted(study: St
     found = similarity.similarity(still(study, layers=LAYERS[:1]))
     assert values(found, "residual", layer=LAYERS[0]) == [None] * len(FACTS)
     assert None not in values(found, "residual", layer=LAYERS[1])
-    assert found.notes == ("5 residuals are zero, since the fact was known at that layer: they have no direction.",)
+    assert found.notes == (
+        "Each of 5 facts was known at layer 0: its direct residual there is zero and has no direction.",
+    )
+
+
+def test_a_fact_that_was_known_at_the_last_layer_is_told_apart(study: Study) -> None:
+    found = similarity.similarity(still(study, layers=LAYERS[-1:]))
+    for layer in LAYERS:
+        assert values(found, "residual", layer=layer) == [None] * len(FACTS)
+    (note,) = found.notes
+    assert note.startswith("Each of 5 facts was known at layer 2: nothing of it is distributed")
 
 
 def test_distances_are_norms_of_differences(study: Study) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,33 +10,57 @@ from typing import Any
 import pytest
 import torch
 from tests.analysis.tiny import CONTEXTS, FACTS, LAYERS, tiny_editor, tiny_study
+from tests.models import SENTENCES
 
 import factpatch.values.shared as shared
-from factpatch import Even, Fact
-from factpatch.analysis.study import Study, usable
+from factpatch import Even
+from factpatch.analysis import bound, single_layer, steps
+from factpatch.analysis.study import Study, TextOptions
 from factpatch.editor import Editor
+from factpatch.methods import METHODS
+from factpatch.second_moment import SecondMoment
 from factpatch.values.optimize import optimize_values
 from factpatch.values.shared import InBatches, SharedTargets
-
-
-def test_facts_that_cannot_be_edited_are_left_out_and_named() -> None:
-    lm = tiny_editor().lm
-    again = replace(FACTS[0], id="again", target_new="Finnish")
-    long = Fact("The capital of {} is", "Finland " * 300, "Rome")
-    kept, reasons = usable(lm, [*FACTS, again, long], CONTEXTS)
-    assert tuple(kept) == FACTS
-    assert len(reasons) == 2
-    assert reasons[0].startswith("left out: again: 'The mother tongue of Danielle Darrieux is'")
-    assert "an earlier fact asks the same" in reasons[0]
-    assert "tokens" in reasons[1]
-    with pytest.raises(ValueError, match="none of the 1 facts can be edited; the first is left out"):
-        usable(lm, [long], CONTEXTS)
 
 
 @pytest.mark.parametrize("method", ["rect", "prune"])
 def test_a_method_whose_regularizer_changes_the_shifts_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match=f"method='{method}': its regularizer .* analyze the method that it"):
         tiny_study(method)
+
+
+def test_an_editor_that_forgets_keys_is_refused() -> None:
+    with pytest.raises(ValueError, match="remember_keys=False: the bound is of an editor that preserves"):
+        Study(tiny_editor(remember_keys=False), FACTS)
+
+
+@pytest.mark.parametrize("method", ["memit", "alphaedit"])
+def test_the_corpus_is_read_once_and_each_layer_factored_once(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
+    passes, factored = [], []
+    solver = type(METHODS[method].solver)
+    read, prepare = SecondMoment.read, solver.prepare
+
+    def counted_read(lm: Any, layers: Any, *given: Any, **options: Any) -> Any:
+        passes.append(list(layers))
+        return read(lm, layers, *given, **options)
+
+    def counted_prepare(self: Any, second_moment: Any) -> Any:
+        factored.append(second_moment)
+        return prepare(self, second_moment)
+
+    monkeypatch.setattr(SecondMoment, "read", staticmethod(counted_read))
+    monkeypatch.setattr(solver, "prepare", counted_prepare)
+    words = " ".join(SENTENCES).split()
+    corpus = [" ".join(random.Random(place).choices(words, k=30)) for place in range(60)]
+    editor = tiny_editor(method, second_moments=None, corpus=corpus, settings={"target.steps": 2})
+    study = Study(editor, FACTS[:2], ["even"], 1, TextOptions(facts=0))
+    for find in (single_layer.single_layer, steps.steps, bound.bound):
+        find(study)
+    assert passes == [list(LAYERS)]
+    assert len(factored) == len(LAYERS)
 
 
 @pytest.mark.parametrize(

@@ -9,44 +9,65 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.cli.conftest import FACTS, interrupt
 from tests.cli.page import Page, assert_needs_nothing
+from typer.testing import CliRunner
 
 pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 pytest.importorskip("jinja2", reason="needs the extra `runs`")
 
-from factpatch.analysis import contribution
+from factpatch.analysis import contribution, execute
 from factpatch.analysis.table import ANALYSES
+from factpatch.cli.main import app
+from factpatch.data import demo_facts
+from factpatch.facts import identity
 
 Run = Callable[..., Any]
 Analyze = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def options(model_directory: Path, corpus: Path) -> list[object]:
+    """A quick analysis of the tiny model, all but facts and directory."""
+    return [
+        "--model", model_directory, "--layers", "1,2,3", "--set", "target.steps=3", "--corpus", corpus,
+        "--batch-size", "1", "--text-facts", "0",
+    ]  # fmt: skip
+
+
 @pytest.fixture
-def analyze(run: Run, model_directory: Path, facts_file: Path, corpus: Path, tmp_path: Path) -> Analyze:
+def analyze(run: Run, options: list[object], facts_file: Path, tmp_path: Path) -> Analyze:
     """Analyze the tiny model, in the directory `out` unless another one is named."""
 
-    def invoke(*arguments: object, out: str = "out", facts: Path = facts_file) -> Any:
-        return run(
-            "analyze", "--model", model_directory, "--facts", facts, "--layers", "1,2,3",
-            "--set", "target.steps=3", "--corpus", corpus, "--batch-size", "1", "--text-facts", "0",
-            "--out", tmp_path / out, *arguments,
-        )  # fmt: skip
+    def invoke(*arguments: object, out: str = "out", facts: object = facts_file) -> Any:
+        return run("analyze", "--facts", facts, "--out", tmp_path / out, *options, *arguments)
 
     return invoke
+
+
+@pytest.fixture(scope="module")
+def whole(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """All analyses: what the command said, and their directory."""
+    folder = tmp_path_factory.mktemp("whole")
+    facts = folder / "facts.json"
+    facts.write_text(json.dumps(FACTS), "utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FACTPATCH_CACHE", str(folder / "cache"))
+        given = ["analyze", "all", "--facts", facts, "--out", folder / "out", *options]
+        return CliRunner().invoke(app, [str(argument) for argument in given]), folder / "out"
 
 
 def contents(directory: Path) -> dict[str, str]:
     return {path.name: path.read_text("utf-8") for path in directory.iterdir() if path.suffix in (".json", ".csv")}
 
 
-def test_all_analyses_give_figures_data_and_one_page(analyze: Analyze, tmp_path: Path) -> None:
-    result = analyze("all")
+def test_all_analyses_give_figures_data_and_one_page(whole: tuple[Any, Path]) -> None:
+    result, out = whole
     assert result.exit_code == 0, result.output
     # The third fact asks what the first one asks: a batch holds one of them.
     assert "left out: darrieux-again" in result.output
     assert "2 facts, critical layers 1, 2, 3" in result.output
-    out = tmp_path / "out"
     for name, analysis in ANALYSES.items():
         record = json.loads((out / f"{name}.json").read_text("utf-8"))
         lines = list(csv.DictReader((out / f"{name}.csv").open(encoding="utf-8")))
@@ -90,9 +111,8 @@ def test_one_analysis_is_found_again_and_the_page_grows(
 
 
 def test_an_interruption_costs_no_more_than_what_was_going_on(
-    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    analyze: Analyze, whole: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert analyze("all", out="whole").exit_code == 0
     with monkeypatch.context() as patched:
         # During the fifth of the ten measurements of edits of a single layer.
         interrupt(patched, "factpatch.analysis.single_layer.read_facts", calls=4)
@@ -102,12 +122,16 @@ def test_an_interruption_costs_no_more_than_what_was_going_on(
     assert not (out / "single-layer.json").exists()
     assert len(list((out / "parts").iterdir())) == 4
     assert Page((out / "report.html").read_text("utf-8")).headings[2] == "Distance of the residuals"
+    drawn: list[str] = []
     with monkeypatch.context() as patched:
         interrupt(patched, "factpatch.analysis.single_layer.read_facts", calls=6)
+        save = execute.save_figure
+        patched.setattr(execute, "save_figure", lambda *given: drawn.append(given[-1]) or save(*given))
         result = analyze("all")
     assert result.exit_code == 0, result.output
-    assert contents(out) == contents(tmp_path / "whole")
-    assert (out / "report.html").read_text("utf-8") == (tmp_path / "whole" / "report.html").read_text("utf-8")
+    assert drawn == ["single-layer", "steps", "bound"]
+    assert contents(out) == contents(whole[1])
+    assert (out / "report.html").read_text("utf-8") == (whole[1] / "report.html").read_text("utf-8")
 
 
 def test_a_directory_of_something_else_is_refused(analyze: Analyze, tmp_path: Path) -> None:
@@ -115,12 +139,12 @@ def test_a_directory_of_something_else_is_refused(analyze: Analyze, tmp_path: Pa
     result = analyze("distance", "--limit", "1")
     assert result.exit_code == 2
     assert "--out: " in result.output
-    assert "holds analyses of something else: facts; facts is" in result.output
+    assert "holds an analysis of something else: facts; facts is" in result.output
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("Dear", "utf-8")
     result = analyze("distance", out="other")
     assert result.exit_code == 2
-    assert "is not empty and holds no analysis" in result.output
+    assert "is not empty and not the directory of an analysis" in result.output
 
 
 def test_one_fact_gives_numbers_without_intervals_and_says_so(analyze: Analyze, tmp_path: Path) -> None:
@@ -132,11 +156,12 @@ def test_one_fact_gives_numbers_without_intervals_and_says_so(analyze: Analyze, 
     assert {one["count"] for one in summary} == {1}
 
 
+@pytest.mark.parametrize("kind", [FloatingPointError, torch.cuda.OutOfMemoryError, torch.linalg.LinAlgError])
 def test_an_analysis_that_fails_leaves_the_others(
-    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def broken(*given: Any) -> Any:
-        raise FloatingPointError("the loss is not finite")
+        raise kind("the loss is not finite")
 
     monkeypatch.setattr(contribution, "simulated_probabilities", broken)
     result = analyze("contribution", "distance")
@@ -171,3 +196,50 @@ def test_facts_that_cannot_be_edited_at_all_are_an_error(analyze: Analyze, tmp_p
     result = analyze("all", facts=path)
     assert result.exit_code == 2
     assert "none of the 1 facts can be edited" in result.output
+
+
+def test_a_number_stands_for_so_many_facts_at_hand(
+    run: Run, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("analyze", "distance", "--facts", 2, *options)
+    assert result.exit_code == 0, result.output
+    assert "--facts 2: 2 of the facts that the package ships, since CounterFact was not fetched" in result.output
+    record = json.loads((tmp_path / "analysis-tiny" / "analysis.json").read_text("utf-8"))
+    assert record["about"]["facts"] == identity(demo_facts()[:2])
+    # A file of that name is meant where there is one; a name stands for a data set.
+    (tmp_path / "2").write_text("[]", "utf-8")
+    for given in ("2", "counterfact"):
+        result = run("analyze", "distance", "--facts", given, *options)
+        assert result.exit_code == 2, result.output
+        assert f"--facts: {given}: " in result.output
+
+
+def test_what_a_corpus_holds_counts_and_not_its_name(
+    run: Run, options: list[object], facts_file: Path, corpus: Path, tmp_path: Path
+) -> None:
+    given = ["analyze", "distance", "--facts", facts_file, "--out", tmp_path / "out", *options]
+    place = given.index(corpus)
+    text = tmp_path / "text.txt"
+    text.write_bytes(corpus.read_bytes())
+    assert run(*given).exit_code == 0
+    given[place] = text
+    assert run(*given).exit_code == 0
+    text.write_text(corpus.read_text("utf-8") + "\n\nAda Lovelace works in London.", "utf-8")
+    result = run(*given)
+    assert result.exit_code == 2
+    assert "holds an analysis of something else: corpus; corpus is 'file:" in result.output
+
+
+def test_what_is_in_the_way_is_named_before_a_text_is_read(
+    analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Ada Lovelace works in London.", "utf-8")
+    result = analyze("distance", "--corpus", short)
+    assert result.exit_code == 2
+    assert "--corpus: corpus: it holds" in result.output
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("Dear", "utf-8")
+    result = analyze("distance", "--model", "no-such-model", out="other")
+    assert "--out: " in result.output

@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.helpers import shared
 
-from factpatch.data import DataFileError, demo_facts, load_facts, save_facts
+from factpatch.data import DataFileError, demo_facts, facts_at_hand, load_facts, save_facts
+from factpatch.data.sources import SOURCES
 from factpatch.facts import Fact, Neighbor, check_batch
+from factpatch.files import file_digest
 
 OWN: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "Peru", "target_new": "Oslo"}
 COUNTERFACT: dict[str, Any] = {
@@ -362,3 +365,28 @@ def test_demo_neighbors_ask_about_subjects_that_no_demo_fact_edits() -> None:
 
 def test_no_demo_neighbor_is_answered_by_the_new_target_of_its_fact() -> None:
     assert [fact.id for fact in demo_facts() if fact.target_new in {n.target_true for n in fact.neighbors}] == []
+
+
+def test_facts_at_hand_are_those_of_counterfact_where_it_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
+    facts, which = facts_at_hand(3)
+    assert facts == demo_facts()[:3]
+    assert "3 of the facts that the package ships, since CounterFact was not fetched" in which
+    facts, which = facts_at_hand(1000)
+    assert facts == demo_facts()
+    assert which.startswith(f"{len(facts)} of")
+    path = tmp_path / "data" / "counterfact.json"
+    path.parent.mkdir()
+    save_facts(demo_facts()[5:9], path)
+    # Never other facts in silence: what is in its place has to be what was fetched.
+    with pytest.raises(DataFileError, match="is damaged or was altered"):
+        facts_at_hand(3)
+    source = replace(SOURCES["counterfact"], sha256=file_digest(path))
+    monkeypatch.setitem(SOURCES, "counterfact", source)
+    facts, which = facts_at_hand(3)
+    assert facts == demo_facts()[5:8]
+    assert which == "the first 3 facts of CounterFact, as it was fetched"
+    with pytest.raises(ValueError, match="count=0: must be positive"):
+        facts_at_hand(0)

@@ -35,6 +35,7 @@ def bound(study: Study) -> Findings:
       sides for one more batch, always the same one, on the weights as they are then and with the keys of all earlier
       batches in Q (the paper's Q′).
     """
+    study.editor.prepare()  # all layers at once
     rows = [*_by_distance(study), *_by_size(study), *_by_earlier_edits(study)]
     return Findings(tuple(rows), tuple(_notes(study)))
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from factpatch.analysis.charts import figure
 from factpatch.analysis.directory import AnalysisDirectory, AnalysisError
-from factpatch.analysis.report import write_report
+from factpatch.analysis.report import section, write_report
 from factpatch.analysis.study import Study
 from factpatch.analysis.table import ANALYSES, Analysis, Outcome
 from factpatch.data.reading import DataFileError
-from factpatch.plots import save_figure
+from factpatch.failures import FAILURES
+from factpatch.plots import figure_files, save_figure
 from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)
@@ -43,19 +44,25 @@ def analyze(
         AnalysisError: another process is at work in the directory, or a file there cannot be read.
     """
     written: list[Path] = []
-    failed: dict[str, str] = {}
-    study = study.kept(directory.part, SharedTargets(directory.targets, directory.about["weights"]))
     with directory.locked():
+        study = study.kept(directory.part, SharedTargets(directory.targets, directory.about["weights"]))
+        # Each is drawn once, however often the page is written.
+        there = {name: directory.found(name) for name in ANALYSES}
+        sections = {name: section(Outcome(ANALYSES[name], found)) for name, found in there.items() if found is not None}
         for analysis in analyses:
+            name = analysis.name
             outcome = _outcome(study, analysis, directory)
+            new = name not in sections
             if outcome.findings is not None:
-                panels = analysis.panels(outcome.findings)
                 # The figure before the numbers, which say that an analysis is done.
-                written += save_figure(figure(panels), directory.path, analysis.name) if panels else []
-                written += directory.write(analysis.name, outcome.findings)
-            else:
-                failed[analysis.name] = str(outcome.failed)
-            write_report(directory.path / PAGE, _all(directory, failed), directory.about, notes)
+                if new or not all(path.is_file() for path in figure_files(directory.path, name)):
+                    panels = analysis.panels(outcome.findings)
+                    written += save_figure(figure(panels), directory.path, name) if panels else []
+                written += directory.write(name, outcome.findings) if new else []
+            if new:
+                sections[name] = section(outcome)
+            ordered = [sections[known] for known in ANALYSES if known in sections]
+            write_report(directory.path / PAGE, ordered, directory.about, notes)
             done(outcome)
     return [*written, directory.path / PAGE]
 
@@ -67,7 +74,7 @@ def _outcome(study: Study, analysis: Analysis, directory: AnalysisDirectory) -> 
         return Outcome(analysis, findings)
     try:
         findings = analysis.find(study)
-    except (ArithmeticError, ValueError) as error:
+    except FAILURES as error:
         if isinstance(error, (AnalysisError, DataFileError)):
             raise
         return Outcome(analysis, failed=str(error))
@@ -75,9 +82,3 @@ def _outcome(study: Study, analysis: Analysis, directory: AnalysisDirectory) -> 
         note = "One fact: means have no standard error and differences no interval. Give at least 2, better 50."
         findings = replace(findings, notes=(*findings.notes, note))
     return Outcome(analysis, findings)
-
-
-def _all(directory: AnalysisDirectory, failed: dict[str, str]) -> list[Outcome]:
-    """Every analysis that is done or has failed."""
-    outcomes = [Outcome(row, directory.found(name), failed.get(name)) for name, row in ANALYSES.items()]
-    return [one for one in outcomes if one.findings is not None or one.failed is not None]

@@ -33,20 +33,21 @@ class Section:
     """What each line is about, and its means with their standard errors."""
 
 
-def write_report(path: Path, outcomes: Sequence[Outcome], about: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+def write_report(path: Path, sections: Sequence[Section], about: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
     """Write a page about some analyses, whole or not at all. The same findings give the same page.
 
     Args:
+        sections: As `section` makes them.
         about: What is analyzed.
         notes: What holds of all analyses.
     """
-    sections = [_section(one) for one in outcomes]
     settings = yaml.safe_dump(dict(about), sort_keys=False, allow_unicode=True)
     content = render("analysis/report.html.jinja", {}, sections=sections, about=about, notes=notes, settings=settings)
     write_page(content, path)
 
 
-def _section(outcome: Outcome) -> Section:
+def section(outcome: Outcome) -> Section:
+    """What a page says of an analysis, its charts drawn."""
     analysis, findings = outcome.analysis, outcome.findings
     if findings is None:
         return Section(analysis, outcome.failed, [], (), [], [], [], [], [])

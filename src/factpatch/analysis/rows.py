@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from factpatch.evaluation.intervals import Interval, Mean, difference, mean
@@ -63,6 +64,10 @@ class Findings:
 
     def means(self) -> dict[tuple[Place, str], Mean]:
         """The mean over facts, or over batches of facts, by place and measure, in the order of the rows."""
+        return self._means
+
+    @cached_property
+    def _means(self) -> dict[tuple[Place, str], Mean]:
         groups: dict[tuple[Place, str], list[float | None]] = {}
         for row in self.rows:
             groups.setdefault((row.place, row.measure), []).append(row.value)

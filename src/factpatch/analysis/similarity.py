@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from factpatch.analysis.panels import Panel, over_layers
@@ -27,9 +29,25 @@ def similarity(study: Study) -> Findings:
             rows += rows_of(Place(layer, spread=spread), "memory", study.names, cosines(stored, present + direct))
         there = study.present(study.last) + last
         rows += rows_of(Place(layer), "last_memory", study.names, cosines(there, present + direct))
-    missing = sum(row.value is None for row in rows if row.measure == "residual")
-    note = f"{missing} residuals are zero, since the fact was known at that layer: they have no direction."
-    return Findings(tuple(rows), (note,) if missing else ())
+    return Findings(tuple(rows), tuple(_zeros(study)))
+
+
+def _zeros(study: Study) -> Iterator[str]:
+    """What has no direction, since a residual is zero."""
+    counts = {layer: int((study.residual(layer) == 0).all(dim=-1).sum()) for layer in study.layers}
+    nothing = counts.pop(study.last)
+    if nothing:
+        yield (
+            f"{_facts(nothing)} known at layer {study.last}: nothing of it is distributed, and its residuals have no "
+            "cosine at any layer."
+        )
+    for layer, known in counts.items():
+        if known:
+            yield f"{_facts(known)} known at layer {layer}: its direct residual there is zero and has no direction."
+
+
+def _facts(count: int) -> str:
+    return "1 fact was" if count == 1 else f"Each of {count} facts was"
 
 
 def cosines(one: Tensor, other: Tensor) -> list[float]:

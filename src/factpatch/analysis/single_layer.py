@@ -38,6 +38,7 @@ def single_layer(study: Study) -> Findings:
 
     The metrics are those of docs/metrics.md. Specificity, fluency and consistency say what the edit does besides.
     """
+    study.editor.prepare()  # once for the editors of all layers and residuals
     places = [Place(residual=UNEDITED), *(place for layer in study.layers for place, _ in study.residuals(layer))]
     rows: list[Row] = []
     for place in places:

@@ -14,6 +14,7 @@ def steps(study: Study) -> Findings:
     A fact stops when its loss is below the target's `stop_loss`, 0.05 unless it was set otherwise. One that is known
     already takes no update. At most `steps − 1` are made: a fact that needs more is counted with that.
     """
+    study.editor.prepare()  # what other analyses then find prepared
     target = study.editor.method.target
     with undone(study.editor.with_spread(Each())) as editor:
         editor.edit(study.facts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -18,12 +16,11 @@ from factpatch.data.references import ReferenceTexts, find_references
 from factpatch.data.tfidf import Tfidf
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
-from factpatch.facts import Fact, check_batch
+from factpatch.facts import Fact, check_batch, identity
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import model_hash
 from factpatch.strategies import Each, Even, Spread, SquareRoot, Unchanged
 from factpatch.values.optimize import TargetValues
-from factpatch.values.rows import optimization_rows
 from factpatch.values.shared import InBatches
 
 SPREADS: Mapping[str, Spread] = {"even": Even(), "sqrt": SquareRoot()}
@@ -60,8 +57,7 @@ class Study:
         texts: what is generated.
 
     Raises:
-        ValueError: the editor holds edits, its method has a regularizer, a spread is not known, or the facts are no
-            batch or cannot be told apart.
+        ValueError: the editor holds edits, or something that `check_study` refuses.
     """
 
     def __init__(
@@ -72,17 +68,7 @@ class Study:
         batch_size: int = 10,
         texts: TextOptions | None = None,
     ) -> None:
-        check_batch(facts)
-        if not isinstance(editor.method.regularizer, Unchanged):
-            raise ValueError(
-                f"method={editor.method.name!r}: its regularizer changes the shifts that are compared; analyze the "
-                "method that it regularizes, as memit."
-            )
-        unknown = [name for name in spreads if name not in SPREADS]
-        if unknown or not spreads:
-            raise ValueError(f"spreads={list(spreads)}: give some of {', '.join(SPREADS)}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be positive.")
+        check_study(editor, facts, spreads, batch_size)
         self.facts = tuple(facts)
         self.names = fact_names(facts)
         self.spreads = tuple(spreads)
@@ -112,13 +98,12 @@ class Study:
         Args:
             more: what a study cannot tell by itself, such as the corpus of the second moment.
         """
-        facts = json.dumps([fact.to_dict() for fact in self.facts], sort_keys=True)
         # What every analysis replaces, and what is not known before it is read.
         left_out = ("spread", "second_moment")
         return {
             "model": self.lm.name,
             "weights": model_hash(self.lm.model),
-            "facts": {"count": len(self.facts), "sha256": hashlib.sha256(facts.encode()).hexdigest()},
+            "facts": identity(self.facts),
             "method": {name: value for name, value in self.editor.settings.items() if name not in left_out},
             "seed": self.editor.seed,
             "spreads": list(self.spreads),
@@ -174,6 +159,32 @@ class Study:
             yield Place(layer, DISTRIBUTED, spread), self.share(spread, layer) * self.residual(self.last)
 
 
+def check_study(editor: Editor, facts: Sequence[Fact], spreads: Sequence[str], batch_size: int) -> None:
+    """Check what a study is made of, without reading anything.
+
+    Raises:
+        ValueError: the editor's method has a regularizer, it forgets the keys of what it edited, a spread is not known,
+            or the facts are no batch or cannot be told apart.
+    """
+    check_batch(facts)
+    fact_names(facts)
+    if not isinstance(editor.method.regularizer, Unchanged):
+        raise ValueError(
+            f"method={editor.method.name!r}: its regularizer changes the shifts that are compared; analyze the "
+            "method that it regularizes, as memit."
+        )
+    if not editor.remember_keys:
+        raise ValueError(
+            "remember_keys=False: the bound is of an editor that preserves the keys of earlier facts; make it with "
+            "remember_keys=True."
+        )
+    unknown = [name for name in spreads if name not in SPREADS]
+    if unknown or not spreads:
+        raise ValueError(f"spreads={list(spreads)}: give some of {', '.join(SPREADS)}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be positive.")
+
+
 @contextmanager
 def undone(editor: Editor) -> Iterator[Editor]:
     """Take back whatever is edited in the block."""
@@ -181,28 +192,3 @@ def undone(editor: Editor) -> Iterator[Editor]:
         yield editor
     finally:
         editor.reset()
-
-
-def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> tuple[list[Fact], list[str]]:
-    """The facts that one batch can hold and the model can be edited on, and why each other one is left out.
-
-    Raises:
-        ValueError: There are facts, and none is left.
-    """
-    kept: list[Fact] = []
-    asked: set[tuple[str, str]] = set()
-    reasons = []
-    for fact in facts:
-        try:
-            if fact.key in asked:
-                raise ValueError("an earlier fact asks the same")
-            optimization_rows(lm, [fact], contexts)
-        except ValueError as error:
-            name = "" if fact.id is None else f"{fact.id}: "
-            reasons.append(f"left out: {name}{fact.text!r}: {error}")
-        else:
-            kept.append(fact)
-            asked.add(fact.key)
-    if facts and not kept:
-        raise ValueError(f"none of the {len(facts)} facts can be edited; the first is {reasons[0]}")
-    return kept, reasons

@@ -14,6 +14,7 @@ from factpatch.cli.editors import editor_from
 if TYPE_CHECKING:
     from factpatch.analysis.study import Study
     from factpatch.analysis.table import Outcome
+    from factpatch.facts import Fact
 
 
 class SpreadChoice(str, Enum):
@@ -42,13 +43,24 @@ def analyze(
             show_default=False,
         ),
     ],
-    facts: options.Facts,
-    out: Annotated[
-        Path,
+    facts: Annotated[
+        str,
         typer.Option(
-            "--out", metavar="DIR", help="Where to write; a new directory, or one to go on in.", show_default=False
+            "--facts",
+            metavar="FILE|N",
+            help="Facts in any format that `factpatch edit` reads, or the name of a data set that was fetched. Or a "
+            "number: the first N facts of CounterFact if it was fetched, else of those that the package ships.",
+            show_default=False,
         ),
     ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where to write; a new directory, or one to go on in. Default: analysis-MODEL in this folder.",
+        ),
+    ] = None,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
     spread: Annotated[
@@ -94,9 +106,10 @@ def analyze(
     """
     from factpatch.analysis.directory import AnalysisDirectory
     from factpatch.analysis.execute import analyze as carry_out
-    from factpatch.analysis.study import SPREADS, Study, TextOptions, usable
+    from factpatch.analysis.study import SPREADS, Study, TextOptions, check_study
     from factpatch.analysis.table import analyses_named
-    from factpatch.data import load_facts
+    from factpatch.corpus import corpus_from
+    from factpatch.evaluation.usable import usable
     from factpatch.runs.extra import check_extra
 
     with checks.argument("WHAT"):
@@ -105,12 +118,17 @@ def analyze(
         check_extra("an analysis")
     if references is not None and references != "demo" and not Path(references).is_dir():
         raise checks.BadArgumentError(f"--references {references}: is not a folder; give one, or demo.")
+    out = checks.default_directory("analysis", model) if out is None else out
+    with checks.argument("--out"):
+        AnalysisDirectory.check_place(out)
     with checks.argument("--facts"):
-        read = load_facts(facts, limit, skip_unusable)
+        read = _facts(facts, limit, skip_unusable)
+    with checks.argument("--corpus"):
+        opened = None if corpus is None else corpus_from(corpus)
     how: dict[str, Any] = {
         "model": model, "method": method, "preset": preset, "variant": variant, "chat": chat,
         "settings": settings or [], "layers": layers, "seed": seed, "device": device, "dtype": dtype,
-        "precision": precision, "corpus": corpus, "corpus_tokens": corpus_tokens, "remember_keys": True,
+        "precision": precision, "corpus": opened, "corpus_tokens": corpus_tokens, "remember_keys": True,
     }  # fmt: skip
     editor = editor_from(how, {})
     with checks.argument("--facts"):
@@ -120,9 +138,12 @@ def analyze(
     spreads = list(SPREADS) if spread is SpreadChoice.BOTH else [spread.value]
     texts = TextOptions(text_facts, references=references, seed=seed)
     with checks.argument("--method, --facts"):
+        check_study(editor, kept, spreads, batch_size)
+    with checks.argument("--corpus"):  # which is read here, where settings are derived from the model's keys
         study = Study(editor, kept, spreads, batch_size, texts)
     with checks.argument("--out"):
-        directory = AnalysisDirectory(out, study.about(corpus=corpus, corpus_tokens=corpus_tokens))
+        about = study.about(corpus=corpus_from(opened).identity, corpus_tokens=corpus_tokens)
+        directory = AnalysisDirectory(out, about)
     failed: list[str] = []
 
     def done(outcome: Outcome) -> None:
@@ -137,6 +158,17 @@ def analyze(
         render.note(f"Written: {path}")
     if failed:
         raise RuntimeError(f"{', '.join(failed)}: failed; what the others found is in {out}.")
+
+
+def _facts(given: str, limit: int | None, skip_unusable: bool) -> list[Fact]:
+    """The facts of a file, or so many as a number says."""
+    from factpatch.data import facts_at_hand, load_facts
+
+    if not given.isdecimal() or Path(given).is_file():
+        return load_facts(given, limit, skip_unusable)
+    read, which = facts_at_hand(int(given))
+    render.note(f"--facts {given}: {which}.")
+    return read[:limit]
 
 
 def _say_what(study: Study) -> None:

@@ -62,6 +62,11 @@ def check_directory_to_go_on(option: str, path: Path | None) -> None:
     _check_folder(option, path)
 
 
+def default_directory(what: str, model: str) -> Path:
+    """Where a command writes about a model unless it is told: WHAT-MODEL in this folder."""
+    return Path(f"{what}-{Path(os.path.abspath(model)).name or 'model'}")
+
+
 def check_distinct(**paths: Path | None) -> None:
     """Raise BadArgumentError if two options name the same place."""
     seen: dict[str, str] = {}

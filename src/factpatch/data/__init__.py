@@ -1,6 +1,6 @@
 """Files to facts: our own format and the published ones, where to get those, and a small set to try things on."""
 
-from factpatch.data.files import demo_facts, load_facts, save_facts
+from factpatch.data.files import demo_facts, facts_at_hand, load_facts, save_facts
 from factpatch.data.known import KnownFact, load_known_facts
 from factpatch.data.reading import DataFileError
 from factpatch.data.references import ReferenceTexts, demo_references
@@ -15,6 +15,7 @@ __all__ = [
     "Tfidf",
     "demo_facts",
     "demo_references",
+    "facts_at_hand",
     "fetch",
     "load_facts",
     "load_known_facts",

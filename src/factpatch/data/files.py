@@ -13,7 +13,7 @@ from factpatch.data.counterfact import fact_from_counterfact, is_counterfact
 from factpatch.data.easyedit import fact_from_easyedit, fact_from_wikibio, is_easyedit, is_wikibio
 from factpatch.data.reading import DataFileError, convert_records
 from factpatch.data.records import fact_from_own, is_own
-from factpatch.data.sources import resolve_data
+from factpatch.data.sources import fetched, resolve_data
 from factpatch.data.zsre import fact_from_zsre, is_zsre
 from factpatch.facts import Fact
 from factpatch.files import atomic_write
@@ -100,6 +100,28 @@ def demo_facts() -> list[Fact]:
     resource = importlib.resources.files("factpatch.data").joinpath("demo_facts.json")
     with importlib.resources.as_file(resource) as path:
         return load_facts(path)
+
+
+def facts_at_hand(count: int) -> tuple[list[Fact], str]:
+    """Facts for those who name none: the first ones of CounterFact, if it was fetched, else of `demo_facts`.
+
+    Returns:
+        At most `count` facts, and which they are, in words.
+
+    Raises:
+        DataFileError: CounterFact was fetched, and its file is damaged.
+        ValueError: `count` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: must be positive.")
+    if fetched("counterfact"):
+        facts = load_facts("counterfact", count)
+        return facts, f"the first {len(facts)} facts of CounterFact, as it was fetched"
+    facts = demo_facts()[:count]
+    return facts, (
+        f"{len(facts)} of the facts that the package ships, since CounterFact was not fetched: factpatch data fetch "
+        "counterfact"
+    )
 
 
 def fact_from(record: Mapping[str, Any], index: int) -> Fact:

@@ -10,7 +10,7 @@ from typing import Any
 
 from factpatch.data.reading import convert_records
 from factpatch.data.records import read_text, read_texts
-from factpatch.data.sources import data_directory, resolve_data, source_named
+from factpatch.data.sources import fetched, resolve_data, source_named
 from factpatch.data.tfidf import Tfidf
 from factpatch.facts import Fact
 
@@ -108,15 +108,15 @@ def why_no_references() -> str:
     absent = _absent()
     if len(absent) == len(_FILES):
         return "no reference texts were fetched"
-    fetched = [name for name in _FILES if name not in absent]
+    there = [name for name in _FILES if name not in absent]
     return (
-        f"of the files with reference texts, {' and '.join(fetched)} {'was' if len(fetched) == 1 else 'were'} fetched, "
+        f"of the files with reference texts, {' and '.join(there)} {'was' if len(there) == 1 else 'were'} fetched, "
         f"but not {' and '.join(absent)} (factpatch data fetch {absent[0]})"
     )
 
 
 def _absent() -> list[str]:
-    return [name for name in _FILES if not (data_directory() / source_named(name).file).is_file()]
+    return [name for name in _FILES if not fetched(name)]
 
 
 def _texts(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], tuple[str, ...]]:

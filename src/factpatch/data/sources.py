@@ -182,6 +182,11 @@ def resolve_data(data: str | Path) -> Path:
     return cached
 
 
+def fetched(name: str) -> bool:
+    """Whether a published file is in the cache; `resolve_data` checks that it is the right one."""
+    return (data_directory() / source_named(name).file).is_file()
+
+
 def fetch(name: str, to: str | Path | None = None) -> Path:
     """Download a published file, unless the same file is there already, and return its path.
 

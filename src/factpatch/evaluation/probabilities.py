@@ -82,6 +82,11 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
     return [scores[index] for index in range(len(texts))]
 
 
+def check_requests(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> None:
+    """Raise ValueError if a request cannot be scored."""
+    _tokenize(lm, requests)
+
+
 @dataclass(frozen=True)
 class _Text:
     """A prompt with its target."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from factpatch.evaluation.probabilities import Progress, score
+from factpatch.evaluation.probabilities import Progress, check_requests, score
 from factpatch.evaluation.questions import answers as asked_freely
 from factpatch.evaluation.questions import forms
 from factpatch.evaluation.readings import Probe, Reading
@@ -118,10 +118,7 @@ def read_facts(
     Returns:
         One reading for each fact, in the same order.
     """
-    requests = [
-        request for fact in facts for prompt, true in _probes(fact) for request in _requests(fact, prompt, true)
-    ]
-    scores = iter(score(lm, requests, progress))
+    scores = iter(score(lm, [request for fact in facts for request in _scored(fact)], progress))
     said = asked_freely(lm, facts, progress or (lambda answers: None)) if answers else [()] * len(facts)
     readings = []
     for fact, of_fact in zip(facts, said, strict=True):
@@ -133,8 +130,17 @@ def read_facts(
 
 def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True) -> int:
     """How many requests `read_facts` makes, answers included: the sum of what it reports as progress."""
-    scored = sum(len(_requests(fact, prompt, true)) for fact in facts for prompt, true in _probes(fact))
+    scored = sum(len(_scored(fact)) for fact in facts)
     return scored + (len(forms(lm)) * len(facts) if answers else 0)
+
+
+def check_probes(lm: LanguageModel, fact: Fact) -> None:
+    """Raise ValueError if the probes of a fact cannot be scored: one of them is too long for the model, say."""
+    check_requests(lm, _scored(fact))
+
+
+def _scored(fact: Fact) -> list[tuple[str, str]]:
+    return [request for prompt, true in _probes(fact) for request in _requests(fact, prompt, true)]
 
 
 def _probes(fact: Fact) -> Iterator[tuple[str, str | None]]:
