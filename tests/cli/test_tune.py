@@ -23,7 +23,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "paraphrases": [f"Ada {chr(65 + number)} speaks"],
             "neighbors": [{"prompt": "The capital of Japan is", "target_true": "Tokyo"}],
         }
-        for number in range(13)
+        for number in range(15)
     ]
     path.write_text(json.dumps(records), "utf-8")
     return path
@@ -32,18 +32,25 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_preset_is_found_and_an_edit_takes_it(
     run: Run, model_directory: Path, probes: Path, corpus: Path, tmp_path: Path
 ) -> None:
+    mine = json.loads(probes.read_text("utf-8"))[:3]
+    mine[0]["subject"] = mine[0]["subject"].upper()
     excluded = tmp_path / "mine.json"
-    excluded.write_text(json.dumps(json.loads(probes.read_text("utf-8"))[:1]), "utf-8")
-    out, options = tmp_path / "tuned", ("--steps", "3", "--minutes", "0.1", "--max-perplexity", "100")
+    excluded.write_text(json.dumps(mine), "utf-8")
+    out, options = tmp_path / "tuned", ("--layers", "1,2", "--steps", "3", "--max-perplexity", "100")
     shown = run(
         "tune", model_directory, "--facts", probes, "--exclude", excluded, "--corpus", corpus, "--out", out, *options
     )
     assert shown.exit_code == 0, shown.output
     preset = load_preset(out / "preset.yaml")
-    assert str(preset.critical_layers[0]) in shown.output
+    assert preset.critical_layers == [1, 2]
+    assert "6 of 6 candidates were tried" in shown.output
     assert (out / "tradeoff.svg").is_file()
     record = json.loads((out / "tuning.json").read_text("utf-8"))
+    assert f"layers 1, 2; {record['corpus_tokens']} tokens for the statistics" in shown.output
+    # Of all fifteen, five would be kept aside, and the last trials would be of ten.
     assert {checked["facts"] for checked in record["checked"]} == {4}
+    assert record["facts"] == 8
+    assert record["about"]["facts"]["count"] == 12
     report = tmp_path / "r.json"
     edited = run(
         "edit", model_directory, "--preset", out / "preset.yaml", "--facts", excluded, "--corpus", corpus,
@@ -60,6 +67,29 @@ def test_too_few_probes_are_refused_before_the_model_is_loaded(run: Run, probes:
     assert shown.exit_code == 2
     assert "--facts: facts: 3 of 3 have a true object" in shown.stderr
     assert not (tmp_path / "tuned").exists()
+
+
+def test_who_excludes_every_probe_is_told_so(run: Run, probes: Path, tmp_path: Path) -> None:
+    shown = run("tune", "no-such-model", "--facts", probes, "--exclude", probes, "--out", tmp_path / "tuned")
+    assert shown.exit_code == 2
+    assert "--facts, --exclude: facts: 0 of 15 have a true object" in shown.stderr
+    assert "are not excluded (15 are)" in shown.stderr
+
+
+def test_without_facts_those_of_the_package_are_the_probes(
+    run: Run, model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = run("tune", model_directory)
+    assert "24 that the package ships are the probes. So few make coarse numbers" in shown.stderr
+    # The text that the package ships is not meant for this model.
+    assert shown.exit_code == 1
+    assert "corpus=None: " in shown.stderr
+    (tmp_path / f"tuned-{model_directory.name}").mkdir()
+    (tmp_path / f"tuned-{model_directory.name}" / "preset.yaml").write_text("mine", "utf-8")
+    shown = run("tune", model_directory)
+    assert shown.exit_code == 2
+    assert "--out: tuned-tiny: is not empty and not the directory of a search" in shown.stderr
 
 
 def test_a_preset_for_another_model_is_refused(run: Run, model_directory: Path, probes: Path, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
+
+import pytest
 
 from factpatch import Fact
 from factpatch.tuning.candidates import Candidate, grid, windows
@@ -43,12 +46,12 @@ def test_rounds_take_more_facts_and_fewer_candidates() -> None:
     def order(trials: Sequence[Trial]) -> list[Trial]:
         return best_of(trials, 1.03, near=1.0)
 
-    last = halving(candidates, facts, measure, order, seconds=60.0)
+    last = halving(candidates, facts, measure, order, until=time.monotonic() + 60)
     assert names(last) == [8]
     assert made == [*((name, 4) for name in range(9)), *((name, 8) for name in (8, 7, 6)), (8, 16)]
 
 
-def test_without_time_each_round_makes_one_trial() -> None:
+def test_without_time_there_is_one_trial() -> None:
     facts = [Fact("{} is", f"S{number}", "new") for number in range(8)]
     made: list[Any] = []
 
@@ -57,8 +60,22 @@ def test_without_time_each_round_makes_one_trial() -> None:
         return trial(*candidate.critical_layers, 50.0, 1.0)
 
     candidates = [Candidate((name,), (), 0.5) for name in range(5)]
-    halving(candidates, facts, measure, list, seconds=0.0)
-    assert made == candidates[:1] * 3
+    last = halving(candidates, facts, measure, list, until=time.monotonic() - 1)
+    assert made == candidates[:1]
+    assert names(last) == [0]
+
+
+@pytest.mark.parametrize("round_failing", [8, 16])
+def test_a_round_in_which_every_edit_fails_leaves_the_choice_to_the_one_before(round_failing: int) -> None:
+    facts = [Fact("{} is", f"S{number}", "new") for number in range(16)]
+
+    def measure(candidate: Candidate, some: Sequence[Fact]) -> Trial:
+        error = "out of memory" if len(some) >= round_failing else None
+        return trial(*candidate.critical_layers, 50.0, 1.0, error, len(some))
+
+    candidates = [Candidate((name,), (), 0.5) for name in range(9)]
+    last = halving(candidates, facts, measure, list, until=time.monotonic() + 60)
+    assert {(made.error, made.facts) for made in last} == {(None, round_failing // 2)}
 
 
 def test_the_usual_candidate_comes_first_and_every_choice_beside_usual_ones_next() -> None:

@@ -10,23 +10,29 @@ import typer
 from factpatch.cli import checks, options, render
 
 if TYPE_CHECKING:
-    from factpatch.facts import Fact
     from factpatch.tuning import Trial, Tuning
 
 
 def tune(
     model: options.Model,
-    facts: options.Facts,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            "--facts",
+            metavar="FILE",
+            help="Probe facts, in any format that `factpatch edit` reads, or the name of a data set that was fetched. "
+            "Default: those that the package ships, which are few.",
+        ),
+    ] = None,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
             metavar="DIR",
             help="Where to write preset.yaml, what it rests on as tuning.json, and a plot. With the same directory, a "
-            "search that was interrupted finds the values again that it had optimized.",
-            show_default=False,
+            "search that was interrupted finds again what it had measured. Default: tuned-MODEL in this folder.",
         ),
-    ],
+    ] = None,
     exclude: Annotated[
         Path | None,
         typer.Option("--exclude", metavar="FILE", help="The facts that you will edit: their subjects are not probed."),
@@ -35,7 +41,8 @@ def tune(
     limit: options.Limit = None,
     method: options.Method = "memit-blue",
     minutes: Annotated[
-        float, typer.Option("--minutes", min=0.1, metavar="M", help="How long to search, about.")
+        float,
+        typer.Option("--minutes", min=0.1, metavar="M", help="After how long nothing more begins but the last check."),
     ] = 20.0,
     windows: Annotated[
         list[str] | None,
@@ -72,42 +79,46 @@ def tune(
     result. The model's own files stay as they are; use the preset with factpatch edit --preset DIR/preset.yaml.
     """
     checks.check_place(device, dtype)
-    if out.exists() and not out.is_dir():
-        raise checks.BadArgumentError(f"--out {out}: is a file; give a directory.")
+    out = checks.default_directory("tuned", model) if out is None else out
     chosen = [layers for text in windows or [] if (layers := checks.parse_layers(text)) is not None]
 
     from factpatch.corpus import corpus_from
-    from factpatch.data import load_facts
+    from factpatch.data import demo_facts, load_facts
     from factpatch.methods import method_named
     from factpatch.tuning import search
-    from factpatch.tuning.outputs import write_outputs
+    from factpatch.tuning.directory import TuningDirectory
 
+    with checks.argument("--out"):
+        TuningDirectory.check_place(out)
     with checks.argument("--method"):
         method_named(method)
+    end = None if limit is None else skip + limit
     with checks.argument("--facts"):
-        probes = load_facts(facts, None if limit is None else skip + limit)[skip:]
+        probes = demo_facts()[skip:end] if facts is None else load_facts(facts, end)[skip:]
     with checks.argument("--exclude"):
-        probes = _without(probes, [] if exclude is None else load_facts(exclude))
-    with checks.argument("--facts"):
-        search.usable(probes)
+        excluded = [] if exclude is None else load_facts(exclude)
+    with checks.argument("--facts" if exclude is None else "--facts, --exclude"):
+        search.probes(probes, excluded)
+    if facts is None:
+        render.note(
+            f"--facts: none were given, so {len(probes)} that the package ships are the probes. So few make coarse "
+            "numbers; better are 60 to 120 facts of CounterFact that you will not edit.",
+            "yellow",
+        )
     with checks.argument("--corpus"):
-        opened = corpus_from(corpus)
+        opened = None if corpus is None else corpus_from(corpus)
     with checks.argument("--perplexity-text"):
         text = None if perplexity_text is None else perplexity_text.read_text("utf-8")
     lm = checks.load_model(model, device, dtype)
     for layers in chosen:
         checks.check_layers(lm, layers)
 
-    def changed(found: Tuning, stage: str) -> None:
-        _say(found, stage)
-        write_outputs(out, found)
-
-    out.mkdir(parents=True, exist_ok=True)
     found = search.tune(
         lm,
         probes,
         opened,
-        out / "targets",
+        out,
+        exclude=excluded,
         method=method,
         minutes=minutes,
         layers=chosen or None,
@@ -115,15 +126,9 @@ def tune(
         steps=steps,
         text=text,
         seed=seed,
-        changed=changed,
+        changed=_say,
     )
-    write_outputs(out, found)
     _show(found, out)
-
-
-def _without(facts: list[Fact], excluded: list[Fact]) -> list[Fact]:
-    subjects = {fact.subject for fact in excluded}
-    return [fact for fact in facts if fact.subject not in subjects]
 
 
 def _say(found: Tuning, stage: str) -> None:
@@ -160,6 +165,7 @@ def _show(found: Tuning, out: Path) -> None:
     render.screen.print(made)
     assert found.preset is not None
     settings = {**found.preset.common, **found.preset.methods[found.method]}
+    render.say(f"{found.tried} of {found.candidates} candidates were tried")
     render.say(f"layers {render.numbers(found.preset.critical_layers)}; {found.tokens} tokens for the statistics")
     render.say(", ".join(f"{name}={value}" for name, value in settings.items()))
     render.say(f"Preset: {out / 'preset.yaml'} ({found.seconds / 60:.1f} minutes)", "bold")

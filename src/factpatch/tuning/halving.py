@@ -42,35 +42,36 @@ def halving(
     facts: Sequence[Fact],
     measure: Callable[[Candidate, Sequence[Fact]], Trial],
     order: Callable[[Sequence[Trial]], list[Trial]],
-    seconds: float,
+    until: float,
     tried: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
-    """Measure candidates in rounds and return the last round's trials, best first.
+    """Measure candidates in rounds and return the trials of the last round that has any that succeeded, best first.
 
     Args:
         candidates: the most usual first. Where time runs out, those at the end are not tried.
         facts: the last round takes all of them, each round before it `GROWTH` times fewer.
         measure: makes a trial.
         order: puts trials in the order of preference.
-        seconds: for all rounds; each gets an equal part, and what earlier ones left. A trial that has begun is
-            finished, and each round makes one at least.
+        until: when, by `time.monotonic`, all rounds should be over; each gets an equal part of the time, and what
+            earlier ones left. A trial that has begun is finished, and none begins afterwards but the first of all.
         tried: called after each trial.
     """
-    end = time.monotonic() + seconds
-    trials: list[Trial] = []
+    best: list[Trial] = []
     for number in range(ROUNDS):
         left = ROUNDS - number
         part = facts[: max(2, len(facts) // GROWTH ** (left - 1))]
-        stop = time.monotonic() + (end - time.monotonic()) / left
-        trials = []
+        stop = time.monotonic() + (until - time.monotonic()) / left
+        trials: list[Trial] = []
         longest = 0.0
         for candidate in candidates:
             begin = time.monotonic()
-            if trials and begin + longest > stop:
+            if begin + longest > stop and (best or trials):
                 break
             trials.append(measure(candidate, part))
             tried(trials[-1])
             longest = max(longest, time.monotonic() - begin)
-        trials = order(trials)
-        candidates = [trial.candidate for trial in trials[: max(1, len(trials) // KEPT)]]
-    return trials
+        if best and all(trial.error is not None for trial in trials):  # or there are none
+            break
+        best = order(trials)
+        candidates = [trial.candidate for trial in best[: max(1, len(best) // KEPT)]]
+    return best

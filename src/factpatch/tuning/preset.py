@@ -6,8 +6,9 @@ from dataclasses import fields, replace
 from pathlib import PurePath
 from typing import Any
 
+from factpatch.corpus import corpus_from
 from factpatch.methods import METHODS
-from factpatch.presets import Match, Preset
+from factpatch.presets import Match, Preset, preset_for
 from factpatch.settings import settings_of
 from factpatch.tuning.candidates import Candidate
 from factpatch.tuning.trial import Workbench
@@ -35,6 +36,8 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
         critical_layers=list(chosen.critical_layers),
         source=source,
         corpus_tokens=tokens,
+        # The text that the numbers rest on, if the package has it and it is good enough for this model.
+        shipped_corpus=preset_for(bench.lm).shipped_corpus and bench.corpus.identity == corpus_from(None).identity,
         common=dict(chosen.target),
         methods=rows,
     )

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from factpatch.corpus import Corpus
-from factpatch.facts import Fact
+import torch
+
+from factpatch.corpus import Corpus, corpus_from
+from factpatch.evaluation.usable import usable
+from factpatch.facts import Fact, identity
+from factpatch.methods import method_named
 from factpatch.model.language_model import LanguageModel
-from factpatch.presets import Preset
-from factpatch.second_moment import TOKENS_PER_DIMENSION
-from factpatch.tuning.candidates import Candidate, grid, windows
+from factpatch.model.weights import model_hash
+from factpatch.presets import preset_for
+from factpatch.second_moment import TOKENS_PER_DIMENSION, no_corpus
+from factpatch.settings import settings_of
+from factpatch.tuning.candidates import SHARES, Candidate, grid, windows
+from factpatch.tuning.directory import TuningDirectory
 from factpatch.tuning.halving import best_of, halving
 from factpatch.tuning.preset import preset_from
-from factpatch.tuning.targets import Attempt, attempts
+from factpatch.tuning.result import Tuning
+from factpatch.tuning.targets import Attempt, attempts, usual_settings
 from factpatch.tuning.trial import Trial, Workbench
+from factpatch.values.contexts import generate_contexts
+from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)
 
@@ -34,55 +43,21 @@ FEWEST = 12
 MOST = 40
 """Probe facts that the search edits at most."""
 FOR_TARGETS = 8
-# Parts of the time for the search of layers and weights; the rest is for statistics and the check.
-SEARCH = 0.75
+# Of the time that is left when each of these begins: value targets, layers and weights, text for the statistics. What
+# is then left, at least a tenth of the time from the value targets on, is kept back for the check.
+TARGETS, SEARCH, STATISTICS = 0.25, 0.75, 0.4
 MULTIPLES = (5, 20)
 # Fewer tokens per key dimension harm the model: docs/results.md.
 LEAST = 5
 
 
-@dataclass
-class Tuning:
-    """What a search has found, and what it rests on. It fills while the search goes on."""
-
-    method: str
-    attempts: list[Attempt] = field(default_factory=list)
-    """Settings of the value optimization."""
-    trials: list[Trial] = field(default_factory=list)
-    """Edits of probe facts, in the order in which they were made."""
-    chosen: Candidate | None = None
-    tokens: int = 0
-    """Text for the second moment."""
-    statistics: list[tuple[int, Trial]] = field(default_factory=list)
-    """The choice with other amounts of text."""
-    unedited: dict[str, float] = field(default_factory=dict)
-    """Efficacy, generalization and specificity of the unedited model on the facts kept aside."""
-    checked: list[tuple[str, Trial]] = field(default_factory=list)
-    """The choice, and what one would have begun with, on facts that the search has not seen."""
-    preset: Preset | None = None
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able record."""
-        return {
-            "method": self.method,
-            "value_optimization": [asdict(made) for made in self.attempts],
-            "trials": [trial.to_dict() for trial in self.trials],
-            "statistics": [{"tokens": tokens, **trial.to_dict()} for tokens, trial in self.statistics],
-            "chosen": None if self.chosen is None else asdict(self.chosen),
-            "corpus_tokens": self.tokens,
-            "unedited": self.unedited,
-            "checked": [{"what": what, **trial.to_dict()} for what, trial in self.checked],
-            "seconds": self.seconds,
-        }
-
-
 def tune(
     lm: LanguageModel,
     facts: Sequence[Fact],
-    corpus: Corpus,
-    folder: Path,
+    corpus: Corpus | str | Path | None,
+    folder: str | Path,
     *,
+    exclude: Sequence[Fact] = (),
     method: str = "memit-blue",
     minutes: float = 20.0,
     layers: Sequence[tuple[int, ...]] | None = None,
@@ -94,96 +69,203 @@ def tune(
 ) -> Tuning:
     """Find settings for a model by editing probe facts.
 
-    Nothing is taken from any preset. The model is as it was afterwards.
+    No number is taken from any preset. The model is as it was afterwards.
 
     Args:
         facts: probe facts with a true object, paraphrases and neighbors, which are asked and never optimized on. Not
             the facts that will be edited: what is measured on those would flatter. A third is kept aside for the check.
-        corpus: ordinary text for second moments.
-        folder: where value targets are kept; a search that was interrupted finds them there.
-        minutes: what the search may take; a trial that has begun is finished.
+            Those that the model cannot be edited on or asked are left out, with a warning.
+        corpus: ordinary text for second moments, as `corpus_from` takes it; None for the text that the package ships,
+            of a model whose preset says that it is good enough.
+        folder: the directory of the search, see `factpatch.tuning.directory`: new, or one of the same search, which
+            finds again what it had measured.
+        exclude: facts whose subjects are not probed.
+        minutes: what the search may take. What has begun is finished; afterwards nothing begins but what a preset
+            cannot do without: one attempt, one trial, and the check of the choice.
         layers: windows of critical layers to try, the most likely one first; by default `windows`.
         most_perplexity: on ordinary text, edited over unedited.
         changed: called whenever something has been found, with the stage.
 
     Raises:
-        ValueError: too few facts have what is asked for, or no edit succeeded.
+        ValueError: too few facts have what is asked for, no edit succeeded, or the directory holds something else.
+        OSError: the directory cannot be written.
     """
     start = time.monotonic()
-    facts = usable(facts)
+    facts = probes(facts, exclude)
+    if corpus is None and not preset_for(lm).shipped_corpus:
+        raise ValueError(no_corpus(lm))
+    corpus, row, weights = corpus_from(corpus), method_named(method), model_hash(lm.model)
+    with torch.inference_mode(), lm.quiet():
+        contexts = generate_contexts(lm, seed)
+    facts, left_out = usable(lm, facts, contexts)
+    for reason in left_out:
+        logger.warning("%s", reason)
+    _check_enough(facts, "can be edited and asked", len(facts) + len(left_out))
     mixed = random.Random(seed).sample(facts, len(facts))
     aside, searched = mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :][:MOST]
-    bench = Workbench(lm, method, corpus, searched, folder, text, seed)
-    found = Tuning(method, tokens=TOKENS_PER_DIMENSION * lm.d_key)
     choices = [tuple(window) for window in layers] if layers else windows(lm.num_layers)
-    every = sorted({layer for window in choices for layer in window})
-    if not bench.has_text(every, found.tokens):  # one pass for all windows
+    about = {
+        "model": lm.name,
+        "weights": weights,
+        "dtype": str(lm.dtype),
+        "method": settings_of(row),
+        "facts": identity(facts),
+        "corpus": corpus.identity,
+        "perplexity_text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "layers": choices,
+        "most_perplexity": most_perplexity,
+        "steps": steps,
+        "seed": seed,
+    }
+    directory = TuningDirectory(folder, about)
+    with directory.locked():
+        targets = SharedTargets(directory.targets, weights)
+        bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts)
+        return _Search(bench, directory, start, 60 * minutes, most_perplexity, steps, changed).run(choices, aside)
+
+
+class _Search:
+    """One search: its stages share the bench, the clock, and where everything is kept."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        directory: TuningDirectory,
+        start: float,
+        seconds: float,
+        most_perplexity: float,
+        steps: int,
+        changed: Callable[[Tuning, str], None],
+    ) -> None:
+        self.bench = bench
+        self.directory = directory
+        self.start = start
+        self.end = start + seconds
+        self.most_perplexity = most_perplexity
+        self.steps = steps
+        self.changed = changed
+        self.found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * bench.lm.d_key)
+
+    def run(self, choices: Sequence[tuple[int, ...]], aside: Sequence[Fact]) -> Tuning:
+        """Search windows of critical layers, and check the choice on facts kept aside."""
+        bench, found = self.bench, self.found
+        self._read_statistics(sorted({layer for window in choices for layer in window}))
+        found.unedited = bench.unchanged(aside)
+        targets = self._targets(sorted({choices[0][0], choices[0][-1]}))
+        best = self._best(grid(choices, [made.settings for made in targets[:2]]))
+        found.chosen, found.facts = best.candidate, best.facts
+        self._statistics(best)
+        usual = Candidate(choices[0], tuple(usual_settings(self.steps).items()), SHARES[0])
+        for what, candidate in (("chosen", best.candidate), ("without a search", usual)):
+            if found.checked and self.over:
+                break
+            found.checked.append((what, self._measure(candidate, aside)))
+            self._tell("check")
+        failed = found.checked[0][1].error
+        if failed is not None:
+            logger.warning("the choice could not be checked on the facts kept aside: %s", failed)
+        found.seconds = time.monotonic() - self.start
+        found.preset = preset_from(bench, found.chosen, found.tokens, found.source)
+        self.directory.write(found)
+        return found
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def _until(self, share: float) -> float:
+        """When a share of the time that is left will have passed."""
+        return time.monotonic() + share * (self.end - time.monotonic())
+
+    def _tell(self, stage: str) -> None:
+        self.directory.write(self.found)
+        self.changed(self.found, stage)
+
+    def _measure(self, candidate: Candidate, facts: Sequence[Fact], tokens: int | None = None) -> Trial:
+        tokens = self.found.tokens if tokens is None else tokens
+        return self.directory.trial(candidate, facts, tokens, lambda: self.bench.measure(candidate, facts, tokens))
+
+    def _order(self, trials: Sequence[Trial]) -> list[Trial]:
+        return best_of(trials, self.most_perplexity, NEAR)
+
+    def _read_statistics(self, layers: Sequence[int]) -> None:
+        """Second moments for all windows, in one pass."""
+        bench, found, wide = self.bench, self.found, self.bench.lm.d_key
+        if bench.has_text(layers, found.tokens):
+            return
         found.tokens = bench.held[found.tokens]
-        if found.tokens < LEAST * lm.d_key:
+        if found.tokens < LEAST * wide:
             raise ValueError(
-                f"corpus: it holds {found.tokens} tokens, and the second moment of {lm.d_key} key dimensions needs "
-                f"{TOKENS_PER_DIMENSION * lm.d_key}, about; give a longer text."
+                f"corpus: it holds {found.tokens} tokens, and the second moment of {wide} key dimensions needs "
+                f"{TOKENS_PER_DIMENSION * wide}, about; give a longer text."
             )
-        bench.read(every, found.tokens)
+        bench.read(layers, found.tokens)
 
-    def order(trials: Sequence[Trial]) -> list[Trial]:
-        return best_of(trials, most_perplexity, NEAR)
+    def _targets(self, layers: Sequence[int]) -> list[Attempt]:
+        def tried(made: Attempt) -> None:
+            self.found.attempts.append(made)
+            self._tell("value optimization")
 
-    def tried(trial: Trial) -> None:
-        found.trials.append(trial)
-        changed(found, "layers and weights")
+        facts = self.bench.facts[:FOR_TARGETS]
+        return attempts(self.bench, layers, facts, self.steps, self._until(TARGETS), tried)
 
-    def attempted(made: Attempt) -> None:
-        found.attempts.append(made)
-        changed(found, "value optimization")
+    def _best(self, candidates: Sequence[Candidate]) -> Trial:
+        found = self.found
 
-    ends = sorted({choices[0][0], choices[0][-1]})
-    targets = attempts(bench, ends, searched[:FOR_TARGETS], steps, attempted)[:2]
-    candidates = grid(choices, [made.settings for made in targets])
-    left = 60 * minutes - (time.monotonic() - start)
-    ranked = halving(
-        candidates, searched, lambda one, some: bench.measure(one, some, found.tokens), order, SEARCH * left, tried
-    )
-    best = ranked[0]
-    if best.error is not None:
-        raise ValueError(f"no settings edited the probe facts; the last attempt failed with: {best.error}")
-    if best.perplexity > most_perplexity:
-        logger.warning(
-            "no settings kept perplexity below %.3f times that of the unedited model; the nearest are chosen",
-            most_perplexity,
-        )
-    found.chosen = best.candidate
-    found.statistics = [(found.tokens, best)]
-    for multiple in MULTIPLES:
-        tokens = multiple * lm.d_key
-        if not bench.has_text(best.candidate.critical_layers, tokens):
-            continue
-        trial = bench.measure(best.candidate, searched[: best.facts], tokens)
-        found.statistics.append((tokens, trial))
-        changed(found, "text for the statistics")
-    found.tokens = enough_tokens(found.statistics, order)
-    found.unedited = bench.unchanged(aside)
-    for what, candidate in {"chosen": best.candidate, "without a search": candidates[0]}.items():
-        found.checked.append((what, bench.measure(candidate, aside, found.tokens)))
-        changed(found, "check")
-    found.seconds = time.monotonic() - start
-    found.preset = preset_from(bench, found.chosen, found.tokens, source(found))
-    return found
+        def tried(trial: Trial) -> None:
+            found.trials.append(trial)
+            self._tell("layers and weights")
+
+        found.candidates = len(candidates)
+        best = halving(candidates, self.bench.facts, self._measure, self._order, self._until(SEARCH), tried)[0]
+        if best.error is not None:
+            raise ValueError(f"no settings edited the probe facts; the last attempt failed with: {best.error}")
+        if found.tried < found.candidates:
+            logger.warning(
+                "the time sufficed for %d of %d candidates; give more minutes, fewer facts or fewer windows of layers",
+                found.tried, found.candidates,
+            )  # fmt: skip
+        if best.perplexity > self.most_perplexity:
+            logger.warning(
+                "no settings kept perplexity below %.3f times that of the unedited model; the nearest are chosen",
+                self.most_perplexity,
+            )
+        return best
+
+    def _statistics(self, best: Trial) -> None:
+        """Edit again with other amounts of text, as long as there is time and text."""
+        bench, found, until = self.bench, self.found, self._until(STATISTICS)
+        found.statistics = [(found.tokens, best)]
+        for multiple in MULTIPLES:
+            tokens = multiple * bench.lm.d_key
+            if time.monotonic() < until and bench.has_text(best.candidate.critical_layers, tokens):
+                trial = self._measure(best.candidate, bench.facts[: best.facts], tokens)
+                found.statistics.append((tokens, trial))
+                self._tell("text for the statistics")
+        found.tokens = enough_tokens(found.statistics, self._order)
 
 
-def usable(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts that a search can be measured on.
+def probes(facts: Sequence[Fact], exclude: Sequence[Fact] = ()) -> list[Fact]:
+    """The facts that a search can be measured on, without those whose subject, in whatever case, is excluded.
 
     Raises:
         ValueError: there are fewer than `FEWEST`.
     """
-    complete = [fact for fact in facts if fact.target_true and fact.paraphrases and fact.neighbors]
-    if len(complete) < FEWEST:
-        raise ValueError(
-            f"facts: {len(complete)} of {len(facts)} have a true object, paraphrases and neighbors; a search needs "
-            f"{FEWEST} at least. CounterFact has all of it: docs/data.md."
-        )
+    subjects = {fact.subject.casefold() for fact in exclude}
+    left = [fact for fact in facts if fact.subject.casefold() not in subjects]
+    complete = [fact for fact in left if fact.target_true and fact.paraphrases and fact.neighbors]
+    excluded = len(facts) - len(left)
+    what = "have a true object, paraphrases and neighbors"
+    _check_enough(complete, f"{what} and are not excluded ({excluded} are)" if excluded else what, len(facts))
     return complete
+
+
+def _check_enough(facts: Sequence[Fact], what: str, given: int) -> None:
+    if len(facts) < FEWEST:
+        raise ValueError(
+            f"facts: {len(facts)} of {given} {what}; a search needs {FEWEST} at least. CounterFact has all that it "
+            "takes: docs/data.md."
+        )
 
 
 def enough_tokens(trials: Sequence[tuple[int, Trial]], order: Callable[[Sequence[Trial]], list[Trial]]) -> int:
@@ -197,12 +279,3 @@ def enough_tokens(trials: Sequence[tuple[int, Trial]], order: Callable[[Sequence
         and trial.perplexity - 1 <= 1.1 * max(best.perplexity - 1, 0.001)
     ]
     return min(good)
-
-
-def source(found: Tuning) -> str:
-    """What a preset's numbers rest on, in words."""
-    (_, checked), *_ = found.checked
-    return (
-        f"factpatch tune: {found.method} on {found.trials[-1].facts} probe facts; S {checked.score:.1f} and perplexity "
-        f"x {checked.perplexity:.3f} on {checked.facts} others"
-    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +38,15 @@ def attempts(
     layers: Sequence[int],
     facts: Sequence[Fact],
     steps: int,
+    until: float,
     tried: Callable[[Attempt], None] = lambda attempt: None,
 ) -> list[Attempt]:
-    """Try learning rates, then larger clamps with the best of them.
+    """Try learning rates, then larger clamps with the best of them, as long as there is time.
 
     Args:
         layers: where values are wanted.
         steps: evaluations at most.
+        until: when, by `time.monotonic`, no further attempt begins; one is always made.
         tried: called after each attempt.
 
     Returns:
@@ -51,9 +54,9 @@ def attempts(
     """
 
     def attempt(rate: float, clamp: float) -> Attempt:
-        settings = {"target.learning_rate": rate, "target.clamp": clamp, "target.steps": steps}
+        settings = usual_settings(steps, rate, clamp)
         target = with_settings(bench.method, settings).target
-        found = [bench.targets(bench.lm, facts, layer, target, bench.contexts) for layer in layers]
+        found = [bench.optimize(bench.lm, facts, layer, target, bench.contexts) for layer in layers]
         losses = [max(loss, target.stop_loss) for values in found for loss in values.loss.tolist()]
         evaluations = [float(count) for values in found for count in values.evaluations.tolist()]
         made = Attempt(settings, math.exp(statistics.fmean(map(math.log, losses))), statistics.fmean(evaluations))
@@ -63,10 +66,19 @@ def attempts(
     def loss(made: Attempt) -> float:
         return made.loss
 
-    best = sorted((attempt(rate, CLAMPS[0]) for rate in LEARNING_RATES), key=loss)
+    def several(rates: Iterable[float], clamp: float) -> list[Attempt]:
+        return [attempt(rate, clamp) for rate in rates if time.monotonic() < until]
+
+    usual = attempt(LEARNING_RATES[0], CLAMPS[0])
+    best = sorted([usual, *several(LEARNING_RATES[1:], CLAMPS[0])], key=loss)
     for clamp in CLAMPS[1:]:
-        wider = [attempt(made.settings["target.learning_rate"], clamp) for made in best[:2]]
-        if min(map(loss, wider)) > WORTH * best[0].loss:
+        wider = sorted(several([made.settings["target.learning_rate"] for made in best[:2]], clamp), key=loss)
+        if not wider or wider[0].loss > WORTH * best[0].loss:
             break
-        best = sorted(wider, key=loss)
+        best = wider
     return best
+
+
+def usual_settings(steps: int, rate: float = LEARNING_RATES[0], clamp: float = CLAMPS[0]) -> dict[str, Any]:
+    """Settings of the value optimization by dotted name, by default those that one would begin with."""
+    return {"target.learning_rate": rate, "target.clamp": clamp, "target.steps": steps}

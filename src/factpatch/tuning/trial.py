@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -19,14 +17,15 @@ from factpatch.evaluation.metrics import harmonic_mean
 from factpatch.evaluation.perplexity import perplexity
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
+from factpatch.failures import FAILURES
 from factpatch.methods import Method, method_named
 from factpatch.model.language_model import LanguageModel
 from factpatch.second_moment import SecondMoment
 from factpatch.settings import has_setting, settings_of, with_settings
 from factpatch.tuning.candidates import Candidate
-from factpatch.values.contexts import generate_contexts
+from factpatch.values.contexts import check_contexts, generate_contexts
+from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys
-from factpatch.values.shared import SharedTargets
 
 PERPLEXITY = "perplexity"
 
@@ -58,6 +57,19 @@ class Trial:
         """A JSON-able record."""
         return {**asdict(self), "score": self.score}
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Trial:
+        """The inverse of `to_dict`, also of what JSON made of it.
+
+        Raises:
+            KeyError: The record lacks something.
+        """
+        given = {field.name: record[field.name] for field in fields(cls)}
+        tried = given["candidate"]
+        target = tuple((name, value) for name, value in tried["target"])
+        given["candidate"] = Candidate(tuple(tried["critical_layers"]), target, tried["written"])
+        return cls(**{**given, PERPLEXITY: float(given[PERPLEXITY])})  # JSON has no infinity
+
 
 class Workbench:
     """A model and what all trials on it share: contexts, second moments, value targets, the unedited measurements.
@@ -65,8 +77,10 @@ class Workbench:
     Args:
         method: the method to be tried; its own settings are the starting point.
         facts: whose keys say what λ or L2 is for a share of a residual, in every trial.
+        optimize: what finds target values, as `SharedTargets`.
         text: for perplexity; the package's held-out text by default.
-        folder: where value targets are kept, and found again by a search that was interrupted.
+        seed: of the contexts.
+        contexts: as those of an editor; by default the model generates them.
     """
 
     def __init__(
@@ -75,9 +89,10 @@ class Workbench:
         method: str | Method,
         corpus: Corpus,
         facts: Sequence[Fact],
-        folder: Path,
+        optimize: Callable[..., TargetValues] = optimize_values,
         text: str | None = None,
         seed: int = 0,
+        contexts: Sequence[str] | None = None,
     ) -> None:
         self.lm = lm
         self.method = method_named(method) if isinstance(method, str) else method
@@ -85,12 +100,12 @@ class Workbench:
         self.facts = tuple(facts)
         self.text = text
         self.seed = seed
-        self.targets = SharedTargets(folder, lm.name)
+        self.optimize = optimize
         self.moments: dict[tuple[int, int], Tensor] = {}
         self.keys: dict[int, Tensor] = {}
         self.held: dict[int, int] = {}  # how many tokens were there, of those that were asked for
         with torch.inference_mode(), lm.quiet():
-            self.contexts = generate_contexts(lm, seed)
+            self.contexts = generate_contexts(lm, seed) if contexts is None else check_contexts(contexts)
         self.unedited = perplexity(lm, text)
 
     def read(self, layers: Sequence[int], tokens: int) -> dict[int, Tensor]:
@@ -133,31 +148,34 @@ class Workbench:
     def measure(self, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> Trial:
         """Edit the facts in one batch, measure, undo. An edit that fails is a trial of score 0, with its reason."""
         start = time.perf_counter()
-        method = self.resolve(candidate, tokens)
+        error, method = None, self.method
+        numbers = {"efficacy": 0.0, "generalization": 0.0, "specificity": 0.0, PERPLEXITY: math.inf}
+        try:
+            method = self.resolve(candidate, tokens)
+            numbers = self._edited(method, candidate, facts, tokens)
+        except FAILURES as raised:
+            error = str(raised)
+        settings = {name: value for name, value in _flat(method).items() if value != _flat(self.method).get(name)}
+        seconds = time.perf_counter() - start
+        return Trial(candidate, len(facts), settings, seconds=seconds, error=error, **numbers)
+
+    def _edited(self, method: Method, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> dict[str, float]:
+        """What an edit gives; it is taken back."""
         editor = Editor(
             self.lm,
             method=method,
             critical_layers=candidate.critical_layers,
             contexts=self.contexts,
             second_moments=self.read(candidate.critical_layers, tokens),
-            optimize=self.targets,
+            optimize=self.optimize,
             seed=self.seed,
             progress=False,
         )
-        error = None
-        numbers = {"efficacy": 0.0, "generalization": 0.0, "specificity": 0.0, PERPLEXITY: math.inf}
         try:
             editor.edit(facts)
-            numbers = {**_metrics(self.lm, facts), PERPLEXITY: perplexity(self.lm, self.text) / self.unedited}
-        except (ValueError, ArithmeticError) as raised:
-            error = str(raised)
+            return {**_metrics(self.lm, facts), PERPLEXITY: perplexity(self.lm, self.text) / self.unedited}
         finally:
-            # Nothing is in force where the edit itself failed.
-            with suppress(ValueError):
-                editor.undo()
-        settings = {name: value for name, value in _flat(method).items() if value != _flat(self.method).get(name)}
-        seconds = time.perf_counter() - start
-        return Trial(candidate, len(facts), settings, seconds=seconds, error=error, **numbers)
+            editor.reset()
 
 
 def _metrics(lm: LanguageModel, facts: Sequence[Fact]) -> dict[str, float]:
