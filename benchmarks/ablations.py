@@ -19,11 +19,14 @@ from typing import Any
 import torch
 
 from factpatch import METHODS, Editor, Fact, Method, load_facts, verify
+from factpatch.corpus import corpus_from
 from factpatch.evaluation.intervals import score_difference
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.facts import identity
 from factpatch.files import plain, write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.model.weights import model_hash
 from factpatch.presets import preset_for
 from factpatch.session import Session
 from factpatch.settings import parse_assignments, settings_of, with_settings
@@ -40,10 +43,14 @@ def row(
     method: Method,
     batches: Sequence[Sequence[Fact]],
     directory: Path,
+    weights: str,
     targets: SharedTargets,
     **given: Any,
 ) -> dict[str, Any]:
     """Edit and measure, or read what was measured before; the model is as it was.
+
+    Args:
+        weights: `model_hash` of the unedited model.
 
     Raises:
         ValueError: the directory holds another measurement under this name.
@@ -51,13 +58,22 @@ def row(
     result, place = directory / f"{name}.json", directory / name
     editor = Editor(lm, method=method, optimize=targets, progress=False, **given)
     facts = [fact for batch in batches for fact in batch]
-    about = json.loads(
-        json.dumps([settings_of(method), plain(given), [len(batch) for batch in batches], [f.to_dict() for f in facts]])
+    about = plain(
+        {
+            "weights": weights,
+            "corpus": corpus_from(None).identity,
+            "method": settings_of(method),
+            "given": given,
+            "batches": [len(batch) for batch in batches],
+            "facts": identity(facts),
+        }
     )
     if result.exists():
         found = dict(json.loads(result.read_text("utf-8")))
         if found["about"] != about:
-            raise ValueError(f"{result} was measured with other facts or settings; choose another --directory.")
+            raise ValueError(
+                f"{result} was measured with another model, facts or settings; choose another --directory."
+            )
         return found
     session = Session(place) if place.exists() else Session.create(place, editor, batches)
     with session.locked():
@@ -120,7 +136,8 @@ def main() -> None:
     given = {**preset.settings(options.method), **parse_assignments(options.settings)}
     method = with_settings(METHODS[options.method], given)
     options.directory.mkdir(parents=True, exist_ok=True)
-    targets = SharedTargets(options.directory / "targets", options.model)
+    weights = model_hash(lm.model)
+    targets = SharedTargets(options.directory / "targets", weights)
     unedited = perplexity(lm)
     rows = {}
     for keys in options.keys:
@@ -129,7 +146,7 @@ def main() -> None:
             one = replace(method, spread=SPREADS[spread])
             layers = preset.layers_for(lm.num_layers)
             rows[name] = row(
-                lm, name, one, batches, options.directory, targets,
+                lm, name, one, batches, options.directory, weights, targets,
                 critical_layers=layers, remember_keys=keys == "earlier",
             )  # fmt: skip
     print(table(rows, unedited))
