@@ -24,6 +24,7 @@ from factpatch.data.references import why_no_references
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact
+from factpatch.failures import FAILURES
 from factpatch.files import remove_drafts, write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
@@ -83,8 +84,9 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
             runner.pace.begin()
             try:
                 runner.run(plan, editors.pop(0))
-            except (ArithmeticError, ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-                if isinstance(error, (SessionError, DataFileError, RunError)):
+            except FAILURES as error:
+                # More memory may be there next time.
+                if isinstance(error, (SessionError, DataFileError, RunError, torch.cuda.OutOfMemoryError)):
                     raise
                 # A model that collapses is a result, and no reason to give up the other methods.
                 plan.directory.mkdir(parents=True, exist_ok=True)
