@@ -81,3 +81,17 @@ def test_a_model_without_a_chat_template_is_refused(
     assert "--chat: chat=True: the tokenizer" in result.output
     assert "has no chat template" in result.output
     assert not (tmp_path / "p").exists()
+
+
+def test_composing_edits_of_a_chat_with_others_is_noted(
+    run: Run, edit_chat: list[object], facts_file: Path, tmp_path: Path
+) -> None:
+    facts = json.loads(facts_file.read_text())
+    plain, chat, both = (tmp_path / f"{name}.safetensors" for name in "pcb")
+    for fact, out, options in ((facts[0], plain, []), (facts[1], chat, ["--chat"])):
+        facts_file.write_text(json.dumps([fact]))
+        assert run(*edit_chat, *options, "--out", out, "--no-verify").exit_code == 0
+    result = run("compose", plain, chat, "--out", both)
+    assert result.exit_code == 0, result.output
+    assert f"{chat}: edited in a chat, the rest was not" in result.output
+    assert "edited in a chat" not in run("compose", chat, "--out", both).output

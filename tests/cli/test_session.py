@@ -209,7 +209,7 @@ def test_log_says_what_was_learned_and_undone(run: Run, edit_arguments: list[obj
     assert output.count("not learned  ") == sum(not held for batch in learned for held in batch)
     assert run("undo", directory, "--to", 1).exit_code == 0
     output = run("log", directory).output
-    assert "Taken back: 1 batches" in output
+    assert "Taken back: 1 batch" in output
     assert "0002" not in output
 
 
@@ -228,7 +228,7 @@ def test_undo_goes_back_to_a_batch_and_other_facts_go_on_from_there(
 ) -> None:
     result = run("undo", session, "--to", 1)
     assert result.exit_code == 0, result.output
-    assert f"{session} is where it was after batch 1: 1 batches are out of force." in result.output
+    assert f"{session} is where it was after batch 1: 1 batch out of force." in result.output
     arguments[arguments.index("--facts") + 1] = more
     assert run(*arguments).exit_code == 0
     batches = [[fact.subject for fact in batch] for batch in Session(session).batches]
@@ -243,7 +243,7 @@ def test_undo_goes_back_to_a_batch_and_other_facts_go_on_from_there(
 def test_undo_drops_what_is_pending(run: Run, unfinished: Path) -> None:
     result = run("undo", unfinished, "--to", 1)
     assert result.exit_code == 0, result.output
-    assert "0 batches are out of force, and 1 facts that were still to be edited" in result.output
+    assert "0 batches out of force, and 1 facts that were still to be edited" in result.output
     assert Session(unfinished).waiting == []
 
 

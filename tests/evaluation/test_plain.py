@@ -20,7 +20,7 @@ def test_it_says_what_was_learned_what_moved_and_what_it_cost():
     after = (Reading(NEW, (NEW, TRUE), (TRUE, NEW, NEW)), Reading(TRUE, (), (TRUE,)))
     found = plain_summary(Verification(FACTS, after, before), (20.0, 20.24), 39.7)
     assert found == (
-        "1 of 2 facts learned; 1 of 2 paraphrases agree; 1 of 3 neighbors moved; perplexity +1.2 %; took 40 s"
+        "1 of 2 facts learned; 1 of 2 paraphrases agree; 1 of 3 neighbors moved; perplexity +1.2 %; editing took 40 s"
     )
 
 

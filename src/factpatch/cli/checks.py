@@ -154,11 +154,13 @@ def load_model(model: str, device: str | None, dtype: Any, chat: bool = False) -
 
 
 def silence_transformers() -> None:
-    """No progress bars and no warnings from transformers."""
+    """No progress bars and no warnings from transformers and from what it downloads with."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
 
 
 def check_layers(lm: LanguageModel, layers: tuple[int, ...] | None) -> None:

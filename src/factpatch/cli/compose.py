@@ -64,7 +64,7 @@ def compose(
     if rank is not None and energy is not None:
         raise checks.BadArgumentError(f"--rank {rank}, --energy {energy}: give one of them.")
     if energy is not None and not 0 < energy <= 1:
-        raise checks.BadArgumentError(f"--energy {energy}: must be a share above 0, at most 1.")
+        raise checks.BadArgumentError(f"--energy {energy:g}: must be a share above 0, at most 1, as 0.95.")
     if rebase is None and dtype is not None:
         raise checks.BadArgumentError(f"--dtype {dtype}: is for the model of --rebase; give that, or leave it out.")
 
@@ -72,7 +72,15 @@ def compose(
     from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
-        composed = Patch.compose([load_patch(path) for path in patches])
+        parts = [load_patch(path) for path in patches]
+        composed = Patch.compose(parts)
+    in_chat = [str(path) for path, part in zip(patches, parts, strict=True) if part.chat]
+    if in_chat and not composed.chat:
+        render.note(
+            f"{', '.join(in_chat)}: edited in a chat, the rest was not. factpatch verify asks for all facts of the sum "
+            "in one way: plainly, or with --chat in a chat.",
+            "yellow",
+        )
     checks.check_place(None, dtype)
     if rank is not None or energy is not None:
         composed = composed.shrink(rank, energy)
@@ -84,7 +92,7 @@ def compose(
     composed.save(out)
     _show(composed)
     count = "1 patch" if len(patches) == 1 else f"{len(patches)} patches"
-    where = f"{count}, {len(composed.facts)} facts in layers {render.numbers(composed.layers)}"
+    where = f"{count}, {render.counted(len(composed.facts), 'fact')} in layers {render.numbers(composed.layers)}"
     render.say(f"Patch: {out} ({render.size(out)}; {where})", "bold")
     if rebase is None:
         render.say("It does not say which weights it leaves: `factpatch undo` takes it off a model only with --base.")

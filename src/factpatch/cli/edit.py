@@ -180,7 +180,10 @@ def _check_given(model: str | None, facts: Path | None, out: Path | None, sessio
     """Raise BadArgumentError unless there is all that a run needs which does not resume another."""
     for name, value in (("MODEL", model), ("--facts", facts), ("--out", out or session)):
         if value is None:
-            raise checks.BadArgumentError(f"{name}: is missing; only factpatch edit --resume DIR does without it.")
+            without = (
+                "give it, or --session DIR" if name == "--out" else "only factpatch edit --resume DIR does without it"
+            )
+            raise checks.BadArgumentError(f"{name}: is missing; {without}.")
 
 
 def _check_resumed(ctx: typer.Context, allowed: set[str]) -> None:
@@ -333,7 +336,7 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
     if session is not None:
         render.say(f"Session: {session} ({len(done.attempted)} facts; factpatch log {session} shows them)", "bold")
     if outputs["out"] is not None:
-        where = f"{len(done.attempted)} facts in layers {render.numbers(done.patch.layers)}"
+        where = f"{render.counted(len(done.attempted), 'fact')} in layers {render.numbers(done.patch.layers)}"
         render.say(f"Patch: {outputs['out']} ({render.size(outputs['out'])}; {where})", "bold")
     for what, path in (("Model", outputs["save_model"]), ("Report", outputs["report"])):
         if path is not None:

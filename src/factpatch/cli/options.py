@@ -36,7 +36,9 @@ SkipUnusable = Annotated[
         help="Pass over records that are no facts, such as prompts without their subject, and say how many.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N facts.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N facts of the file.")
+]
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write a report as JSON.")]
 OutDirectory = Annotated[
     Path,

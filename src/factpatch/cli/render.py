@@ -107,9 +107,9 @@ def _answer(fact: Fact, now: Reading) -> Text:
 def metric_table(verification: Verification, perplexity: tuple[float | None, float | None] = (None, None)) -> Table:
     """A line per metric: before -> after."""
     made = Table.grid(padding=(0, 1), pad_edge=False)
-    for justify in ("left", "right", "left", "right", "left"):
+    for justify in ("left", "right", "left", "right"):
         made.add_column(justify=justify, no_wrap=True)
-    made.columns[-1].overflow = "ellipsis"
+    made.add_column()  # in a narrow terminal this wraps, and no number is cut
     summary = verification.summary()
     for name, meaning in _LINES:
         was, now = summary[name]["before"], summary[name]["after"]
@@ -156,6 +156,11 @@ def _show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
     for fact in facts:
         name = "" if fact.id is None else f"{fact.id}: "
         say(f"  {printable(name + fact.text)} {printable(fact.target_new)}")
+
+
+def counted(number: int, thing: str) -> str:
+    """As `1 fact`, `2 facts`, `2 batches`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}{'es' if thing.endswith('ch') else 's'}"
 
 
 def show_times(seconds: dict[str, float]) -> None:

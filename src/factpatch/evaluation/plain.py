@@ -24,20 +24,20 @@ def plain_summary(
 
     Returns:
         For example "38 of 40 facts learned; 70 of 80 paraphrases agree; 3 of 360 neighbors moved; perplexity +1.2 %;
-        took 40 s". What is not known is left out.
+        editing took 40 s". What is not known is left out.
     """
     now = verification.after
     parts = [f"{sum(reading.learned for reading in now)} of {_count(len(now), 'fact')} learned"]
     agree = [prefers_new(probe.nlls) for reading in now for probe in reading.paraphrases]
     known = [one for one in agree if one is not None]
     if known:
-        parts.append(f"{sum(known)} of {_count(len(known), 'paraphrase')} agree")
+        parts.append(f"{sum(known)} of {_count(len(known), 'paraphrase')} agree{'s' if len(known) == 1 else ''}")
     parts += _neighbors(verification)
     before, after = perplexity
     if before is not None and after is not None:
         parts.append(f"perplexity {100 * (after / before - 1):+.1f} %")
     if seconds is not None:
-        parts.append(f"took {seconds:.0f} s")
+        parts.append(f"editing took {seconds:.0f} s")
     return "; ".join(parts)
 
 

@@ -103,8 +103,8 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) ->
             loaded.config._name_or_path = name  # a patch would otherwise name a folder of this machine
         return loaded, tokenizer or AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        kind = "directory" if Path(name).is_dir() else "directory of this machine nor an id that the Hub gave"
+        kind = "directory of a model" if Path(name).is_dir() else "directory, and no model that the Hub gave"
         raise ValueError(
-            f"model={name!r} cannot be loaded: it is no embedded model ({', '.join(EMBEDDED)}), and as a {kind} it "
-            f"failed with: {error}"
+            f"model={name!r} cannot be loaded: it is no {kind}. It is not embedded either.{suggestion(name, EMBEDDED)} "
+            f"What loading it said: {error}"
         ) from error

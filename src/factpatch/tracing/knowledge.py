@@ -61,6 +61,7 @@ def _nothing_known(lm: LanguageModel, rows: Sequence[TokenizedPrompt]) -> str:
         for prompt, answer in zip(shown, answers, strict=True)
     )
     return (
-        f"{lm.name} knows none of the {len(rows)} facts, so that there is nothing to trace: {wrong}. Give facts that "
-        "it knows, in words that it would go on with; facts without target_true are traced with whatever it says."
+        f"{lm.name} knows none of the {len(rows)} facts, so that there is nothing to trace: {wrong}. Give more "
+        "facts, or such as it knows, in words that it would go on with; facts without target_true are traced with "
+        "whatever it says."
     )
