@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +15,7 @@ from factpatch.files import is_draft, plain, remove_drafts, write_json
 from factpatch.settings import difference
 
 LOCK = "lock"
+T = TypeVar("T")
 
 
 @contextmanager
@@ -92,6 +93,20 @@ class ResultDirectory:
                 folder.mkdir(exist_ok=True)
                 remove_drafts(folder)
             yield
+
+    def read(self, file: Path, read: Callable[[dict[str, Any]], T]) -> T:
+        """One of the directory's JSON files.
+
+        Args:
+            read: makes a result of what the file holds.
+
+        Raises:
+            DirectoryError: The file cannot be read.
+        """
+        try:
+            return read(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.error(f"{file}: cannot be read ({error}). Remove it, to have it found anew.") from error
 
     @property
     def _file(self) -> Path:

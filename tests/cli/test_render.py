@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from factpatch.cli.render import _LINES, counted, metric_table
+from factpatch.cli.render import _LINES, metric_table
+from factpatch.wording import counted
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -10,7 +10,6 @@ report.html          all that is there, on one page
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,12 +43,12 @@ class AnalysisDirectory(ResultDirectory):
         file = self.parts / f"{name}.json"
         if not file.is_file():
             write_json(file, find().to_dict())
-        return self._read(file)
+        return self.read(file, Findings.from_dict)
 
     def found(self, name: str) -> Findings | None:
         """What an analysis found; None if it is not done."""
         file = self.path / f"{name}.json"
-        return self._read(file) if file.is_file() else None
+        return self.read(file, Findings.from_dict) if file.is_file() else None
 
     def write(self, name: str, findings: Findings) -> list[Path]:
         """Write what an analysis found as CSV and JSON; the latter comes last and says that it is done."""
@@ -57,9 +56,3 @@ class AnalysisDirectory(ResultDirectory):
         atomic_write(table, lambda draft: draft.write_text(findings.csv(), "utf-8"))
         write_json(record, {"analysis": name, "about": self.about, **findings.to_dict()})
         return [table, record]
-
-    def _read(self, file: Path) -> Findings:
-        try:
-            return Findings.from_dict(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AnalysisError(f"{file}: cannot be read ({error}). Remove it, to have it found anew.") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from factpatch.analysis.charts import figure
 from factpatch.analysis.directory import AnalysisDirectory, AnalysisError
 from factpatch.analysis.report import section, write_report
+from factpatch.analysis.rows import Findings
 from factpatch.analysis.study import Study
 from factpatch.analysis.table import ANALYSES, Analysis, Outcome
 from factpatch.data.reading import DataFileError
@@ -51,7 +52,7 @@ def analyze(
         sections = {name: section(Outcome(ANALYSES[name], found)) for name, found in there.items() if found is not None}
         for analysis in analyses:
             name = analysis.name
-            outcome = _outcome(study, analysis, directory)
+            outcome = _outcome(study, analysis, there[name], directory.path)
             new = name not in sections
             if outcome.findings is not None:
                 # The figure before the numbers, which say that an analysis is done.
@@ -67,10 +68,9 @@ def analyze(
     return [*written, directory.path / PAGE]
 
 
-def _outcome(study: Study, analysis: Analysis, directory: AnalysisDirectory) -> Outcome:
-    findings = directory.found(analysis.name)
+def _outcome(study: Study, analysis: Analysis, findings: Findings | None, path: Path) -> Outcome:
     if findings is not None:
-        logger.info("%s: found again in %s", analysis.name, directory.path)
+        logger.info("%s: found again in %s", analysis.name, path)
         return Outcome(analysis, findings)
     try:
         findings = analysis.find(study)

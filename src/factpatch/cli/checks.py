@@ -37,6 +37,19 @@ def argument(name: str) -> Iterator[None]:
         raise BadArgumentError(f"{name}: {error}") from error
 
 
+def read_text(option: str, path: Path | None) -> str | None:
+    """The text of a file that has one, or None if there is no file.
+
+    Raises:
+        BadArgumentError: it cannot be read, or is empty.
+    """
+    with argument(option):
+        text = None if path is None else path.read_text("utf-8")
+        if text is not None and not text.strip():
+            raise ValueError(f"{path}: the file is empty.")
+        return text
+
+
 def check_output_file(option: str, path: Path | None) -> None:
     """Raise BadArgumentError unless a file can be written there, as far as can be told without writing."""
     if path is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from factpatch.cli import checks, render
+from factpatch.wording import counted
 
 if TYPE_CHECKING:
     from factpatch.patch import Patch
@@ -91,9 +92,8 @@ def compose(
         same = composed.states()[0] == before
     composed.save(out)
     _show(composed)
-    count = "1 patch" if len(patches) == 1 else f"{len(patches)} patches"
-    where = f"{count}, {render.counted(len(composed.facts), 'fact')} in layers {render.numbers(composed.layers)}"
-    render.say(f"Patch: {out} ({render.size(out)}; {where})", "bold")
+    what = f"{counted(len(patches), 'patch')}, {counted(len(composed.facts), 'fact')}"
+    render.say(f"Patch: {out} ({render.size(out)}; {what} in layers {render.numbers(composed.layers)})", "bold")
     if rebase is None:
         render.say("It does not say which weights it leaves: `factpatch undo` takes it off a model only with --base.")
     elif same:

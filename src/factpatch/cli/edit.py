@@ -13,6 +13,7 @@ import typer
 
 from factpatch.cli import checks, options, render
 from factpatch.cli.editors import editor_from
+from factpatch.wording import counted
 
 if TYPE_CHECKING:
     from factpatch.editor import Editor
@@ -70,14 +71,7 @@ def edit(
     no_remember_keys: Annotated[
         bool, typer.Option("--no-remember-keys", help="Let a batch move the keys of the batches before it.")
     ] = False,
-    perplexity_text: Annotated[
-        Path | None,
-        typer.Option(
-            "--perplexity-text",
-            metavar="FILE",
-            help="The text that perplexity is measured on. Default: one that the package ships.",
-        ),
-    ] = None,
+    perplexity_text: options.PerplexityText = None,
     no_verify: Annotated[
         bool,
         typer.Option("--no-verify", help="Neither ask the model before and after the edit nor measure perplexity."),
@@ -135,7 +129,7 @@ def edit(
             batches = [read[start : start + size] for start in range(0, len(read), size)]
             for batch in batches:
                 check_batch(batch)
-    text = _text(outputs["perplexity_text"])
+    text = checks.read_text("--perplexity-text", outputs["perplexity_text"])
     seconds: dict[str, float] = {}
     run: dict[str, Any] = {name: how[name] for name in ("corpus", "corpus_tokens")}
     if session is not None:
@@ -264,14 +258,6 @@ def _check_outputs(how: dict[str, Any], outputs: dict[str, Any], facts: Path | N
     checks.check_outside(session, "session's", out=out, report=report, save_model=save_model)
 
 
-def _text(path: Path | None) -> str | None:
-    with checks.argument("--perplexity-text"):
-        text = None if path is None else path.read_text("utf-8")
-        if text is not None and not text.strip():
-            raise ValueError(f"{path}: the file is empty.")
-        return text
-
-
 def _begun(directory: Path, how: dict[str, Any]) -> Session | None:
     """The session to add facts to, or None if there is none yet in this directory."""
     from factpatch.session import Session
@@ -336,7 +322,7 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
     if session is not None:
         render.say(f"Session: {session} ({len(done.attempted)} facts; factpatch log {session} shows them)", "bold")
     if outputs["out"] is not None:
-        where = f"{render.counted(len(done.attempted), 'fact')} in layers {render.numbers(done.patch.layers)}"
+        where = f"{counted(len(done.attempted), 'fact')} in layers {render.numbers(done.patch.layers)}"
         render.say(f"Patch: {outputs['out']} ({render.size(outputs['out'])}; {where})", "bold")
     for what, path in (("Model", outputs["save_model"]), ("Report", outputs["report"])):
         if path is not None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, render
+from factpatch.wording import counted
 
 
 def log(
@@ -42,7 +43,7 @@ def log(
                 style = "red" if mark.startswith("not") else ""
                 render.say(f"  {mark}{render.printable(fact.text)} {render.printable(fact.target_new)}", style)
     if opened.undone:
-        render.say(f"Taken back: {render.counted(opened.undone, 'batch')}; the patches are still in the directory.")
+        render.say(f"Taken back: {counted(opened.undone, 'batch')}; the patches are still in the directory.")
     if opened.waiting:
         render.say(
             f"Still to be edited: {sum(opened.waiting)} facts in {len(opened.waiting)} batches; "

@@ -39,6 +39,14 @@ SkipUnusable = Annotated[
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Read only the first N facts of the file.")
 ]
+PerplexityText = Annotated[
+    Path | None,
+    typer.Option(
+        "--perplexity-text",
+        metavar="FILE",
+        help="The text that perplexity is measured on. Default: one that the package ships.",
+    ),
+]
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE.json", help="Write a report as JSON.")]
 OutDirectory = Annotated[
     Path,

@@ -158,11 +158,6 @@ def _show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
         say(f"  {printable(name + fact.text)} {printable(fact.target_new)}")
 
 
-def counted(number: int, thing: str) -> str:
-    """As `1 fact`, `2 facts`, `2 batches`."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}{'es' if thing.endswith('ch') else 's'}"
-
-
 def show_times(seconds: dict[str, float]) -> None:
     """The stages that took noticeable time, and the total."""
     parts = [f"{stage.replace('_', ' ')} {took:.1f}" for stage, took in seconds.items() if took >= 0.05]

@@ -61,14 +61,7 @@ def tune(
         int, typer.Option("--steps", min=2, metavar="N", help="Evaluations of the value optimization at most.")
     ] = 20,
     corpus: options.Corpus = None,
-    perplexity_text: Annotated[
-        Path | None,
-        typer.Option(
-            "--perplexity-text",
-            metavar="FILE",
-            help="The text that perplexity is measured on. Default: one that the package ships.",
-        ),
-    ] = None,
+    perplexity_text: options.PerplexityText = None,
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the choice of facts.")] = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -107,8 +100,7 @@ def tune(
         )
     with checks.argument("--corpus"):
         opened = None if corpus is None else corpus_from(corpus)
-    with checks.argument("--perplexity-text"):
-        text = None if perplexity_text is None else perplexity_text.read_text("utf-8")
+    text = checks.read_text("--perplexity-text", perplexity_text)
     lm = checks.load_model(model, device, dtype)
     for layers in chosen:
         checks.check_layers(lm, layers)

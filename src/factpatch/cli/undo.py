@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factpatch.cli import checks, options, render
+from factpatch.wording import counted
 
 if TYPE_CHECKING:
     from factpatch.patch import Patch
@@ -85,7 +86,7 @@ def undo(
         kind = str(loaded.weight_dtype).removeprefix("torch.")
         render.say(
             f"Layers {render.numbers(rounded)} are those of the unedited model to rounding: within one unit in the "
-            f"last place of {kind} for each of {render.counted(len(loaded.batches), 'batch')}, relative to the "
+            f"last place of {kind} for each of {counted(len(loaded.batches), 'batch')}, relative to the "
             "largest magnitude that the weight had. With --base they would be bit-identical.",
             "yellow",
         )
@@ -106,7 +107,7 @@ def _go_back(directory: Path, to: int) -> None:
             session.undo(to)
     dropped = f", and {waiting} facts that were still to be edited" if waiting else ""
     render.say(
-        f"{directory} is where it was after batch {to}: {render.counted(before - to, 'batch')} out of force{dropped}.",
+        f"{directory} is where it was after batch {to}: {counted(before - to, 'batch')} out of force{dropped}.",
         "bold",
     )
     render.say("Their patches stay in the directory. A model that was saved with them is not changed by this.")

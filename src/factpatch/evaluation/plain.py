@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from factpatch.evaluation.metrics import prefers_new, prefers_true
 from factpatch.evaluation.verify import Verification
+from factpatch.wording import counted
 
 
 def plain_summary(
@@ -27,11 +28,11 @@ def plain_summary(
         editing took 40 s". What is not known is left out.
     """
     now = verification.after
-    parts = [f"{sum(reading.learned for reading in now)} of {_count(len(now), 'fact')} learned"]
+    parts = [f"{sum(reading.learned for reading in now)} of {counted(len(now), 'fact')} learned"]
     agree = [prefers_new(probe.nlls) for reading in now for probe in reading.paraphrases]
     known = [one for one in agree if one is not None]
     if known:
-        parts.append(f"{sum(known)} of {_count(len(known), 'paraphrase')} agree{'s' if len(known) == 1 else ''}")
+        parts.append(f"{sum(known)} of {counted(len(known), 'paraphrase')} agree{'s' if len(known) == 1 else ''}")
     parts += _neighbors(verification)
     before, after = perplexity
     if before is not None and after is not None:
@@ -47,13 +48,9 @@ def _neighbors(verification: Verification) -> list[str]:
     if not now:
         return []
     if verification.before is None:
-        return [f"{len(now) - sum(map(bool, now))} of {_count(len(now), 'neighbor')} wrong"]
+        return [f"{len(now) - sum(map(bool, now))} of {counted(len(now), 'neighbor')} wrong"]
     was = [prefers_true(probe.nlls) for reading in verification.before for probe in reading.neighbors]
     right = [still for earlier, still in zip(was, now, strict=True) if earlier]
     if not right:
-        return [f"none of {_count(len(now), 'neighbor')} was right before"]
-    return [f"{len(right) - sum(map(bool, right))} of {_count(len(right), 'neighbor')} moved"]
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+        return [f"none of {counted(len(now), 'neighbor')} was right before"]
+    return [f"{len(right) - sum(map(bool, right))} of {counted(len(right), 'neighbor')} moved"]

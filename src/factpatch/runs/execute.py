@@ -124,6 +124,7 @@ class _Runner:
 
     def run(self, plan: Plan, editor: Editor) -> None:
         """Edit and measure one line of the table; the model is as it was afterwards."""
+        self.targets.take_seconds()  # of a batch that failed
         todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, editor.critical_layers[-1])
         self._before(plan, todo)
         session = self._session(plan, editor)

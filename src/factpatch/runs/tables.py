@@ -139,12 +139,17 @@ def comparison(
         pairs: For a method the one it should improve on.
     """
     means = {label: [_mean(rows, label, column) for column in columns] for label in ("", *labels)}
+    end = rows[rows["when"] == When.END.value]
+    # With the same seeds two methods were measured on the same facts.
+    seeds = end.groupby(["label", "dataset"])["seed"].agg(frozenset).to_dict()
     lines = [("unedited", tuple(means[""]))]
     for label in labels:
         other = pairs.get(label, "")
         bases = means[other] if other in labels else [Cell(None)] * len(columns)
         cells = (
-            _beside(cell, base, column) if _alike(rows, label, other, column) else cell
+            _beside(cell, base, column)
+            if seeds.get((label, column.dataset)) == seeds.get((other, column.dataset))
+            else cell
             for cell, base, column in zip(means[label], bases, columns, strict=True)
         )
         lines.append((label, tuple(cells)))
@@ -180,13 +185,6 @@ def better(new: float | None, old: float | None, column: Column) -> bool:
 
 def _beside(cell: Cell, other: Cell, column: Column) -> Cell:
     return replace(cell, base=other.mean, improved=better(cell.mean, other.mean, column))
-
-
-def _alike(rows: pd.DataFrame, label: str, other: str, column: Column) -> bool:
-    """Whether two methods were measured with the same seeds, hence on the same facts."""
-    there = rows[(rows["dataset"] == column.dataset) & (rows["when"] == When.END.value)]
-    mine, its = (set(there["seed"][there["label"] == one]) for one in (label, other))
-    return mine == its
 
 
 def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:

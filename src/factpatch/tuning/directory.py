@@ -54,10 +54,7 @@ class TuningDirectory(ResultDirectory):
             if made.error is None:
                 write_json(file, made.to_dict())
             return made
-        try:
-            return Trial.from_dict(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self.error(f"{file}: cannot be read ({error}). Remove it, to have it measured anew.") from error
+        return self.read(file, Trial.from_dict)
 
     def write(self, found: Tuning) -> None:
         """Write what there is so far; each file appears whole.

@@ -124,11 +124,11 @@ class Workbench:
 
     def read_keys(self, layers: Sequence[int]) -> list[Tensor]:
         """The keys of the facts in each layer of the unedited model, (n, d_key); each layer is read once."""
-        with torch.inference_mode(), self.lm.quiet():
-            subjects = SubjectRows.of(self.lm, self.facts, self.contexts)
-            for layer in layers:
-                if layer not in self.keys:
-                    self.keys[layer] = read_keys(self.lm, subjects, layer).cpu()
+        missing = [layer for layer in layers if layer not in self.keys]
+        if missing:
+            with torch.inference_mode(), self.lm.quiet():
+                subjects = SubjectRows.of(self.lm, self.facts, self.contexts)
+                self.keys |= {layer: read_keys(self.lm, subjects, layer).cpu() for layer in missing}
         return [self.keys[layer] for layer in layers]
 
     def resolve(self, candidate: Candidate, tokens: int, method: Method | None = None) -> Method:
