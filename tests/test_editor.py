@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.editors import CONTEXTS, EXACT, FACTS, LAYERS, QUICK, make, second_moments
 from tests.models import FAMILIES, INNER, SENTENCES, tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -21,42 +22,10 @@ from factpatch.shift import Dense, Shift
 from factpatch.strategies.regularizer import Acts, CapSingularValues, KeepLargest, Regularizer
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 
-LAYERS = (1, 2, 3)
-CONTEXTS = ("{}", "The tower in the city. {}")
-QUICK = {"target.steps": 4, "target.learning_rate": 0.3}
-SOLVER: dict[type, dict[str, float]] = {
-    Ridge: {"solver.weight": 5.0},
-    NullSpace: {"solver.threshold": 0.4, "solver.l2": 0.5},
-}
-FACTS = (
-    Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
-    Fact("{} plays the sport of", "Messi", "basketball"),
-    Fact("The capital of {} is", "Finland", "Rome"),
-    Fact("{} works in the field of", "Ada Lovelace", "football"),
-)
-EXACT = torch.float64
 PRUNE = CapSingularValues()
 # So little restraint that a total shift exceeds every bound.
 FAR = {"target.clamp": 30, "target.learning_rate": 3}
 LOOSE = {**FAR, "solver.weight": 0.01}
-
-
-def second_moments(seed: int = 0) -> dict[int, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    moments = {}
-    for layer in LAYERS:
-        keys = torch.randn(300, INNER, generator=generator, dtype=EXACT) * torch.logspace(-1, 0.5, INNER, dtype=EXACT)
-        moments[layer] = keys.T @ keys / len(keys)
-    return moments
-
-
-def make(
-    method: str | Method = "memit-blue", family: str = "llama", dtype: torch.dtype = EXACT, **options: Any
-) -> Editor:
-    row = METHODS[method] if isinstance(method, str) else method
-    settings = {**QUICK, **SOLVER[type(row.solver)], **options.pop("settings", {})}
-    given = {"critical_layers": LAYERS, "contexts": CONTEXTS, "second_moments": second_moments(), **options}
-    return Editor(tiny(family, dtype=dtype), method=row, settings=settings, **given)
 
 
 def state(editor: Editor) -> dict[str, Tensor]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.editors import CONTEXTS, second_moments
 from tests.models import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
-from tests.test_editor import CONTEXTS, second_moments
 
 from factpatch import METHODS, Editor, Fact, Patch, verify
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.editors import FACTS, LAYERS, make
 from tests.models import FAMILIES, SENTENCES, tiny_model, tiny_tokenizer
-from tests.test_editor import FACTS, LAYERS, make
 from tests.test_patch import edit
 from torch import Tensor
 

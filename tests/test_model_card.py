@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from tests.editors import FACTS, make
 from tests.models import SENTENCES, tiny_model
-from tests.test_editor import FACTS, make
 from tests.test_patch import edit
 
 from factpatch import Fact, Patch

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.analysis.tiny import EXACT, FACTS, LAYERS, same, second_moments, state, tiny_study
+from tests.analysis.tiny import FACTS, LAYERS, same, state, tiny_study
+from tests.editors import EXACT, second_moments
 from torch import Tensor
 
 from factpatch.analysis.bound import DISTANCE, EARLIER, SIZE, batch_sizes, bound, holds, sides, solve_for
@@ -47,7 +48,7 @@ def test_the_bound_holds_and_its_sides_are_those_of_the_dense_formulas(
     seed: int, spread: str, earlier: int, solver: Solver
 ) -> None:
     facts, layers = 1 + 4 * seed, [2, 3, 5, 6, 7]
-    moment, keys = second_moments(seed)[LAYERS[0]], random(facts, D_KEY, seed=seed)
+    moment, keys = second_moments(seed, LAYERS)[LAYERS[0]], random(facts, D_KEY, seed=seed)
     before = random(earlier, D_KEY, seed=100 + seed)
     exact, last = random(facts, D_VALUE, seed=200 + seed), 3 * random(facts, D_VALUE, seed=300 + seed)
     memory = Memory(solver.prepare(moment))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.analysis.tiny import CONTEXTS, FACTS, LAYERS, tiny_editor, tiny_study
+from tests.analysis.tiny import FACTS, LAYERS, tiny_editor, tiny_study
+from tests.editors import CONTEXTS
 from tests.models import SENTENCES
 
 import factpatch.values.shared as shared

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
+from tests.editors import CONTEXTS, FACTS, LAYERS, QUICK, second_moments
 from tests.models import FAMILIES, tiny_model, tiny_tokenizer
-from tests.test_editor import CONTEXTS, FACTS, LAYERS, QUICK, second_moments
 from transformers import AutoModelForCausalLM
 
 from factpatch import METHODS, Editor, Patch

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.editors import CONTEXTS, second_moments
 from tests.models import FAMILIES, tiny, tiny_model, tiny_tokenizer
-from tests.test_editor import CONTEXTS, second_moments
 from tests.test_families import FACTS as LEARNED
 from tests.test_families import LAYERS
 from tests.values.test_optimize import FACTS, TARGET, TWO_SITES

@@ -1,0 +1,50 @@
+"""Editors of tiny models: second moments of made keys, settings that take milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tests.models import INNER, tiny
+from torch import Tensor
+
+from factpatch import METHODS, Editor, Fact, Method, NullSpace, Ridge
+
+LAYERS = (1, 2, 3)
+CONTEXTS = ("{}", "The tower in the city. {}")
+QUICK = {"target.steps": 4, "target.learning_rate": 0.3}
+SOLVER: dict[type, dict[str, float]] = {
+    Ridge: {"solver.weight": 5.0},
+    NullSpace: {"solver.threshold": 0.4, "solver.l2": 0.5},
+}
+FACTS = (
+    Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
+    Fact("{} plays the sport of", "Messi", "basketball"),
+    Fact("The capital of {} is", "Finland", "Rome"),
+    Fact("{} works in the field of", "Ada Lovelace", "football"),
+)
+EXACT = torch.float64
+
+
+def second_moments(seed: int = 0, layers: Sequence[int] = LAYERS) -> dict[int, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    moments = {}
+    for layer in layers:
+        keys = torch.randn(300, INNER, generator=generator, dtype=EXACT) * torch.logspace(-1, 0.5, INNER, dtype=EXACT)
+        moments[layer] = keys.T @ keys / len(keys)
+    return moments
+
+
+def make(
+    method: str | Method = "memit-blue",
+    family: str = "llama",
+    dtype: torch.dtype = EXACT,
+    critical_layers: Sequence[int] = LAYERS,
+    settings: Any = None,
+    **options: Any,
+) -> Editor:
+    row = METHODS[method] if isinstance(method, str) else method
+    given = {"contexts": CONTEXTS, "second_moments": second_moments(layers=critical_layers), **options}
+    chosen = {**QUICK, **SOLVER[type(row.solver)], **(settings or {})}
+    return Editor(tiny(family, dtype=dtype), method=row, critical_layers=critical_layers, settings=chosen, **given)
