@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tests.cli.conftest import Run, interrupt
 from transformers import AutoModelForCausalLM
 
@@ -189,6 +190,26 @@ def test_second_moment_assumes_layers_with_a_warning(run: Run, model_directory: 
     assert result.exit_code == 0, result.output
     assert "warning: there is no preset for" in result.stderr
     assert "critical_layers=[0, 1, 2, 3], scaled from its 4, 5, 6, 7, 8 of 30" in result.stderr
+
+
+def test_second_moment_reads_what_an_edit_with_the_preset_needs(
+    run: Run, model_directory: Path, corpus: Path, tmp_path: Path
+) -> None:
+    config = json.loads((model_directory / "config.json").read_text("utf-8"))
+    fields = ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size")
+    preset = tmp_path / "preset.yaml"
+    record = {"model": "tiny", "match": {name: config[name] for name in fields}, "critical_layers": [1, 3]}
+    preset.write_text(yaml.safe_dump({**record, "source": "here", "corpus_tokens": 350, "methods": {}}), "utf-8")
+    result = run("second-moment", model_directory, "--corpus", corpus, "--preset", preset)
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"^\s*(\d)\s+(\d+)\s", result.output, re.MULTILINE) == [("1", "350"), ("3", "350")]
+
+
+def test_second_moment_takes_the_shipped_text_only_where_it_is_good_enough(run: Run, model_directory: Path) -> None:
+    result = run("second-moment", model_directory, "--layers", "1")
+    assert result.exit_code == 2
+    assert "--corpus" in result.output
+    assert "needs a text" in result.output
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from factpatch.cli import checks, options, render
 
 if TYPE_CHECKING:
     from factpatch.model.language_model import LanguageModel
+    from factpatch.presets import Preset
 
 
 def second_moment(
@@ -18,8 +19,14 @@ def second_moment(
     corpus: options.Corpus = None,
     tokens: Annotated[
         int | None,
-        typer.Option("--tokens", min=1, metavar="N", help="How many tokens to read. Default: 10 per key dimension."),
+        typer.Option(
+            "--tokens",
+            min=1,
+            metavar="N",
+            help="How many tokens to read. Default: the preset's, or 10 per key dimension.",
+        ),
     ] = None,
+    preset: options.Preset = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -44,7 +51,7 @@ def second_moment(
     from factpatch.cache import cache_directory
     from factpatch.corpus import corpus_from
     from factpatch.progress import bar
-    from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment
+    from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment, no_corpus
     from factpatch.strategies import NullSpace
 
     checks.check_place(device, dtype)
@@ -53,7 +60,11 @@ def second_moment(
     limit = NullSpace().threshold if threshold is None else threshold
     lm = checks.load_model(model, device, dtype)
     checks.check_layers(lm, chosen)
-    wanted = chosen or _assumed_layers(lm)
+    numbers = checks.load_preset(preset, lm)
+    if corpus is None and not numbers.shipped_corpus:
+        raise checks.BadArgumentError(f"--corpus: {no_corpus(lm)}")
+    tokens = tokens or numbers.corpus_tokens
+    wanted = chosen or _layers_of(numbers, lm)
     with bar("reading the second moment", tokens or TOKENS_PER_DIMENSION * lm.d_key) as advance:
         moments = SecondMoment.read(lm, wanted, opened, tokens, progress=advance)
     columns = ("layer", "tokens", "trace", "largest", "median", "smallest", "condition", f"below {limit:g}")
@@ -71,11 +82,10 @@ def second_moment(
     render.say(f"Cache: {cache_directory() / 'second_moment'}")
 
 
-def _assumed_layers(lm: LanguageModel) -> list[int]:
+def _layers_of(preset: Preset, lm: LanguageModel) -> list[int]:
     """The layers that an editor of the model would write, with a warning where they are another model's."""
-    from factpatch.presets import preset_for, warn_of_assumed
+    from factpatch.presets import warn_of_assumed
 
-    preset = preset_for(lm)
     layers = preset.layers_for(lm.num_layers)
     if preset.assumed:
         warn_of_assumed(preset, lm, layers)
