@@ -37,6 +37,16 @@ def test_it_is_made_when_it_is_locked_and_found_again(tmp_path: Path) -> None:
         assert not draft.exists()
 
 
+def test_other_versions_are_warned_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Counts(tmp_path, {"of": "sheep"}).locked(), Counts(tmp_path / "b", {"of": "sheep"}).locked():
+        assert not caplog.messages
+    monkeypatch.setattr("factpatch.directory.library_versions", lambda: {"factpatch": "99"})
+    with Counts(tmp_path, {"of": "sheep"}).locked():
+        assert "was begun with other versions" in caplog.text
+
+
 def test_another_thing_is_refused_and_named(tmp_path: Path) -> None:
     with Counts(tmp_path, {"of": "sheep", "seed": 0}).locked():
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from filelock import FileLock, Timeout
 from factpatch.editor import library_versions
 from factpatch.files import is_draft, plain, remove_drafts, write_json
 from factpatch.settings import difference
+
+logger = logging.getLogger(__name__)
 
 LOCK = "lock"
 T = TypeVar("T")
@@ -89,6 +92,7 @@ class ResultDirectory:
             remove_drafts(self.path)
             if not self._file.is_file():  # before anything else, which would be foreign without it
                 write_json(self._file, {"format": self.format, "about": self.about, "versions": library_versions()})
+            self._warn_of_versions()
             for folder in (self.path / name for name in self.folders):
                 folder.mkdir(exist_ok=True)
                 remove_drafts(folder)
@@ -107,6 +111,16 @@ class ResultDirectory:
             return read(json.loads(file.read_text("utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.error(f"{file}: cannot be read ({error}). Remove it, to have it found anew.") from error
+
+    def _warn_of_versions(self) -> None:
+        begun = self.read(self._file, lambda held: dict(held["versions"]))
+        differing = difference(begun, library_versions())
+        if differing is not None:
+            logger.warning(
+                "%s: was begun with other versions: %s. What is found now need not agree with what is there to the "
+                "last digit; choose another directory for numbers that all come from the same.",
+                self.path, differing,
+            )  # fmt: skip
 
     @property
     def _file(self) -> Path:

@@ -29,7 +29,7 @@ from factpatch.patch import Batch, Patch, total_shifts, write_shift
 from factpatch.presets import Preset, choose, preset_for
 from factpatch.presets.written import check_fits, load_preset
 from factpatch.progress import bar, timed
-from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment, no_corpus
+from factpatch.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
 from factpatch.settings import difference, settings_of, with_settings
 from factpatch.shift import Shift, smaller
 from factpatch.strategies.least_squares import Memory, System
@@ -512,7 +512,7 @@ class Editor:
             moments = SecondMoment.read(self.lm, layers, corpus, tokens, progress=advance)
         read = min(moment.tokens for moment in moments.values())
         if read < self.lm.d_key:
-            raise ValueError(
+            raise CorpusError(
                 f"corpus: it holds {read} tokens, fewer than the {self.lm.d_key} dimensions of a key, so that "
                 "directions in daily use would count as unused; give a longer text."
             )

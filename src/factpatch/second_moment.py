@@ -87,6 +87,10 @@ class SecondMoment:
         return {layer: found[layer] for layer in layers}
 
 
+class CorpusError(ValueError):
+    """A corpus has too little text; the message says how much there is."""
+
+
 def no_corpus(lm: LanguageModel) -> str:
     """What to say where a text is needed and none is given: the shipped one is not good enough for every model."""
     return (
@@ -240,7 +244,7 @@ def _read(
                 sums.keep(unfinished)
                 kept = time.monotonic()
     if sums.tokens == 0:
-        raise ValueError("corpus: it holds no text; the second moment needs about ten tokens per key dimension.")
+        raise CorpusError("corpus: it holds no text; the second moment needs about ten tokens per key dimension.")
     if sums.tokens < tokens:
         logger.warning(
             "the corpus ended after %d of %d tokens; the second moment of %d key dimensions rests on those",

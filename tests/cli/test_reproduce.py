@@ -89,6 +89,11 @@ def test_the_figure_of_hidden_states_is_drawn_from_a_run(reproduce: Any, tmp_pat
     header, *lines = (tmp_path / "figure7" / "figure7.csv").read_text("utf-8").splitlines()
     place = header.split(",").index("facts.drift.cka")
     assert all(0 <= float(line.split(",")[place]) <= 1 + 1e-9 for line in lines if line.startswith("memit"))
+    line = next((tmp_path / "figure7").rglob("row.json"))
+    line.write_text(json.dumps({**json.loads(line.read_text("utf-8")), "failed": "it collapsed"}), "utf-8")
+    again = reproduce("figure7", "--prompts", tmp_path / "prompts.json")
+    assert again.exit_code == 0, again.output
+    assert "seed 0: it collapsed" in again.output
 
 
 def test_a_variant_that_the_preset_does_not_have_is_refused_before_anything_is_measured(

@@ -154,7 +154,7 @@ def test_capability_is_measured_every_so_many_edits(begin: Any, config: dict[str
     assert sorted(zip(rows["when"], rows["edits"], strict=True)) == [("before", 0), ("end", 3), ("written", 2)]
 
 
-def test_time_that_another_method_spent_on_shared_targets_is_noted(
+def test_time_that_was_spent_on_shared_targets_before_is_noted(
     begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["evaluate"] = {"perplexity": False, "generation": False}
@@ -167,7 +167,7 @@ def test_time_that_another_method_spent_on_shared_targets_is_noted(
     memit, pruned = results.records
     assert memit["shared_seconds"] == 0
     assert pruned["shared_seconds"] == pytest.approx(memit["seconds"]["values"], rel=0.2)
-    assert "another method had optimized" in told(results, "pruned", "three", [])
+    assert "value targets that had been optimized before" in told(results, "pruned", "three", [])
 
 
 def test_conflicting_facts_are_an_error_before_anything_is_done(

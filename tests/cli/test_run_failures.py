@@ -48,6 +48,14 @@ def test_settings_that_do_not_fit_the_model_are_no_failure_of_a_method(
     assert not list(tmp_path.glob("out/**/row.json"))
 
 
+def test_too_little_text_is_no_failure_of_a_method(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    config.update(corpus_tokens=10, evaluate={"perplexity": False, "generation": False})
+    result = begin(config)
+    assert result.exit_code == 1
+    assert "it holds 10 tokens" in result.output
+    assert not list(tmp_path.glob("out/**/row.json"))
+
+
 def test_facts_that_cannot_be_edited_are_found_before_anything_is_measured(
     begin: Any, config: dict[str, Any], facts_file: Path, tmp_path: Path
 ) -> None:

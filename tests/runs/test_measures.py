@@ -47,21 +47,32 @@ def test_a_neighbor_that_is_edited_itself_does_not_count_in_untouched_specificit
     monkeypatch.setattr(
         "factpatch.runs.measures.verify", lambda *given, **options: Verification((ada, tower), readings)
     )
-    measured = Facts(True, False, (ada, tower)).measure(LM, (ada, tower), None)
+    measured = Facts(True, False, {ada: (None, tower, None), tower: ()}).measure(LM, (ada, tower), None)
     found = {(place, metric): value for place, metric, value in measured.numbers}
     assert found[0, "specificity"] == pytest.approx(100 / 3)
     assert found[0, UNTOUCHED] == 50.0
     assert found[1, "specificity"] is found[1, UNTOUCHED] is None
-    alone = Facts(True, False, (ada,))
+    alone = Facts(True, False, {ada: (None, None, None)})
     monkeypatch.setattr("factpatch.runs.measures.verify", lambda *given, **options: Verification((ada,), readings[:1]))
     found = {(place, metric): value for place, metric, value in alone.measure(LM, (ada,), None).numbers}
     assert found[0, UNTOUCHED] == found[0, "specificity"] == pytest.approx(100 / 3)
 
 
+def test_no_texts_are_written_about_others_in_place_of_facts_that_were_replaced() -> None:
+    facts = [
+        Fact("The {} is in", name, "Rome", generation_prompts=[f"The {name} is"]) for name in ("tower", "city", "sea")
+    ]
+    texts = Texts(TextConfig(facts=2, tokens=4), frozenset(facts[:2]), 0, None, None)
+    assert {place for place, _, _ in texts.measure(tiny("gpt2"), facts, None).numbers} == {0, 1}
+    left = texts.measure(tiny("gpt2"), facts[1:], None)
+    assert {text["prompt"] for _, text in left.texts} == {"The city is"}
+
+
 def test_one_run_writes_sampled_and_greedy_texts_and_tells_them_apart() -> None:
     lm = tiny("gpt2")
     facts = [Fact("The {} is in", "tower", "Rome", generation_prompts=["The tower is", "The city of"])]
-    both = Texts(TextConfig(sampling=("top-k", "greedy"), tokens=6), 3, None, None).measure(lm, facts, None)
+    about = frozenset(facts)
+    both = Texts(TextConfig(sampling=("top-k", "greedy"), tokens=6), about, 3, None, None).measure(lm, facts, None)
     assert {metric for _, metric, _ in both.numbers} == {
         prefix + name for prefix in ("", "greedy_") for name in ("fluency", "consistency", "empty_texts")
     }
@@ -71,7 +82,7 @@ def test_one_run_writes_sampled_and_greedy_texts_and_tells_them_apart() -> None:
             one.said for one in written[0]
         ]
     (greedy,) = {metric for _, metric, _ in both.numbers if metric.endswith("y_fluency")}
-    alone = Texts(TextConfig(sampling=("greedy",), tokens=6), 3, None, None).measure(lm, facts, None)
+    alone = Texts(TextConfig(sampling=("greedy",), tokens=6), about, 3, None, None).measure(lm, facts, None)
     assert {metric: value for _, metric, value in alone.numbers}[greedy] == {
         metric: value for _, metric, value in both.numbers
     }[greedy]

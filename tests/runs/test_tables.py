@@ -47,6 +47,19 @@ def test_a_cell_is_the_mean_over_facts_with_its_standard_error(rows: Any) -> Non
     assert cells["unedited"][1].mean is None
 
 
+def test_the_unedited_model_is_shown_on_the_facts_that_are_asked_about_at_the_end(tmp_path: Path) -> None:
+    given = [
+        row("", "before", 0, "efficacy", 0.0), row("", "before", 1, "efficacy", 100.0),
+        row("", "before", None, "loss", 4.0), row("memit", "end", None, "loss", 5.0),
+        row("memit", "end", 1, "efficacy", 70.0),  # the other one was replaced
+    ]  # fmt: skip
+    write_rows(tmp_path / "a.parquet", given)
+    rows = read_rows([tmp_path / "a.parquet"])
+    assert [cell.mean for cell in dict(comparison("t", rows, ["memit"], COLUMNS, {}).lines)["unedited"]] == [100.0, 4.0]
+    before = rows[rows["when"] == "before"]
+    assert [cell.mean for cell in dict(comparison("t", before, [], COLUMNS, {}).lines)["unedited"]] == [50.0, 4.0]
+
+
 def test_seeds_are_no_facts(tmp_path: Path) -> None:
     given = [
         ResultRow("memit", "cf", seed, "end", 2, 1, place, str(place), "efficacy", value)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from factpatch.presets.written import load_preset, save_preset
 from factpatch.tuning import Candidate, Trial, Tuning, Workbench, search, tune
 from factpatch.tuning.candidates import SHARES
 from factpatch.tuning.preset import preset_from
-from factpatch.tuning.targets import CLAMPS, LEARNING_RATES
+from factpatch.tuning.targets import CLAMPS, LEARNING_RATES, attempts, usual_settings
 
 CORPUS = corpus_from([" ".join(SENTENCES[place:] + SENTENCES[:place]) for place in range(len(SENTENCES))])
 WORDS = ("French", "Finnish", "Italian", "Rome", "Paris", "Tokyo")
@@ -204,6 +205,28 @@ def test_facts_that_cannot_be_used_are_left_out_before_the_facts_are_split(
     with pytest.raises(ValueError, match="11 of 13 can be edited and asked; a search needs 12"):
         tune(searched.lm, [*probes(11), long, near], CORPUS, tmp_path / "other", **QUICK)
     assert not (tmp_path / "other").exists()
+
+
+def test_an_attempt_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    def optimize(lm: Any, facts: Any, layer: int, target: Any, contexts: Any) -> Any:
+        if target.learning_rate == 1.0:
+            raise FloatingPointError("the loss is not finite")
+        return SimpleNamespace(loss=torch.tensor([target.learning_rate + 1]), evaluations=torch.tensor([3]))
+
+    bench: Any = SimpleNamespace(lm=None, method=METHODS["memit-blue"], contexts=(), optimize=optimize)
+    found = attempts(bench, (1,), probes(2), 3, math.inf)
+    assert [made.settings["target.learning_rate"] for made in found] == [0.1, 0.25, 0.5]
+    assert "learning rate 1.0 with clamp 0.75 is left out: the loss is not finite" in caplog.text
+
+
+def test_an_edit_after_which_perplexity_is_not_a_number_is_a_failed_trial(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Workbench(searched.lm, "memit-blue", CORPUS, probes(2), contexts=("{}",))
+    monkeypatch.setattr("factpatch.tuning.trial.perplexity", lambda *given: math.nan)
+    settings = tuple(usual_settings(2).items())
+    trial = bench.measure(Candidate((1, 2), settings, 0.75), probes(2), 640)
+    assert (trial.error, trial.perplexity) == ("perplexity is not a number", math.inf)
 
 
 def test_excluded_subjects_are_not_probed_in_whatever_case() -> None:

@@ -44,7 +44,7 @@ def _lines(findings: Findings, title: str, x: str, along: str, part: str, **wher
 
 
 def _by_size(findings: Findings, layer: int) -> Lines:
-    """‖Q‖ does not depend on the spread."""
+    """‖Q‖ by the number of facts. It does not depend on the spread: one curve shows it."""
     where = {"part": SIZE, "layer": layer, "spread": findings.among("spread")[0]}
     curves = [curve("‖Q‖", findings.curve("amplification", "size", **where))]
     title = f"‖Q‖ at layer {layer}, by batch"
@@ -52,7 +52,7 @@ def _by_size(findings: Findings, layer: int) -> Lines:
 
 
 def _by_earlier(findings: Findings, layer: int) -> Lines:
-    """The weights that keys are read on do."""
+    """‖Q′‖ with and without the earlier keys. They do depend on the spread, by the weights that keys are read on."""
     curves = [
         curve(f"{name}, {spread}", findings.curve(measure, "earlier", part=EARLIER, spread=spread, layer=layer))
         for spread in findings.among("spread")

@@ -82,14 +82,19 @@ def carry_out(
     checks.silence_transformers()
     with checks.extras():
         execute(directory, render.note, other_versions)
+    results = read_results(directory.path)
     for output in outputs:
-        drawn = draw_up(output, read_results(directory.path), directory.path, name)
+        drawn = draw_up(output, results, directory.path, name)
         if drawn.table is not None:
             _show(drawn.table)
         for line in drawn.said:
             render.say(line)
         for path in drawn.files:
             render.note(f"Written: {path}")
+    for line, reason in results.failed.items():
+        render.say(f"Failed: {line}: {reason}", "red")
+    if results.missing:
+        render.say(f"Not finished: {', '.join(results.missing)}.", "red")
 
 
 def _show(table: Table) -> None:

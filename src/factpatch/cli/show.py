@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from factpatch.cli import checks, options, render
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factpatch.cli import checks, render
 
 
-def show(patch: options.PatchFile) -> None:
+def show(
+    patch: Annotated[
+        Path, typer.Argument(metavar="PATCH", help="A file that `factpatch edit` wrote.", show_default=False)
+    ],
+) -> None:
     """Show what a patch holds, from its header alone: the model, the method, its settings and the facts."""
     from factpatch.patch import asked_in_chat
     from factpatch.patch_file import describe

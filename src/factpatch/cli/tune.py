@@ -130,13 +130,13 @@ def _say(found: Tuning, stage: str) -> None:
         settings = ", ".join(f"{name.removeprefix('target.')}={value}" for name, value in made.settings.items())
         render.say(f"{settings}: loss {made.loss:.3f} after {made.evaluations:.1f} evaluations")
         return
-    label, trial = stage, found.trials[-1]
     if stage == "text for the statistics":
         tokens, trial = found.statistics[-1]
         label = f"{tokens} tokens"
     elif stage == "check":
         label, trial = found.checked[-1]
     else:
+        trial = found.trials[-1]
         label = str(trial.candidate)
     render.say(f"{label}: {_numbers(trial)}, {trial.facts} facts, {trial.seconds:.0f} s")
 

@@ -25,7 +25,7 @@ class Row(NamedTuple):
     """The fact's id, or "facts[3]", its place from 0, where it has none."""
     metric: str
     value: float | None
-    """In percent; None where the fact lacks what the metric needs. The metric is the mean of all others."""
+    """In percent, but for fluency; None where the fact lacks what it takes. The metric is the mean of all others."""
 
 
 def rows(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[Row]:

@@ -38,6 +38,7 @@ from factpatch.runs.measure import Measure, Measured, Moment, take_over
 from factpatch.runs.measures import measures
 from factpatch.runs.pace import Pace
 from factpatch.runs.rows import ResultRow, When
+from factpatch.second_moment import CorpusError
 from factpatch.session import Session, SessionError
 from factpatch.values.shared import SharedTargets
 
@@ -85,9 +86,11 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
             try:
                 runner.run(plan, editors.pop(0))
             except FAILURES as error:
-                # More memory may be there next time.
+                # What no method is to blame for; and more memory may be there next time.
                 if isinstance(error, (SessionError, DataFileError, RunError, torch.cuda.OutOfMemoryError)):
                     raise
+                if isinstance(error, CorpusError):
+                    raise RunError(f"{plan.name}: {error}") from error
                 # A model that collapses is a result, and no reason to give up the other methods.
                 plan.directory.mkdir(parents=True, exist_ok=True)
                 write_json(plan.directory / "row.json", {**_about(plan), "failed": str(error)})
@@ -271,7 +274,7 @@ def _end(plan: Plan) -> Moment:
 
 
 def _shared(plan: Plan) -> dict[str, float]:
-    """What the value targets of each batch took that another method had optimized before, in seconds."""
+    """What the value targets of each batch took that had been optimized before, in seconds."""
     file = plan.directory / _SHARED
     found: dict[str, float] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ def measures(config: RunConfig, inputs: Inputs, facts: Sequence[Fact], seed: int
         last_layer: The last critical layer, whose hidden states are compared.
     """
     wanted = config.evaluate
-    found: list[Measure] = [Facts(wanted.written, wanted.generation, tuple(facts))]
+    edited = dict(zip(facts, edited_neighbors(facts), strict=True))
+    found: list[Measure] = [Facts(wanted.written, wanted.generation, edited)]
     if wanted.perplexity:
         found.append(Perplexity(inputs.text))
     if wanted.text is not None:
-        found.append(Texts(wanted.text, seed, inputs.references, inputs.tfidf))
+        about = frozenset(facts[: wanted.text.facts])
+        found.append(Texts(wanted.text, about, seed, inputs.references, inputs.tfidf))
     if wanted.capability is not None:
         found.append(Capability(wanted.capability, inputs.items))
     if wanted.drift is not None:
@@ -62,8 +65,8 @@ class Facts:
 
     written: bool
     generation: bool
-    edited: tuple[Fact, ...]
-    """All facts of the run."""
+    edited: Mapping[Fact, tuple[Fact | None, ...]]
+    """For each fact of the run which other one edits the answer of each of its neighbors."""
     name: str = "facts"
 
     def due(self, moment: Moment) -> bool:
@@ -75,9 +78,8 @@ class Facts:
         return Measured([*_numbers(facts, found.rows()), *self._untouched(facts, found.after)], answers)
 
     def _untouched(self, facts: Sequence[Fact], readings: Sequence[Reading]) -> Iterator[Number]:
-        editors = dict(zip(self.edited, edited_neighbors(self.edited), strict=True))
         for place, (fact, reading) in enumerate(zip(facts, readings, strict=True)):
-            probes = zip(reading.neighbors, editors[fact], strict=True)
+            probes = zip(reading.neighbors, self.edited[fact], strict=True)
             yield place, UNTOUCHED, metrics.specificity([[probe.nlls for probe, editor in probes if editor is None]])
 
 
@@ -100,6 +102,8 @@ class Texts:
     """What the model writes about the first facts' subjects: fluency and consistency."""
 
     config: TextConfig
+    about: frozenset[Fact]
+    """The first facts of the run."""
     seed: int
     references: ReferenceTexts | None
     tfidf: Tfidf | None
@@ -109,7 +113,8 @@ class Texts:
         return moment.when is When.END
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
-        chosen = facts[: self.config.facts]
+        # At the end without those that were replaced, and without others in their place.
+        chosen = list(takewhile(self.about.__contains__, facts))
         given = None if self.references is None else [self.references.for_fact(fact) for fact in chosen]
         numbers: list[Number] = []
         texts: list[tuple[int | None, dict[str, Any]]] = []

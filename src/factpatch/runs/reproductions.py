@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from factpatch.methods import METHODS
+from factpatch.methods import METHODS, method_named
 from factpatch.runs.config import RunConfig, config_from
-from factpatch.strategies import Boundary
+from factpatch.strategies import Boundary, NullSpace
 from factpatch.suggestions import suggestion
 
 Output = Literal["comparison", "improvements", "capability", "hidden_states"]
 
 _EVEN = ("memit", "prune", "rect", "alphaedit")
-_BLUE = "-blue"
-# As far as the published scripts show, earlier keys are preserved in these alone.
-_REMEMBER = {"alphaedit", f"alphaedit{_BLUE}"}
 PAIRS = {
     blue.name: plain.name
     for blue in METHODS.values()
@@ -26,6 +23,7 @@ PAIRS = {
     if blue is not plain
 }
 """Each method with BLUE and the one it should improve on: they differ in the spread."""
+_WITH_BLUE = {plain: blue for blue, plain in PAIRS.items()}
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def config_for(
         text, capability, drift: Fields of `EvaluateConfig`'s sections, for those that this one measures.
         others: Further fields of `RunConfig`.
     """
-    names = list(methods or [name + suffix for suffix in ("", _BLUE) for name in what.methods])
+    names = list(methods or [*what.methods, *map(_WITH_BLUE.__getitem__, what.methods)])
     count = what.edits if edits is None else edits
     sections = {"text": text or {}, "drift": drift or {}, "capability": {**(capability or {}), "every": what.every}}
     return config_from(
@@ -120,7 +118,7 @@ def config_for(
                 {
                     "name": name,
                     "variant": variant,
-                    "remember_keys": name in _REMEMBER if remember_keys is None else remember_keys,
+                    "remember_keys": _remembers(name) if remember_keys is None else remember_keys,
                 }
                 for name in names
             ],
@@ -132,3 +130,8 @@ def config_for(
             **others,
         }
     )
+
+
+def _remembers(method: str) -> bool:
+    """Whether earlier keys are preserved, as far as the published scripts show: by AlphaEdit alone."""
+    return isinstance(method_named(method).solver, NullSpace)

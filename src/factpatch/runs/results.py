@@ -52,7 +52,7 @@ class Results:
 
     @property
     def labels(self) -> list[str]:
-        """The methods with a finished line, in the run's order."""
+        """The methods with a line that is through, or failed, in the run's order."""
         there = {record["label"] for record in self.records}
         return [method.label for method in self.directory.config.methods if method.label in there]
 

@@ -191,13 +191,12 @@ def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:
     if column.parts:
         parts = (_mean(rows, label, replace(column, metric=metric, parts=())) for metric in column.parts)
         return Cell(harmonic_mean(part.mean for part in parts))
+    measured = rows[(rows["dataset"] == column.dataset) & (rows["metric"] == column.metric)]
     when = When.END if label else When.BEFORE
-    chosen = rows[
-        (rows["label"] == label)
-        & (rows["dataset"] == column.dataset)
-        & (rows["metric"] == column.metric)
-        & (rows["when"] == when.value)
-    ].dropna(subset=["value"])
+    chosen = measured[(measured["label"] == label) & (measured["when"] == when.value)].dropna(subset=["value"])
+    ends = measured[measured["when"] == When.END.value]
+    if len(ends):  # where a fact that a later one replaced is not asked about
+        chosen = chosen[chosen["fact"].isin(ends["fact"])]
     # Facts are the sample: what several seeds give for a fact is one value.
     by_fact = chosen.groupby("fact", dropna=False)["value"].mean()
     found = mean(by_fact.tolist())

@@ -41,7 +41,7 @@ def told(results: Results, label: str, dataset: str, some: Sequence[Outcome]) ->
     took = [seconds for record in records for seconds in record.get("seconds", {}).values()]
     if took:
         shared = math.fsum(record.get("shared_seconds", 0.0) for record in records)
-        more = f", besides {in_words(shared)} for value targets that another method had optimized" if shared else ""
+        more = f", besides {in_words(shared)} for value targets that had been optimized before" if shared else ""
         parts.append(f"editing took {in_words(sum(took))}{more}")
     return "; ".join(parts)
 

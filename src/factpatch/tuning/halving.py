@@ -9,7 +9,7 @@ from factpatch.facts import Fact
 from factpatch.tuning.candidates import Candidate
 from factpatch.tuning.trial import Trial
 
-# Of each round this share goes on, on this many times as many facts. Source: arXiv:1502.07943, with η = 3.
+# Of each round one in so many goes on, on this many times as many facts. Source: arXiv:1502.07943, with η = 3.
 KEPT = 3
 GROWTH = 2
 ROUNDS = 3

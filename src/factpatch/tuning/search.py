@@ -108,6 +108,7 @@ def tune(
         "model": lm.name,
         "weights": weights,
         "dtype": str(lm.dtype),
+        "frame": repr(lm.frame),
         "method": settings_of(row),
         "facts": identity(facts),
         "corpus": corpus.identity,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
@@ -10,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from factpatch.facts import Fact
+from factpatch.failures import FAILURES
 from factpatch.settings import with_settings
 from factpatch.tuning.trial import Workbench
+
+logger = logging.getLogger(__name__)
 
 # Published learning rates are 0.1 and 0.5, the clamp is 0.75.
 LEARNING_RATES = (0.5, 0.1, 0.25, 1.0)
@@ -46,11 +50,14 @@ def attempts(
     Args:
         layers: where values are wanted.
         steps: evaluations at most.
-        until: when, by `time.monotonic`, no further attempt begins; one is always made.
+        until: when, by `time.monotonic`, no further attempt begins; the usual one is always made.
         tried: called after each attempt.
 
     Returns:
-        The attempts with the clamp that is worth it, the lowest loss first.
+        The attempts with the clamp that is worth it, the lowest loss first; one that failed is left out.
+
+    Raises:
+        one of `FAILURES`: of the usual attempt.
     """
 
     def attempt(rate: float, clamp: float) -> Attempt:
@@ -67,7 +74,14 @@ def attempts(
         return made.loss
 
     def several(rates: Iterable[float], clamp: float) -> list[Attempt]:
-        return [attempt(rate, clamp) for rate in rates if time.monotonic() < until]
+        made = []
+        for rate in rates:
+            if time.monotonic() < until:
+                try:
+                    made.append(attempt(rate, clamp))
+                except FAILURES as error:  # a model in 16 bits overflows sooner than others
+                    logger.warning("learning rate %s with clamp %s is left out: %s", rate, clamp, error)
+        return made
 
     usual = attempt(LEARNING_RATES[0], CLAMPS[0])
     best = sorted([usual, *several(LEARNING_RATES[1:], CLAMPS[0])], key=loss)

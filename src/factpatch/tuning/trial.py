@@ -15,6 +15,7 @@ from factpatch.corpus import Corpus
 from factpatch.editor import Editor
 from factpatch.evaluation.metrics import harmonic_mean
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.rows import SCORED
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.failures import FAILURES
@@ -149,7 +150,7 @@ class Workbench:
         """Edit the facts in one batch, measure, undo. An edit that fails is a trial of score 0, with its reason."""
         start = time.perf_counter()
         error, method = None, self.method
-        numbers = {"efficacy": 0.0, "generalization": 0.0, "specificity": 0.0, PERPLEXITY: math.inf}
+        numbers = {**dict.fromkeys(SCORED, 0.0), PERPLEXITY: math.inf}
         try:
             method = self.resolve(candidate, tokens)
             numbers = self._edited(method, candidate, facts, tokens)
@@ -173,14 +174,17 @@ class Workbench:
         )
         try:
             editor.edit(facts)
-            return {**_metrics(self.lm, facts), PERPLEXITY: perplexity(self.lm, self.text) / self.unedited}
+            ratio = perplexity(self.lm, self.text) / self.unedited
+            if math.isnan(ratio):
+                raise FloatingPointError("perplexity is not a number")
+            return {**_metrics(self.lm, facts), PERPLEXITY: ratio}
         finally:
             editor.reset()
 
 
 def _metrics(lm: LanguageModel, facts: Sequence[Fact]) -> dict[str, float]:
     summary = verify(lm, None, facts, answers=False).summary()
-    return {name: summary[name]["after"] or 0.0 for name in ("efficacy", "generalization", "specificity")}
+    return {name: summary[name]["after"] or 0.0 for name in SCORED}
 
 
 def _flat(method: Method) -> dict[str, Any]:
