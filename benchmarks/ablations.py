@@ -10,20 +10,20 @@ once. Prints a Markdown table, with the difference of S from the first row and i
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept import kept
 
 from factpatch import METHODS, Editor, Fact, Method, load_facts, verify
 from factpatch.corpus import corpus_from
 from factpatch.evaluation.intervals import score_difference
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.rows import SCORED
 from factpatch.facts import identity
-from factpatch.files import plain, write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.model.weights import model_hash
@@ -34,7 +34,6 @@ from factpatch.strategies import Boundary, Each, Even, First, SquareRoot
 from factpatch.values.shared import SharedTargets
 
 SPREADS = {"boundary": Boundary(), "even": Even(), "square root": SquareRoot(), "first": First(), "each": Each()}
-SCORED = ("efficacy", "generalization", "specificity")
 
 
 def row(
@@ -55,46 +54,39 @@ def row(
     Raises:
         ValueError: the directory holds another measurement under this name.
     """
-    result, place = directory / f"{name}.json", directory / name
+    place = directory / name
     editor = Editor(lm, method=method, optimize=targets, progress=False, **given)
     facts = [fact for batch in batches for fact in batch]
-    about = plain(
-        {
-            "weights": weights,
-            "corpus": corpus_from(None).identity,
-            "method": settings_of(method),
-            "given": given,
-            "batches": [len(batch) for batch in batches],
-            "facts": identity(facts),
-        }
-    )
-    if result.exists():
-        found = dict(json.loads(result.read_text("utf-8")))
-        if found["about"] != about:
-            raise ValueError(
-                f"{result} was measured with another model, facts or settings; choose another --directory."
-            )
-        return found
-    session = Session(place) if place.exists() else Session.create(place, editor, batches)
-    with session.locked():
-        session.attach(editor)
-        while session.pending:
-            session.edit(editor, ask=False)
-            print(f"{name}: batch {len(session.finished)} of {len(batches)}", flush=True)
-    measured = verify(lm, None, facts, answers=False)
-    by_fact: dict[str, dict[str, float | None]] = {}
-    for one in measured.rows():
-        by_fact.setdefault(one.metric, {})[one.fact] = one.value
-    found = {
-        "about": about,
-        "summary": {metric: numbers["after"] for metric, numbers in measured.summary().items()},
-        "perplexity": perplexity(lm),
-        "facts": {metric: by_fact[metric] for metric in SCORED},
+    about = {
+        "weights": weights,
+        "corpus": corpus_from(None).identity,
+        "method": settings_of(method),
+        "given": given,
+        "batches": [len(batch) for batch in batches],
+        "facts": identity(facts),
     }
-    while editor.edits:
-        editor.undo()
-    write_json(result, found)
-    return found
+
+    def measure() -> dict[str, Any]:
+        session = Session(place) if place.exists() else Session.create(place, editor, batches)
+        with session.locked():
+            session.attach(editor)
+            while session.pending:
+                session.edit(editor, ask=False)
+                print(f"{name}: batch {len(session.finished)} of {len(batches)}", flush=True)
+        measured = verify(lm, None, facts, answers=False)
+        by_fact: dict[str, dict[str, float | None]] = {}
+        for one in measured.rows():
+            by_fact.setdefault(one.metric, {})[one.fact] = one.value
+        return {
+            "summary": {metric: numbers["after"] for metric, numbers in measured.summary().items()},
+            "perplexity": perplexity(lm),
+            "facts": {metric: by_fact[metric] for metric in SCORED},
+        }
+
+    try:
+        return kept(directory / f"{name}.json", about, measure)
+    finally:
+        editor.reset()
 
 
 def table(rows: dict[str, dict[str, Any]], unedited: float) -> str:

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import kept
 
 from factpatch import METHODS, Editor, Fact, load_facts, verify
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification
+from factpatch.facts import identity
 from factpatch.files import write_json
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.model.weights import model_hash
 from factpatch.session import Session
 from factpatch.settings import parse_assignments, settings_of
 from factpatch.values.shared import SharedTargets
@@ -41,20 +44,38 @@ def run(
     text: str,
     directory: Path,
     targets: SharedTargets,
+    about: dict[str, Any],
     given: dict[str, Any],
 ) -> dict[str, Any]:
     """Edit and measure with one method, or read what was measured before; the model is as it was.
 
-    `given` are further arguments of the editor.
+    `about` is what every row depends on, and `given` are further arguments of the editor.
     """
-    result = directory / f"{method}.json"
     editor = Editor(lm, method=method, optimize=targets, **given)
-    about = _digest([[fact.to_dict() for fact in batch] for batch in batches], settings_of(editor.method), given, text)
-    if result.exists():
-        row = dict(json.loads(result.read_text("utf-8")))
-        if row["about"] != about:
-            raise ValueError(f"{result} was measured with other facts, settings or text; choose another --directory.")
-        return row
+    about = {
+        **about,
+        "method": settings_of(editor.method),
+        "layers": editor.critical_layers,
+        "given": given,
+        "batches": [len(batch) for batch in batches],
+    }
+    try:
+        return kept(
+            directory / f"{method}.json", about, lambda: measured_row(editor, method, batches, text, directory, targets)
+        )
+    finally:
+        editor.reset()
+
+
+def measured_row(
+    editor: Editor,
+    method: str,
+    batches: Sequence[Sequence[Fact]],
+    text: str,
+    directory: Path,
+    targets: SharedTargets,
+) -> dict[str, Any]:
+    """Edit and measure with one method; the editor holds the edits afterwards."""
     session = Session(directory / method) if (directory / method).exists() else None
     session = session or Session.create(directory / method, editor, batches)
     notes = directory / method / "notes.json"
@@ -68,28 +89,19 @@ def run(
             write_json(notes, {**_read(notes), str(len(session.finished)): note})
             print(f"{method}: batch {len(session.finished)}, {time.perf_counter() - start:.0f} s", flush=True)
     facts = [fact for batch in batches for fact in batch]
-    measured = verify(lm, None, facts, answers=False)
+    measured = verify(editor.lm, None, facts, answers=False)
     summary = measured.summary()
-    row = {
+    return {
         "method": method,
-        "about": about,
         **{name: summary[name]["after"] for name in COLUMNS},
         "argmax": summary["strict_efficacy"]["after"],
-        "perplexity": perplexity(lm, text),
+        "perplexity": perplexity(editor.lm, text),
         "seconds": sum(sum(batch.seconds.values()) for batch in session.finished)
         + sum(note["saved"] for note in _read(notes).values()),
         "bytes": editor.patch.num_bytes,
         "unlearned": _reasons(measured, session, _read(notes)),
         "settings": editor.patch.settings,
     }
-    while editor.edits:
-        editor.undo()
-    write_json(result, row)
-    return row
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _read(notes: Path) -> dict[str, Any]:
@@ -148,22 +160,24 @@ def main() -> None:
     text = options.text.read_text("utf-8") if options.text else held_out_text()
     options.directory.mkdir(parents=True, exist_ok=True)
     lm = load_language_model(options.model)
-    targets = SharedTargets(options.directory / "targets", options.model)
+    weights = model_hash(lm.model)
+    targets = SharedTargets(options.directory / "targets", weights)
+    about = {"weights": weights, "facts": identity(facts), "text": hashlib.sha256(text.encode()).hexdigest()}
 
-    before = options.directory / "unedited.json"
-    if not before.exists():
+    def before() -> dict[str, Any]:
         summary = verify(lm, None, facts, answers=False).summary()
         numbers = {name: summary[name]["after"] for name in COLUMNS}
         argmax = summary["strict_efficacy"]["after"]
         rest = {"perplexity": perplexity(lm, text), "seconds": 0.0, "unlearned": {}}
-        write_json(before, {"method": "unedited", **numbers, "argmax": argmax, **rest})
-    unedited = json.loads(before.read_text("utf-8"))
+        return {"method": "unedited", **numbers, "argmax": argmax, **rest}
+
+    unedited = kept(options.directory / "unedited.json", about, before)
     given = {
         "settings": parse_assignments(options.settings),
         "corpus": options.corpus,
         "corpus_tokens": options.corpus_tokens,
     }
-    rows = [run(lm, method, batches, text, options.directory, targets, given) for method in options.methods]
+    rows = [run(lm, method, batches, text, options.directory, targets, about, given) for method in options.methods]
     print(table(rows, unedited))
     for row in rows:
         for reason, missing in row["unlearned"].items():

@@ -140,7 +140,7 @@ class Bench:
         )  # fmt: skip
         ends = (self.settings.critical_layers[0], self.settings.critical_layers[-1])
         self.moments = {
-            layer: moment.matrix for layer, moment in SecondMoment.read(self.lm, ends, corpus_from(None), 15360).items()
+            layer: moment.matrix for layer, moment in SecondMoment.read(self.lm, ends, corpus_from(None)).items()
         }
 
     def values(self) -> Outcome:

@@ -24,7 +24,7 @@ from factpatch.tracing import KINDS, load_prompts
 from factpatch.tracing.knowledge import KnownPrompt, known_prompts
 from factpatch.tracing.noise import FACTOR, SAMPLES, Noise, embedding_spread
 from factpatch.tracing.prompts import tokenize_prompts
-from factpatch.tracing.restorations import scaled_window
+from factpatch.tracing.restorations import PUBLISHED, scaled_window
 from factpatch.tracing.trace import trace
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=20, help="facts to read")
     parser.add_argument("--traced", type=int, default=4, help="of these, how many known ones to trace")
     parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS)[:3])
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=PUBLISHED)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)

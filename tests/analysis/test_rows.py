@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from factpatch.analysis.rows import DIRECT, DISTRIBUTED, Findings, Place, gap, interval, number, rows_of
+from factpatch.analysis.rows import DIRECT, DISTRIBUTED, Findings, Place, gap, number, rows_of
 from factpatch.evaluation.intervals import Mean
 
 NAMES = ["a", "b", "c"]
@@ -54,7 +54,7 @@ def test_a_gap_is_of_the_same_facts() -> None:
     found = gap(FINDINGS, "score", 4, "even")
     # The third fact has no direct value.
     assert (found.value, found.facts) == (pytest.approx((0.5 + 0.25) / 2), 2)
-    assert interval(found) == f"+0.375 [{found.low:.3g}, {found.high:.3g}]"
+    assert found.text(".3g", sign=True) == f"+0.375 [{found.low:.3g}, {found.high:.3g}]"
 
 
 def test_one_fact_gives_a_difference_without_an_interval() -> None:
@@ -64,7 +64,7 @@ def test_one_fact_gives_a_difference_without_an_interval() -> None:
             *rows_of(Place(4, DISTRIBUTED, "even"), "score", ["a"], [0.25]),
         )
     )
-    assert interval(gap(one, "score", 4, "even")) == "+0.75"
+    assert gap(one, "score", 4, "even").text(sign=True) == "+0.75"
 
 
 def test_numbers_in_words() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from factpatch.analysis.panels import Panel, over_layers
-from factpatch.analysis.rows import DIRECT, DISTRIBUTED, Findings, Row, gap, interval, number, rows_of
+from factpatch.analysis.rows import DIRECT, DISTRIBUTED, Findings, Row, gap, number, rows_of
 from factpatch.analysis.study import Study
 from factpatch.values.simulated import simulated_probabilities
 
@@ -43,6 +43,8 @@ def say(findings: Findings) -> list[str]:
     scores = ", ".join(f"{number(at[layer, DIRECT, None])} at layer {layer}" for layer in layers)
     said.append(f"Direct: mean score {scores}.")
     for spread in findings.among("spread"):
-        gaps = ", ".join(f"{interval(gap(findings, 'score', layer, spread))} at layer {layer}" for layer in layers)
+        gaps = ", ".join(
+            f"{gap(findings, 'score', layer, spread).text('.3g', sign=True)} at layer {layer}" for layer in layers
+        )
         said.append(f"Direct − distributed, {spread} [95 % interval]: {gaps}.")
     return said

@@ -42,7 +42,7 @@ def write_report(path: Path, sections: Sequence[Section], about: Mapping[str, An
         notes: What holds of all analyses.
     """
     settings = yaml.safe_dump(dict(about), sort_keys=False, allow_unicode=True)
-    content = render("analysis/report.html.jinja", {}, sections=sections, about=about, notes=notes, settings=settings)
+    content = render("analysis/report.html.jinja", sections=sections, about=about, notes=notes, settings=settings)
     write_page(content, path)
 
 

@@ -164,16 +164,6 @@ def gap(findings: Findings, measure: str, layer: int, spread: str) -> Interval:
     return difference(direct, findings.of_facts(measure, layer=layer, residual=DISTRIBUTED, spread=spread))
 
 
-def interval(found: Interval, digits: int = 3) -> str:
-    """As `+0.81 [0.73, 0.88]`; the number alone where there is no interval."""
-    if found.value is None or math.isnan(found.value):
-        return "–"
-    value = f"{found.value:+.{digits}g}"
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{found.low:.{digits}g}, {found.high:.{digits}g}]"
-
-
 def _fits(place: Place, where: Mapping[str, Any]) -> bool:
     return all(getattr(place, name) == value for name, value in where.items())
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from factpatch.analysis.panels import Panel, Radar
-from factpatch.analysis.rows import DIRECT, UNEDITED, Findings, Place, Row, gap, interval, number, rows_of
+from factpatch.analysis.rows import DIRECT, UNEDITED, Findings, Place, Row, gap, number, rows_of
 from factpatch.analysis.study import Study, undone
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.intervals import Mean
@@ -144,7 +144,7 @@ def _compared(findings: Findings, means: dict[tuple[Place, str], Mean], name: st
     found = gap(findings, name, layer, spread)
     distributed = None if direct.value is None or found.value is None else direct.value - found.value
     shown = "–" if distributed is None else f"{distributed:.3g}"
-    return f"{name} {number(direct)} against {shown} ({interval(found)})"
+    return f"{name} {number(direct)} against {shown} ({found.text('.3g', sign=True)})"
 
 
 def _shown(findings: Findings) -> list[str]:

@@ -87,7 +87,7 @@ def drift(
     shift = HiddenShift.between(before, after)
 
     render.say(f"{shift.prompts} prompts, layer {layer}, at the last token of the {at.value}")
-    made = render.table("measure", "value", "without a shift", show_header=True)
+    made = render.table("measure", "value", "without a shift")
     made.add_row("mean relative shift", f"{shift.relative_shift:.4f}", "0")
     made.add_row("linear CKA", f"{shift.cka:.4f}", "1")
     made.add_row("distance of the means / spread", f"{shift.mean_distance:.4f}", "0")

@@ -34,8 +34,7 @@ def methods(
     listed = render.table("strategy", "setting", "default", "meaning")
     listed.columns[1].no_wrap = True
     for part in STRATEGIES:
-        members = {type(getattr(method, part)): getattr(method, part) for method in METHODS.values()}
-        for member in members:
+        for member in dict.fromkeys(type(getattr(method, part)) for method in METHODS.values()):
             meanings = field_meanings(member)
             for field in fields(member):
                 listed.add_row(

@@ -57,9 +57,9 @@ def heading(text: str) -> None:
     screen.print(Text(text, style="bold cyan"))
 
 
-def table(*columns: str, width: int | None = None, **options: Any) -> Table:
+def table(*columns: str, **options: Any) -> Table:
     """A table in the style of all tables here, with wrapping columns."""
-    made = Table(box=SIMPLE_HEAD, header_style="bold", width=width, pad_edge=False, **options)
+    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, **options)
     for column in columns:
         made.add_column(column, overflow="fold")
     return made

@@ -76,10 +76,7 @@ def undo(
     checks.check_place(device, dtype)
     lm = checks.load_model(model, device, dtype or loaded.weight_dtype)
     loaded.remove(lm, None if base is None else _base(base, loaded))
-    original: dict[int, str] = {}
-    for batch in reversed(loaded.batches):
-        original.update(batch.before)
-    rounded = changed_layers(lm.weights(loaded.layers), original, loaded.layers)
+    rounded = changed_layers(lm.weights(loaded.layers), loaded.states()[0], loaded.layers)
     checks.save_model(lm, out)
     render.say(f"Removed {len(loaded.facts)} facts from layers {render.numbers(loaded.layers)}.")
     if rounded:

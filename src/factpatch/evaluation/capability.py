@@ -184,7 +184,7 @@ def _prompt(lm: LanguageModel, task: Task, examples: Sequence[str], item: Item) 
     for count in range(len(examples), -1, -1):
         text = "".join(examples[:count]) + question
         (ids,) = tokenize(lm.tokenizer, [lm.frame.wrap(text)], lm.frame)
-        if lm.longest is None or len(ids) + ANSWER_TOKENS <= lm.longest:
+        if lm.has_room(len(ids) + ANSWER_TOKENS):
             return text, count
     raise ValueError(
         f"items: {question[:60]!r}... takes {len(ids)} tokens and its answer {ANSWER_TOKENS}; {lm.name} reads "

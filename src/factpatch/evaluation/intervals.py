@@ -64,6 +64,20 @@ class Interval:
     seed: int
     reason: str | None = None
 
+    def text(self, form: str = ".2f", sign: bool = False) -> str:
+        """As `+3.10 [0.42, 5.91]`; the number alone if there is no interval, a dash if there is no number.
+
+        Args:
+            form: The format of each number.
+            sign: Whether the number, as a difference, has its sign even where it is not negative.
+        """
+        if self.value is None or math.isnan(self.value):
+            return "–"
+        number = format(self.value, f"{'+' if sign else ''}{form}")
+        if self.low is None or self.high is None:
+            return number
+        return f"{number} [{self.low:{form}}, {self.high:{form}}]"
+
 
 def mean(values: Sequence[float | None]) -> Mean:
     """Return the mean and the standard error of the values that are not None, one value for each fact."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from factpatch.files import atomic_write
 
 
-def render(template: str, filters: Mapping[str, Callable[..., str]], **given: Any) -> str:
+def render(template: str, **given: Any) -> str:
     """Fill a template in. What it is given is text, and no HTML, unless the template says otherwise.
 
     Args:
         template: Its path in the package; it extends `page/base.html.jinja`.
-        filters: By name.
         given: What the template speaks of.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -26,7 +24,6 @@ def render(template: str, filters: Mapping[str, Callable[..., str]], **given: An
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
     return environment.get_template(template).render(**given)
 
 

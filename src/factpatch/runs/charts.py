@@ -76,13 +76,13 @@ def capability_charts(results: Results) -> Iterator[Chart]:
         yield chart(title, f"F1 in {title} over edits; at the end: {ends}.", _capability(results, dataset, task))
 
 
-def hidden_state_charts(results: Results, seed: int = 0) -> Iterator[Chart]:
+def hidden_state_charts(results: Results) -> Iterator[Chart]:
     """One for each method, dataset and seed whose hidden states were kept."""
     for plan in mapped(results):
         yield chart(
             plan.name,
             f"Map of hidden states before and after {plan.name}; the numbers are in the table.",
-            _hidden_states(plan, seed),
+            _hidden_states(plan),
         )
 
 
@@ -144,9 +144,9 @@ def _capability(results: Results, dataset: str, task: str) -> Draw:
     return lambda axis: capability_panel(axis, results, dataset, task)
 
 
-def _hidden_states(plan: Plan, seed: int) -> Draw:
+def _hidden_states(plan: Plan) -> Draw:
     def draw(axis: Any) -> None:
-        hidden_state_panel(axis, plan, seed)
+        hidden_state_panel(axis, plan)
         axis.spines[:].set_visible(True)
         for points in axis.collections:
             # A thousand points as a picture take a tenth of the room that they take as shapes.

@@ -10,7 +10,7 @@ from typing import Literal
 from factpatch.evaluation.intervals import Interval, Values, difference, score, score_difference
 from factpatch.runs.outcomes import Outcome
 from factpatch.runs.results import Results
-from factpatch.runs.tables import MISSING, Column
+from factpatch.runs.tables import Column
 
 Verdict = Literal["better", "worse", "no clear difference"]
 
@@ -82,16 +82,6 @@ def compared(
             for contrast in contrasts(label, base, there[label, dataset], there[base, dataset], columns)
         ]
     return found
-
-
-def interval_text(interval: Interval, sign: bool = False) -> str:
-    """As `+3.10 [0.42, 5.91]`; the number alone if there is no interval, a dash if there is no number."""
-    if interval.value is None or interval.value != interval.value:
-        return MISSING
-    number = f"{interval.value:{'+' if sign else ''}.2f}"
-    if interval.low is None or interval.high is None:
-        return number
-    return f"{number} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def scored(some: Sequence[Outcome], columns: Sequence[Column]) -> Interval | None:

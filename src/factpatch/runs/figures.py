@@ -109,11 +109,11 @@ def mapped(results: Results) -> list[Plan]:
     return [plan for plan in results.directory.plans() if (plan.directory / file).is_file()]
 
 
-def hidden_state_panel(axis: Any, plan: Plan, seed: int = 0) -> None:
+def hidden_state_panel(axis: Any, plan: Plan) -> None:
     """Draw the map of one line of the table."""
     before = tensors_at(plan.unedited / "before.hidden_states")["states"]
     after = tensors_at(plan.directory / "measured" / "end.hidden_states")["states"]
-    draw_states(axis, *tsne_map(before, after, seed))
+    draw_states(axis, *tsne_map(before, after))
 
 
 def over_edits(rows: pd.DataFrame) -> pd.Series:

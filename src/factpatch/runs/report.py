@@ -12,7 +12,7 @@ import yaml
 from factpatch.evaluation.intervals import Interval
 from factpatch.evaluation.questions import FORMS
 from factpatch.page.render import render, write_page
-from factpatch.runs.contrasts import Contrast, compared, interval_text, scored
+from factpatch.runs.contrasts import Contrast, compared, scored
 from factpatch.runs.extra import check_extra
 from factpatch.runs.measures import UNTOUCHED
 from factpatch.runs.outcomes import Outcome, State, answers, outcomes, worst
@@ -88,8 +88,7 @@ def report_page(runs: Sequence[Results], limit: int) -> str:
     from factpatch.runs import charts
 
     sections = [_section(run, limit) for run in runs]
-    filters = {"interval": interval_text}
-    return render("runs/report.html.jinja", filters, sections=sections, charts=charts, State=State)
+    return render("runs/report.html.jinja", sections=sections, charts=charts, State=State)
 
 
 def _section(results: Results, limit: int) -> Section:

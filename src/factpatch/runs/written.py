@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from factpatch.files import atomic_write
-from factpatch.runs.contrasts import Contrast, interval_text
+from factpatch.runs.contrasts import Contrast
 from factpatch.runs.tables import MISSING, Column, Table, csv_text
 
 _MARKS = {"better": "**", "worse": "*", "no clear difference": ""}
@@ -42,7 +42,7 @@ def differences_markdown(columns: Sequence[Column], contrasts: Sequence[Contrast
     found: dict[str, dict[Column, str]] = {}
     for one in contrasts:
         mark = _MARKS[one.verdict]
-        found.setdefault(one.pair, {})[one.column] = f"{mark}{interval_text(one.interval, sign=True)}{mark}"
+        found.setdefault(one.pair, {})[one.column] = f"{mark}{one.interval.text(sign=True)}{mark}"
     rows = [
         "",
         "Differences on the same facts, with 95 % bootstrap intervals; bold: clearly better, slanted: clearly worse.",
