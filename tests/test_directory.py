@@ -77,7 +77,7 @@ def test_something_else_is_refused_and_what_a_killed_process_left_is_not(tmp_pat
     ("content", "message"),
     [
         ("{", "cannot be read"),
-        ('{"format": 1}', "cannot be read"),
+        ('{"format": 1}', "lacks about, versions"),
         ('{"format": 2, "about": {}}', "newer factpatch wrote"),
     ],
 )

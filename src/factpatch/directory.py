@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -37,6 +37,33 @@ def alone(folder: Path, busy: Exception) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_record(
+    file: Path, newest: int, holds: str, error: type[Exception], needs: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Read the record that says what a directory is about.
+
+    Args:
+        newest: The newest format that is known here.
+        holds: What it should be the directory of, in words.
+        error: What is raised if there is no record that can be read, or one of a newer format.
+        needs: The fields that a record of a known format has.
+    """
+    try:
+        record = dict(json.loads(file.read_text("utf-8")))
+        newer = record["format"] > newest
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(f"{file.parent}: is not the directory of {holds}: it has no {file.name}.") from None
+    except (OSError, ValueError, KeyError, TypeError) as found:
+        raise error(
+            f"{file}: cannot be read ({found}). Restore it from a copy, or choose another directory."
+        ) from found
+    if newer:
+        raise error(f"{file}: is of format {record['format']}, which a newer factpatch wrote; upgrade factpatch.")
+    if missing := sorted(set(needs) - record.keys()):
+        raise error(f"{file}: lacks {', '.join(missing)}. Restore it from a copy, or choose another one.")
+    return record
 
 
 class DirectoryError(ValueError):
@@ -113,14 +140,16 @@ class ResultDirectory:
             raise self.error(f"{file}: cannot be read ({error}). Remove it, to have it found anew.") from error
 
     def _warn_of_versions(self) -> None:
-        begun = self.read(self._file, lambda held: dict(held["versions"]))
-        differing = difference(begun, library_versions())
+        differing = difference(self._held()["versions"], library_versions())
         if differing is not None:
             logger.warning(
                 "%s: was begun with other versions: %s. What is found now need not agree with what is there to the "
                 "last digit; choose another directory for numbers that all come from the same.",
                 self.path, differing,
             )  # fmt: skip
+
+    def _held(self) -> dict[str, Any]:
+        return read_record(self._file, self.format, self.holds, self.error, ("about", "versions"))
 
     @property
     def _file(self) -> Path:
@@ -129,16 +158,7 @@ class ResultDirectory:
     def _check_about(self) -> None:
         if not self._file.is_file():
             return
-        try:
-            held = json.loads(self._file.read_text("utf-8"))
-            newer, about = held["format"] > self.format, dict(held["about"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self.error(
-                f"{self._file}: cannot be read ({error}). Restore it, or choose another directory."
-            ) from error
-        if newer:
-            raise self.error(f"{self._file}: is of format {held['format']}, which a newer factpatch wrote; upgrade it.")
-        differing = difference(about, self.about)
+        differing = difference(self._held()["about"], self.about)
         if differing is not None:
             raise self.error(
                 f"{self.path}: holds {self.holds} of something else: {differing}. Choose another directory, or give "

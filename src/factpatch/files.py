@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -11,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,15 @@ _ADVICE = {
 _DRAFT = ".factpatch-{}.tmp"
 # Libraries written in Rust, safetensors among them, report the number in words only.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A file of numbers; None is an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(lines)
+    return out.getvalue()
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:

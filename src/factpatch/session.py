@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from factpatch.data import load_facts, save_facts
-from factpatch.directory import alone
+from factpatch.directory import alone, read_record
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, check_batch
@@ -450,23 +450,8 @@ def load_patch(path: str | Path) -> Patch:
 
 
 def _read_about(directory: Path) -> dict[str, Any]:
-    path = directory / _ABOUT
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        newer = record["format"] > FORMAT
-    except (FileNotFoundError, NotADirectoryError):
-        raise SessionError(f"{directory}: is not the directory of a session: it has no {_ABOUT}.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SessionError(f"{path}: cannot be read ({error}). Restore it from a copy.") from error
-    if newer:
-        raise SessionError(
-            f"{path}: is of format {record['format']}, which a newer factpatch wrote; upgrade factpatch."
-        )
-    missing = {"model", "method", "joins", "settings", "weights", "about"} - record.keys()
-    if missing:
-        raise SessionError(f"{path}: lacks {', '.join(sorted(missing))}. Restore it from a copy.")
-    about: dict[str, Any] = record
-    return about
+    needs = ("model", "method", "joins", "settings", "weights", "about")
+    return read_record(directory / _ABOUT, FORMAT, "a session", SessionError, needs)
 
 
 def _line(event: Mapping[str, Any]) -> bytes:

@@ -225,6 +225,6 @@ def test_reference_texts_are_read_once_for_all_methods(
     assert result.exit_code == 0, result.output
     assert len(read) == 1
     found = [row for row in numbers(tmp_path / "out") if "consistency" in row]
-    # Two facts, before and at the end of three methods; the first prompt shares words with the text.
-    assert len(found) == 8
+    # Two facts before, and the one of them that is in force at the end of three methods.
+    assert len(found) == 5
     assert all(0 < float(row[-1]) <= 100 for row in found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from factpatch.evaluation.intervals import Interval, Mean, difference, mean
+from factpatch.files import csv_text
 
 DIRECT, DISTRIBUTED, UNEDITED = "direct", "distributed", "unedited"
 
@@ -120,11 +119,8 @@ class Findings:
 
     def csv(self) -> str:
         """The summary, a line for each record; what does not apply is empty."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, [*self.columns, "measure", "mean", "error", "count"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.summary())
-        return out.getvalue()
+        heads = [*self.columns, "measure", "mean", "error", "count"]
+        return csv_text(heads, ([record[head] for head in heads] for record in self.summary()))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able record: the summary, and every value by its fact."""

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from factpatch.data import load_facts, save_facts
-from factpatch.directory import LOCK, alone
+from factpatch.directory import LOCK, alone, read_record
 from factpatch.editor import library_versions
 from factpatch.facts import Fact
 from factpatch.files import file_digest, is_draft, plain, remove_drafts, write_json
@@ -80,18 +80,11 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         file = self.path / _ABOUT
+        self.about = read_record(file, FORMAT, "a run", RunError)
         try:
-            self.about: dict[str, Any] = json.loads(file.read_text("utf-8"))
-            # First, since a newer factpatch may have fields that this one does not know.
-            newer = self.about["format"] > FORMAT
-            if not newer:
-                self.config = config_from(self.about["config"], str(file))
-        except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"{self.path}: is not the directory of a run: it has no {_ABOUT}.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.config = config_from(self.about["config"], str(file))
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file}: cannot be read ({error}). Restore it from a copy.") from error
-        if newer:
-            raise RunError(f"{file}: is of format {self.about['format']}, which a newer factpatch wrote; upgrade it.")
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunDirectory:

@@ -79,10 +79,7 @@ def take_over(source: Path, target: Path, moment: Moment) -> None:
     """
     of_moment = (None, moment.batch)
     rows = load_rows(source.with_name(source.name + ".parquet"))
-    lines = source.with_name(source.name + ".jsonl")
-    content = lines.read_text("utf-8", "surrogatepass") if lines.is_file() else ""
-    # Not splitlines(): a model also writes characters such as U+2028.
-    texts = [json.loads(line) for line in content.split("\n") if line]
+    texts = texts_at(source.with_name(source.name + ".jsonl"))
     Measured(()).save(
         target,
         [replace(row, when=moment.when.value) for row in rows if row.batch in of_moment],
@@ -113,3 +110,10 @@ class Measure(Protocol):
             facts: Those of the moment.
             unedited: Where the same measurement of the unedited model is; None if this is that one.
         """
+
+
+def texts_at(file: Path) -> list[dict[str, Any]]:
+    """The answers or texts beside a measurement; none if there is no such file."""
+    content = file.read_text("utf-8", "surrogatepass") if file.is_file() else ""
+    # Not splitlines(): a model also writes characters such as U+2028.
+    return [json.loads(line) for line in content.split("\n") if line]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from factpatch.facts import Fact
 from factpatch.runs.directory import Plan
+from factpatch.runs.measure import texts_at
 from factpatch.runs.results import Results
 from factpatch.runs.rows import When
 from factpatch.runs.selection import fact_key
@@ -114,10 +114,7 @@ def answers(file: Path) -> dict[int, str]:
     Args:
         file: The JSON Lines beside a measurement of the facts.
     """
-    if not file.is_file():
-        return {}
-    said = (json.loads(line) for line in file.read_text("utf-8", "surrogatepass").split("\n") if line)
-    return {one["place"]: one["said"] for one in said if one["form"] == "prompt"}
+    return {one["place"]: one["said"] for one in texts_at(file) if one["form"] == "prompt"}
 
 
 def _numbers(results: Results) -> dict[tuple[str, str, int, str], dict[int, dict[str, float]]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from factpatch.evaluation.intervals import mean
 from factpatch.evaluation.metrics import harmonic_mean
+from factpatch.files import csv_text
 from factpatch.runs.rows import When
 
 if TYPE_CHECKING:
@@ -117,15 +116,6 @@ class Table:
 
     def _texts(self, cells: Sequence[Cell]) -> list[str]:
         return [cell.text(column.decimals) for column, cell in zip(self.columns, cells, strict=True)]
-
-
-def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A file of numbers; None is an empty cell."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(lines)
-    return out.getvalue()
 
 
 def comparison(

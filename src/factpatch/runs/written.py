@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from factpatch.files import atomic_write
+from factpatch.files import atomic_write, csv_text
 from factpatch.runs.contrasts import Contrast
-from factpatch.runs.tables import MISSING, Column, Table, csv_text
+from factpatch.runs.tables import MISSING, Column, Table
 
 _MARKS = {"better": "**", "worse": "*", "no clear difference": ""}
 

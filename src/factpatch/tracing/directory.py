@@ -11,8 +11,6 @@ facts/0007.png, .svg      heat maps of single facts, by their place in the file,
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ import torch
 
 from factpatch.directory import ResultDirectory
 from factpatch.evaluation.intervals import Mean
-from factpatch.files import append, atomic_write, write_json
+from factpatch.files import append, atomic_write, csv_text, write_json
 from factpatch.plots import save_figure
 from factpatch.tracing.averages import interval
 from factpatch.tracing.figures import average_curves, average_heat_maps, fact_heat_maps
@@ -119,12 +117,11 @@ def _trace(record: Mapping[str, Any]) -> Trace:
 
 
 def _table(averages: Mapping[str, Mapping[str, Sequence[Mean]]]) -> str:
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(("kind", "position", "layer", "effect", "standard_error", "low", "high", "facts"))
-    for kind, positions in averages.items():
-        for position, means in positions.items():
-            for layer, mean in enumerate(means):
-                low, high = interval(mean) or (None, None)
-                writer.writerow((kind, position, layer, mean.value, mean.error, low, high, mean.facts))
-    return written.getvalue()
+    heads = ("kind", "position", "layer", "effect", "standard_error", "low", "high", "facts")
+    lines = (
+        (kind, position, layer, mean.value, mean.error, *(interval(mean) or (None, None)), mean.facts)
+        for kind, positions in averages.items()
+        for position, means in positions.items()
+        for layer, mean in enumerate(means)
+    )
+    return csv_text(heads, lines)
