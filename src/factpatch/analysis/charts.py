@@ -86,7 +86,8 @@ def _lines(axis: Any, panel: Lines, chosen: dict[str, Style]) -> None:
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.set(xlabel=panel.x, ylabel=panel.y)
     low, high = axis.get_ylim()
-    axis.set_ylim(min(low, 0.0), high)
+    low = min(low, 0.0)
+    axis.set_ylim(low, high + 0.05 * (high - low))
     axis.grid(axis="y", alpha=0.3)
 
 
