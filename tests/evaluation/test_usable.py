@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.analysis.tiny import CONTEXTS, FACTS
+from tests.analysis.tiny import FACTS
+from tests.editors import CONTEXTS
 from tests.models import tiny
 
 from factpatch import Fact, Neighbor
