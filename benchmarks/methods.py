@@ -76,9 +76,9 @@ def measured_row(
     targets: SharedTargets,
 ) -> dict[str, Any]:
     """Edit and measure with one method; the editor holds the edits afterwards."""
-    session = Session(directory / method) if (directory / method).exists() else None
-    session = session or Session.create(directory / method, editor, batches)
-    notes = directory / method / "notes.json"
+    place = directory / method
+    session = Session(place) if place.exists() else Session.create(place, editor, batches)
+    notes = place / "notes.json"
     with session.locked():
         session.attach(editor)
         while session.pending:

@@ -119,7 +119,8 @@ class ResultDirectory:
             remove_drafts(self.path)
             if not self._file.is_file():  # before anything else, which would be foreign without it
                 write_json(self._file, {"format": self.format, "about": self.about, "versions": library_versions()})
-            self._warn_of_versions()
+            else:
+                self._warn_of_versions()
             for folder in (self.path / name for name in self.folders):
                 folder.mkdir(exist_ok=True)
                 remove_drafts(folder)
