@@ -113,7 +113,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def outcome(directory: Path) -> dict[str, bytes]:
     """Everything that a run leaves, but for what tells the time."""
-    timed = {"journal.jsonl", "log.txt", "session.json", "row.json", "run.json", "lock"}
+    timed = {"journal.jsonl", "log.txt", "session.json", "row.json", "run.json", "shared.json", "lock"}
     return {
         str(file.relative_to(directory)): file.read_bytes()
         for file in directory.rglob("*")
