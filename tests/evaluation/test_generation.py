@@ -6,7 +6,7 @@ from tests.models import BOS, END, FAMILIES, tiny
 from transformers import GenerationConfig
 
 from factpatch.evaluation.generation import Generation, first_sentence, generate_texts, greedy_answers
-from factpatch.model import packed
+from factpatch.model import tree
 
 PROMPTS = [
     "The capital of France is",
@@ -142,7 +142,7 @@ def test_a_text_does_not_depend_on_what_is_generated_beside_it(family, top_k, mo
     together = generate_texts(lm, GROUPS, max_new_tokens=20, top_k=top_k, seed=3)
     alone = [generate_texts(lm, [group], max_new_tokens=20, top_k=top_k, seed=3)[0] for group in GROUPS]
     assert together == alone
-    monkeypatch.setattr(packed, "TOKEN_BUDGET", 30)
+    monkeypatch.setattr(tree, "TOKEN_BUDGET", 30)
     assert generate_texts(lm, GROUPS[::-1], max_new_tokens=20, top_k=top_k, seed=3)[::-1] == together
 
 

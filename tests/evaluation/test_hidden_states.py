@@ -9,7 +9,7 @@ import torch
 from tests.models import FAMILIES, SENTENCES, tiny
 
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states, tsne_map
-from factpatch.model import packed
+from factpatch.model import tree
 from factpatch.plots import check_plot_file, plot_hidden_shift
 
 PROMPTS = [
@@ -48,7 +48,7 @@ def naive(lm, text: str, layer: int, characters: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_in_batches_equal_one_forward_each(family, monkeypatch):
-    monkeypatch.setattr(packed, "TOKEN_BUDGET", 12)
+    monkeypatch.setattr(tree, "TOKEN_BUDGET", 12)
     lm = tiny(family, bos=True, dtype=torch.float64)
     tolerance = 1e-5 if family == "gptj" else 1e-9  # transformers keeps GPT-J's attention scores in float32
     at_end = torch.stack([naive(lm, prompt, 2, len(prompt)) for prompt in PROMPTS])

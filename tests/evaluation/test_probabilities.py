@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from factpatch.evaluation.probabilities import Score, score
-from factpatch.model import batching, packed
+from factpatch.model import batching, tree
 from factpatch.model.language_model import LanguageModel
 
 REQUESTS = [
@@ -80,7 +80,7 @@ def test_scores_in_a_chat_equal_one_full_forward_of_the_template_each(family, bo
 def test_scores_do_not_depend_on_the_batches(budget, monkeypatch):
     lm = tiny("llama", dtype=torch.float64)
     expected = score(lm, REQUESTS)
-    monkeypatch.setattr(packed, "TOKEN_BUDGET", budget)
+    monkeypatch.setattr(tree, "TOKEN_BUDGET", budget)
     monkeypatch.setattr(batching, "HEAD_ENTRIES", 1)
     assert_same(score(lm, REQUESTS), expected, 1e-9)
 
@@ -136,7 +136,7 @@ def test_what_prompts_begin_with_is_run_once(monkeypatch):
 @pytest.mark.parametrize("budget", [1, 5, 7, 100])
 def test_batches_hold_every_row_and_no_more_new_tokens_than_allowed(budget):
     rows = sorted({(1,), (1, 2), (1, 2, 3), (1, 3), (2,), (1, 2, 4), (1, 2, 4, 5, 6, 7)})
-    found = list(packed.tree_batches(rows, budget))
+    found = list(tree.tree_batches(rows, budget))
     assert [row for batch in found for row in batch] == rows
     for batch in found:
         assert len(batch) == 1 or len({row[:end] for row in batch for end in range(1, len(row) + 1)}) <= budget

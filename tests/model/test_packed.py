@@ -11,7 +11,8 @@ from torch import Tensor
 
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.packed import PackedRow, Packing, Pool, Tree, packed_attention, run_packed
+from factpatch.model.packed import PackedRow, Packing, Pool, packed_attention, run_packed
+from factpatch.model.tree import Tree
 
 EXACT = torch.float64
 # Some families keep a float32 table or float32 attention scores inside a float64 model.

@@ -14,7 +14,7 @@ from torch import Tensor
 from factpatch import Fact
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import score
-from factpatch.model import decoding, packed
+from factpatch.model import decoding, packed, tree
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import packed_attention
 from factpatch.strategies import HiddenState, Target
@@ -104,7 +104,7 @@ class Scarce:
             self.check()
             return result
 
-        for module in (packed, frozen, micro_batch, decoding):
+        for module in (packed, tree, frozen, micro_batch, decoding):
             monkeypatch.setattr(module, "run_packed", run_packed)
         if backward:
             monkeypatch.setattr(torch.autograd, "grad", gradients)

@@ -14,7 +14,8 @@ import torch
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
-from factpatch.model.packed import Tree, packed_attention, run_tree, tree_batches
+from factpatch.model.packed import packed_attention
+from factpatch.model.tree import Tree, run_tree, tree_batches
 
 Progress = Callable[[int], None]
 """Called with the number of requests that have been finished since the last call."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
-from factpatch.model.packed import PackedRow, Packing, Pool, Tree, packed_attention, run_packed, tree_batches
+from factpatch.model.packed import PackedRow, Packing, Pool, packed_attention, run_packed
+from factpatch.model.tree import Tree, tree_batches
 
 Pick = Callable[[Tensor, Sequence[int], int], Tensor]
 """Chooses the next tokens, (rows,), from log probabilities, (rows, vocabulary), for these indices of rows at a step."""

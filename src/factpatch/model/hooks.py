@@ -163,6 +163,45 @@ def replacing(outputs: Iterable[tuple[nn.Module, Tensor]], places: Tensor) -> It
             handle.remove()
 
 
+@contextmanager
+def only_at(modules: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
+    """Let modules that work on every token by itself run for some tokens only; for the others they put out zeros.
+
+    Args:
+        modules: MLPs that run on one sequence, each with the tokens, (n,).
+    """
+
+    def picker(places: Tensor, sizes: list[tuple[int, ...]]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = args[0] if args else kwargs[_HIDDEN]
+            sizes.append(given.shape[:-1])
+            tokens = given.reshape(-1, given.shape[-1])[places.to(given.device)]
+            picked = tokens.reshape(*[1] * (given.dim() - 2), *tokens.shape)
+            return ((picked, *args[1:]), kwargs) if args else ((), {**kwargs, _HIDDEN: picked})
+
+        return hook
+
+    def spreader(places: Tensor, sizes: list[tuple[int, ...]]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            found = first_tensor(output)
+            whole = found.new_zeros((*sizes.pop(), found.shape[-1]))
+            whole.view(-1, found.shape[-1])[places.to(found.device)] = found.reshape(-1, found.shape[-1])
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+        return hook
+
+    handles = []
+    try:
+        for module, places in modules:
+            sizes: list[tuple[int, ...]] = []
+            handles.append(module.register_forward_pre_hook(picker(places, sizes), with_kwargs=True))
+            handles.append(module.register_forward_hook(spreader(places, sizes)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _changed(output: Any, places: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
     """A module's output with some tokens changed, of one sequence."""
     found = first_tensor(output)

@@ -1,24 +1,24 @@
 """Rows of tokens run side by side as one sequence.
 
 Every matrix product then sees real tokens only, and tokens that many rows begin with are run once: their keys and
-values lie in a pool, from which every row's attention reads its own. Only attention itself looks at rows one by one, in
-groups of equal length.
+values lie in a pool, from which every row's attention reads its own. Only attention itself looks at rows one by one, or
+at bundles of them, in groups of equal length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby, islice
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from factpatch.model.batching import TOKEN_BUDGET
 from factpatch.model.hooks import shadowed, starting_after
 from factpatch.model.language_model import LanguageModel
 
@@ -65,16 +65,16 @@ class PackedRow:
 
 @dataclass(frozen=True)
 class _Group:
-    """Neighboring rows of equal length."""
+    """Neighboring bundles of equal length."""
 
-    rows: int
+    bundles: int
     length: int
     prefix: Tensor
-    """(rows, longest prefix): places as in `PackedRow`; padding points at the first."""
+    """(bundles, longest prefix): places as in `PackedRow`, of all rows; padding points at the first."""
     last_place: int
     """The largest of them; -1 without a prefix."""
     mask: Tensor
-    """(rows, 1, length, longest prefix + length), additive."""
+    """(bundles, 1, length, longest prefix + length), additive."""
     _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -83,28 +83,43 @@ class _Group:
             self._moved[device] = self.prefix.to(device), self.mask.to(device)
         return self._moved[device]
 
-    def rows_of(self, tokens: Tensor) -> Tensor:
-        """(heads, tokens, d_head) of this group as (rows, heads, length, d_head)."""
-        return tokens.reshape(tokens.shape[0], self.rows, self.length, -1).transpose(0, 1)
+    def bundles_of(self, tokens: Tensor) -> Tensor:
+        """(heads, tokens, d_head) of this group as (bundles, heads, length, d_head)."""
+        return tokens.reshape(tokens.shape[0], self.bundles, self.length, -1).transpose(0, 1)
 
 
 class Packing:
     """Rows, in the order in which their tokens lie in the sequence.
 
-    Rows of equal length should be neighbors: attention runs once for each such group.
+    Attention looks at the rows of a bundle as one, and runs once for each group of bundles of equal length, which
+    should be neighbors. Bundles pay for many short rows whose prefixes have much in common.
+
+    Args:
+        rows: The rows.
+        together: How many rows each bundle has; by default one.
     """
 
-    def __init__(self, rows: Sequence[PackedRow], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        rows: Sequence[PackedRow],
+        dtype: torch.dtype,
+        device: torch.device,
+        together: Sequence[int] | None = None,
+    ) -> None:
         self.rows = tuple(rows)
         self.dtype = dtype
         *begins, self.tokens = accumulate((row.tokens for row in rows), initial=0)
         self.first = torch.tensor(begins, device=device)
         """(rows,): where each row begins."""
+        self.last = torch.tensor(
+            [begin + row.tokens - 1 for begin, row in zip(begins, rows, strict=True)], device=device
+        )
+        """(rows,): where each row ends."""
         self._positions = torch.cat([len(row.prefix) + torch.arange(row.tokens) for row in rows])
         self._inputs: dict[torch.device, dict[str, Tensor]] = {}
-        self.groups = [
-            _group(length, list(members), dtype, device) for length, members in groupby(rows, lambda row: row.tokens)
-        ]
+        remaining = iter(rows)
+        bundles = [tuple(islice(remaining, count)) for count in together or [1] * len(self.rows)]
+        self.groups = [_group(length, list(members), dtype, device) for length, members in groupby(bundles, _tokens_of)]
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
         """What a forward pass over these tokens is called with besides its mask, on a device; moved there once."""
@@ -115,82 +130,27 @@ class Packing:
         return self._inputs[device]
 
 
-def _group(length: int, rows: Sequence[PackedRow], dtype: torch.dtype, device: torch.device) -> _Group:
-    longest = max(len(row.prefix) for row in rows)
-    prefix = torch.tensor([[*row.prefix, *[0] * (longest - len(row.prefix))] for row in rows], dtype=torch.long)
-    real = torch.arange(longest)[None] < torch.tensor([len(row.prefix) for row in rows])[:, None]
+def _tokens_of(bundle: Sequence[PackedRow]) -> int:
+    return sum(row.tokens for row in bundle)
+
+
+def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dtype, device: torch.device) -> _Group:
+    places = [tuple(dict.fromkeys(chain.from_iterable(row.prefix for row in bundle))) for bundle in bundles]
+    longest = max(map(len, places))
+    prefix = torch.tensor([[*own, *[0] * (longest - len(own))] for own in places], dtype=torch.long)
+    allowed = torch.zeros(len(bundles), length, longest + length, dtype=torch.bool)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    allowed = torch.cat([real[:, None].expand(-1, length, -1), causal.expand(len(rows), -1, -1)], dim=-1)
+    for bundle, own, seen in zip(bundles, places, allowed, strict=True):
+        begin = 0
+        for row in bundle:
+            end = begin + row.tokens
+            known = set(row.prefix)
+            seen[begin:end, : len(own)] = torch.tensor([place in known for place in own], dtype=torch.bool)
+            seen[begin:end, longest + begin : longest + end] = causal[: row.tokens, : row.tokens]
+            begin = end
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
-    last_place = max((place for row in rows for place in row.prefix), default=-1)
-    return _Group(len(rows), length, prefix.to(device), last_place, mask[:, None].to(device))
-
-
-class Tree:
-    """Texts whose common beginnings are run once, in one pass.
-
-    Args:
-        texts: token ids, at least one in each.
-    """
-
-    def __init__(self, texts: Iterable[tuple[int, ...]]) -> None:
-        self._segments: list[tuple[int, tuple[int, ...], list[tuple[int, ...]]]] = []
-        self._grow(sorted(set(texts)), 0, -1)
-        # Rows of equal length are neighbors; what a segment follows may well come behind it.
-        order = sorted(range(len(self._segments)), key=lambda index: len(self._segments[index][1]))
-        self.ids = [token for index in order for token in self._segments[index][1]]
-        """The token ids of all rows, side by side."""
-        own: dict[int, range] = {}
-        end = 0
-        for index in order:
-            own[index] = range(end, end + len(self._segments[index][1]))
-            end = own[index].stop
-        path: dict[int, tuple[int, ...]] = {-1: ()}
-        for index, (parent, _, _) in enumerate(self._segments):  # a parent comes before its children
-            path[index] = (*path[parent], *own[index])
-        self.rows = [PackedRow(len(own[index]), path[self._segments[index][0]]) for index in order]
-        self.places = {text: path[index] for index, (_, _, ends) in enumerate(self._segments) for text in ends}
-        """Where the tokens of each text lie in the sequence."""
-
-    def _grow(self, texts: Sequence[tuple[int, ...]], depth: int, parent: int) -> None:
-        """Add segments for sorted texts that agree in their first `depth` tokens and are longer than that."""
-        for _, group in groupby(texts, lambda text: text[depth]):
-            alike = list(group)
-            shared = common_beginning(alike)
-            here = len(self._segments)
-            self._segments.append((parent, shared[depth:], [text for text in alike if len(text) == len(shared)]))
-            self._grow([text for text in alike if len(text) > len(shared)], len(shared), here)
-
-
-def tree_batches(
-    texts: Iterable[tuple[int, ...]], budget: int | None = None, room: int = 0
-) -> Iterator[list[tuple[int, ...]]]:
-    """Sort texts and split them so that the tree of each batch has at most `budget` tokens; a text stays whole.
-
-    Args:
-        texts: token ids.
-        budget: by default `TOKEN_BUDGET`.
-        room: tokens that are to follow each text, which count.
-    """
-    budget = TOKEN_BUDGET if budget is None else budget
-    batch: list[tuple[int, ...]] = []
-    size = 0
-    for text in sorted(texts):
-        more = len(text) - (len(common_beginning([batch[-1], text])) if batch else 0) + room
-        if batch and size + more > budget:
-            yield batch
-            batch, size, more = [], 0, len(text) + room
-        batch.append(text)
-        size += more
-    if batch:
-        yield batch
-
-
-def common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest tuple that all begin with."""
-    low, high = min(texts), max(texts)
-    differing = (index for index, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
-    return low[: next(differing, min(len(low), len(high)))]
+    last_place = max((place for own in places for place in own), default=-1)
+    return _Group(len(bundles), length, prefix.to(device), last_place, mask[:, None].to(device))
 
 
 @dataclass(frozen=True)
@@ -258,11 +218,6 @@ def _no_interface(lm: LanguageModel) -> str:
     )
 
 
-def run_tree(lm: LanguageModel, tree: Tree) -> Tensor:
-    """(tokens, d_value): the last hidden states of a tree's tokens. Call it inside `packed_attention`."""
-    return run_packed(lm, Packing(tree.rows, lm.stream_dtype, lm.device), Pool(), ids=torch.tensor(tree.ids))[0]
-
-
 @contextmanager
 def _entering(lm: LanguageModel, start: int, hidden: Tensor | None) -> Iterator[None]:
     if hidden is None:
@@ -307,7 +262,23 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """The function that transformers' attention modules call."""
-    return _attend(ALL_ATTENTION_FUNCTIONS["sdpa"], module, query, key, value, **options)
+    return _attend(_shared_heads, module, query, key, value, **options)
+
+
+def _shared_heads(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
+) -> tuple[Tensor, Any]:
+    """Let query heads that share a key attend as further tokens of one head: no key is repeated, and products grow."""
+    attends = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    bundles, heads, length, _ = query.shape
+    shared = heads // key.shape[1]
+    if shared == 1:
+        return attends(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
+    folded = query.reshape(bundles, key.shape[1], shared * length, -1)
+    # In place of the module, one that has as many keys as queries.
+    found = attends(SimpleNamespace(), folded, key, value, mask.repeat(1, 1, shared, 1), **options)[0]
+    apart = found.reshape(bundles, shared, length, key.shape[1], -1).permute(0, 2, 3, 1, 4)
+    return apart.reshape(bundles, length, heads, -1), None
 
 
 AttentionInterface.register(_NAME, _attention)
@@ -330,12 +301,12 @@ def _attend(
     now.attended.add(layer)
     if now.collected is not None:
         now.collected.keys[layer], now.collected.values[layer] = key[0].detach(), value[0].detach()
-    sizes = [group.rows * group.length for group in now.packing.groups]
+    sizes = [group.bundles * group.length for group in now.packing.groups]
     # Splitting has a backward pass that joins; slicing would fill a whole tensor with zeros for every group.
     parts = zip(*(torch.split(whole[0], sizes, dim=1) for whole in (query, key, value)), strict=True)
     outputs = []
     for group, part in zip(now.packing.groups, parts, strict=True):
-        own = [group.rows_of(tokens) for tokens in part]
+        own = [group.bundles_of(tokens) for tokens in part]
         places, mask = group.on(key.device)
         if places.shape[1]:
             for index, side, present in ((1, now.pool.keys, key[0]), (2, now.pool.values, value[0])):

@@ -13,7 +13,8 @@ from torch import Tensor
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
-from factpatch.model.packed import PackedRow, Packing, Pool, common_beginning, run_packed
+from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
+from factpatch.model.tree import common_beginning
 from factpatch.values.micro_batch import FrozenRow, FrozenRows
 from factpatch.values.rows import Row, micro_batches
 

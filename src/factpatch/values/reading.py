@@ -12,8 +12,9 @@ from factpatch.facts import Fact
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
-from factpatch.model.packed import Tree, packed_attention, run_tree, tree_batches
+from factpatch.model.packed import packed_attention
 from factpatch.model.tokens import locate
+from factpatch.model.tree import Tree, run_tree, tree_batches
 from factpatch.values.contexts import fill
 
 
