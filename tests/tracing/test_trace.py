@@ -86,10 +86,10 @@ def test_a_trace_does_not_depend_on_what_is_traced_beside_it(monkeypatch: pytest
 def test_what_does_not_fit_into_memory_is_run_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny("llama", dtype=torch.float64)
     together = traced(lm)
-    probabilities, most = Group.probabilities, 5
+    probabilities, most = Group.probabilities, 10
 
     def limited(self: Group, *given: Any) -> Any:
-        if len(self.answers) > most:
+        if len(self.runs) > most:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return probabilities(self, *given)
 

@@ -111,26 +111,24 @@ def _run(lm: LanguageModel, rows: Sequence[_Row], pool: Pool, sites: Sequence[st
     ):
         ids = torch.tensor([token for row in ordered for token in row.ids])
         last, own_pool = run_packed(lm, packing, pool, ids=ids, collect=True)
-    probabilities = last_probabilities(lm, last, packing, [row.answer for row in ordered])
+    answers = torch.tensor([row.answer for row in ordered])
+    probabilities = answer_probabilities(lm, last[packing.last.to(last.device)], answers)
     back = sorted(range(len(rows)), key=order.__getitem__)
     flat = {site: output.reshape(-1, output.shape[-1]) for site, output in outputs.items()}
     return _Ran([places[index] for index in back], probabilities[back], flat, own_pool)
 
 
-def last_probabilities(lm: LanguageModel, hidden: Tensor, packing: Packing, tokens: Sequence[int]) -> Tensor:
-    """Read the probability of one token behind each row.
+def answer_probabilities(lm: LanguageModel, hidden: Tensor, answers: Tensor) -> Tensor:
+    """Read the probability of one token behind each of some texts.
 
     Args:
-        hidden: (tokens, d_value), the last hidden states.
-        packing: The rows.
-        tokens: One for each row.
+        hidden: (texts, d_value), the last hidden state of each.
+        answers: (texts,), the tokens.
 
     Returns:
-        (rows,), float64, on the CPU.
+        (texts,), float64, on the CPU.
     """
-    ends = torch.tensor(list(accumulate(row.tokens for row in packing.rows)), device=hidden.device) - 1
-    wanted = torch.tensor(tokens)
-    found = torch.empty(len(tokens), dtype=torch.float64)
-    for chunk, table in log_probability_chunks(lm, hidden[ends]):
-        found[chunk] = table.gather(1, wanted[chunk, None].to(table.device))[:, 0].to("cpu", torch.float64)
+    found = torch.empty(len(answers), dtype=torch.float64)
+    for chunk, table in log_probability_chunks(lm, hidden):
+        found[chunk] = table.gather(1, answers[chunk, None].to(table.device))[:, 0].to("cpu", torch.float64)
     return found.exp()

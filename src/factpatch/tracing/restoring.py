@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from factpatch.model.hooks import replacing
+from factpatch.model.hooks import captured, only_at, replacing
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import PackedRow, Packing, run_packed
 from factpatch.tracing.knowledge import KnownPrompt
-from factpatch.tracing.recording import Recording, last_probabilities
+from factpatch.tracing.recording import Recording, answer_probabilities
 from factpatch.tracing.restorations import Restoration
+
+BUNDLE_TOKENS = 64
+"""The most tokens that attention looks at together: with more, what it masks costs more than another call."""
 
 
 @dataclass(frozen=True)
@@ -28,56 +32,122 @@ class Run:
     """The place of the token in the clean run."""
     corrupted: range
     """The places of it and of what follows it in the corrupted run."""
-    packed: PackedRow
+    prefix: tuple[int, ...]
+    """The places of what comes before it."""
     answer: int
 
 
-def runs_of(recording: Recording, prompts: Sequence[KnownPrompt]) -> list[Run]:
-    """One for each token that corrupting the subject changes and each noise sample."""
-    runs = []
-    for index, one in enumerate(prompts):
-        clean, first = recording.clean[index], one.row.subject.start
-        for sample, places in enumerate(recording.corrupted[index]):
-            for offset in range(len(places)):
-                prefix = (*clean[:first], *places[:offset])
-                packed = PackedRow(len(places) - offset, prefix)
-                token = first + offset
-                runs.append(Run(index, token, sample, clean[token], places[offset:], packed, one.answer))
-    return runs
+Bundle = Sequence[Run]
+"""Runs of neighboring tokens of one prompt and sample, whose prefixes are nearly the same."""
+
+
+def bundles_of(recording: Recording, prompts: Sequence[KnownPrompt]) -> list[Bundle]:
+    """One run for each token that corrupting the subject changes and each noise sample."""
+    return [
+        bundle
+        for index, one in enumerate(prompts)
+        for sample in range(len(recording.corrupted[index]))
+        for bundle in _bundles(_runs(recording, index, one, sample))
+    ]
+
+
+def _runs(recording: Recording, prompt: int, one: KnownPrompt, sample: int) -> Iterator[Run]:
+    clean, first = recording.clean[prompt], one.row.subject.start
+    places = recording.corrupted[prompt][sample]
+    for offset in range(len(places)):
+        prefix = (*clean[:first], *places[:offset])
+        token = first + offset
+        yield Run(prompt, token, sample, clean[token], places[offset:], prefix, one.answer)
+
+
+def _bundles(runs: Iterator[Run]) -> Iterator[Bundle]:
+    bundle: list[Run] = []
+    for run in runs:
+        if bundle and tokens_of(bundle) + len(run.corrupted) > BUNDLE_TOKENS:
+            yield bundle
+            bundle = []
+        bundle.append(run)
+    yield bundle
+
+
+def tokens_of(bundle: Bundle) -> int:
+    """How many tokens run again."""
+    return sum(len(run.corrupted) for run in bundle)
 
 
 class Group:
-    """Runs side by side: what they begin with is recorded, and the same for every restoration."""
+    """Bundles side by side: what their runs begin with is recorded, and the same for every restoration."""
 
-    def __init__(self, lm: LanguageModel, recording: Recording, runs: Sequence[Run]) -> None:
+    def __init__(self, lm: LanguageModel, recording: Recording, bundles: Sequence[Bundle]) -> None:
         self.lm = lm
         self.recording = recording
-        self.packing = Packing([run.packed for run in runs], lm.stream_dtype, lm.device)
-        self.answers = [run.answer for run in runs]
+        self.runs = list(chain.from_iterable(bundles))
+        together = [len(bundle) for bundle in bundles]
+        rows = [PackedRow(len(run.corrupted), run.prefix) for run in self.runs]
+        self.packing = Packing(rows, lm.stream_dtype, lm.device, together)
+        # The restored tokens by themselves.
+        alone = [PackedRow(1, run.prefix) for run in self.runs]
+        self.alone = Packing(alone, lm.stream_dtype, lm.device, together)
+        restored = torch.zeros(self.packing.tokens, dtype=torch.bool, device=lm.device)
+        restored[self.packing.first] = True
+        self.others = (~restored).nonzero()[:, 0]
         self.clean, self.corrupted, self.tokens = (
             torch.tensor(places, device=lm.device)
             for places in (
-                [run.clean for run in runs],
-                [run.corrupted[0] for run in runs],
-                list(chain.from_iterable(run.corrupted for run in runs)),
+                [run.clean for run in self.runs],
+                [run.corrupted[0] for run in self.runs],
+                list(chain.from_iterable(run.corrupted for run in self.runs)),
             )
         )
 
-    def probabilities(self, restoration: Restoration) -> Tensor:
-        """(runs,): the probability of each answer with a restoration at each run's first token, float64, on the CPU."""
-        lm, recording, first = self.lm, self.recording, self.packing.first
-        hidden = self._recorded("block", restoration.start, self.tokens)
+    def probabilities(self, restorations: Sequence[Restoration]) -> Tensor:
+        """(runs, restorations): the probability of each answer with each restoration at each run's first token.
+
+        In float64, on the CPU.
+        """
+        last = torch.stack([self._last_states(restoration) for restoration in restorations], dim=1)
+        answers = torch.tensor([run.answer for run in self.runs]).repeat_interleave(len(restorations))
+        return answer_probabilities(self.lm, last.flatten(0, 1), answers).reshape(last.shape[:2])
+
+    def _last_states(self, restoration: Restoration) -> Tensor:
+        """(runs, d_value): what the last token of each run ends with."""
+        lm, start, layers = self.lm, restoration.start, restoration.layers
         if restoration.state:
-            hidden[first.to(hidden.device)] = self._recorded("block", restoration.start, self.clean)
+            state = self._recorded("block", start, self.clean)
+        else:
+            # Up to the first restored output everything is as in the corrupted run: behind it, it is so for all tokens
+            # but the restored one.
+            start, layers = layers.start, layers[1:]
+            state = self._behind(restoration)
+        hidden = self._recorded("block", start, self.tokens)
+        hidden[self.packing.first.to(hidden.device)] = state.to(hidden.device)
+        # Nothing reads what an MLP puts out where it is restored, nor what the last one puts out before the last token.
+        last = lm.num_layers - 1
+        read = dict.fromkeys(layers, self.others) if restoration.site == "mlp" else {}
+        if start < last:
+            read[last] = self.packing.last
+        partly = [(lm.mlp(layer), places) for layer, places in read.items()]
+        with only_at(partly), replacing(self._given(restoration, layers), self.packing.first):
+            found, _ = run_packed(lm, self.packing, self.recording.pool, hidden=hidden, start=start)
+        return found[self.packing.last.to(found.device)]
+
+    def _behind(self, restoration: Restoration) -> Tensor:
+        """(runs, d_value): what the block of the first restored output puts out for the restored tokens."""
+        lm, start, layer = self.lm, restoration.start, restoration.layers.start
+        given = self._given(restoration, range(layer, layer + 1))
+        every = torch.arange(self.alone.tokens, device=lm.device)
+        hidden = self._recorded("block", start, self.corrupted)
+        with replacing(given, every), captured(outputs={layer: lm.block(layer)}, stop_after=lm.block(layer)) as found:
+            run_packed(lm, self.alone, self.recording.pool, hidden=hidden, start=start)
+        return found[layer].reshape(-1, found[layer].shape[-1])
+
+    def _given(self, restoration: Restoration, layers: range) -> list[tuple[Any, Tensor]]:
+        """Modules, and what each puts out for the restored tokens."""
+        site = restoration.site
+        if site is None:
+            return []
         places = self.clean if restoration.clean else self.corrupted
-        given = [
-            (getattr(lm, restoration.site)(layer), self._recorded(restoration.site, layer, places))
-            for layer in restoration.layers
-            if restoration.site is not None
-        ]
-        with replacing(given, first):
-            last, _ = run_packed(lm, self.packing, recording.pool, hidden=hidden, start=restoration.start)
-        return last_probabilities(lm, last, self.packing, self.answers)
+        return [(getattr(self.lm, site)(layer), self._recorded(site, layer, places)) for layer in layers]
 
     def _recorded(self, site: str, layer: int, places: Tensor) -> Tensor:
         """A copy of some recorded outputs."""

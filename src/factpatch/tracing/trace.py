@@ -20,7 +20,7 @@ from factpatch.tracing.noise import Noise
 from factpatch.tracing.prompts import Prompt
 from factpatch.tracing.recording import record
 from factpatch.tracing.restorations import KINDS, PUBLISHED, Restoration, check_kinds, check_window, scaled_window
-from factpatch.tracing.restoring import Group, Run, runs_of
+from factpatch.tracing.restoring import Bundle, Group, Run, bundles_of, tokens_of
 from factpatch.values.budget import MOST_TOKENS, MOST_TOKENS_ELSEWHERE, SHARE
 
 
@@ -119,24 +119,24 @@ def _trace_batch(
 ) -> list[Trace]:
     """Trace some prompts together; `steps` are the restorations of all layers, one kind after another."""
     recording = record(lm, prompts, noise, _sites(kinds))
-    runs = runs_of(recording, prompts)
+    bundles = bundles_of(recording, prompts)
     # What restores nothing changes nothing: before the subject the clean and the corrupted run are the same.
     restored = [
         corrupted.repeat(len(one.row.ids), len(steps), 1)
         for one, corrupted in zip(prompts, recording.corrupted_probability, strict=True)
     ]
 
-    def restore(piece: Sequence[Run]) -> Tensor:
+    def restore(piece: Sequence[Bundle]) -> tuple[Sequence[Run], Tensor]:
         group = Group(lm, recording, piece)
-        return torch.stack([group.probabilities(step) for step in steps], dim=-1)
+        return group.runs, group.probabilities(steps)
 
     most = MOST_TOKENS.get(lm.device.type, MOST_TOKENS_ELSEWHERE)
     done = 0
-    for members in batches([run.packed.tokens for run in runs], most):
-        for piece, found in in_pieces(restore, [runs[index] for index in members], what="fact"):
-            for run, probabilities in zip(piece, found, strict=True):
+    for members in batches([tokens_of(bundle) for bundle in bundles], most):
+        for _, (runs, found) in in_pieces(restore, [bundles[index] for index in members], what="fact"):
+            for run, probabilities in zip(runs, found, strict=True):
                 restored[run.prompt][run.token, :, run.sample] = probabilities
-            before, done = done, done + len(piece)
+            before, done = done, done + len(runs)
             progress(done // noise.samples - before // noise.samples)
     for one, table in zip(prompts, restored, strict=True):
         if not bool(table.isfinite().all()):
