@@ -18,6 +18,7 @@ from plain_tracing import restored
 from speed import Side, in_turns, line
 from torch import Tensor
 
+from factpatch.model.hooks import first_tensor
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.tracing import KINDS, load_prompts
@@ -37,15 +38,16 @@ class Work:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        def add_pass(module: Any, args: Any, output: Any) -> None:
+        def add_pass(module: Any, args: Any) -> None:
             self.passes += 1
 
-        def add_tokens(module: Any, args: Any, output: Tensor) -> None:
-            self.tokens += output.numel() // output.shape[-1]
+        def add_tokens(module: Any, args: Any, output: Any) -> None:
+            found = first_tensor(output)
+            self.tokens += found.numel() // found.shape[-1]
 
         self.passes = self.tokens = 0
-        handles = [self.lm.mlp(layer).register_forward_hook(add_tokens) for layer in range(self.lm.num_layers)]
-        handles.append(self.lm.model.base_model.register_forward_hook(add_pass))
+        handles = [self.lm.attention(layer).register_forward_hook(add_tokens) for layer in range(self.lm.num_layers)]
+        handles.append(self.lm.model.base_model.register_forward_pre_hook(add_pass))
         try:
             yield
         finally:

@@ -58,6 +58,27 @@ def test_a_beginning_that_rows_share_is_run_once(family: str) -> None:
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("family", ["llama", "gptj", "gpt2"])
+def test_rows_of_a_bundle_do_not_see_each_other_either(family: str) -> None:
+    """Bundles of one, two and three rows, in groups of two lengths, whose prefixes agree in part."""
+    lm = tiny(family, dtype=EXACT)
+    read = texts(lm)[:2]
+    with torch.inference_mode(), lm.quiet(), packed_attention(lm):
+        before = Packing([PackedRow(6), PackedRow(6)], lm.dtype, lm.device)
+        _, pool = run_packed(lm, before, Pool(), ids=torch.tensor([*read[0][:6], *read[1][:6]]), collect=True)
+        # Which text, how much of it was read, and how many tokens follow.
+        rows = [(0, 6, 4), (0, 2, 1), (1, 5, 3), (1, 0, 1), (0, 1, 3), (1, 6, 2)]
+        follow = [[7 + place + index for place in range(more)] for index, (_, _, more) in enumerate(rows)]
+        packed = [PackedRow(more, tuple(range(6 * text, 6 * text + known))) for text, known, more in rows]
+        packing = Packing(packed, lm.dtype, lm.device, together=[1, 2, 3])
+        assert [group.length for group in packing.groups] == [4, 6]
+        found, _ = run_packed(lm, packing, pool, ids=torch.tensor([token for row in follow for token in row]))
+    expected = [
+        alone(lm, [*read[text][:known], *row])[known:] for (text, known, _), row in zip(rows, follow, strict=True)
+    ]
+    torch.testing.assert_close(found, torch.cat(expected), **CLOSE)
+
+
 @pytest.mark.parametrize("start", [-1, 0, NUM_LAYERS - 1])
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "opt"])
 def test_rows_can_enter_behind_any_layer_with_prefixes_of_different_length(family: str, start: int) -> None:

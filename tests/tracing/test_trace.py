@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from benchmarks.plain_tracing import restored
 from tests.models import NUM_LAYERS, tiny
 from tests.tracing.made import PROMPTS, known
 
+from factpatch.model.hooks import first_tensor
 from factpatch.model.language_model import LanguageModel
+from factpatch.tracing import restoring
 from factpatch.tracing import trace as trace_module
 from factpatch.tracing.noise import Noise
 from factpatch.tracing.prompts import Prompt
-from factpatch.tracing.restorations import KINDS
+from factpatch.tracing.restorations import KINDS, Restoration
 from factpatch.tracing.restoring import Group
 from factpatch.tracing.trace import Trace, positions, trace
 
@@ -31,18 +34,26 @@ def traced(lm: LanguageModel, kinds: Any = tuple(KINDS), noise: Noise = NOISE, *
 
 # All three places of a subject on one family; where it begins the prompt and where it ends it on the others.
 @pytest.mark.parametrize(
-    ("family", "prompts"),
-    [("llama", PROMPTS), *((family, PROMPTS[::2]) for family in ("gpt2", "gptj", "gpt_neox", "opt"))],
+    ("family", "prompts", "window"),
+    [
+        ("llama", PROMPTS, WINDOW),
+        ("gpt2", PROMPTS[::2], 1),
+        ("gptj", PROMPTS[::2], NUM_LAYERS),
+        ("gpt_neox", PROMPTS[::2], 1),
+        ("opt", PROMPTS[::2], WINDOW),
+    ],
 )
-def test_traces_equal_one_forward_pass_for_each_token_and_layer(family: str, prompts: Sequence[Prompt]) -> None:
+def test_traces_equal_one_forward_pass_for_each_token_and_layer(
+    family: str, prompts: Sequence[Prompt], window: int
+) -> None:
     lm = tiny(family, bos=True, dtype=torch.float64)
     close = 1e-6 if family == "gptj" else 1e-9  # transformers keeps GPT-J's attention scores in float32
     width = lm.model.get_input_embeddings().weight.shape[1]
     asked_all = known(lm, prompts)
-    for one, asked in zip(trace(lm, asked_all, NOISE, tuple(KINDS), WINDOW), asked_all, strict=True):
+    for one, asked in zip(trace(lm, asked_all, NOISE, tuple(KINDS), window), asked_all, strict=True):
         given = lm, torch.tensor(asked.row.ids), asked.row.subject, NOISE.draw(asked.row, width), asked.answer
         for kind in KINDS:
-            expected = restored(*given, kind, WINDOW)
+            expected = restored(*given, kind, window)
             torch.testing.assert_close(one.restored[kind], expected, rtol=close, atol=close)
             assert one.indirect_effect(kind).abs().max() > 100 * close
 
@@ -79,6 +90,7 @@ def test_a_trace_does_not_depend_on_what_is_traced_beside_it(monkeypatch: pytest
     lm = tiny("llama", dtype=torch.float64)
     together = traced(lm)
     monkeypatch.setitem(trace_module.MOST_TOKENS, "cpu", 16)
+    monkeypatch.setattr(restoring, "BUNDLE_TOKENS", 5)
     for one, other in zip(together, traced(lm), strict=True):
         same(one, other)
 
@@ -119,33 +131,43 @@ def test_the_model_is_as_it_was_between_two_traces(monkeypatch: pytest.MonkeyPat
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
 
 
-def test_only_what_a_restoration_reaches_runs() -> None:
+# What our attentions and our MLPs run of the tokens that the plain way runs through them.
+@pytest.mark.parametrize(("kind", "attended", "transformed"), [("states", 0.16, 0.12), ("mlp", 0.24, 0.16)])
+def test_only_what_a_restoration_reaches_runs(kind: str, attended: float, transformed: float) -> None:
     lm = tiny("llama")
     asked = known(lm)
     with counted(lm) as ours:
-        traced(lm, ("states",))
+        traced(lm, (kind,))
     with counted(lm) as plainly:
         for one in asked:
             noise = NOISE.draw(one.row, lm.d_value)
-            restored(lm, torch.tensor(one.row.ids), one.row.subject, noise, one.answer, "states", WINDOW)
-    # Less than half of the tokens, and half of the layers.
-    assert 4 * ours["tokens"] < plainly["tokens"]
-    assert 10 * ours["passes"] < plainly["passes"]
+            restored(lm, torch.tensor(one.row.ids), one.row.subject, noise, one.answer, kind, WINDOW)
+    assert ours["attention"] < attended * plainly["attention"]
+    assert ours["mlp"] < transformed * plainly["mlp"]
+    assert 5 * ours["passes"] < plainly["passes"]
 
 
 @contextmanager
 def counted(lm: LanguageModel) -> Iterator[dict[str, int]]:
-    """Count tokens that blocks run, and forward passes."""
-    count = {"tokens": 0, "passes": 0}
+    """Count the tokens that attentions and MLPs run, and forward passes."""
+    count = {"attention": 0, "mlp": 0, "passes": 0}
 
-    def tokens(module: Any, args: Any, output: Any) -> None:
-        count["tokens"] += output.numel() // output.shape[-1]
+    def tokens(site: str) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            found = first_tensor(output)
+            count[site] += found.numel() // found.shape[-1]
 
-    def passes(module: Any, args: Any, output: Any) -> None:
+        return hook
+
+    def passes(module: Any, args: Any) -> None:
         count["passes"] += 1
 
-    handles = [lm.mlp(layer).register_forward_hook(tokens) for layer in range(lm.num_layers)]
-    handles.append(lm.model.base_model.register_forward_hook(passes))
+    handles = [
+        getattr(lm, site)(layer).register_forward_hook(tokens(site))
+        for site in ("attention", "mlp")
+        for layer in range(lm.num_layers)
+    ]
+    handles.append(lm.model.base_model.register_forward_pre_hook(passes))
     try:
         yield count
     finally:
@@ -176,11 +198,30 @@ def test_unusable_settings_are_refused() -> None:
 
 def test_a_module_that_the_table_does_not_know_is_named() -> None:
     lm = tiny("llama")
-    lm.architecture = replace(lm.architecture, attention="attn")
+    architecture = lm.architecture
+    lm.architecture = replace(architecture, attention="attn")
     asked = known(lm)
-    with pytest.raises(ValueError, match=r"model_type='llama'.*attention='attn'.*leave out the kinds.*attention"):
+    with pytest.raises(ValueError, match=r"model_type='llama'.*attention='attn'.*register_architecture"):
         trace(lm, asked, NOISE, ("states", "attention"))
     assert list(trace(lm, asked, NOISE, ("states", "mlp")))
+    lm.architecture = replace(architecture, mlp="feed_forward")
+    with pytest.raises(ValueError, match="mlp='feed_forward'"):
+        trace(lm, asked, NOISE, ("states",))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_offloaded_model_is_traced_like_another(family: str) -> None:
+    expected = traced(tiny(family, dtype=torch.float64))
+    lm = tiny(family, dtype=torch.float64)
+    asked = known(lm)
+    cpu_offload(lm.model, execution_device=torch.device("cpu"))
+    for one, other in zip(trace(lm, asked, NOISE, tuple(KINDS), WINDOW), expected, strict=True):
+        same(one, other)
+
+
+def test_a_restoration_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="name the layers whose outputs are given"):
+        Restoration(2)
 
 
 def test_a_broken_model_is_named() -> None:

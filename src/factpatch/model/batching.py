@@ -54,10 +54,15 @@ def padded(
     return ids.to(device), mask.to(device)
 
 
+def head_chunk(lm: LanguageModel) -> int:
+    """How many positions the head is applied to at a time."""
+    vocabulary: int = lm.model.get_output_embeddings().weight.shape[0]
+    return max(1, HEAD_ENTRIES // vocabulary)
+
+
 def log_probability_chunks(lm: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Apply the head to (positions, d_value) hidden states, a chunk of positions at a time."""
-    vocabulary = lm.model.get_output_embeddings().weight.shape[0]
-    size = max(1, HEAD_ENTRIES // vocabulary)
+    size = head_chunk(lm)
     for first in range(0, hidden.shape[0], size):
         chunk = slice(first, min(first + size, hidden.shape[0]))
         yield chunk, lm.log_probabilities(hidden[chunk])

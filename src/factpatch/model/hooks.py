@@ -168,23 +168,25 @@ def only_at(modules: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
     """Let modules that work on every token by itself run for some tokens only; for the others they put out zeros.
 
     Args:
-        modules: MLPs that run on one sequence, each with the tokens, (n,).
+        modules: MLPs that run on one sequence, and read nothing of a token but its hidden state; each with the tokens,
+            (n,).
     """
 
-    def picker(places: Tensor, sizes: list[tuple[int, ...]]) -> Any:
+    # The first hook of a module leaves the shape for the second.
+    def picker(places: Tensor, shapes: list[tuple[int, ...]]) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = args[0] if args else kwargs[_HIDDEN]
-            sizes.append(given.shape[:-1])
+            shapes.append(given.shape[:-1])
             tokens = given.reshape(-1, given.shape[-1])[places.to(given.device)]
             picked = tokens.reshape(*[1] * (given.dim() - 2), *tokens.shape)
             return ((picked, *args[1:]), kwargs) if args else ((), {**kwargs, _HIDDEN: picked})
 
         return hook
 
-    def spreader(places: Tensor, sizes: list[tuple[int, ...]]) -> Any:
+    def spreader(places: Tensor, shapes: list[tuple[int, ...]]) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             found = first_tensor(output)
-            whole = found.new_zeros((*sizes.pop(), found.shape[-1]))
+            whole = found.new_zeros((*shapes.pop(), found.shape[-1]))
             whole.view(-1, found.shape[-1])[places.to(found.device)] = found.reshape(-1, found.shape[-1])
             return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
@@ -193,9 +195,9 @@ def only_at(modules: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
     handles = []
     try:
         for module, places in modules:
-            sizes: list[tuple[int, ...]] = []
-            handles.append(module.register_forward_pre_hook(picker(places, sizes), with_kwargs=True))
-            handles.append(module.register_forward_hook(spreader(places, sizes)))
+            shapes: list[tuple[int, ...]] = []
+            handles.append(module.register_forward_pre_hook(picker(places, shapes), with_kwargs=True))
+            handles.append(module.register_forward_hook(spreader(places, shapes)))
         yield
     finally:
         for handle in handles:

@@ -138,19 +138,32 @@ def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dty
     places = [tuple(dict.fromkeys(chain.from_iterable(row.prefix for row in bundle))) for bundle in bundles]
     longest = max(map(len, places))
     prefix = torch.tensor([[*own, *[0] * (longest - len(own))] for own in places], dtype=torch.long)
-    allowed = torch.zeros(len(bundles), length, longest + length, dtype=torch.bool)
+    real = torch.arange(longest)[None] < torch.tensor([len(own) for own in places])[:, None]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed = torch.cat([real[:, None].expand(-1, length, -1), causal.expand(len(bundles), -1, -1)], dim=-1)
     for bundle, own, seen in zip(bundles, places, allowed, strict=True):
-        begin = 0
-        for row in bundle:
-            end = begin + row.tokens
-            known = set(row.prefix)
-            seen[begin:end, : len(own)] = torch.tensor([place in known for place in own], dtype=torch.bool)
-            seen[begin:end, longest + begin : longest + end] = causal[: row.tokens, : row.tokens]
-            begin = end
+        if len(bundle) > 1:
+            _keep_apart(bundle, own, seen)
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
     last_place = max((place for own in places for place in own), default=-1)
     return _Group(len(bundles), length, prefix.to(device), last_place, mask[:, None].to(device))
+
+
+def _keep_apart(bundle: Sequence[PackedRow], places: Sequence[int], seen: Tensor) -> None:
+    """Let each row of a bundle see its own prefix and itself alone.
+
+    Args:
+        places: The prefixes of all its rows.
+        seen: (length, longest prefix + length), which is changed.
+    """
+    begin, length = 0, seen.shape[0]
+    own = seen[:, seen.shape[1] - length :]
+    for row in bundle:
+        end = begin + row.tokens
+        prefix = set(row.prefix)
+        seen[begin:end, : len(places)] = torch.tensor([place in prefix for place in places], dtype=torch.bool)
+        own[begin:end, :begin] = False
+        begin = end
 
 
 @dataclass(frozen=True)
@@ -247,7 +260,7 @@ def packed_attention(lm: LanguageModel) -> Iterator[None]:
 
 
 def _packed_method(module: nn.Module, attends: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
-    """An attention method (query, key, value, mask), all (rows, heads, tokens, d_head), for packed rows."""
+    """An attention method (query, key, value, mask), all (bundles, heads, tokens, d_head), for packed rows."""
 
     def inner(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, None]:
         return attends(query, key, value, mask)[0].transpose(1, 2), None
@@ -290,7 +303,7 @@ def _attend(
     """Let each row attend to its prefix in the pool and to itself.
 
     Args:
-        inner: attends with (rows, heads, tokens, d_head) and gives (rows, tokens, heads, d_head).
+        inner: attends with (bundles, heads, tokens, d_head) and gives (bundles, tokens, heads, d_head).
         query, key, value: (1, heads, tokens, d_head) of all rows.
 
     Returns:

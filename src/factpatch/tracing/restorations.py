@@ -29,6 +29,10 @@ class Restoration:
     layers: range = range(0)
     clean: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.state and not self.layers:
+            raise ValueError(f"layers={self.layers!r}: without a state, name the layers whose outputs are given.")
+
 
 @dataclass(frozen=True)
 class Kind:

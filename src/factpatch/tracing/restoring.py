@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from factpatch.model.batching import head_chunk
 from factpatch.model.hooks import captured, only_at, replacing
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import PackedRow, Packing, run_packed
@@ -18,7 +18,7 @@ from factpatch.tracing.recording import Recording, answer_probabilities
 from factpatch.tracing.restorations import Restoration
 
 BUNDLE_TOKENS = 64
-"""The most tokens that attention looks at together: with more, what it masks costs more than another call."""
+"""The most tokens that attention looks at together, unless one run has more: what it masks costs more than a call."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Group:
         together = [len(bundle) for bundle in bundles]
         rows = [PackedRow(len(run.corrupted), run.prefix) for run in self.runs]
         self.packing = Packing(rows, lm.stream_dtype, lm.device, together)
-        # The restored tokens by themselves.
+        # Of the first block of a window, which the restored tokens pass by themselves.
         alone = [PackedRow(1, run.prefix) for run in self.runs]
         self.alone = Packing(alone, lm.stream_dtype, lm.device, together)
         restored = torch.zeros(self.packing.tokens, dtype=torch.bool, device=lm.device)
@@ -105,6 +105,12 @@ class Group:
 
         In float64, on the CPU.
         """
+        # The head is as slow for few states as for a chunk of them.
+        some = max(1, head_chunk(self.lm) // len(self.runs))
+        pieces = [restorations[first : first + some] for first in range(0, len(restorations), some)]
+        return torch.cat([self._probabilities(piece) for piece in pieces], dim=1)
+
+    def _probabilities(self, restorations: Sequence[Restoration]) -> Tensor:
         last = torch.stack([self._last_states(restoration) for restoration in restorations], dim=1)
         answers = torch.tensor([run.answer for run in self.runs]).repeat_interleave(len(restorations))
         return answer_probabilities(self.lm, last.flatten(0, 1), answers).reshape(last.shape[:2])
@@ -118,20 +124,22 @@ class Group:
             # Up to the first restored output everything is as in the corrupted run: behind it, it is so for all tokens
             # but the restored one.
             start, layers = layers.start, layers[1:]
-            state = self._behind(restoration)
+            state = self._through_first_block(restoration)
         hidden = self._recorded("block", start, self.tokens)
         hidden[self.packing.first.to(hidden.device)] = state.to(hidden.device)
-        # Nothing reads what an MLP puts out where it is restored, nor what the last one puts out before the last token.
-        last = lm.num_layers - 1
-        read = dict.fromkeys(layers, self.others) if restoration.site == "mlp" else {}
-        if start < last:
-            read[last] = self.packing.last
-        partly = [(lm.mlp(layer), places) for layer, places in read.items()]
-        with only_at(partly), replacing(self._given(restoration, layers), self.packing.first):
+        # Nothing reads what an MLP puts out where it is replaced, nor what the last one puts out before the last token.
+        needed = dict.fromkeys(layers, self.others) if restoration.site == "mlp" else {}
+        if start < lm.num_layers - 1:
+            needed[lm.num_layers - 1] = self.packing.last
+        # `replacing` comes second: its hooks see the outputs of all tokens again.
+        with (
+            only_at((lm.mlp(layer), places) for layer, places in needed.items()),
+            replacing(self._given(restoration, layers), self.packing.first),
+        ):
             found, _ = run_packed(lm, self.packing, self.recording.pool, hidden=hidden, start=start)
         return found[self.packing.last.to(found.device)]
 
-    def _behind(self, restoration: Restoration) -> Tensor:
+    def _through_first_block(self, restoration: Restoration) -> Tensor:
         """(runs, d_value): what the block of the first restored output puts out for the restored tokens."""
         lm, start, layer = self.lm, restoration.start, restoration.layers.start
         given = self._given(restoration, range(layer, layer + 1))
@@ -141,7 +149,7 @@ class Group:
             run_packed(lm, self.alone, self.recording.pool, hidden=hidden, start=start)
         return found[layer].reshape(-1, found[layer].shape[-1])
 
-    def _given(self, restoration: Restoration, layers: range) -> list[tuple[Any, Tensor]]:
+    def _given(self, restoration: Restoration, layers: range) -> list[tuple[nn.Module, Tensor]]:
         """Modules, and what each puts out for the restored tokens."""
         site = restoration.site
         if site is None:

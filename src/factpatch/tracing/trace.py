@@ -185,7 +185,8 @@ def _sites(kinds: Sequence[str]) -> list[str]:
 
 
 def _check_sites(lm: LanguageModel, kinds: Sequence[str]) -> None:
-    for site in _sites(kinds):
+    # Whatever is restored, the last MLP is told what to leave out.
+    for site in dict.fromkeys(["mlp", *_sites(kinds)]):
         try:
             for layer in range(lm.num_layers):
                 getattr(lm, site)(layer)
@@ -193,6 +194,5 @@ def _check_sites(lm: LanguageModel, kinds: Sequence[str]) -> None:
             raise ValueError(
                 f"model_type={lm.architecture.model_type!r}: its row in the table of architectures has {site}="
                 f"{getattr(lm.architecture, site)!r}, and a block of {lm.name} has no such module ({error}). Correct "
-                "the row with factpatch.register_architecture, or leave out the kinds that need it: "
-                f"{', '.join(kind for kind in kinds if KINDS[kind].site == site)}."
+                "the row with factpatch.register_architecture."
             ) from None
