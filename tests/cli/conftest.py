@@ -126,8 +126,7 @@ def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def config(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, Any]:
+def small_run(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, Any]:
     """The configuration of a small run."""
     return {
         "model": str(model_directory),
@@ -142,6 +141,12 @@ def config(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, A
         "corpus": str(corpus),
         "evaluate": {"perplexity": str(corpus), "text": {"facts": 2, "tokens": 4}},
     }
+
+
+@pytest.fixture
+def config(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, Any]:
+    """The configuration of a small run of three methods."""
+    return small_run(model_directory, facts_file, corpus)
 
 
 @pytest.fixture

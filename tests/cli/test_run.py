@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from filelock import FileLock
-from tests.cli.conftest import FACTS, interrupt, numbers
+from tests.cli.conftest import FACTS, interrupt, numbers, small_run
+from typer.testing import CliRunner
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
+from factpatch.cli.main import app
 from factpatch.data import load_facts
 from factpatch.evaluation.verify import verify
 from factpatch.model.loading import load_language_model
@@ -27,6 +32,31 @@ from factpatch.runs.told import told
 from factpatch.session import Session, load_patch
 
 Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    model_directory: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """The configuration of a run of one method that is through, and its directory."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "facts.json").write_text(json.dumps(FACTS), "utf-8")
+    config = small_run(model_directory, folder / "facts.json", corpus)
+    config.update(methods=config["methods"][:1], evaluate={"perplexity": False, "generation": False})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FACTPATCH_CACHE", str(folder / "cache"))
+        done = CliRunner().invoke(app, ["run", str(folder / "config.yaml"), "--out", str(folder / "out")])
+    assert done.exit_code == 0, done.output
+    return config, folder / "out"
+
+
+@pytest.fixture
+def through(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> dict[str, Any]:
+    """The configuration of a run that is through, a copy of which is there as `out`."""
+    config, directory = finished
+    shutil.copytree(directory, tmp_path / "out")
+    return deepcopy(config)
 
 
 def test_a_run_measures_every_method_before_on_the_way_and_at_the_end(
@@ -105,7 +135,7 @@ def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
     facts[0]["neighbors"] = [{"prompt": "the Eiffel Tower is in", "target_true": "Paris"}]
     facts[1].update(prompt="{} is in", subject="The Eiffel Tower")
     facts_file.write_text(json.dumps(facts[:2]), "utf-8")
-    config["methods"] = ["memit"]
+    config["methods"] = config["methods"][:1]
     assert begin(config).exit_code == 0
     rows = read_results(tmp_path / "out").rows
     first = rows[(rows["place"] == 0) & (rows["when"] == "end")].set_index("metric")["value"]
@@ -119,7 +149,7 @@ def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
 def test_a_method_that_cannot_go_on_is_noted_and_the_others_go_on(
     begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config["methods"] = [{"name": "alphaedit", "settings": {"solver.threshold": 1e-30}}, "memit"]
+    config["methods"] = [{"name": "alphaedit", "settings": {"solver.threshold": 1e-30}}, config["methods"][0]]
     result = begin(config)
     assert result.exit_code == 0, result.output
     results = read_results(tmp_path / "out")
@@ -130,10 +160,8 @@ def test_a_method_that_cannot_go_on_is_noted_and_the_others_go_on(
 
 
 def test_a_fact_that_a_later_one_replaced_is_not_asked_about_at_the_end(
-    begin: Any, config: dict[str, Any], tmp_path: Path
+    through: dict[str, Any], tmp_path: Path
 ) -> None:
-    config.update(methods=["memit"], evaluate={"perplexity": False, "generation": False})
-    assert begin(config).exit_code == 0
     rows = read_results(tmp_path / "out").rows
     asked = {when: set(rows["fact"][rows["when"] == when].dropna()) for when in ("before", "written", "end")}
     everything = {"darrieux", "tower", "darrieux-again"}
@@ -143,7 +171,7 @@ def test_a_fact_that_a_later_one_replaced_is_not_asked_about_at_the_end(
 def test_capability_is_measured_every_so_many_edits(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
     items = [{"sentence": f"text {place}", "label": place % 2} for place in range(12)]
     (tmp_path / "glue_cola.json").write_text(json.dumps(items), "utf-8")
-    config.update(methods=["memit"], batch_size=1)
+    config.update(methods=config["methods"][:1], batch_size=1)
     config["evaluate"] = {
         "perplexity": False, "generation": False,
         "capability": {"data": str(tmp_path), "tasks": ["cola"], "every": 2},
@@ -173,7 +201,7 @@ def test_time_that_was_spent_on_shared_targets_before_is_noted(
 def test_conflicting_facts_are_an_error_before_anything_is_done(
     begin: Any, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    config.update(batch_size=3, methods=["memit"])
+    config.update(batch_size=3, methods=config["methods"][:1])
     result = begin(config)
     assert result.exit_code == 2
     assert "distinct" in result.output
@@ -186,7 +214,7 @@ def test_records_that_are_no_facts_are_passed_over_on_request(
     begin: Any, config: dict[str, Any], facts_file: Path, tmp_path: Path
 ) -> None:
     facts_file.write_text(json.dumps([{"prompt": "{} and {}", "subject": "x", "target_new": "y"}, *FACTS]), "utf-8")
-    config.update(methods=["memit"], evaluate={"perplexity": False, "generation": False})
+    config.update(methods=config["methods"][:1], evaluate={"perplexity": False, "generation": False})
     assert begin(config).exit_code == 2
     config["datasets"][0]["skip_unusable"] = True
     result = begin(config)
@@ -196,69 +224,58 @@ def test_records_that_are_no_facts_are_passed_over_on_request(
 
 
 def test_a_run_of_an_older_factpatch_with_fewer_fields_is_found_again(
-    begin: Any, config: dict[str, Any], tmp_path: Path
+    begin: Any, through: dict[str, Any], tmp_path: Path
 ) -> None:
-    config["methods"] = ["memit"]
-    assert begin(config).exit_code == 0
     about = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))
     del about["config"]["datasets"][0]["skip_unusable"]
     (tmp_path / "out" / "run.json").write_text(json.dumps(about), "utf-8")
-    assert begin(config).exit_code == 0
+    assert begin(through).exit_code == 0
 
 
-def test_what_a_killed_process_was_writing_is_removed(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
-    name, config["methods"] = ".factpatch-0123456789abcdef.tmp", ["memit"]
-    (tmp_path / "out").mkdir()
+def test_what_a_killed_process_was_writing_is_removed(begin: Any, through: dict[str, Any], tmp_path: Path) -> None:
+    name = ".factpatch-0123456789abcdef.tmp"
     (tmp_path / "out" / name).touch()
-    assert begin(config).exit_code == 0
     folder = tmp_path / "out" / "rows" / "three" / "0"
     (folder / "memit" / "row.json").unlink()
     (folder / "memit" / "measured" / name).touch()
     (folder / name / "patches").mkdir(parents=True)  # a session that was about to begin
-    assert begin(config).exit_code == 0
+    assert begin(through).exit_code == 0
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_a_second_process_is_kept_out_and_changes_nothing(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    for moment in ("before it began", "later"):
+def test_a_second_process_is_kept_out_and_changes_nothing(begin: Any, through: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "out"):
+        out = tmp_path / name
         before = sorted(out.rglob("*"))
         with FileLock(out / "lock"):
-            result = begin(config)
-        assert result.exit_code in (1, 2), moment
+            result = begin(through, name)
+        assert result.exit_code in (1, 2), name
         assert "another process is at work on this run" in result.output
         assert {*out.rglob("*")} - {*before} <= {out / "lock"}
-        config["methods"] = ["memit"]
-        assert begin(config).exit_code == 0
+    assert begin(through).exit_code == 0
 
 
 def test_a_run_that_is_through_does_nothing_more(
-    begin: Any, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    begin: Any, through: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config["methods"] = ["memit"]
-    assert begin(config).exit_code == 0
     monkeypatch.setattr("factpatch.runs.execute.load_language_model", None)
-    assert begin(config).exit_code == 0
+    assert begin(through).exit_code == 0
 
 
 def test_a_directory_of_other_settings_is_refused_with_the_difference(
-    begin: Any, config: dict[str, Any], tmp_path: Path
+    begin: Any, through: dict[str, Any], tmp_path: Path
 ) -> None:
-    config["methods"] = ["memit"]
-    assert begin(config).exit_code == 0
     before = numbers(tmp_path / "out")
-    result = begin({**config, "batch_size": 1})
+    result = begin({**through, "batch_size": 1})
     assert result.exit_code == 2
     assert "batch_size is 2 there and 1 here" in result.output
     assert numbers(tmp_path / "out") == before
 
 
-def test_altered_facts_are_noticed(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
-    config["methods"] = ["memit"]
-    assert begin(config).exit_code == 0
+def test_altered_facts_are_noticed(begin: Any, through: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out" / "facts" / "three.0.json").write_text("[]", "utf-8")
-    result = begin(config)
+    result = begin(through)
     assert result.exit_code == 1
     assert "altered" in result.output
 
