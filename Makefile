@@ -25,10 +25,9 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.installed
 	$(BIN)/factpatch demo
 
-# The quick tests first, then the slow ones; as many side by side as there are cores, each on one thread.
+# As many tests side by side as there are cores, each on one thread; neighbors in one process, since they share fixtures.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

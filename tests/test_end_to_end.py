@@ -35,10 +35,10 @@ def factpatch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
+    """Five CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
     folder = tmp_path_factory.mktemp("edited")
     facts = shared("data", "counterfact_dev.json")
-    options = ("--limit", "8", "--method", "memit-blue", "--save-model", folder / "model")
+    options = ("--limit", "5", "--method", "memit-blue", "--save-model", folder / "model")
     factpatch(
         "edit",
         "smollm2-135m",
@@ -90,7 +90,7 @@ def weights(directory: Path) -> dict[str, str]:
 
 
 def test_the_demo_learns_and_ends_bit_identical(model_directory: Path, tmp_path: Path) -> None:
-    done = factpatch("demo", "--facts", "4", "--report", tmp_path / "r.json")
+    done = factpatch("demo", "--facts", "2", "--report", tmp_path / "r.json")
     assert "bit-identical" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["undo"]["bit_identical"] is True

@@ -20,7 +20,9 @@ pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 from tests.cli.conftest import FACTS
 from tests.cli.page import Page, assert_needs_nothing
 from tests.runs.forged import forged_run
+from typer.testing import CliRunner
 
+from factpatch.cli.main import app
 from factpatch.runs.extra import PACKAGES
 
 Run = Callable[..., Any]
@@ -54,6 +56,16 @@ def page(run: Run, tmp_path: Path) -> Callable[..., str]:
     return written
 
 
+@pytest.fixture(scope="module")
+def forged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of three facts, and the page about it."""
+    folder = tmp_path_factory.mktemp("forged")
+    path, out = forged_run(folder / "forged", FACTS), folder / "report.html"
+    done = CliRunner().invoke(app, ["report", str(path), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    return path, out.read_text("utf-8")
+
+
 def test_a_run_on_a_model_gives_a_page_with_every_section(
     run: Run, model_directory: Path, facts_file: Path, corpus: Path, tmp_path: Path, page: Any
 ) -> None:
@@ -78,12 +90,12 @@ def test_a_run_on_a_model_gives_a_page_with_every_section(
     assert found.text.count("says now") == found.text.count("outcome")
 
 
-def test_a_page_needs_nothing_from_elsewhere(page: Any, tmp_path: Path) -> None:
-    assert_needs_nothing(page(forged_run(tmp_path / "forged", FACTS)))
+def test_a_page_needs_nothing_from_elsewhere(forged: tuple[Path, str]) -> None:
+    assert_needs_nothing(forged[1])
 
 
-def test_charts_are_told_in_words(page: Any, tmp_path: Path) -> None:
-    found = Page(page(forged_run(tmp_path / "forged", FACTS)))
+def test_charts_are_told_in_words(forged: tuple[Path, str]) -> None:
+    found = Page(forged[1])
     charts = [attributes for tag, attributes in found.elements if tag == "svg"]
     # Bars of five metrics, two methods' forgetting, two tasks, two maps; the others are legends.
     told = [chart for chart in charts if chart.get("role") == "img"]
@@ -106,9 +118,9 @@ def test_what_facts_and_models_say_is_no_html(page: Any, tmp_path: Path) -> None
     assert {"a&lt;$b$", "memit"} <= {text.strip() for text in found.labels}
 
 
-def test_the_same_run_gives_the_same_page(page: Any, tmp_path: Path) -> None:
-    path = forged_run(tmp_path / "forged", FACTS)
-    assert page(path) == page(path)
+def test_the_same_run_gives_the_same_page(page: Any, forged: tuple[Path, str]) -> None:
+    path, text = forged
+    assert page(path) == text
 
 
 def test_several_runs_stand_behind_a_table_of_contents(page: Any, tmp_path: Path) -> None:
