@@ -35,10 +35,10 @@ def factpatch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
+    """Eight CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
     folder = tmp_path_factory.mktemp("edited")
     facts = shared("data", "counterfact_dev.json")
-    options = ("--limit", "5", "--method", "memit-blue", "--save-model", folder / "model")
+    options = ("--limit", "8", "--method", "memit-blue", "--save-model", folder / "model")
     factpatch(
         "edit",
         "smollm2-135m",
