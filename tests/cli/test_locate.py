@@ -57,9 +57,10 @@ def test_locate_says_why_it_cannot(run: Run, model_directory: Path, facts_file: 
     for options, code, message in (
         ((facts_file,), 1, "knows none of the 3 facts"),
         (("absent.json",), 2, "--facts: "),
-        ((said, "--kinds", "mpl"), 2, "--kinds: kinds: no such kind as 'mpl'. Did you mean 'mlp'?"),
-        ((said, "--window", 9), 1, "window=9: give a number of layers from 1 to 4"),
-        ((said, "--noise", 0), 1, "corrupts nothing"),
+        ((said, "--kinds", "mpl"), 2, "--kinds: no such kind as 'mpl'. Did you mean 'mlp'?"),
+        ((said, "--window", 9), 2, "--window: window=9: give a number of layers from 1 to 4"),
+        ((said, "--size", 9), 2, "--size: size=9: propose from 1 to 4 layers"),
+        ((said, "--noise", 0), 2, "--noise: noise=0: give standard deviations above 0"),
         ((said, "--out", said), 2, "is a file"),
     ):
         result = run(*given, *options)

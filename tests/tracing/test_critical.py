@@ -102,6 +102,19 @@ def test_where_nothing_helps_nothing_is_proposed() -> None:
     assert found.certainty == ""
 
 
+def test_a_window_that_does_harm_is_not_proposed_even_if_one_of_its_layers_helps() -> None:
+    found = propose(np.tile([-0.013, -0.023, -0.022, -0.016, -0.012, -0.004, 0.008, 0.003, 0.002], (12, 1)), size=5)
+    assert found.peak == 6
+    assert found.layers == ()
+    assert "nothing is proposed" in found.reason
+
+
+@pytest.mark.parametrize(("facts", "said"), [(2, True), (9, True), (10, False)])
+def test_few_facts_do_not_sound_certain(facts: int, said: bool) -> None:
+    certainty = propose(curve(30, 10, 2.5, facts=facts, noise=0.001), size=5).certainty
+    assert ("So few facts cannot say how sure that is" in certainty) == said
+
+
 def test_the_same_facts_and_seed_give_the_same_proposal() -> None:
     given = curve(24, 7, 4, facts=8, noise=0.1)
     assert propose(given, seed=2) == propose(given, seed=2)

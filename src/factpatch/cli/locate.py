@@ -87,17 +87,23 @@ def locate(
     from factpatch.plots import check_plot_file
     from factpatch.tracing import TraceSettings, load_prompts
     from factpatch.tracing import locate as locate_facts
-    from factpatch.tracing.restorations import check_kinds
+    from factpatch.tracing.critical import check_size
+    from factpatch.tracing.restorations import check_kinds, check_window
 
     if out is not None:
         with checks.extras():
             check_plot_file(out / "heat_maps.png")
     with checks.argument("--kinds"):
         check_kinds(named := checks.parse_names(kinds))
+    with checks.argument("--noise"):
+        settings = TraceSettings(tuple(named), window, noise, samples, seed)
     with checks.argument("--facts"):
         prompts = load_prompts(facts, limit, skip_unusable)
     lm = checks.load_model(model, device, dtype, chat)
-    settings = TraceSettings(tuple(named), window, noise, samples, seed)
+    for option, number, check in (("--window", window, check_window), ("--size", size, check_size)):
+        if number is not None:
+            with checks.argument(option):
+                check(number, lm.num_layers)
     try:
         found = locate_facts(lm, prompts, settings, directory=out, size=size, figures=figures, progress=True)
     except KeyboardInterrupt:

@@ -22,6 +22,8 @@ MOST_LAYERS = 5
 """How many layers published settings write: 5 of GPT2-XL and Llama-3-8B, 6 of GPT-J."""
 SHARE_OF_DEPTH = 6
 """At most one layer in so many: a shallow model gets fewer."""
+FEW_FACTS = 10
+"""With fewer, drawing them again says little about other facts."""
 RESAMPLES = 2000
 LEVEL = 0.95
 
@@ -31,7 +33,7 @@ class CriticalLayers:
     """Layers that are proposed for edits.
 
     Attributes:
-        layers: The proposed ones; none where restoring MLPs does not help at all.
+        layers: The proposed ones; none where restoring MLPs does not help on average over any that may be proposed.
         peak: The layer of the largest average indirect effect.
         end: The last layer of the peak.
         effect: The mean of the averages over the proposed layers, with its bootstrap interval over facts.
@@ -52,8 +54,8 @@ class CriticalLayers:
         """The proposal and its reason in words."""
         if not self.layers:
             return (
-                "Restoring MLPs at the last subject token does not raise the probability of the answers in any layer: "
-                "nothing is proposed."
+                "Restoring MLPs at the last subject token does not raise the probability of the answers over any "
+                "neighboring layers up to the peak: nothing is proposed."
             )
         said = (
             f"Restored MLPs at the last subject token help most in layer {self.peak}, and at least half as much up to "
@@ -84,6 +86,8 @@ class CriticalLayers:
             f"Drawing the {self.effect.facts} facts again gives the same layers in {100 * self.agreement:.0f} % of "
             f"{RESAMPLES} draws."
         )
+        if self.effect.facts < FEW_FACTS:
+            said += " So few facts cannot say how sure that is: trace more."
         if self.effect.low <= 0:
             said += " The effect itself cannot be told from 0: take more facts."
         if self.alternatives:
@@ -96,6 +100,12 @@ class CriticalLayers:
 def proposed_size(layers: int) -> int:
     """How many layers to propose for a model of some depth."""
     return max(1, min(MOST_LAYERS, round(layers / SHARE_OF_DEPTH)))
+
+
+def check_size(size: int, layers: int) -> None:
+    """Raise ValueError unless a model of some depth has so many layers."""
+    if not 1 <= size <= layers:
+        raise ValueError(f"size={size}: propose from 1 to {layers} layers.")
 
 
 def propose(effects: Floats, size: int | None = None, seed: int = 0) -> CriticalLayers:
@@ -113,8 +123,7 @@ def propose(effects: Floats, size: int | None = None, seed: int = 0) -> Critical
     size = proposed_size(layers) if size is None else size
     if not facts:
         raise ValueError("effects: there are no facts; trace at least one.")
-    if not 1 <= size <= layers:
-        raise ValueError(f"size={size}: propose from 1 to {layers} layers.")
+    check_size(size, layers)
     curve = effects.mean(axis=0)
     peak, end = _peak(curve)
     first = _first(curve, size)
@@ -151,12 +160,10 @@ def _last_first(end: int, size: int) -> int:
 
 
 def _first(curve: Floats, size: int) -> int | None:
-    """Where the proposed window begins; None if no value is positive."""
-    peak, end = _peak(curve)
-    if curve[peak] <= 0:
-        return None
-    sums = np.convolve(curve, np.ones(size), mode="valid")
-    return int(sums[: _last_first(end, size) + 1].argmax())
+    """Where the proposed window begins; None if no window has a positive mean."""
+    _, end = _peak(curve)
+    sums = np.convolve(curve, np.ones(size), mode="valid")[: _last_first(end, size) + 1]
+    return int(sums.argmax()) if sums.max() > 0 else None
 
 
 def _interval(values: Floats, seed: int) -> Interval:

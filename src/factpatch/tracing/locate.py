@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import model_hash
 from factpatch.progress import bar
+from factpatch.tracing.critical import check_size
 from factpatch.tracing.directory import TraceDirectory
 from factpatch.tracing.knowledge import KnownPrompt, known_prompts
 from factpatch.tracing.noise import FACTOR, SAMPLES, Noise, embedding_spread
@@ -30,6 +32,9 @@ class TraceSettings:
         noise: The noise on the subject's embeddings, in standard deviations of these.
         samples: How many times each subject is corrupted.
         seed: Of the noise and of the resampling behind the proposal.
+
+    Raises:
+        ValueError: There is no noise.
     """
 
     kinds: tuple[str, ...] = PUBLISHED
@@ -37,6 +42,12 @@ class TraceSettings:
     noise: float = FACTOR
     samples: int = SAMPLES
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise < math.inf:
+            raise ValueError(
+                f"noise={self.noise:g}: give standard deviations above 0; without noise nothing is corrupted."
+            )
 
 
 def locate(
@@ -72,6 +83,8 @@ def locate(
     check_kinds(settings.kinds)
     window = scaled_window(lm.num_layers) if settings.window is None else settings.window
     check_window(window, lm.num_layers)
+    if size is not None:
+        check_size(size, lm.num_layers)
     rows = tokenize_prompts(lm, prompts)
     noise = Noise(settings.noise * embedding_spread(lm, rows), settings.samples, settings.seed)
     known = known_prompts(lm, rows)
