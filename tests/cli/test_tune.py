@@ -65,15 +65,21 @@ def test_a_preset_is_found_and_an_edit_takes_it(
 def test_too_few_probes_are_refused_before_the_model_is_loaded(run: Run, probes: Path, tmp_path: Path) -> None:
     shown = run("tune", "no-such-model", "--facts", probes, "--limit", "3", "--out", tmp_path / "tuned")
     assert shown.exit_code == 2
-    assert "--facts: facts: 3 of 3 have a true object" in shown.stderr
+    assert "--facts: 3 of 3 have a true object" in shown.stderr
     assert not (tmp_path / "tuned").exists()
 
 
 def test_who_excludes_every_probe_is_told_so(run: Run, probes: Path, tmp_path: Path) -> None:
     shown = run("tune", "no-such-model", "--facts", probes, "--exclude", probes, "--out", tmp_path / "tuned")
     assert shown.exit_code == 2
-    assert "--facts, --exclude: facts: 0 of 15 have a true object" in shown.stderr
+    assert "--facts, --exclude: 0 of 15 have a true object" in shown.stderr
     assert "are not excluded (15 are)" in shown.stderr
+
+
+def test_who_skips_every_probe_is_told_so(run: Run, tmp_path: Path) -> None:
+    shown = run("tune", "no-such-model", "--skip", "30", "--out", tmp_path / "tuned")
+    assert shown.exit_code == 2
+    assert "--skip 30 leaves none of them" in shown.stderr
 
 
 def test_without_facts_those_of_the_package_are_the_probes(

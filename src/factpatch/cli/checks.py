@@ -34,7 +34,10 @@ def argument(name: str) -> Iterator[None]:
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         raise BadArgumentError(f"{name}: {reason}") from error
     except ValueError as error:
-        raise BadArgumentError(f"{name}: {error}") from error
+        # The library has named its own argument, which is mostly called like the option.
+        alike = [f"{option.removeprefix('--')}: " for option in name.split(", ")]
+        said = next((str(error).removeprefix(one) for one in alike if str(error).startswith(one)), str(error))
+        raise BadArgumentError(f"{name}: {said}") from error
 
 
 def read_text(option: str, path: Path | None) -> str | None:

@@ -88,6 +88,8 @@ def tune(
     end = None if limit is None else skip + limit
     with checks.argument("--facts"):
         probes = demo_facts()[skip:end] if facts is None else load_facts(facts, end)[skip:]
+        if skip and not probes:
+            raise ValueError(f"--skip {skip} leaves none of them; skip fewer.")
     with checks.argument("--exclude"):
         excluded = [] if exclude is None else load_facts(exclude)
     with checks.argument("--facts" if exclude is None else "--facts, --exclude"):

@@ -65,7 +65,7 @@ def load_known_facts(path: str | Path = "known_1000", limit: int | None = None) 
 
 def is_known(record: Mapping[str, Any]) -> bool:
     """Say whether a record is in the format of known_1000.json."""
-    return "attribute" in record and "template" in record
+    return "attribute" in record
 
 
 def known_fact_from(record: Mapping[str, Any], index: int) -> KnownFact:
