@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from factpatch.model.language_model import LanguageModel
+
+T = TypeVar("T")
 
 TOKEN_BUDGET = 4096
 """Tokens in a batch, padding included."""
@@ -33,6 +36,21 @@ def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> list[list[int
             groups.append([])
         groups[-1].append(row)
     return groups
+
+
+def consecutive(items: Iterable[T], size: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Split items where they stand, so that each piece stays within a budget; an item that is larger stands alone."""
+    piece: list[T] = []
+    taken = 0
+    for item in items:
+        more = size(item)
+        if piece and taken + more > budget:
+            yield piece
+            piece, taken = [], 0
+        piece.append(item)
+        taken += more
+    if piece:
+        yield piece
 
 
 def padded(

@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from factpatch.model.batching import head_chunk
+from factpatch.model.batching import consecutive, head_chunk
 from factpatch.model.hooks import captured, only_at, replacing
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import PackedRow, Packing, run_packed
@@ -47,7 +47,7 @@ def bundles_of(recording: Recording, prompts: Sequence[KnownPrompt]) -> list[Bun
         bundle
         for index, one in enumerate(prompts)
         for sample in range(len(recording.corrupted[index]))
-        for bundle in _bundles(_runs(recording, index, one, sample))
+        for bundle in consecutive(_runs(recording, index, one, sample), lambda run: len(run.corrupted), BUNDLE_TOKENS)
     ]
 
 
@@ -58,16 +58,6 @@ def _runs(recording: Recording, prompt: int, one: KnownPrompt, sample: int) -> I
         prefix = (*clean[:first], *places[:offset])
         token = first + offset
         yield Run(prompt, token, sample, clean[token], places[offset:], prefix, one.answer)
-
-
-def _bundles(runs: Iterator[Run]) -> Iterator[Bundle]:
-    bundle: list[Run] = []
-    for run in runs:
-        if bundle and tokens_of(bundle) + len(run.corrupted) > BUNDLE_TOKENS:
-            yield bundle
-            bundle = []
-        bundle.append(run)
-    yield bundle
 
 
 def tokens_of(bundle: Bundle) -> int:
@@ -143,9 +133,10 @@ class Group:
         """(runs, d_value): what the block of the first restored output puts out for the restored tokens."""
         lm, start, layer = self.lm, restoration.start, restoration.layers.start
         given = self._given(restoration, range(layer, layer + 1))
-        every = torch.arange(self.alone.tokens, device=lm.device)
         hidden = self._recorded("block", start, self.corrupted)
-        with replacing(given, every), captured(outputs={layer: lm.block(layer)}, stop_after=lm.block(layer)) as found:
+        block = lm.block(layer)
+        # Each of these rows is one token, its first.
+        with replacing(given, self.alone.first), captured(outputs={layer: block}, stop_after=block) as found:
             run_packed(lm, self.alone, self.recording.pool, hidden=hidden, start=start)
         return found[layer].reshape(-1, found[layer].shape[-1])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from factpatch.model.batching import batches
+from factpatch.model.batching import batches, consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import free_memory, in_pieces
 from factpatch.model.packed import packed_attention
@@ -166,17 +166,7 @@ def _batches(
     # Inputs and outputs of the blocks, keys, values, and the outputs of further modules; twice while they are joined.
     per_token = 2 * lm.num_layers * lm.d_value * (3 + sites) * lm.stream_dtype.itemsize
     room = min(MOST_TOKENS.get(lm.device.type, MOST_TOKENS_ELSEWHERE), int(SHARE * free_memory(lm.device) / per_token))
-    batch: list[KnownPrompt] = []
-    tokens = 0
-    for one in prompts:
-        more = noise.samples * len(one.row.reached)
-        if batch and tokens + more > room:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(one)
-        tokens += more
-    if batch:
-        yield batch
+    return consecutive(prompts, lambda one: noise.samples * len(one.row.reached), room)
 
 
 def _sites(kinds: Sequence[str]) -> list[str]:
@@ -186,13 +176,16 @@ def _sites(kinds: Sequence[str]) -> list[str]:
 
 def _check_sites(lm: LanguageModel, kinds: Sequence[str]) -> None:
     # Whatever is restored, the last MLP is told what to leave out.
-    for site in dict.fromkeys(["mlp", *_sites(kinds)]):
+    needed = ["mlp"]
+    for site in dict.fromkeys([*needed, *_sites(kinds)]):
         try:
             for layer in range(lm.num_layers):
                 getattr(lm, site)(layer)
         except AttributeError as error:
+            needing = ", ".join(kind for kind in kinds if KINDS[kind].site == site)
+            otherwise = "" if site in needed else f", or leave out the kinds that need it: {needing}"
             raise ValueError(
                 f"model_type={lm.architecture.model_type!r}: its row in the table of architectures has {site}="
                 f"{getattr(lm.architecture, site)!r}, and a block of {lm.name} has no such module ({error}). Correct "
-                "the row with factpatch.register_architecture."
+                f"the row with factpatch.register_architecture{otherwise}."
             ) from None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from factpatch.facts import Fact
+from factpatch.model.batching import consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate, target_ids
 from factpatch.values.contexts import fill
@@ -94,12 +95,5 @@ def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str:
 
 def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
     """Split rows, sorted by suffix length, into batches with at most so many suffix tokens each; a row stays whole."""
-    batches: list[list[Row]] = []
-    room = 0
-    for row in sorted(rows, key=lambda row: (row.suffix, row.fact)):
-        if row.suffix > room:
-            batches.append([])
-            room = tokens
-        batches[-1].append(row)
-        room -= row.suffix
-    return batches
+    ordered = sorted(rows, key=lambda row: (row.suffix, row.fact))
+    return list(consecutive(ordered, lambda row: row.suffix, tokens))
