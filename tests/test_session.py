@@ -225,8 +225,8 @@ def test_a_session_killed_at_any_moment_goes_on_as_if_nothing_had_happened(
     drafts = [content for content in found if any(name.endswith(".tmp") for name in content)]
     assert drafts
     assert sum(not content["journal.jsonl"].endswith(b"\n") for content in found) >= 4
-    # Every other state, and of one batch instead of two for the methods that only write other numbers.
-    chosen = found[::2] if method == "memit-blue" else found[1 : len(found) // 2 : 4]
+    # The states of one batch are as good as those of two, for the methods that only write other numbers.
+    chosen = found if method == "memit-blue" else found[: len(found) // 2 : 2]
     for number, content in enumerate(chosen):
         place = restored(content, tmp_path / str(number))
         editor = finish(place, method)

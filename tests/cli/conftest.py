@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -96,15 +97,19 @@ def facts_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command in an empty cache; returns the result, whose `output` holds stdout and stderr."""
-    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / "cache"))
-
-    def invoke(*arguments: object) -> Any:
+def invoke(cache: Path, *arguments: object) -> Any:
+    """Run a command with a cache of its own; returns the result, whose `output` holds stdout and stderr."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FACTPATCH_CACHE", str(cache))
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
-    return invoke
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in a cache that is empty at first, and which is also that of what the test does by itself."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("FACTPATCH_CACHE", str(cache))
+    return partial(invoke, cache)
 
 
 @pytest.fixture

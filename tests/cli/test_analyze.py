@@ -10,16 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.conftest import FACTS, interrupt
+from tests.cli.conftest import FACTS, interrupt, invoke
 from tests.cli.page import Page, assert_needs_nothing
-from typer.testing import CliRunner
 
 pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 pytest.importorskip("jinja2", reason="needs the extra `runs`")
 
 from factpatch.analysis import contribution, execute
 from factpatch.analysis.table import ANALYSES
-from factpatch.cli.main import app
 from factpatch.data import demo_facts
 from factpatch.facts import identity
 from factpatch.plots import figure_files
@@ -53,10 +51,9 @@ def whole(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tu
     folder = tmp_path_factory.mktemp("whole")
     facts = folder / "facts.json"
     facts.write_text(json.dumps(FACTS), "utf-8")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("FACTPATCH_CACHE", str(folder / "cache"))
-        given = ["analyze", "all", "--facts", facts, "--out", folder / "out", *options]
-        return CliRunner().invoke(app, [str(argument) for argument in given]), folder / "out"
+    return invoke(
+        folder / "cache", "analyze", "all", "--facts", facts, "--out", folder / "out", *options
+    ), folder / "out"
 
 
 def contents(directory: Path) -> dict[str, str]:

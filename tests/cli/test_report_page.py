@@ -17,12 +17,10 @@ import yaml
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 
-from tests.cli.conftest import FACTS
+from tests.cli.conftest import FACTS, invoke
 from tests.cli.page import Page, assert_needs_nothing
 from tests.runs.forged import forged_run
-from typer.testing import CliRunner
 
-from factpatch.cli.main import app
 from factpatch.runs.extra import PACKAGES
 
 Run = Callable[..., Any]
@@ -61,7 +59,7 @@ def forged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of three facts, and the page about it."""
     folder = tmp_path_factory.mktemp("forged")
     path, out = forged_run(folder / "forged", FACTS), folder / "report.html"
-    done = CliRunner().invoke(app, ["report", str(path), "--out", str(out)])
+    done = invoke(folder / "cache", "report", path, "--out", out)
     assert done.exit_code == 0, done.output
     return path, out.read_text("utf-8")
 

@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from tests.cli.conftest import FACTS, interrupt, numbers, small_run
-from typer.testing import CliRunner
+from tests.cli.conftest import FACTS, interrupt, invoke, numbers, small_run
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
-from factpatch.cli.main import app
 from factpatch.data import load_facts
 from factpatch.evaluation.verify import verify
 from factpatch.model.loading import load_language_model
@@ -44,9 +42,7 @@ def finished(
     config = small_run(model_directory, folder / "facts.json", corpus)
     config.update(methods=config["methods"][:1], evaluate={"perplexity": False, "generation": False})
     (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("FACTPATCH_CACHE", str(folder / "cache"))
-        done = CliRunner().invoke(app, ["run", str(folder / "config.yaml"), "--out", str(folder / "out")])
+    done = invoke(folder / "cache", "run", folder / "config.yaml", "--out", folder / "out")
     assert done.exit_code == 0, done.output
     return config, folder / "out"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.conftest import FACTS, Run, interrupt
+from tests.cli.conftest import FACTS, Run, interrupt, invoke
 from tests.test_files_atomic import largest_file
 from transformers import AutoModelForCausalLM
 
@@ -353,9 +353,6 @@ BAD: dict[str, tuple[list[str], str]] = {
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, corpus: Path) -> dict[str, str]:
     """The places that bad commands name; nothing of it may change."""
-    from typer.testing import CliRunner
-
-    from factpatch.cli.main import app
 
     place = tmp_path_factory.mktemp("sessions")
     facts = place / "facts.json"
@@ -364,13 +361,12 @@ def sessions(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, co
         "edit", model_directory, "--facts", facts, "--layers", "1,2", "--set", "target.steps=5", "--corpus", corpus,
         "--batch-size", 2, "--no-verify",
     ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("FACTPATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name, calls in (("done", 9), ("unfinished", 2)):
-            with patched.context() as inner:
-                interrupt(inner, "factpatch.editor.optimize_values", calls)
-                result = CliRunner().invoke(app, [*map(str, edit), "--session", str(place / name)])
-            assert result.exit_code == (0 if name == "done" else 130), result.output
+    cache = tmp_path_factory.mktemp("cache")
+    for name, calls in (("done", 9), ("unfinished", 2)):
+        with pytest.MonkeyPatch.context() as patched:
+            interrupt(patched, "factpatch.editor.optimize_values", calls)
+            result = invoke(cache, *edit, "--session", place / name)
+        assert result.exit_code == (0 if name == "done" else 130), result.output
     names = {name: str(place / name) for name in ("done", "unfinished")}
     return {**names, "facts": str(facts), "model": str(model_directory), "edit": "\0".join(map(str, edit))}
 

@@ -85,8 +85,9 @@ def test_values_and_keys_equal_the_published_ones(architecture: str, layer: int)
     assert error(keys, expected[f"keys.{layer}"]) < TOLERANCE
 
 
-def test_long_unclamped_optimization_equals_the_published_one(architecture: str) -> None:
-    (facts, contexts), layer = requests(), 3
+@pytest.mark.parametrize("layer", [1, 3])
+def test_long_unclamped_optimization_equals_the_published_one(architecture: str, layer: int) -> None:
+    facts, contexts = requests()
     target = HiddenState(learning_rate=0.5, steps=120, clamp=6)
     found = optimize_values(fixture_model(architecture), facts, layer, target, contexts)
     assert error(found.values, reference(architecture)[f"stop/value.{layer}"]) < TOLERANCE
