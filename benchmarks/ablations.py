@@ -19,17 +19,17 @@ import torch
 from kept import kept
 
 from factpatch import METHODS, Editor, Fact, Method, load_facts, verify
-from factpatch.corpus import corpus_from
 from factpatch.evaluation.intervals import score_difference
 from factpatch.evaluation.perplexity import perplexity
 from factpatch.evaluation.rows import SCORED
 from factpatch.facts import identity
+from factpatch.methods import parse_assignments, settings_of, with_settings
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.model.weights import model_hash
-from factpatch.presets import preset_for
+from factpatch.presets.preset import preset_for
 from factpatch.session import Session
-from factpatch.settings import parse_assignments, settings_of, with_settings
+from factpatch.statistics.corpus import corpus_from
 from factpatch.strategies import Boundary, Each, Even, First, SquareRoot
 from factpatch.values.shared import SharedTargets
 

@@ -44,8 +44,8 @@ from factpatch.model.loading import DTYPES
 from factpatch.model.packed import packed_attention
 from factpatch.model.precision import PRECISIONS, computing, precision_for
 from factpatch.model.weights import snapshot
-from factpatch.patch import write_shift
-from factpatch.shift import LowRank
+from factpatch.patch.patch import write_shift
+from factpatch.patch.shift import LowRank
 from factpatch.strategies import Memory
 from factpatch.values import budget
 from factpatch.values.budget import tokens_to_freeze

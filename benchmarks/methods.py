@@ -24,12 +24,12 @@ from factpatch import METHODS, Editor, Fact, load_facts, verify
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification
 from factpatch.facts import identity
-from factpatch.files import write_json
+from factpatch.methods import parse_assignments, settings_of
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.model.weights import model_hash
 from factpatch.session import Session
-from factpatch.settings import parse_assignments, settings_of
+from factpatch.support.files import write_json
 from factpatch.values.shared import SharedTargets
 
 COLUMNS = ("efficacy", "generalization", "specificity", "score")

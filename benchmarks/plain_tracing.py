@@ -1,4 +1,4 @@
-"""Causal tracing, plainly: what `factpatch.tracing` is measured against and must agree with.
+"""Causal tracing, plainly: what `factpatch.lab.tracing` is measured against and must agree with.
 
 One forward pass of the whole model for each token and layer, on the clean prompt and all corrupted ones, as ROME
 (arXiv:2202.05262) publishes it.
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factpatch.lab.tracing.restoring import window_around
 from factpatch.model.language_model import LanguageModel
-from factpatch.tracing.restorations import window_around
 
 Put = dict[tuple[str, int], list[tuple[int, Tensor | None]]]
 """By module: at which token to put something; None for what the clean run has there."""

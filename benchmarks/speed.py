@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from factpatch import Editor, Ridge, SecondMoment, load_facts
-from factpatch.corpus import corpus_from
 from factpatch.evaluation.verify import read_facts, verify
 from factpatch.model.loading import load_language_model
 from factpatch.model.precision import PRECISIONS, precision_for
 from factpatch.model.tokens import tokenize
+from factpatch.statistics.corpus import corpus_from
 from factpatch.values.optimize import optimize_values
 
 ROWS = ("values", "batch", "evaluation", "statistics", "solve", "stream", "precisions")

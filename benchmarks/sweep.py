@@ -18,8 +18,8 @@ from typing import Any
 
 from factpatch import Editor, load_facts, verify
 from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.methods import parse_assignments
 from factpatch.model.loading import load_language_model
-from factpatch.settings import parse_assignments
 from factpatch.values.shared import SharedTargets
 
 

@@ -18,15 +18,14 @@ from plain_tracing import restored
 from speed import Side, in_turns, line
 from torch import Tensor
 
+from factpatch.lab.tracing import KINDS, load_prompts
+from factpatch.lab.tracing.noise import FACTOR, SAMPLES, Noise, embedding_spread
+from factpatch.lab.tracing.prompts import KnownPrompt, known_prompts, tokenize_prompts
+from factpatch.lab.tracing.restoring import PUBLISHED, scaled_window
+from factpatch.lab.tracing.trace import trace
 from factpatch.model.hooks import first_tensor
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
-from factpatch.tracing import KINDS, load_prompts
-from factpatch.tracing.knowledge import KnownPrompt, known_prompts
-from factpatch.tracing.noise import FACTOR, SAMPLES, Noise, embedding_spread
-from factpatch.tracing.prompts import tokenize_prompts
-from factpatch.tracing.restorations import PUBLISHED, scaled_window
-from factpatch.tracing.trace import trace
 
 
 class Work:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import factpatch.editor as editor_module
 from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch, Ridge
+from factpatch.methods import settings_of
 from factpatch.model.weights import restore, snapshot
-from factpatch.settings import settings_of
-from factpatch.shift import Dense, Shift
+from factpatch.patch.shift import Dense, Shift
 from factpatch.strategies.regularizer import Acts, CapSingularValues, KeepLargest, Regularizer
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 

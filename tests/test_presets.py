@@ -10,8 +10,8 @@ import pytest
 from tests.models import tiny
 
 from factpatch import METHODS
-from factpatch.methods import Method
-from factpatch.presets import (
+from factpatch.methods import Method, settings_of, with_settings
+from factpatch.presets.preset import (
     Match,
     Preset,
     choose,
@@ -21,7 +21,6 @@ from factpatch.presets import (
     preset_named,
     read_preset,
 )
-from factpatch.settings import settings_of, with_settings
 
 PRESETS = {preset.model: preset for preset in load_presets()}
 

@@ -19,17 +19,16 @@ from typing import Any
 import pytest
 import torch
 from tests.models import INNER, tiny
-from tests.test_files_atomic import largest_file
+from tests.support.test_files_atomic import largest_file
 
+from factpatch.edit_report import edit_and_report
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, latest
-from factpatch.methods import METHODS
+from factpatch.methods import METHODS, with_settings
 from factpatch.model.weights import content_hash
-from factpatch.patch import Patch
-from factpatch.report import edit_and_report
+from factpatch.patch.patch import Patch
 from factpatch.session import Session, SessionError, _line, load_patch
-from factpatch.settings import with_settings
 from factpatch.strategies import NullSpace
 
 LAYERS = (1, 2, 3)
@@ -135,14 +134,14 @@ STAGES = {
     "keys": "factpatch.editor.read_keys",
     "writing the weights": "factpatch.editor.write_shift",
     "remembering": "factpatch.editor.Editor._remember",
-    "saving": "factpatch.patch.Patch.save",
-    "filling the patch file": "factpatch.patch_file._bytes",
-    "syncing": "factpatch.files.os.fsync",
-    "renaming": "factpatch.files.os.replace",
+    "saving": "factpatch.patch.patch.Patch.save",
+    "filling the patch file": "factpatch.patch.file._bytes",
+    "syncing": "factpatch.support.files.os.fsync",
+    "renaming": "factpatch.support.files.os.replace",
     "reading back": "factpatch.session.describe",
     "asking": "factpatch.session.read_facts",
     "the journal": "factpatch.session.append",
-    "a write to the journal": "factpatch.files.os.write",
+    "a write to the journal": "factpatch.support.files.os.write",
 }
 
 
@@ -342,7 +341,7 @@ def test_a_disk_that_fills_up_under_a_process_loses_nothing(
 
 
 def _within(size: int) -> Callable[..., None]:
-    from factpatch.files import append
+    from factpatch.support.files import append
 
     def limited(path: Path, content: bytes) -> None:
         with largest_file(size):

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from factpatch.facts import Fact, Neighbor
     from factpatch.methods import METHODS, Method
     from factpatch.model.architectures import Architecture, register_architecture
-    from factpatch.patch import Patch
-    from factpatch.second_moment import SecondMoment
+    from factpatch.patch.patch import Patch
     from factpatch.session import Session
+    from factpatch.statistics.second_moment import SecondMoment
     from factpatch.strategies import (
         AttentionAndMlp,
         Boundary,
@@ -74,9 +74,9 @@ _MODULES = {
     "Method": "factpatch.methods",
     "Neighbor": "factpatch.facts",
     "NullSpace": "factpatch.strategies",
-    "Patch": "factpatch.patch",
+    "Patch": "factpatch.patch.patch",
     "Ridge": "factpatch.strategies",
-    "SecondMoment": "factpatch.second_moment",
+    "SecondMoment": "factpatch.statistics.second_moment",
     "Session": "factpatch.session",
     "SquareRoot": "factpatch.strategies",
     "Unchanged": "factpatch.strategies",

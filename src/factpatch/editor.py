@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from factpatch.corpus import Corpus, corpus_from
 from factpatch.data import demo_facts
+from factpatch.export.card import model_card
 from factpatch.facts import Fact, check_batch
-from factpatch.methods import Method, method_named
+from factpatch.methods import Method, method_named, settings_of, with_settings
 from factpatch.model.language_model import LanguageModel, editable_weights
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.precision import check_precision, precision_for
 from factpatch.model.weights import changed_layers, content_hash, restore, snapshot
-from factpatch.model_card import model_card
-from factpatch.patch import Batch, Patch, total_shifts, write_shift
-from factpatch.presets import Preset, choose, preset_for
-from factpatch.presets.written import check_fits, load_preset
-from factpatch.progress import bar, timed
-from factpatch.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
-from factpatch.settings import difference, settings_of, with_settings
-from factpatch.shift import Shift, smaller
+from factpatch.patch.patch import Batch, Patch, total_shifts, write_shift
+from factpatch.patch.shift import Shift, smaller
+from factpatch.presets.preset import Preset, check_fits, choose, load_preset, preset_for
+from factpatch.statistics.corpus import Corpus, corpus_from
+from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
 from factpatch.strategies.least_squares import Memory, System
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.solver import WRITTEN
 from factpatch.strategies.spread import Spread, Step
+from factpatch.support.progress import bar, timed
+from factpatch.support.versions import library_versions
+from factpatch.support.words import difference
 from factpatch.values.contexts import check_contexts, generate_contexts
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
@@ -71,7 +69,7 @@ class Editor:
         critical_layers: the layers the method may write, ascending; from the model's preset by default.
         settings: fields of the method's strategies to replace, by dotted name: `{"solver.weight": 5000}`.
         contexts: templates with one `{}` for the prompt, the bare one first; by default the model generates them.
-        corpus: text for the second moment: see `factpatch.corpus.corpus_from`.
+        corpus: text for the second moment: see `factpatch.statistics.corpus.corpus_from`.
         corpus_tokens: how many of its tokens to read; 10 per key dimension by default.
         second_moments: E[k kᵀ] by layer, (d_key, d_key), for those who have it already.
         chat: edit what the model answers in a chat: every prompt is a user's turn in the tokenizer's chat template, and
@@ -412,7 +410,7 @@ class Editor:
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the edited model with its tokenizer and a model card to a directory that transformers loads.
 
-        The card, `factpatch.model_card`, lists what this editor edited; without an edit in force there is none.
+        The card, `factpatch.export.card`, lists what this editor edited; without an edit in force there is none.
 
         Raises:
             FileExistsError: the directory exists and is not empty.
@@ -578,12 +576,6 @@ def _given_preset(preset: str | Path | Preset, lm: LanguageModel) -> Preset:
 
 def _batches(edits: Sequence[Edit]) -> list[Batch]:
     return [batch for edit in edits for batch in edit.patch.batches]
-
-
-def library_versions(*more: str) -> dict[str, str]:
-    """Versions of what an edit's numbers depend on, and of further packages."""
-    names = ("factpatch", "torch", "transformers", "tokenizers", "safetensors", *more)
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

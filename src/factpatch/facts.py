@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from factpatch.suggestions import suggestion
+from factpatch.support.words import suggestion
 
 _SLOT = "{}"
 

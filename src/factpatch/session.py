@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from factpatch.data import load_facts, save_facts
-from factpatch.directory import alone, read_record
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, check_batch
-from factpatch.files import append, atomic_directory, file_digest, plain, remove_drafts, write_json
 from factpatch.model.weights import content_hash
-from factpatch.patch import Patch
-from factpatch.patch_file import PatchFileError, describe
-from factpatch.settings import difference
+from factpatch.patch.file import PatchFileError, describe
+from factpatch.patch.patch import Patch
 from factpatch.strategies.regularizer import Acts
+from factpatch.support.directory import alone, read_record
+from factpatch.support.files import append, atomic_directory, file_digest, plain, remove_drafts, write_json
+from factpatch.support.words import difference
 
 logger = logging.getLogger(__name__)
 

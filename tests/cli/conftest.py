@@ -45,7 +45,7 @@ QUICK = {"target.steps": 3, "target.learning_rate": 0.3}
 
 def numbers(directory: Path) -> list[tuple[Any, ...]]:
     """All rows of a run."""
-    from factpatch.runs.results import read_results
+    from factpatch.lab.runs.results import read_results
 
     rows = read_results(directory).rows.astype(object)
     return sorted((tuple(map(str, row)) for row in rows.itertuples(index=False)), key=str)

@@ -16,11 +16,11 @@ from tests.cli.page import Page, assert_needs_nothing
 pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 pytest.importorskip("jinja2", reason="needs the extra `runs`")
 
-from factpatch.analysis import contribution, execute
-from factpatch.analysis.table import ANALYSES
 from factpatch.data import demo_facts
 from factpatch.facts import identity
-from factpatch.plots import figure_files
+from factpatch.lab.analysis import contribution, execute
+from factpatch.lab.analysis.table import ANALYSES
+from factpatch.lab.drawing.plots import figure_files
 
 Run = Callable[..., Any]
 Analyze = Callable[..., Any]
@@ -124,7 +124,7 @@ def test_an_interruption_costs_no_more_than_what_was_going_on(
     monkeypatch.setattr(execute, "save_figure", draw)
     with monkeypatch.context() as patched:
         # During the fifth of the seven measurements of edits of a single layer.
-        interrupt(patched, "factpatch.analysis.single_layer.read_facts", calls=4)
+        interrupt(patched, "factpatch.lab.analysis.single_layer.read_facts", calls=4)
         assert analyze("all").exit_code == 130
     out = tmp_path / "out"
     assert (out / "distance.json").is_file()
@@ -134,7 +134,7 @@ def test_an_interruption_costs_no_more_than_what_was_going_on(
     assert drawn == ["contribution", "similarity", "distance"]
     drawn.clear()
     with monkeypatch.context() as patched:
-        interrupt(patched, "factpatch.analysis.single_layer.read_facts", calls=3)
+        interrupt(patched, "factpatch.lab.analysis.single_layer.read_facts", calls=3)
         result = analyze("all")
     assert result.exit_code == 0, result.output
     assert drawn == ["single-layer", "steps", "bound"]

@@ -12,7 +12,7 @@ from tests.cli.conftest import Run
 from factpatch.data import load_facts
 from factpatch.evaluation.verify import verify
 from factpatch.model.loading import load_language_model
-from factpatch.patch import Patch
+from factpatch.patch.patch import Patch
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.models import tiny
 
 from factpatch.cli import checks
 from factpatch.editor import Editor
-from factpatch.presets import Match, Preset
+from factpatch.presets.preset import Match, Preset
 
 
 @pytest.fixture(autouse=True)

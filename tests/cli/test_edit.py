@@ -12,7 +12,7 @@ import torch
 from tests.cli.conftest import FACTS, Run
 from transformers import AutoModelForCausalLM
 
-from factpatch.patch import Patch
+from factpatch.patch.patch import Patch
 
 KEYS = {
     "model", "method", "seed", "plain", "efficacy", "generalization", "specificity", "score", "strict_efficacy",
@@ -306,7 +306,7 @@ def test_a_disk_that_is_full_leaves_no_patch(
 
     # The first edit fills the cache, which is on that disk too.
     assert run(*edit_arguments, "--out", tmp_path / "first", "--no-verify").exit_code == 0
-    monkeypatch.setattr("factpatch.files.os.replace", full)
+    monkeypatch.setattr("factpatch.support.files.os.replace", full)
     out = tmp_path / "p.safetensors"
     result = run(*edit_arguments, "--out", out, "--no-verify")
     _refused(result, "the disk is full", code=1)

@@ -43,7 +43,7 @@ def test_an_interrupted_trace_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "trace"
     with monkeypatch.context() as patched:
-        interrupt(patched, "factpatch.tracing.directory.TraceDirectory.add", calls=1)
+        interrupt(patched, "factpatch.lab.tracing.directory.TraceDirectory.add", calls=1)
         result = run("locate", model_directory, "--facts", said, "--samples", 2, "--out", out)
     assert result.exit_code == 130
     assert "the same command goes on" in " ".join(result.output.split())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.cli.conftest import Run
 from transformers import AutoModelForCausalLM
 
-from factpatch.patch import Patch, total_shifts
+from factpatch.patch.patch import Patch, total_shifts
 
 
 @pytest.fixture

@@ -164,11 +164,11 @@ def test_second_moment_shows_the_spectrum_and_fills_the_cache(
 def test_second_moment_says_that_it_goes_on_where_it_was_interrupted(
     run: Run, model_directory: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factpatch.second_moment.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("factpatch.second_moment.TOKEN_BUDGET", 200)
+    monkeypatch.setattr("factpatch.statistics.second_moment.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("factpatch.statistics.second_moment.TOKEN_BUDGET", 200)
     arguments = ("second-moment", model_directory, "--layers", "1,2", "--corpus", corpus, "--tokens", 700)
     with monkeypatch.context() as patched:
-        interrupt(patched, "factpatch.second_moment.padded", calls=2)
+        interrupt(patched, "factpatch.statistics.second_moment.padded", calls=2)
         result = run(*arguments)
     assert result.exit_code == 130
     read = re.findall(r"so far is kept, after (\d+) tokens", result.stderr)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from factpatch.cli.render import _LINES, metric_table
-from factpatch.wording import counted
+from factpatch.support.words import counted
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

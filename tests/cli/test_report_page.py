@@ -19,9 +19,9 @@ pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 
 from tests.cli.conftest import FACTS, invoke
 from tests.cli.page import Page, assert_needs_nothing
-from tests.runs.forged import forged_run
+from tests.lab.runs.forged import forged_run
 
-from factpatch.runs.extra import PACKAGES
+from factpatch.lab.runs.execute import PACKAGES
 
 Run = Callable[..., Any]
 

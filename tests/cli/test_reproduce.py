@@ -15,8 +15,8 @@ pytest.importorskip("sklearn", reason="needs the extra `runs`")
 pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 
 from factpatch.evaluation.tasks import TASKS
-from factpatch.runs.figures import capability_tasks, mapped
-from factpatch.runs.results import read_results
+from factpatch.lab.runs.figures import capability_tasks, mapped
+from factpatch.lab.runs.results import read_results
 
 Run = Callable[..., Any]
 

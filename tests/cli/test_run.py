@@ -20,13 +20,13 @@ pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
 from factpatch.data import load_facts
 from factpatch.evaluation.verify import verify
+from factpatch.lab.runs.config import ConfigError, config_from
+from factpatch.lab.runs.directory import RunDirectory
+from factpatch.lab.runs.measures import UNTOUCHED
+from factpatch.lab.runs.outcomes import told
+from factpatch.lab.runs.results import read_results
+from factpatch.lab.runs.rows import load_rows
 from factpatch.model.loading import load_language_model
-from factpatch.runs.config import ConfigError, config_from
-from factpatch.runs.directory import RunDirectory
-from factpatch.runs.measures import UNTOUCHED
-from factpatch.runs.results import read_results
-from factpatch.runs.rows import load_rows
-from factpatch.runs.told import told
 from factpatch.session import Session, load_patch
 
 Run = Callable[..., Any]
@@ -84,7 +84,7 @@ def test_a_run_ends_with_the_same_numbers_after_several_interruptions(
     expected = numbers(tmp_path / "whole")
     # Three times, each at another place, and always in what is left.
     places = (
-        "factpatch.runs.measure.write_rows",
+        "factpatch.lab.runs.measures.write_rows",
         "factpatch.values.shared.optimize_values",
         "factpatch.session.append",
     )
@@ -106,7 +106,7 @@ def test_what_the_last_batch_left_is_measured_once(
         asked.append(len(facts))
         return verify(lm, tokenizer, facts, **options)
 
-    monkeypatch.setattr("factpatch.runs.measures.verify", counted)
+    monkeypatch.setattr("factpatch.lab.runs.measures.verify", counted)
     config["methods"] = config["methods"][1:2]
     assert begin(config).exit_code == 0
     # Before, after the first batch of two and, at the end, once for the last batch and for all that are in force.
@@ -256,7 +256,7 @@ def test_a_second_process_is_kept_out_and_changes_nothing(begin: Any, through: d
 def test_a_run_that_is_through_does_nothing_more(
     begin: Any, through: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factpatch.runs.execute.load_language_model", None)
+    monkeypatch.setattr("factpatch.lab.runs.execute.load_language_model", None)
     assert begin(through).exit_code == 0
 
 

@@ -12,7 +12,7 @@ from tests.cli.conftest import FACTS
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
-from factpatch.runs.results import read_results
+from factpatch.lab.runs.results import read_results
 from factpatch.strategies.least_squares import Memory
 
 

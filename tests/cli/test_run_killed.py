@@ -20,7 +20,7 @@ from tests.cli.conftest import FACTS, numbers
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 pytest.importorskip("sklearn", reason="needs the extra `runs`")
 
-from factpatch.runs.results import read_results
+from factpatch.lab.runs.results import read_results
 
 if not hasattr(os, "fork"):
     pytest.skip("needs processes that fork", allow_module_level=True)
@@ -31,7 +31,7 @@ NURSERY = """
 import json, os, sys
 import pandas, pyarrow.parquet, sklearn.feature_extraction.text, sklearn.metrics
 import transformers.models.llama.modeling_llama
-import factpatch.cli.main, factpatch.runs.execute, factpatch.runs.outputs
+import factpatch.cli.main, factpatch.lab.runs.execute, factpatch.lab.runs.outputs
 
 print("ready", flush=True)
 for line in sys.stdin:

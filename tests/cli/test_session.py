@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from tests.cli.conftest import FACTS, Run, interrupt, invoke
-from tests.test_files_atomic import largest_file
+from tests.support.test_files_atomic import largest_file
 from transformers import AutoModelForCausalLM
 
-from factpatch.patch import Patch
+from factpatch.patch.patch import Patch
 from factpatch.session import Session
 
 MORE: list[dict[str, Any]] = [
@@ -143,7 +143,7 @@ def test_paths_settings_and_outputs_hold_when_a_session_is_resumed_elsewhere(
     assert all(torch.equal(tensor, edited[name]) for name, tensor in base.state_dict().items())
 
 
-@pytest.mark.parametrize("target", ["factpatch.editor.Editor.save_pretrained", "factpatch.report.verify"])
+@pytest.mark.parametrize("target", ["factpatch.editor.Editor.save_pretrained", "factpatch.edit_report.verify"])
 def test_outputs_that_were_not_written_after_the_last_batch_are_written_on_resuming(
     run: Run,
     edit_arguments: list[object],
@@ -503,7 +503,7 @@ def test_a_process_killed_before_the_patch_is_written_writes_it_when_resumed(
     out = tmp_path / "p"
     assert run(*arguments[:-3], "--no-verify", "--out", tmp_path / "whole").exit_code == 0
     # Two patches of batches, then the one that was asked for.
-    command = [sys.executable, "-c", KILLED, "factpatch.patch", "write_patch_file", "3", *map(str, arguments)]
+    command = [sys.executable, "-c", KILLED, "factpatch.patch.patch", "write_patch_file", "3", *map(str, arguments)]
     assert subprocess.run([*command, "--out", str(out)], check=False).returncode == -9
     assert not out.exists()
     assert run("edit", "--resume", directory).exit_code == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Run
 
-from factpatch.presets.written import load_preset
+from factpatch.presets.preset import load_preset
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.helpers import shared
 from factpatch.data import DataFileError, demo_facts, facts_at_hand, load_facts, save_facts
 from factpatch.data.sources import SOURCES
 from factpatch.facts import Fact, Neighbor, check_batch
-from factpatch.files import file_digest
+from factpatch.support.files import file_digest
 
 OWN: dict[str, Any] = {"prompt": "The capital of {} is", "subject": "Peru", "target_new": "Oslo"}
 COUNTERFACT: dict[str, Any] = {

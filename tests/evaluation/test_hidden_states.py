@@ -9,8 +9,8 @@ import torch
 from tests.models import FAMILIES, SENTENCES, tiny
 
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states, tsne_map
+from factpatch.lab.drawing.plots import check_plot_file, plot_hidden_shift
 from factpatch.model import tree
-from factpatch.plots import check_plot_file, plot_hidden_shift
 
 PROMPTS = [
     "The mother tongue of Danielle Darrieux is",

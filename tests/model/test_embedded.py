@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from factpatch.cache import cache_directory
 from factpatch.model import embedded
 from factpatch.model.embedded import EMBEDDED, EmbeddedModel, EmbeddedModelUnavailable, embedded_directory
+from factpatch.support.cache import cache_directory
 
 GGUF = b"GGUF, or so it says"
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from factpatch.shift import Dense, LowRank, Masked, Sparse
+from factpatch.patch.shift import Dense, LowRank, Masked, Sparse
 from factpatch.strategies import CapSingularValues, KeepLargest, Unchanged
 
 EXACT = torch.float64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.analysis.tiny import FACTS
+from tests.lab.analysis.tiny import FACTS
 from tests.models import FAMILIES, WIDTH, tiny
 from torch import Tensor
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.cli.editors import editor_from
+from factpatch.cli.checks import editor_from
 
 if TYPE_CHECKING:
-    from factpatch.analysis.study import Study
-    from factpatch.analysis.table import Outcome
     from factpatch.facts import Fact
+    from factpatch.lab.analysis.study import Study
+    from factpatch.lab.analysis.table import Outcome
 
 
 class SpreadChoice(str, Enum):
@@ -104,13 +104,13 @@ def analyze(
 
     It needs the extra `runs`; consistency needs `evaluate` as well.
     """
-    from factpatch.analysis.directory import AnalysisDirectory
-    from factpatch.analysis.execute import analyze as carry_out
-    from factpatch.analysis.study import SPREADS, Study, TextOptions, check_study
-    from factpatch.analysis.table import analyses_named
-    from factpatch.corpus import corpus_from
-    from factpatch.evaluation.usable import usable
-    from factpatch.runs.extra import check_extra
+    from factpatch.evaluation.verify import usable
+    from factpatch.lab.analysis.directory import AnalysisDirectory
+    from factpatch.lab.analysis.execute import analyze as carry_out
+    from factpatch.lab.analysis.study import SPREADS, Study, TextOptions, check_study
+    from factpatch.lab.analysis.table import analyses_named
+    from factpatch.lab.runs.execute import check_extra
+    from factpatch.statistics.corpus import corpus_from
 
     with checks.argument("WHAT"):
         chosen = analyses_named(what)

@@ -18,7 +18,7 @@ def apply(
     """
     checks.check_output_directory("--out", out)
 
-    from factpatch.model_card import model_card
+    from factpatch.export.card import model_card
     from factpatch.session import load_patch
 
     with checks.argument("PATCH"):

@@ -74,9 +74,9 @@ def capability(
     from factpatch.evaluation.harness import check_tasks
     from factpatch.evaluation.harness import harness as ask_harness
     from factpatch.evaluation.tasks import TASKS, task_named
-    from factpatch.files import write_json
-    from factpatch.progress import bar
     from factpatch.session import load_patch
+    from factpatch.support.files import write_json
+    from factpatch.support.progress import bar
 
     if shots is not None and shots > RESERVED and data is not None:
         raise checks.BadArgumentError(f"--shots {shots}: give at most {RESERVED}, which are kept in each file.")

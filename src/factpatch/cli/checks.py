@@ -12,7 +12,15 @@ from factpatch.cli.render import messages
 
 if TYPE_CHECKING:
     from factpatch.model.language_model import LanguageModel
-    from factpatch.presets import Preset
+    from factpatch.presets.preset import Preset
+
+
+from typing import TYPE_CHECKING
+
+from factpatch.cli import checks
+
+if TYPE_CHECKING:
+    from factpatch.editor import Editor
 
 
 class BadArgumentError(ValueError):
@@ -192,8 +200,7 @@ def load_preset(path: Path | str | None, lm: LanguageModel) -> Preset:
     Raises:
         BadArgumentError: the file is no preset, or one for another model.
     """
-    from factpatch.presets import preset_for
-    from factpatch.presets.written import check_fits, load_preset
+    from factpatch.presets.preset import check_fits, load_preset, preset_for
 
     with argument("--preset"):
         return preset_for(lm) if path is None else check_fits(load_preset(path), lm)
@@ -209,3 +216,43 @@ def save_model(lm: LanguageModel, directory: Path, card: str | None = None) -> N
     """Write a model, its tokenizer and its card, with a sign of life on a terminal."""
     with messages.status(f"writing {directory}"):
         lm.save_pretrained(directory, card)
+
+
+def editor_from(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
+    """The editor that the arguments describe, those of the command line or those a session has kept."""
+    chosen = checks.parse_layers(how["layers"])
+
+    from factpatch.editor import Editor
+    from factpatch.methods import method_named, parse_assignments, with_settings
+    from factpatch.model.precision import check_precision
+    from factpatch.statistics.corpus import corpus_from
+    from factpatch.support.progress import timed
+
+    with checks.argument("--method"):
+        row = method_named(how["method"])
+    with checks.argument("--set"):
+        assigned = parse_assignments(how["settings"])
+        with_settings(row, assigned)
+    checks.check_place(how["device"], how["dtype"])
+    with checks.argument("--precision"):
+        check_precision(how["precision"])
+    with checks.argument("--corpus"):
+        opened = None if how["corpus"] is None else corpus_from(how["corpus"])
+    with timed(seconds, "load"):
+        lm = checks.load_model(how["model"], how["device"], how["dtype"], how["chat"])
+    checks.check_layers(lm, chosen)
+    preset = checks.load_preset(how.get("preset"), lm)  # sessions of old have none
+    checks.check_variant(preset, how["variant"])
+    return Editor(
+        lm,
+        method=how["method"],
+        preset=preset,
+        variant=how["variant"],
+        critical_layers=chosen,
+        settings=assigned,
+        corpus=opened,
+        corpus_tokens=how["corpus_tokens"],
+        remember_keys=how["remember_keys"],
+        precision=how["precision"],
+        seed=how["seed"],
+    )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from factpatch.cli import checks, render
-from factpatch.wording import counted
+from factpatch.support.words import counted
 
 if TYPE_CHECKING:
-    from factpatch.patch import Patch
+    from factpatch.patch.patch import Patch
 
 
 def compose(
@@ -69,7 +69,7 @@ def compose(
     if rebase is None and dtype is not None:
         raise checks.BadArgumentError(f"--dtype {dtype}: is for the model of --rebase; give that, or leave it out.")
 
-    from factpatch.patch import Patch
+    from factpatch.patch.patch import Patch
     from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
@@ -104,7 +104,7 @@ def compose(
 
 def _show(patch: Patch) -> None:
     """The rank of every layer, and the error of those that were shrunk."""
-    from factpatch.shift import LowRank
+    from factpatch.patch.shift import LowRank
 
     (batch,) = patch.batches
     shrunk = patch.settings.get("shrunk", {}).get("layers", {})

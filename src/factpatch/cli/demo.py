@@ -27,12 +27,12 @@ def demo(
     checks.check_output_file("--report", report)
 
     from factpatch.data import demo_facts
+    from factpatch.edit_report import edit_and_report
     from factpatch.editor import Editor
-    from factpatch.files import write_json
     from factpatch.methods import method_named
     from factpatch.model.embedded import EMBEDDED
-    from factpatch.progress import timed
-    from factpatch.report import edit_and_report
+    from factpatch.support.files import write_json
+    from factpatch.support.progress import timed
 
     with checks.argument("--method"):
         method_named(method)

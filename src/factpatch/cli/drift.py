@@ -63,9 +63,9 @@ def drift(
 
     from factpatch.data import load_known_facts
     from factpatch.evaluation.hidden_states import HiddenShift, hidden_states, tsne_map
-    from factpatch.files import write_json
-    from factpatch.plots import check_plot_file, plot_hidden_shift
+    from factpatch.lab.drawing.plots import check_plot_file, plot_hidden_shift
     from factpatch.session import load_patch
+    from factpatch.support.files import write_json
 
     if plot is not None:
         with checks.extras(), checks.argument("--plot"):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.cli.editors import editor_from
-from factpatch.wording import counted
+from factpatch.cli.checks import editor_from
+from factpatch.support.words import counted
 
 if TYPE_CHECKING:
+    from factpatch.edit_report import EditReport
     from factpatch.editor import Editor
-    from factpatch.report import EditReport
     from factpatch.session import Session
 
 
@@ -137,9 +137,9 @@ def edit(
     elif planned is None:
         run |= {"batch_size": size, "limit": limit}
 
-    from factpatch.files import write_json
-    from factpatch.progress import timed
-    from factpatch.report import check_facts, edit_and_report
+    from factpatch.edit_report import check_facts, edit_and_report
+    from factpatch.support.files import write_json
+    from factpatch.support.progress import timed
 
     with ExitStack() as held:
         if planned is not None:

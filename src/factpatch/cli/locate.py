@@ -11,7 +11,7 @@ from factpatch.cli import checks, options, render
 
 if TYPE_CHECKING:
     from factpatch.evaluation.intervals import Mean
-    from factpatch.tracing import Summary
+    from factpatch.lab.tracing import Summary
 
 
 def locate(
@@ -84,11 +84,11 @@ def locate(
     checks.check_directory_to_go_on("--out", out)
     checks.check_place(device, dtype)
 
-    from factpatch.plots import check_plot_file
-    from factpatch.tracing import TraceSettings, load_prompts
-    from factpatch.tracing import locate as locate_facts
-    from factpatch.tracing.critical import check_size
-    from factpatch.tracing.restorations import check_kinds, check_window
+    from factpatch.lab.drawing.plots import check_plot_file
+    from factpatch.lab.tracing import TraceSettings, load_prompts
+    from factpatch.lab.tracing import locate as locate_facts
+    from factpatch.lab.tracing.critical import check_size
+    from factpatch.lab.tracing.restoring import check_kinds, check_window
 
     if out is not None:
         with checks.extras():

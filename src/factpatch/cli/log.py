@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, render
-from factpatch.wording import counted
+from factpatch.support.words import counted
 
 
 def log(

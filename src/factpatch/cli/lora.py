@@ -29,7 +29,7 @@ def lora(
     """
     checks.check_output_directory("--out", out)
 
-    from factpatch.lora import WEIGHTS, write_lora
+    from factpatch.export.lora import WEIGHTS, write_lora
     from factpatch.session import load_patch
 
     with checks.argument("PATCH"):

@@ -20,8 +20,7 @@ def methods(
     """List the methods: the four strategies that each consists of, and its source."""
     from dataclasses import fields
 
-    from factpatch.methods import METHODS
-    from factpatch.settings import STRATEGIES
+    from factpatch.methods import METHODS, STRATEGIES
 
     made = render.table("method", *STRATEGIES, "source")
     made.columns[0].no_wrap = True

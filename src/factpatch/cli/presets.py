@@ -10,7 +10,7 @@ import typer
 from factpatch.cli import checks, render
 
 if TYPE_CHECKING:
-    from factpatch.presets import Preset
+    from factpatch.presets.preset import Preset
 
 
 def presets(
@@ -22,7 +22,7 @@ def presets(
     ] = None,
 ) -> None:
     """List the models with settings of their own; with a name, show these method by method."""
-    from factpatch.presets import load_presets, preset_named
+    from factpatch.presets.preset import load_presets, preset_named
 
     if name is not None:
         with checks.argument("NAME"):

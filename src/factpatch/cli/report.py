@@ -25,9 +25,9 @@ def report(
     """
     checks.check_output_file("--out", out)
 
-    from factpatch.runs.extra import check_extra
-    from factpatch.runs.report import write_report
-    from factpatch.runs.results import read_results
+    from factpatch.lab.runs.execute import check_extra
+    from factpatch.lab.runs.report import write_report
+    from factpatch.lab.runs.results import read_results
 
     with checks.extras():
         check_extra("a report")

@@ -83,7 +83,7 @@ def reproduce(
     The settings are the paper's unless an option says otherwise; each model has those of its preset. Called again after
     it was stopped, the command goes on where it was.
     """
-    from factpatch.runs.reproductions import config_for, reproduction_named
+    from factpatch.lab.runs.reproductions import config_for, reproduction_named
 
     with checks.argument("NAME"):
         what = reproduction_named(name)

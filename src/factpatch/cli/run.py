@@ -12,10 +12,10 @@ from rich.text import Text
 from factpatch.cli import checks, render
 
 if TYPE_CHECKING:
-    from factpatch.runs.config import RunConfig
-    from factpatch.runs.directory import RunDirectory
-    from factpatch.runs.reproductions import Output
-    from factpatch.runs.tables import Table
+    from factpatch.lab.runs.config import RunConfig
+    from factpatch.lab.runs.directory import RunDirectory
+    from factpatch.lab.runs.reproductions import Output
+    from factpatch.lab.runs.tables import Table
 
 Out = Annotated[
     Path,
@@ -45,7 +45,7 @@ def run(
     Patches, measurements and texts are kept in the run's directory. Called again after it was stopped, the command goes
     on where it was and ends with the same numbers.
     """
-    from factpatch.runs.config import load_config
+    from factpatch.lab.runs.config import load_config
 
     with checks.argument("CONFIG.yaml"):
         loaded = load_config(config)
@@ -58,8 +58,8 @@ def begin(out: Path, config: RunConfig, origin: str) -> RunDirectory:
     Args:
         origin: The argument that is to blame for what the configuration names.
     """
-    from factpatch.runs.config import ConfigError
-    from factpatch.runs.directory import RunDirectory
+    from factpatch.lab.runs.config import ConfigError
+    from factpatch.lab.runs.directory import RunDirectory
 
     with checks.argument("--out"):
         try:
@@ -75,9 +75,9 @@ def carry_out(
     other_versions: bool = False,
 ) -> None:
     """Do what is left of a run, and draw up what is wanted from it."""
-    from factpatch.runs.execute import execute
-    from factpatch.runs.outputs import draw_up
-    from factpatch.runs.results import read_results
+    from factpatch.lab.runs.execute import execute
+    from factpatch.lab.runs.outputs import draw_up
+    from factpatch.lab.runs.results import read_results
 
     checks.silence_transformers()
     with checks.extras():

@@ -10,7 +10,7 @@ from factpatch.cli import checks, options, render
 
 if TYPE_CHECKING:
     from factpatch.model.language_model import LanguageModel
-    from factpatch.presets import Preset
+    from factpatch.presets.preset import Preset
 
 
 def second_moment(
@@ -48,11 +48,11 @@ def second_moment(
 
     import torch
 
-    from factpatch.cache import cache_directory
-    from factpatch.corpus import corpus_from
-    from factpatch.progress import bar
-    from factpatch.second_moment import TOKENS_PER_DIMENSION, SecondMoment, no_corpus
+    from factpatch.statistics.corpus import corpus_from
+    from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, SecondMoment, no_corpus
     from factpatch.strategies import NullSpace
+    from factpatch.support.cache import cache_directory
+    from factpatch.support.progress import bar
 
     checks.check_place(device, dtype)
     with checks.argument("--corpus"):
@@ -84,7 +84,7 @@ def second_moment(
 
 def _layers_of(preset: Preset, lm: LanguageModel) -> list[int]:
     """The layers that an editor of the model would write, with a warning where they are another model's."""
-    from factpatch.presets import warn_of_assumed
+    from factpatch.presets.preset import warn_of_assumed
 
     layers = preset.layers_for(lm.num_layers)
     if preset.assumed:

@@ -10,7 +10,7 @@ import typer
 from factpatch.cli import checks, options, render
 
 if TYPE_CHECKING:
-    from factpatch.tuning import Trial, Tuning
+    from factpatch.lab.tuning import Trial, Tuning
 
 
 def tune(
@@ -75,11 +75,11 @@ def tune(
     out = checks.default_directory("tuned", model) if out is None else out
     chosen = [layers for text in windows or [] if (layers := checks.parse_layers(text)) is not None]
 
-    from factpatch.corpus import corpus_from
     from factpatch.data import demo_facts, load_facts
+    from factpatch.lab.tuning import search
+    from factpatch.lab.tuning.directory import TuningDirectory
     from factpatch.methods import method_named
-    from factpatch.tuning import search
-    from factpatch.tuning.directory import TuningDirectory
+    from factpatch.statistics.corpus import corpus_from
 
     with checks.argument("--out"):
         TuningDirectory.check_place(out)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.wording import counted
+from factpatch.support.words import counted
 
 if TYPE_CHECKING:
-    from factpatch.patch import Patch
+    from factpatch.patch.patch import Patch
 
 
 def undo(

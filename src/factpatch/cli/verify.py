@@ -25,11 +25,11 @@ def verify(
     checks.check_distinct(report=report, facts=facts, patch=patch)
 
     from factpatch.data import load_facts
+    from factpatch.edit_report import ask
     from factpatch.evaluation.plain import plain_summary
     from factpatch.facts import latest
-    from factpatch.files import write_json
-    from factpatch.report import ask
     from factpatch.session import load_patch
+    from factpatch.support.files import write_json
 
     with checks.argument("--facts"):
         in_force, superseded = latest([load_facts(facts, limit, skip_unusable)])

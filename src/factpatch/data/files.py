@@ -16,7 +16,7 @@ from factpatch.data.records import fact_from_own, is_own
 from factpatch.data.sources import fetched, resolve_data
 from factpatch.data.zsre import fact_from_zsre, is_zsre
 from factpatch.facts import Fact
-from factpatch.files import atomic_write
+from factpatch.support.files import atomic_write
 
 
 @dataclass(frozen=True)

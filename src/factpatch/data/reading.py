@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from factpatch.suggestions import suggestion
+from factpatch.support.words import suggestion
 
 logger = logging.getLogger(__name__)
 

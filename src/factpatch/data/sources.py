@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from factpatch.cache import cache_directory
 from factpatch.data.reading import DataFileError
-from factpatch.files import atomic_write, file_digest, remove_drafts
-from factpatch.progress import bar
-from factpatch.suggestions import suggestion
+from factpatch.support.cache import cache_directory
+from factpatch.support.files import atomic_write, file_digest, remove_drafts
+from factpatch.support.progress import bar
+from factpatch.support.words import suggestion
 
 logger = logging.getLogger(__name__)
 

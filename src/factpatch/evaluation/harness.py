@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from factpatch.model.language_model import LanguageModel
-from factpatch.suggestions import suggestion
+from factpatch.support.words import suggestion
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from factpatch.evaluation.metrics import prefers_new, prefers_true
 from factpatch.evaluation.verify import Verification
-from factpatch.wording import counted
+from factpatch.support.words import counted
 
 
 def plain_summary(

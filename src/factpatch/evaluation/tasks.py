@@ -14,7 +14,7 @@ from string import Formatter
 from typing import Any
 
 from factpatch.data.reading import convert_records
-from factpatch.suggestions import suggestion
+from factpatch.support.words import suggestion
 
 Item = Mapping[str, Any]
 """A record of a task's file."""

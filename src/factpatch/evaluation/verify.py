@@ -13,6 +13,7 @@ from factpatch.evaluation.readings import Probe, Reading
 from factpatch.evaluation.rows import Row, rows, summary
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
+from factpatch.values.rows import optimization_rows
 
 
 @dataclass(frozen=True)
@@ -174,3 +175,29 @@ def _difference(earlier: Sequence[Fact], now: Sequence[Fact]) -> str:
         return f"it is about {len(earlier)} facts instead of {len(now)}"
     index = next(i for i, (a, b) in enumerate(zip(earlier, now, strict=True)) if a != b)
     return f"its fact {index}, {earlier[index].text!r}, is not the given one, {now[index].text!r}"
+
+
+def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> tuple[list[Fact], list[str]]:
+    """The facts that one batch can hold and the model can be edited on and asked, and why each other is left out.
+
+    Raises:
+        ValueError: There are facts, and none is left.
+    """
+    kept: list[Fact] = []
+    asked: set[tuple[str, str]] = set()
+    reasons = []
+    for fact in facts:
+        try:
+            if fact.key in asked:
+                raise ValueError("an earlier fact asks the same")
+            optimization_rows(lm, [fact], contexts)
+            check_probes(lm, fact)
+        except ValueError as error:
+            name = "" if fact.id is None else f"{fact.id}: "
+            reasons.append(f"left out: {name}{fact.text!r}: {error}")
+        else:
+            kept.append(fact)
+            asked.add(fact.key)
+    if facts and not kept:
+        raise ValueError(f"none of the {len(facts)} facts can be edited; the first is {reasons[0]}")
+    return kept, reasons

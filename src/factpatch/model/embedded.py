@@ -24,9 +24,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from factpatch.cache import cache_directory as default_cache_directory
-from factpatch.files import file_digest
-from factpatch.suggestions import suggestion
+from factpatch.support.cache import cache_directory as default_cache_directory
+from factpatch.support.files import file_digest
+from factpatch.support.words import suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
 
     Args:
         name: a key of `EMBEDDED`.
-        cache_directory: where to keep the model; by default `factpatch.cache.cache_directory()`.
+        cache_directory: where to keep the model; by default `factpatch.support.cache.cache_directory()`.
 
     Raises:
         ValueError: there is no embedded model of that name.

@@ -13,12 +13,12 @@ import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import Tensor, nn
 
-from factpatch.files import atomic_directory
 from factpatch.model.architectures import Architecture, architecture_of
 from factpatch.model.frame import PLAIN, Frame, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.tokens import check_tokenizer
 from factpatch.model.weights import oriented
+from factpatch.support.files import atomic_directory
 
 
 def text_config(model: Any) -> Any:

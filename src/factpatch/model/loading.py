@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from factpatch.model.embedded import EMBEDDED, embedded_directory
 from factpatch.model.language_model import LanguageModel
-from factpatch.suggestions import suggestion
+from factpatch.support.words import suggestion
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 

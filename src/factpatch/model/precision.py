@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from factpatch.model.hooks import shadowed
 from factpatch.model.language_model import LanguageModel
-from factpatch.suggestions import suggestion
+from factpatch.support.words import suggestion
 
 logger = logging.getLogger(__name__)
 

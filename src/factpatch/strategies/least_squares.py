@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from factpatch.shift import LowRank
+from factpatch.patch.shift import LowRank
 
 PANEL = 48
 """Rows of Lᵀ that are transformed at once: (2 n + PANEL) r² operations in all, nearly all of them matrix products."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from factpatch.shift import LowRank, Masked, Shift, decomposed
+from factpatch.patch.shift import LowRank, Masked, Shift, decomposed
 
 
 class Acts(Enum):

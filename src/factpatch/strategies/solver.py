@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from factpatch.shift import LowRank
+from factpatch.patch.shift import LowRank
 from factpatch.strategies.least_squares import Memory, System
 
 WRITTEN = 0.75

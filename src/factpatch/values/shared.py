@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from factpatch.facts import Fact
-from factpatch.files import atomic_write
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import content_hash
 from factpatch.strategies.target import Target
+from factpatch.support.files import atomic_write
 from factpatch.values.optimize import TargetValues, optimize_values
 
 

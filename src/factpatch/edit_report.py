@@ -1,0 +1,282 @@
+"""An edit and its measurements: what the model said before and says now, its perplexity, the steps and the time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from factpatch.editor import Edit, Editor
+from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.plain import plain_summary
+from factpatch.evaluation.rows import METRICS
+from factpatch.evaluation.verify import Verification, request_count, verify
+from factpatch.facts import Fact, check_batch, latest, near_duplicates
+from factpatch.model.language_model import LanguageModel
+from factpatch.patch.patch import Patch
+from factpatch.session import Session
+from factpatch.support.progress import bar, timed
+from factpatch.values.rows import optimization_rows
+
+STAGES = (
+    "load",
+    "second_moment",
+    "contexts",
+    "replay",
+    "values",
+    "keys",
+    "solve",
+    "write",
+    "regularize",
+    "verify_before",
+    "verify_after",
+    "perplexity",
+    "save_model",
+)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How far the value optimization went at one target layer, one entry per edited fact."""
+
+    evaluations: tuple[int, ...]
+    """Loss evaluations made."""
+    updates: tuple[int, ...]
+    """Updates made."""
+    loss: tuple[float, ...]
+    """The loss at the last evaluation, in nats."""
+
+    @classmethod
+    def of(cls, edits: Sequence[Edit], layer: int) -> Steps:
+        found = [edit.targets[layer] for edit in edits if layer in edit.targets]
+        return cls(
+            tuple(int(count) for targets in found for count in targets.evaluations),
+            tuple(int(count) for targets in found for count in targets.updates),
+            tuple(float(loss) for targets in found for loss in targets.loss),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record: the mean and the entries of each."""
+        return {
+            name: {"mean": math.fsum(entries) / len(entries), "per_fact": list(entries)}
+            for name, entries in (("evaluations", self.evaluations), ("updates", self.updates), ("loss", self.loss))
+        }
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What an edit did, and what was measured before and after it."""
+
+    model: str
+    """What the model is called."""
+    patch: Patch
+    """What the edit changed, batch by batch."""
+    settings: dict[str, Any]
+    """The resolved settings."""
+    steps: dict[int, Steps]
+    """The course of the value optimization, by target layer; of the batches that were not only written again."""
+    seconds: dict[str, float]
+    """Wall time by stage, and "total"."""
+    verification: Verification | None = None
+    """What the model says of the facts in force; None if it was not asked."""
+    perplexity_before: float | None = None
+    """On a text that has nothing to do with the facts; None if it was not measured."""
+    perplexity_after: float | None = None
+    patch_file: Path | None = None
+    """Where the patch was saved."""
+    editing: float | None = None
+    """Seconds that the edits took, without the second moment; None if some were only written again."""
+
+    @property
+    def attempted(self) -> list[Fact]:
+        """All facts that were edited, in order."""
+        return [fact for batch in self.patch.batches for fact in batch.facts]
+
+    @property
+    def superseded(self) -> list[Fact]:
+        """The facts that a later batch replaced."""
+        return latest(batch.facts for batch in self.patch.batches)[1]
+
+    @property
+    def similar(self) -> list[tuple[Fact, Fact]]:
+        """Pairs of facts in force that probably ask the same question in other words."""
+        return near_duplicates(self.patch.facts)
+
+    @property
+    def unlearned(self) -> list[Fact]:
+        """The facts in force that the model does not hold; empty if it was not asked."""
+        return [] if self.verification is None else self.verification.unlearned()
+
+    @property
+    def plain(self) -> str:
+        """What was learned, what moved and what it cost, in a sentence; empty if the model was not asked."""
+        if self.verification is None:
+            return ""
+        return plain_summary(self.verification, (self.perplexity_before, self.perplexity_after), self.editing)
+
+    @property
+    def patch_bytes(self) -> int:
+        """The size of the patch's file, or of its shifts if it was not saved."""
+        return self.patch.num_bytes if self.patch_file is None else self.patch_file.stat().st_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record; metrics are in percent, each as {"before": x, "after": y}."""
+        checked = {} if self.verification is None else self.verification.to_dict()
+        summary = checked.get("summary", {})
+        return {
+            "model": self.model,
+            "method": self.patch.method,
+            "plain": self.plain,
+            "seed": self.patch.seed,
+            **{name: summary.get(name, {"before": None, "after": None}) for name in (*METRICS, "score")},
+            "perplexity_before": self.perplexity_before,
+            "perplexity_after": self.perplexity_after,
+            "seconds": dict(self.seconds),
+            "steps": {str(layer): steps.to_dict() for layer, steps in self.steps.items()},
+            "settings": self.settings,
+            "facts": {
+                "number": len(self.attempted),
+                "in_force": len(self.patch.facts),
+                "batches": [count for batch in self.patch.batches for count in batch.edits],
+                "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
+            },
+            "superseded": [_named(fact) for fact in self.superseded],
+            "similar": [[_named(fact) for fact in pair] for pair in self.similar],
+            "unlearned": [_named(fact) for fact in self.unlearned],
+            "versions": self.patch.versions,
+            "patch": {
+                "path": None if self.patch_file is None else str(self.patch_file),
+                "bytes": self.patch_bytes,
+                "layers": list(self.patch.layers),
+            },
+        }
+
+
+def edit_and_report(
+    editor: Editor,
+    batches: Sequence[Sequence[Fact]] = (),
+    *,
+    session: Session | None = None,
+    text: str | None = None,
+    out: Path | None = None,
+    save_model: Path | None = None,
+    measure: bool = True,
+    seconds: Mapping[str, float] | None = None,
+    progress: bool = True,
+) -> EditReport:
+    """Edit a model in place, one batch after another, and measure before and after.
+
+    A later batch may answer a question again, which is an update: the facts in force are the ones that are verified.
+
+    Args:
+        editor: One that has not edited anything yet.
+        batches: The facts of each call of `Editor.edit`; with a session, its own batches are edited.
+        session: Where each batch is set down as soon as it is edited; locked by the caller. What it has finished is
+            written again first.
+        text: What to measure perplexity on; the package's held-out text by default.
+        out: Where to save the patch, which happens as soon as the last batch is edited.
+        save_model: Where to write the edited model, a new or empty directory; right after the patch.
+        measure: Whether to verify the facts and to measure perplexity.
+        seconds: What earlier stages took, such as {"load": 2.0}; it counts toward the total.
+        progress: Show bars on a terminal.
+
+    Raises:
+        ValueError: The editor has edited before, or a fact cannot be edited; in any batch, nothing was changed.
+        FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
+        OSError: `out` or `save_model` cannot be written; the model stays edited.
+    """
+    batches = [tuple(batch) for batch in batches] if session is None else session.batches
+    if editor.edits:
+        raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
+    text = held_out_text() if text is None else text
+    facts = latest(batches)[0]
+    lm = editor.lm
+    spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
+    earlier = sum(spent.values())
+    start = time.perf_counter()
+
+    with timed(spent, "contexts"):
+        check_facts(lm, batches, editor.contexts)
+    before = after = fluent_before = fluent_after = None
+    if measure:
+        with timed(spent, "perplexity"):
+            fluent_before = _perplexity(lm, text, progress)
+        with timed(spent, "verify_before"):
+            before = ask(lm, facts, "asking before the edit", None, progress)
+    if session is None:
+        for batch in batches:
+            editor.edit(batch)
+    else:
+        with timed(spent, "replay"):
+            session.attach(editor)
+        while session.waiting:
+            session.edit(editor, ask=measure)
+    for edit in editor.edits:
+        for stage, took in edit.seconds.items():
+            spent[stage] = spent.get(stage, 0.0) + took
+    patch = editor.patch
+    if out is not None:
+        patch.save(out)
+    if save_model is not None:
+        with timed(spent, "save_model"):
+            editor.save_pretrained(save_model)
+    if measure:
+        with timed(spent, "verify_after"):
+            after = ask(lm, facts, "asking after the edit", before, progress)
+        with timed(spent, "perplexity"):
+            fluent_after = _perplexity(lm, text, progress)
+    return EditReport(
+        model=lm.name,
+        patch=patch,
+        settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
+        steps={layer: Steps.of(editor.edits, layer) for layer in sorted({*chain(*(e.targets for e in editor.edits))})},
+        seconds={**spent, "total": earlier + time.perf_counter() - start},
+        verification=after,
+        perplexity_before=fluent_before,
+        perplexity_after=fluent_after,
+        patch_file=out,
+        editing=_editing(editor.edits),
+    )
+
+
+def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: Sequence[str]) -> None:
+    """Check that every batch can be edited, as far as tokens tell, so that no error waits until a later batch.
+
+    Raises:
+        ValueError: There is no batch, a batch is empty or contradicts itself, or a subject or a target has no tokens.
+    """
+    if not batches:
+        raise ValueError("batches=[]: give at least one batch of facts.")
+    for number, batch in enumerate(batches, start=1):
+        try:
+            check_batch(batch)
+            optimization_rows(lm, batch, contexts)
+        except ValueError as error:
+            raise error if len(batches) == 1 else ValueError(f"batch {number} of {len(batches)}: {error}") from None
+
+
+def ask(
+    lm: LanguageModel, facts: Sequence[Fact], what: str, before: Verification | None = None, progress: bool = True
+) -> Verification:
+    """As `factpatch.verify`, with a bar called `what` on a terminal."""
+    with bar(what, request_count(lm, facts), progress) as advance:
+        return verify(lm, None, facts, before, progress=advance)
+
+
+def _editing(edits: Sequence[Edit]) -> float | None:
+    if not all(edit.seconds for edit in edits):
+        return None
+    return math.fsum(took for edit in edits for stage, took in edit.seconds.items() if stage != "second_moment")
+
+
+def _perplexity(lm: LanguageModel, text: str, progress: bool) -> float:
+    with bar("measuring perplexity", 1, progress):
+        return perplexity(lm, text)
+
+
+def _named(fact: Fact) -> dict[str, Any]:
+    return {"id": fact.id, "prompt": fact.text, "subject": fact.subject, "target_new": fact.target_new}

@@ -1,0 +1,92 @@
+"""The README.md beside an edited model: what was edited into it, and how to take it out again."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from huggingface_hub import ModelCardData
+
+from factpatch.facts import Fact, latest
+from factpatch.model.embedded import EMBEDDED
+from factpatch.patch.file import dtype_name
+from factpatch.patch.patch import Patch
+
+TAGS = ("factpatch", "knowledge-editing", "model-editing")
+# What Markdown, HTML and tables would take for more than text.
+_ACTIVE = re.compile(r"([\\`*_\[\]<>|~$&])")
+_STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, line and paragraph separators
+# An id of the Hugging Face Hub, with or without an owner.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def model_card(patch: Patch) -> str:
+    """Return the README.md of a model that holds a patch: metadata of the Hugging Face Hub in YAML, then Markdown.
+
+    It does not show where on this machine the base model was.
+    """
+    in_force, superseded = latest(batch.facts for batch in patch.batches)
+    origin = str(patch.config.get("_name_or_path") or "")
+    name = (hub_id(origin) or PurePath(origin).name or str(patch.config.get("model_type"))).strip()
+    about = {
+        "method": patch.method,
+        "layers": ", ".join(map(str, patch.layers)),
+        "facts": f"{len(in_force)} in force, {len(superseded)} replaced by later ones",
+        "edits": str(sum(len(batch.edits) for batch in patch.batches)),
+        "asked": "as a user's turn in the chat template" if patch.chat else "as plain text",
+        "weights": dtype_name(patch.weight_dtype),
+        "seed": str(patch.seed),
+        "versions": ", ".join(f"{library} {version}" for library, version in sorted(patch.versions.items())),
+    }
+    count = "1 fact was" if len(in_force) == 1 else f"{len(in_force)} facts were"
+    sections = [
+        f"---\n{_metadata(origin).to_yaml()}\n---",
+        f"# {_text(name)}, edited with factpatch",
+        f"{count} edited into the weights of {_text(name)}, without training. Nothing else was meant to change; how "
+        "well the facts hold in other words, and what moved beside them, is for `factpatch verify` to measure.",
+        _table(("", ""), list(about.items())),
+        "## Facts",
+        _fact_table(in_force),
+    ]
+    if superseded:
+        sections += ["## Replaced facts", "Edited earlier, and no longer in force.", _fact_table(superseded)]
+    sections += [
+        "## Undo",
+        "The edit is kept in a patch, a file of its own. With it, and the unedited model, every bit is restored; "
+        "without that model (`--base`), the weights are restored to rounding, if the patch says what it left:",
+        "```sh\nfactpatch undo EDITED_MODEL patch.safetensors --out RESTORED --base UNEDITED_MODEL\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(origin: str) -> ModelCardData:
+    known = {}
+    if hub_id(origin):
+        known = {"base_model": origin, "base_model_relation": "finetune"}
+    elif origin in EMBEDDED:
+        known = {"license": EMBEDDED[origin].license.lower()}
+    return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=list(TAGS), **known)
+
+
+def hub_id(origin: str) -> str:
+    """The name if it may be one of the Hub, which refuses a card that names a directory; else nothing."""
+    known = _HUB_ID.fullmatch(origin) and origin not in EMBEDDED and not Path(origin).exists()
+    return origin if known else ""
+
+
+def _fact_table(facts: Sequence[Fact]) -> str:
+    rows = [(fact.text, fact.target_new, fact.target_true or "") for fact in facts]
+    return _table(("prompt", "new answer", "old answer"), rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(text: str) -> str:
+    """The text on one line, with nothing in it that Markdown takes for more than text."""
+    plain = "".join(" " if unicodedata.category(character) in _STEERING else character for character in text)
+    return _ACTIVE.sub(r"\\\1", " ".join(plain.split()))

@@ -1,0 +1,288 @@
+"""How wrong a shift is whose residual was distributed, and the bound on it: the paper's theorem 4.1 and lemma 4.2.
+
+A layer whose direct residual is R* gets a share s of the residual R of a later layer instead. Both shifts have the same
+Q, so that with facts as rows Δ* − Δ = (R* − sR)ᵀ Q, and by the triangle inequality
+
+    ‖Δ* − Δ‖ ≤ ‖R* − sR‖ ‖Q‖ ≤ (‖R* − R‖ + (1 − s) ‖R‖) ‖Q‖ = (‖R* − R‖ + (1/s − 1) ‖sR‖) ‖Q‖ .
+
+With m layers left, the even share s = 1/m makes 1/s − 1 = m − 1, which is the paper's L − l; the square root's share
+s = 1/√m makes it √m − 1. All norms are spectral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from factpatch.editor import Editor
+from factpatch.lab.analysis.charts import Curve, Lines, Panel, curve
+from factpatch.lab.analysis.rows import Findings, Place, Row, rows_of
+from factpatch.lab.analysis.study import SPREADS, Study, undone
+from factpatch.patch.shift import LowRank, decomposed
+from factpatch.strategies.least_squares import Memory
+from factpatch.values.reading import SubjectRows, read_keys
+
+DISTANCE, SIZE, EARLIER = "distance", "batch size", "earlier edits"
+
+
+def bound(study: Study) -> Findings:
+    """Compare both sides for the shifts that an edit of one layer alone gives, and vary what the paper says matters.
+
+    - distance: all facts in one batch, with the residual of every later critical layer;
+    - batch size: ever larger batches, as many of each size as the facts give;
+    - earlier edits: one batch after another is edited at all critical layers, and preserved; after each of them, both
+      sides for one more batch, always the same one, on the weights as they are then and with the keys of all earlier
+      batches in Q (the paper's Q′).
+    """
+    study.editor.prepare()  # all layers at once
+    rows = [*_by_distance(study), *_by_size(study), *_by_earlier_edits(study)]
+    return Findings(tuple(rows), tuple(_notes(study)))
+
+
+def sides(exact: Tensor, last: Tensor, share: float, solved: Tensor) -> dict[str, float]:
+    """Both sides of the bound, and what they are made of.
+
+    Args:
+        exact: R*, (n, d_value).
+        last: R, (n, d_value).
+        share: s, in (0, 1].
+        solved: Q, (n, d_key): a solver's shift for a residual is (residual)ᵀ Q.
+
+    Returns:
+        `error` ‖Δ* − Δ‖, `relative` to ‖Δ*‖, `bound`, `ratio` of error and bound (NaN if both are zero), `apart`
+        ‖R* − R‖, `kept_back` (1/s − 1)‖sR‖, and `amplification` ‖Q‖.
+    """
+    actual = share * last
+    error = _norm(LowRank((exact - actual).T, solved))
+    apart, kept_back = _spectral(exact - last), (1 / share - 1) * _spectral(actual)
+    amplification = _spectral(solved)
+    limit = (apart + kept_back) * amplification
+    return {
+        "error": error,
+        "relative": _ratio(error, _norm(LowRank(exact.T, solved))),
+        "bound": limit,
+        "ratio": _ratio(error, limit),
+        "apart": apart,
+        "kept_back": kept_back,
+        "amplification": amplification,
+    }
+
+
+def holds(error: float, limit: float) -> bool:
+    """Whether the bound holds, but for rounding in float64."""
+    return error <= limit * (1 + 1e-9)
+
+
+def solve_for(memory: Memory, keys: Tensor) -> Tensor:
+    """Q, (n, d_key), of keys, (n, d_key): what the solver makes of residuals that are the identity."""
+    return memory.solve(keys, torch.eye(len(keys), dtype=torch.float64)).down.cpu()
+
+
+def batch_sizes(facts: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50, ... and the number of facts itself."""
+    found = [size * 10**power for power in range(len(str(facts))) for size in (1, 2, 5)]
+    return [*(size for size in found if size < facts), facts]
+
+
+def _by_distance(study: Study) -> Iterator[Row]:
+    keys = _keys(study)
+    for layer in study.layers:
+        solved = solve_for(Memory(study.editor.system(layer)), keys[layer])
+        for last in study.layers[study.layers.index(layer) :]:
+            for spread in study.spreads:
+                place = _place(study, DISTANCE, layer, last, spread, len(study.facts))
+                found = sides(study.residual(layer), study.residual(last), study.share(spread, layer, last), solved)
+                yield from _rows(place, f"all {len(study.facts)} facts", found)
+
+
+def _by_size(study: Study) -> Iterator[Row]:
+    keys = _keys(study)
+    for size in batch_sizes(len(study.facts)):
+        for layer in study.layers:
+            memory = Memory(study.editor.system(layer))
+            exact, last = study.residual(layer), study.residual(study.last)
+            for start in range(0, len(study.facts) - size + 1, size):
+                batch = slice(start, start + size)
+                solved = solve_for(memory, keys[layer][batch])
+                for spread in study.spreads:
+                    place = _place(study, SIZE, layer, study.last, spread, size)
+                    share = study.share(spread, layer)
+                    yield from _rows(place, _called(batch), sides(exact[batch], last[batch], share, solved))
+
+
+def _by_earlier_edits(study: Study) -> Iterator[Row]:
+    batches = _sequence(study)
+    probe = batches.pop()
+    facts = study.facts[probe]
+    for spread in study.spreads:
+        with undone(study.editor.with_spread(SPREADS[spread])) as editor:
+            memories = {layer: Memory(editor.system(layer)) for layer in study.layers}
+            subjects = SubjectRows.of(study.lm, facts, editor.contexts)
+            for batch in (None, *batches):
+                if batch is not None:
+                    editor.edit(study.facts[batch])
+                exact = {layer: editor.target_values(facts, layer).delta.double().cpu() for layer in study.layers}
+                earlier = sum(len(keys) for keys in _earlier(editor, study.last))
+                for layer in study.layers:
+                    keys = read_keys(study.lm, subjects, layer).cpu().double()
+                    memories[layer].follow(_earlier(editor, layer))
+                    solved = solve_for(memories[layer], keys)
+                    found = sides(exact[layer], exact[study.last], study.share(spread, layer), solved)
+                    found["amplification_alone"] = _spectral(solve_for(Memory(editor.system(layer)), keys))
+                    place = _place(study, EARLIER, layer, study.last, spread, len(facts), earlier)
+                    yield from _rows(place, _called(probe), found)
+
+
+def _sequence(study: Study) -> list[slice]:
+    """Whole batches of successive facts, all facts if there are too few for one."""
+    size, facts = study.batch_size, len(study.facts)
+    return [slice(start, start + size) for start in range(0, facts - size + 1, size)] or [slice(0, facts)]
+
+
+def _earlier(editor: Editor, layer: int) -> list[Tensor]:
+    """The keys that the editor preserves in a layer, (n, d_key) for each batch."""
+    return [edit.keys[layer] for edit in editor.edits]
+
+
+def _notes(study: Study) -> Iterator[str]:
+    facts = len(study.facts)
+    if facts < 2 * study.batch_size:
+        yield (
+            f"{facts} facts make no second batch of {study.batch_size}, so that nothing is said of earlier edits; give "
+            "more facts, or smaller batches."
+        )
+    if len(study.layers) < 2:
+        yield f"The only critical layer is {study.last}: nothing is distributed, and both sides are zero."
+
+
+def _keys(study: Study) -> dict[int, Tensor]:
+    """The keys of all facts on unedited weights by layer, (n, d_key), float64 on the CPU."""
+    subjects = SubjectRows.of(study.lm, study.facts, study.editor.contexts)
+    return {layer: read_keys(study.lm, subjects, layer).cpu().double() for layer in study.layers}
+
+
+def _place(study: Study, part: str, layer: int, last: int, spread: str, size: int, earlier: int = 0) -> Place:
+    distance = study.layers.index(last) - study.layers.index(layer)
+    return Place(layer, None, spread, part, last, distance, size, earlier)
+
+
+def _rows(place: Place, called: str, found: Mapping[str, float]) -> Iterator[Row]:
+    for measure, value in found.items():
+        yield from rows_of(place, measure, [called], [value])
+
+
+def _called(batch: slice) -> str:
+    return f"facts {batch.start + 1} to {batch.stop}"
+
+
+def _spectral(matrix: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix, 2))
+
+
+def _norm(shift: LowRank) -> float:
+    return float(decomposed(shift)[1][0])
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else float("nan")
+
+
+_SIDES = {"error": "‖Δ* − Δ‖", "bound": "bound"}
+_GAINS = {"amplification": "‖Q′‖", "amplification_alone": "‖Q‖, no earlier keys"}
+
+
+def panels(findings: Findings) -> list[Panel]:
+    """Both sides by distance, batch size and earlier edits; and ‖Q‖, which the paper says grows with the latter two."""
+    last, first = max(findings.among("last")), min(findings.among("layer"))
+    away = f"from layer {last}"
+    drawn = (
+        _lines(findings, f"Residual distributed {away}", "layers left − 1", "distance", DISTANCE, last=last),
+        _lines(
+            findings,
+            f"Layer {first}, ever later residuals",
+            "layers left − 1",
+            "distance",
+            DISTANCE,
+            layer=first,
+        ),
+        _lines(findings, f"Layer {first}, batches of a size", "facts in the batch", "size", SIZE, layer=first),
+        _lines(findings, f"Layer {first}, after other edits", "facts edited before", "earlier", EARLIER, layer=first),
+        _drawn_by_size(findings, first),
+        _by_earlier(findings, first),
+    )
+    return [panel for panel in drawn if panel.curves]
+
+
+def _lines(findings: Findings, title: str, x: str, along: str, part: str, **where: int) -> Lines:
+    curves = [
+        curve(f"{name}, {spread}", findings.curve(measure, along, part=part, spread=spread, **where))
+        for spread in findings.among("spread")
+        for measure, name in _SIDES.items()
+    ]
+    return Lines(title, x, "spectral norm", _several(curves), log_x=part == SIZE)
+
+
+def _drawn_by_size(findings: Findings, layer: int) -> Lines:
+    """‖Q‖ by the number of facts. It does not depend on the spread: one curve shows it."""
+    where = {"part": SIZE, "layer": layer, "spread": findings.among("spread")[0]}
+    curves = [curve("‖Q‖", findings.curve("amplification", "size", **where))]
+    title = f"‖Q‖ at layer {layer}, by batch"
+    return Lines(title, "facts in the batch", "spectral norm", _several(curves), log_x=True)
+
+
+def _by_earlier(findings: Findings, layer: int) -> Lines:
+    """‖Q′‖ with and without the earlier keys. They do depend on the spread, by the weights that keys are read on."""
+    curves = [
+        curve(f"{name}, {spread}", findings.curve(measure, "earlier", part=EARLIER, spread=spread, layer=layer))
+        for spread in findings.among("spread")
+        for measure, name in _gains(EARLIER).items()
+    ]
+    title = f"‖Q‖ at layer {layer}, by edits"
+    return Lines(title, "facts edited before", "spectral norm", _several(curves))
+
+
+def _several(curves: list[Curve]) -> tuple[Curve, ...]:
+    """Those with more than one point: a curve of one says nothing of growth."""
+    return tuple(one for one in curves if len(one.points) > 1)
+
+
+def say(findings: Findings) -> list[str]:
+    """Whether the bound holds, how tight it is and how both sides grow, in words."""
+    found = {(row.place, row.measure, row.of): row.value for row in findings.rows}
+    pairs = [(value, found[place, "bound", of]) for (place, name, of), value in found.items() if name == "error"]
+    held = sum(error is not None and limit is not None and holds(error, limit) for error, limit in pairs)
+    said = [f"The bound holds in {held} of {len(pairs)} cases."]
+    ratios = [value for (_, name, _), value in found.items() if name == "ratio" and value is not None]
+    if ratios:
+        said.append(
+            f"Where it is not zero, the error is {100 * min(ratios):.0f} to {100 * max(ratios):.0f} % of the bound, "
+            f"{100 * median(ratios):.0f} % in the median."
+        )
+    last, first = max(findings.among("last")), min(findings.among("layer"))
+    for spread in findings.among("spread"):
+        for part, along, where, what in (
+            (DISTANCE, "distance", {"last": last}, f"By distance from layer {last}"),
+            (DISTANCE, "distance", {"layer": first}, f"At layer {first}, by distance of the residual"),
+            (SIZE, "size", {"layer": first}, f"At layer {first}, by batch size"),
+            (EARLIER, "earlier", {"layer": first}, f"At layer {first}, by facts edited before"),
+        ):
+            told = [
+                f"{name} {_course(findings, measure, along, part=part, spread=spread, **where)}"
+                for measure, name in {**_SIDES, "relative": "‖Δ* − Δ‖ / ‖Δ*‖", **_gains(part)}.items()
+                if len(findings.curve(measure, along, part=part, spread=spread, **where)) > 1
+            ]
+            if told:
+                said.append(f"{what}, {spread}: {'; '.join(told)}.")
+    return said
+
+
+def _gains(part: str) -> dict[str, str]:
+    return _GAINS if part == EARLIER else {"amplification": "‖Q‖"}
+
+
+def _course(findings: Findings, measure: str, along: str, **where: object) -> str:
+    """As `0.12 at 1, 0.31 at 2`: the means, and where along the field each is."""
+    return ", ".join(f"{found.value:.3g} at {x}" for x, found in findings.curve(measure, along, **where))

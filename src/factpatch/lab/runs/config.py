@@ -1,0 +1,229 @@
+"""What a run edits and measures: the fields of its configuration file, each checked when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import field_validator as validates
+
+from factpatch.evaluation.capability import LIMIT
+from factpatch.evaluation.tasks import task_named
+from factpatch.methods import method_named, with_settings
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the file, the field and its value."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodConfig(_Section):
+    """A method, and what differs from its preset."""
+
+    name: str
+    """One of `factpatch.METHODS`."""
+    label: str = ""
+    """What tables call it; its name by default. Two rows of a run need two labels."""
+    variant: str | None = None
+    """A variant of the model's preset."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Fields of its strategies by dotted name."""
+    remember_keys: bool = True
+    """Whether it preserves the keys of earlier batches."""
+
+    def model_post_init(self, context: Any) -> None:
+        with_settings(method_named(self.name), self.settings)
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+
+
+class DatasetConfig(_Section):
+    """Facts to edit."""
+
+    facts: str
+    """A file of facts, or the name of a published one."""
+    name: str = ""
+    """What tables call it; the file's stem by default."""
+    skip: NonNegativeInt = 0
+    """How many facts to leave out at the beginning."""
+    limit: PositiveInt | None = None
+    """How many facts to edit; all by default."""
+    sample: bool = False
+    """Whether to draw them at random, with the run's seed, instead of taking the first ones."""
+    distinct: bool = False
+    """Whether to leave out facts that ask what an earlier one asks: a batch cannot hold both."""
+    skip_unusable: bool = False
+    """Whether to pass over records that are no facts, such as prompts without their subject, in place of refusing."""
+    batch_size: PositiveInt | None = None
+    """Facts in a batch, in place of the run's."""
+
+    def model_post_init(self, context: Any) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.facts).stem)
+
+
+Sampling = Literal["top-k", "greedy"]
+
+
+def _in_a_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class TextConfig(_Section):
+    """Texts that the edited model writes, for fluency and consistency."""
+
+    facts: PositiveInt = 100
+    """How many facts, from the first on, have their generation prompts continued."""
+    tokens: PositiveInt = 100
+    """New tokens in each text."""
+    sampling: Annotated[tuple[Sampling, ...], BeforeValidator(_in_a_tuple)] = Field(default=("top-k",), min_length=1)
+    """As published (from the five most probable tokens), or the most probable one; a list for both."""
+    references: str | None = None
+    """What consistency is measured against: a folder with attribute_snippets.json, tfidf_vocab.json and idf.npy, or
+    `demo` for the small set that the package ships for its own facts. By default the published files, if they were
+    fetched; without them consistency is missing."""
+
+    @validates("sampling")
+    @classmethod
+    def _samplings_differ(cls, sampling: tuple[Sampling, ...]) -> tuple[Sampling, ...]:
+        if len(set(sampling)) < len(sampling):
+            raise ValueError("a sampling stands twice")
+        return sampling
+
+
+class CapabilityConfig(_Section):
+    """Tasks that an edit should not touch."""
+
+    data: Path
+    """The folder of the task files."""
+    tasks: tuple[str, ...] = ("sst2", "mrpc", "mmlu", "rte", "cola", "nli")
+    limit: PositiveInt | None = LIMIT
+    """Items of each task; null for all."""
+    every: PositiveInt | None = None
+    """Measure each time this many facts have been edited, and at the end; only at the end by default."""
+
+    @validates("tasks")
+    @classmethod
+    def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for name in tasks:
+            task_named(name)
+        return tasks
+
+
+class DriftConfig(_Section):
+    """Hidden states of factual prompts, before and after."""
+
+    prompts: str
+    """A file in the format of known_1000.json, or the name of a published one."""
+    limit: int = Field(default=1000, ge=2)
+
+
+class EvaluateConfig(_Section):
+    """What is measured, and when. The facts themselves are always asked at the end."""
+
+    written: bool = True
+    """Whether each batch is asked right after it was written, too, so that forgetting shows."""
+    generation: bool = True
+    """Whether the model also answers freely."""
+    perplexity: bool | Path = True
+    """On the text that the package ships, or a file's."""
+    text: TextConfig | None = None
+    capability: CapabilityConfig | None = None
+    drift: DriftConfig | None = None
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _from_file(value: Any) -> Any:
+    return {"facts": value} if isinstance(value, str) else value
+
+
+class RunConfig(_Section):
+    """A run: every method on every dataset with every seed, in sequential batches."""
+
+    model: str
+    methods: tuple[Annotated[MethodConfig, BeforeValidator(_named)], ...] = Field(min_length=1)
+    datasets: tuple[Annotated[DatasetConfig, BeforeValidator(_from_file)], ...] = Field(min_length=1)
+    batch_size: PositiveInt = 100
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    dtype: str | None = None
+    device: str | None = None
+    preset: Path | None = None
+    """Settings of the model, as `factpatch tune` writes them, in place of those that the package ships."""
+    critical_layers: tuple[NonNegativeInt, ...] | None = None
+    corpus: str | None = None
+    corpus_tokens: PositiveInt | None = None
+    chat: bool = False
+    precision: str | None = None
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @validates("methods")
+    @classmethod
+    def _labels_differ(cls, methods: tuple[MethodConfig, ...]) -> tuple[MethodConfig, ...]:
+        _check_different("label", [method.label for method in methods])
+        return methods
+
+    @validates("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands twice")
+        return seeds
+
+    @validates("datasets")
+    @classmethod
+    def _names_differ(cls, datasets: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
+        _check_different("name", [dataset.name for dataset in datasets])
+        return datasets
+
+
+def _check_different(field: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: stands twice; give each a {field} of its own")
+    unusable = [name for name in names if not name.strip(" .") or set(name) & set('/\\:*?"<>|')]
+    if unusable:
+        raise ValueError(f"{unusable[0]!r}: is used as the name of a folder; choose another {field}")
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a configuration from YAML. Relative paths in it are taken from where the process runs.
+
+    A run that is found again knows its inputs by their contents: they may be elsewhere then.
+
+    Raises:
+        ConfigError: It cannot be read, or a field is missing, unknown or wrong.
+    """
+    path = Path(path)
+    try:
+        record = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    return config_from(record, str(path))
+
+
+def config_from(record: Any, name: str = "config") -> RunConfig:
+    """Check a configuration that is given as data.
+
+    Raises:
+        ConfigError: A field is missing, unknown or wrong.
+    """
+    try:
+        return RunConfig.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        if first["type"] == "extra_forbidden":
+            said = "there is no such field"
+        given = "" if first["type"] == "missing" else f" is {first['input']!r}"
+        raise ConfigError(f"{name}: {field}{given}: {said}.") from error

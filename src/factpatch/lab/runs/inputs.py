@@ -1,0 +1,186 @@
+"""What a run reads besides the model and the facts: known by its contents, and read once, before anything else."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from factpatch.data import load_facts
+from factpatch.data.known import KnownFact, load_known_facts
+from factpatch.data.references import DEMO, ReferenceTexts, find_references, reference_files
+from factpatch.data.sources import resolve_data
+from factpatch.data.tfidf import Tfidf
+from factpatch.evaluation.capability import load_items
+from factpatch.evaluation.perplexity import held_out_text
+from factpatch.evaluation.rows import fact_names
+from factpatch.evaluation.tasks import Item, task_named
+from factpatch.facts import Fact, check_batch
+from factpatch.lab.runs.config import ConfigError, DatasetConfig, RunConfig
+from factpatch.presets.preset import load_preset
+from factpatch.support.files import file_digest
+
+_SHIPPED = "shipped"
+
+
+def identities(config: RunConfig) -> dict[str, str]:
+    """What tells every input from others: the SHA-256 of a file, or a name where it is none.
+
+    Returns:
+        By the field that names the input. It does not depend on where files are.
+
+    Raises:
+        ConfigError: A file cannot be read.
+    """
+    found = {}
+
+    def add(where: str, data: str | Path) -> None:
+        with _blamed(where):
+            found[where] = file_digest(resolve_data(data))
+
+    wanted = config.evaluate
+    if config.corpus is None or config.corpus.startswith("hf:"):
+        found["corpus"] = config.corpus or _SHIPPED
+    else:
+        add("corpus", Path(config.corpus))
+    if config.preset is not None:
+        add("preset", config.preset)
+    if wanted.perplexity is True:
+        found["evaluate.perplexity"] = _SHIPPED
+    elif wanted.perplexity:
+        add("evaluate.perplexity", wanted.perplexity)
+    if wanted.text is not None:
+        if wanted.text.references == DEMO:
+            found["evaluate.text.references"] = DEMO
+        for name, data in reference_files(wanted.text.references).items():
+            add(f"evaluate.text.references: {name}", data)
+    if wanted.capability is not None:
+        for name in wanted.capability.tasks:
+            add(f"evaluate.capability.data: {name}", wanted.capability.data / task_named(name).file)
+    if wanted.drift is not None:
+        add("evaluate.drift.prompts", wanted.drift.prompts)
+    return found
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run measures with, read and checked."""
+
+    text: str = ""
+    """Whose perplexity is measured."""
+    references: ReferenceTexts | None = None
+    """Those of the facts about which texts are written; None if there are none."""
+    tfidf: Tfidf | None = None
+    """What compares texts with them."""
+    items: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+    """Those of every task, by its name."""
+    prompts: Sequence[KnownFact] = ()
+    """Whose hidden states are compared."""
+
+    @classmethod
+    def load(cls, config: RunConfig, facts: Collection[Fact]) -> Inputs:
+        """Read what a configuration names.
+
+        Args:
+            facts: Those about which texts are written.
+
+        Raises:
+            ConfigError: A file is missing, or holds something else.
+        """
+        wanted = config.evaluate
+        text, items = "", {}
+        references: ReferenceTexts | None = None
+        tfidf: Tfidf | None = None
+        prompts: list[KnownFact] = []
+        if wanted.perplexity:
+            with _blamed("evaluate.perplexity"):
+                text = held_out_text() if wanted.perplexity is True else wanted.perplexity.read_text("utf-8")
+        if config.preset is not None:
+            with _blamed("preset"):
+                load_preset(config.preset)
+        if wanted.text is not None:
+            with _blamed("evaluate.text.references"):
+                references, tfidf = find_references(wanted.text.references, facts)
+        if wanted.capability is not None:
+            for name in wanted.capability.tasks:
+                with _blamed("evaluate.capability"):
+                    items[name] = load_items(task_named(name), wanted.capability.data)
+        if wanted.drift is not None:
+            with _blamed("evaluate.drift.prompts"):
+                prompts = load_known_facts(wanted.drift.prompts, wanted.drift.limit)
+                if len(prompts) < 2:
+                    raise ValueError(f"{wanted.drift.prompts} has one prompt; give at least 2.")
+        return cls(text, references, tfidf, items, prompts)
+
+
+@contextmanager
+def _blamed(where: str) -> Iterator[None]:
+    """Name the field in what a file has to complain about.
+
+    Raises:
+        ConfigError: The block raised a ValueError or an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.filename}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def fact_key(fact: Fact) -> str:
+    """The same for the same fact with any seed, and another one for any other fact."""
+    return json.dumps([*fact.key, fact.target_new])
+
+
+def facts_file(dataset: DatasetConfig, seed: int) -> str:
+    """The name of the file that holds the facts of a dataset as they are edited with a seed."""
+    return f"{dataset.name}.{seed}.json"
+
+
+def select_facts(config: RunConfig) -> dict[str, list[Fact]]:
+    """The facts of every dataset and seed, by the name of the file that holds them.
+
+    Raises:
+        ConfigError: They cannot be read, are too few, or cannot be edited in batches of this size.
+    """
+    found = {}
+    for dataset in config.datasets:
+        there = _load(dataset)
+        for seed in config.seeds:
+            chosen = random.Random(seed).sample(there, dataset.limit or len(there)) if dataset.sample else there
+            facts = chosen[: dataset.limit]
+            _check_batches(dataset, facts, dataset.batch_size or config.batch_size)
+            found[facts_file(dataset, seed)] = facts
+    return found
+
+
+def _load(dataset: DatasetConfig) -> list[Fact]:
+    """The facts that may be edited, at least as many as are asked for."""
+    try:
+        facts = load_facts(dataset.facts, skip_unusable=dataset.skip_unusable)[dataset.skip :]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"datasets: {dataset.name}: {error}") from error
+    if dataset.distinct:
+        facts = list({fact.text: fact for fact in reversed(facts)}.values())[::-1]
+    if len(facts) < (dataset.limit or 1):
+        raise ConfigError(
+            f"datasets: {dataset.name}: {dataset.facts} has {len(facts)} facts behind the first {dataset.skip}, and "
+            f"{dataset.limit or 1} are asked for; lower `limit` or `skip`."
+        )
+    return facts
+
+
+def _check_batches(dataset: DatasetConfig, facts: Sequence[Fact], size: int) -> None:
+    """Raise ConfigError if a batch cannot be edited, or two facts cannot be told apart."""
+    try:
+        fact_names(facts)
+        for start in range(0, len(facts), size):
+            check_batch(facts[start : start + size])
+    except ValueError as error:
+        raise ConfigError(
+            f"datasets: {dataset.name}: {error} `distinct: true` leaves out facts that ask what an earlier one asks."
+        ) from error

@@ -1,0 +1,137 @@
+"""The paper's tables and figures as runs (arXiv:2502.03748, Section 5 and Appendices D to F), each a row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from factpatch.lab.runs.config import RunConfig, config_from
+from factpatch.methods import METHODS, method_named
+from factpatch.strategies import Boundary, NullSpace
+from factpatch.support.words import suggestion
+
+Output = Literal["comparison", "improvements", "capability", "hidden_states"]
+
+_EVEN = ("memit", "prune", "rect", "alphaedit")
+PAIRS = {
+    blue.name: plain.name
+    for blue in METHODS.values()
+    for plain in METHODS.values()
+    if isinstance(blue.spread, Boundary)
+    and blue == replace(plain, name=blue.name, spread=blue.spread, source=blue.source)
+    if blue is not plain
+}
+"""Each method with BLUE and the one it should improve on: they differ in the spread."""
+_WITH_BLUE = {plain: blue for blue, plain in PAIRS.items()}
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One table or figure of the paper."""
+
+    title: str
+    methods: tuple[str, ...]
+    """Without BLUE; each also runs with it."""
+    edits: int
+    batch_size: int | None
+    """Facts in a batch; None for all in one batch."""
+    model: str
+    """The model it shows, or the first of them."""
+    outputs: tuple[Output, ...]
+    """What is drawn up from the run."""
+    evaluate: tuple[str, ...] = ()
+    """What is measured besides the facts: `text`, `capability`, `drift`."""
+    every: int | None = None
+    """Edits between two measurements of capability."""
+
+
+_SEQUENTIAL = Reproduction(
+    "Sequential batch editing", _EVEN, 2000, 100, "meta-llama/Meta-Llama-3-8B-Instruct", ("comparison",), ("text",)
+)
+
+REPRODUCTIONS = {
+    "table2": _SEQUENTIAL,
+    "table3": Reproduction(
+        "Average improvement by BLUE", _EVEN, 2000, 100, _SEQUENTIAL.model, ("comparison", "improvements"), ("text",)
+    ),
+    "table4": Reproduction("Batch editing", _EVEN, 10000, None, _SEQUENTIAL.model, ("comparison",), ("text",)),
+    "table5": Reproduction(
+        "BLUE and the square-root spread", ("pmet",), 2000, 100, _SEQUENTIAL.model, ("comparison",), ("text",)
+    ),
+    "figure6": Reproduction(
+        "General capability", _EVEN, 3000, 100, _SEQUENTIAL.model, ("capability",), ("capability",), every=500
+    ),
+    "figure7": Reproduction("Hidden states", _EVEN, 2000, 100, _SEQUENTIAL.model, ("hidden_states",), ("drift",)),
+    "figure9": Reproduction("Hidden states", _EVEN, 2000, 100, "EleutherAI/gpt-j-6b", ("hidden_states",), ("drift",)),
+    "figure10": Reproduction(
+        "Hidden states", _EVEN, 2000, 100, "openai-community/gpt2-xl", ("hidden_states",), ("drift",)
+    ),
+}
+
+
+def reproduction_named(name: str) -> Reproduction:
+    """Look a table or a figure up.
+
+    Raises:
+        ValueError: There is none of this name; the message suggests the nearest.
+    """
+    if name not in REPRODUCTIONS:
+        raise ValueError(f"name={name!r}: not among {', '.join(REPRODUCTIONS)}.{suggestion(name, list(REPRODUCTIONS))}")
+    return REPRODUCTIONS[name]
+
+
+def config_for(
+    what: Reproduction,
+    datasets: Sequence[str],
+    *,
+    model: str | None = None,
+    methods: Sequence[str] | None = None,
+    edits: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    variant: str | None = None,
+    remember_keys: bool | None = None,
+    text: dict[str, Any] | None = None,
+    capability: dict[str, Any] | None = None,
+    drift: dict[str, Any] | None = None,
+    **others: Any,
+) -> RunConfig:
+    """The run that a table or a figure is drawn up from.
+
+    Args:
+        datasets: Files of facts, or names of published ones.
+        methods: In place of the paper's, with and without BLUE by name.
+        edits, batch_size: In place of the paper's.
+        variant: Of the model's preset, for every method.
+        remember_keys: Whether every method preserves the keys of earlier batches; by default those that the paper lets.
+        text, capability, drift: Fields of `EvaluateConfig`'s sections, for those that this one measures.
+        others: Further fields of `RunConfig`.
+    """
+    names = list(methods or [*what.methods, *map(_WITH_BLUE.__getitem__, what.methods)])
+    count = what.edits if edits is None else edits
+    sections = {"text": text or {}, "drift": drift or {}, "capability": {**(capability or {}), "every": what.every}}
+    return config_from(
+        {
+            "model": model or what.model,
+            "methods": [
+                {
+                    "name": name,
+                    "variant": variant,
+                    "remember_keys": _remembers(name) if remember_keys is None else remember_keys,
+                }
+                for name in names
+            ],
+            # The first ones if there are no more: a sample of all is all, in another order.
+            "datasets": [{"facts": dataset, "limit": count, "sample": True, "distinct": True} for dataset in datasets],
+            "batch_size": batch_size or what.batch_size or count,
+            "seeds": [seed],
+            "evaluate": {name: sections[name] for name in what.evaluate},
+            **others,
+        }
+    )
+
+
+def _remembers(method: str) -> bool:
+    """Whether earlier keys are preserved, as far as the published scripts show: by AlphaEdit alone."""
+    return isinstance(method_named(method).solver, NullSpace)

@@ -1,0 +1,114 @@
+"""From facts to the layers in which a model keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from factpatch.lab.tracing.averages import Summary
+from factpatch.lab.tracing.critical import check_size
+from factpatch.lab.tracing.directory import TraceDirectory
+from factpatch.lab.tracing.noise import FACTOR, SAMPLES, Noise, embedding_spread
+from factpatch.lab.tracing.prompts import KnownPrompt, Prompt, known_prompts, tokenize_prompts
+from factpatch.lab.tracing.restoring import PUBLISHED, check_kinds, check_window, scaled_window
+from factpatch.lab.tracing.trace import Trace, positions, trace
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.weights import model_hash
+from factpatch.support.progress import bar
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """How facts are traced.
+
+    Attributes:
+        kinds: What is restored, by the names in `KINDS`.
+        window: How many layers of MLPs or attentions are restored at once. None scales the published number.
+        noise: The noise on the subject's embeddings, in standard deviations of these.
+        samples: How many times each subject is corrupted.
+        seed: Of the noise and of the resampling behind the proposal.
+
+    Raises:
+        ValueError: There is no noise.
+    """
+
+    kinds: tuple[str, ...] = PUBLISHED
+    window: int | None = None
+    noise: float = FACTOR
+    samples: int = SAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise < math.inf:
+            raise ValueError(
+                f"noise={self.noise:g}: give standard deviations above 0; without noise nothing is corrupted."
+            )
+
+
+def locate(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    settings: TraceSettings | None = None,
+    *,
+    directory: str | Path | None = None,
+    size: int | None = None,
+    figures: int = 0,
+    progress: bool = False,
+) -> Summary:
+    """Trace the facts that a model knows, and propose critical layers.
+
+    Args:
+        lm: The model; it is left as it was.
+        prompts: What it is asked. Those that it does not answer as they say are left out.
+        settings: How facts are traced.
+        directory: Where to set down every fact as it is traced, and what was found; see
+            `factpatch.lab.tracing.directory`. If there is a trace with the same settings, it goes on there.
+        size: How many layers to propose; by default after the model's depth.
+        figures: Of how many facts to draw heat maps in the directory.
+        progress: Whether to show a bar on a terminal.
+
+    Raises:
+        ValueError: A setting or a prompt cannot be used, the model knows no prompt, or the directory holds something
+            else.
+        ImportError: A directory is given, and matplotlib is not installed.
+        OSError: The directory cannot be written.
+        OutOfMemoryError: Memory does not suffice for a single prompt.
+    """
+    settings = TraceSettings() if settings is None else settings
+    check_kinds(settings.kinds)
+    window = scaled_window(lm.num_layers) if settings.window is None else settings.window
+    check_window(window, lm.num_layers)
+    if size is not None:
+        check_size(size, lm.num_layers)
+    rows = tokenize_prompts(lm, prompts)
+    noise = Noise(settings.noise * embedding_spread(lm, rows), settings.samples, settings.seed)
+    known = known_prompts(lm, rows)
+
+    def traced(left: Sequence[KnownPrompt]) -> Iterator[Trace]:
+        with bar("tracing", positions(left), progress) as advance:
+            yield from trace(lm, left, noise, settings.kinds, window, advance)
+
+    if directory is None:
+        return Summary(list(traced(known)), len(rows), size, settings.seed)
+    about = {
+        "model": lm.name,
+        "weights": model_hash(lm.model),
+        "dtype": str(lm.dtype),
+        "chat": lm.frame.chat,
+        "prompts": hashlib.sha256(json.dumps([asdict(prompt) for prompt in prompts]).encode()).hexdigest(),
+        **asdict(settings),
+        "window": window,
+    }
+    kept = TraceDirectory(directory, about)
+    with kept.opened() as done:
+        finished = {one.index for one in done}
+        for one in traced([one for one in known if one.index not in finished]):
+            kept.add(one)
+            done.append(one)
+        summary = Summary(sorted(done, key=lambda one: one.index), len(rows), size, settings.seed)
+        kept.write(summary, figures)
+    return summary

@@ -1,0 +1,201 @@
+"""The directory of a search: what is in it, and that it is about the same model, facts and settings.
+
+search.json    what is searched, and with which versions
+targets/       value targets
+trials/        every edit that was measured, so that a search that was interrupted does not measure it again
+tuning.json    what the preset rests on
+preset.yaml    what was found
+tradeoff.svg   S against perplexity
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from factpatch.facts import Fact, identity
+from factpatch.lab.drawing.plots import plot_tradeoff
+from factpatch.lab.tuning.candidates import Candidate
+from factpatch.lab.tuning.targets import Attempt
+from factpatch.lab.tuning.trial import Trial, Workbench
+from factpatch.methods import METHODS, settings_of
+from factpatch.presets.preset import Match, Preset, preset_for, save_preset
+from factpatch.statistics.corpus import corpus_from
+from factpatch.support.directory import ResultDirectory
+from factpatch.support.files import write_json
+
+logger = logging.getLogger(__name__)
+
+PRESET, EVIDENCE, PLOT = "preset.yaml", "tuning.json", "tradeoff.svg"
+
+
+class TuningDirectory(ResultDirectory):
+    """A directory that a search is kept in."""
+
+    holds, record, folders = "a search", "search.json", ("targets", "trials")
+
+    @property
+    def targets(self) -> Path:
+        """Where value targets are kept."""
+        return self.path / "targets"
+
+    def trial(self, candidate: Candidate, facts: Sequence[Fact], tokens: int, measure: Callable[[], Trial]) -> Trial:
+        """A trial: read if it is there, else made and kept, unless it failed: memory may be free again.
+
+        Raises:
+            DirectoryError: a file cannot be read.
+        """
+        about = json.dumps([asdict(candidate), identity(facts), tokens], sort_keys=True)
+        file = self.path / "trials" / f"{hashlib.sha256(about.encode()).hexdigest()}.json"
+        if not file.is_file():
+            made = measure()
+            if made.error is None:
+                write_json(file, made.to_dict())
+            return made
+        return self.read(file, Trial.from_dict)
+
+    def write(self, found: Tuning) -> None:
+        """Write what there is so far; each file appears whole.
+
+        While a search goes on, the preset of an earlier one and what it rests on stay beside each other.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        preset = self.path / PRESET
+        if found.preset is None and preset.exists():
+            return
+        write_json(self.path / EVIDENCE, {**found.to_dict(), "about": self.about})
+        if found.preset is not None:
+            save_preset(preset, found.preset, remarks(found))
+            self._plot(found, found.preset.model)
+
+    def _plot(self, found: Tuning, model: str) -> None:
+        last = [trial for trial in found.trials if trial.error is None and trial.facts == found.facts]
+        try:
+            plot_tradeoff(
+                self.path / PLOT,
+                [(100 * (trial.perplexity - 1), trial.score) for trial in last],
+                [trial.candidate == found.chosen for trial in last],
+                f"{model}, {found.method}, {found.facts} facts",
+            )
+        except ImportError as error:
+            logger.warning("no plot: %s", error)
+
+
+def remarks(found: Tuning) -> list[str]:
+    """What stands above the preset's numbers."""
+    lines = [
+        f"Written by factpatch tune, which measured {found.method}. The rows of other methods are derived: the same",
+        "layers and value optimization, and weights that write the same share of a residual.",
+        f"Candidates tried: {found.tried} of {found.candidates}.",
+        "",
+    ]
+    for what, trial in found.checked:
+        if trial.error is not None:
+            lines.append(f"{what}: the edit of {trial.facts} facts kept aside failed: {trial.error}")
+            continue
+        lines.append(
+            f"{what}: S {trial.score:.1f} (efficacy {trial.efficacy:.1f}, generalization {trial.generalization:.1f}, "
+            f"specificity {trial.specificity:.1f}), perplexity x {trial.perplexity:.3f}, {trial.facts} facts kept aside"
+        )
+    return lines
+
+
+DIGITS = 3
+"""Of a number that was derived."""
+
+
+def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -> Preset:
+    """A preset with a row for every method.
+
+    The method that was searched has what was chosen. The others are given the same critical layers and value
+    optimization, and weights that write the same share of a residual (`Solver.scaled`): that is derived, not measured.
+    """
+    rows = {}
+    for name, method in METHODS.items():
+        solver = bench.resolve(chosen, tokens, method).solver
+        settings = settings_of(replace(method, solver=solver))["solver"]
+        rows[name] = {f"solver.{field}": _rounded(value) for field, value in settings.items() if field != "class"}
+    known: dict[str, Any] = {field.name: getattr(bench.lm.config, field.name, None) for field in fields(Match)}
+    match = Match(**known)
+    return Preset(
+        model=PurePath(bench.lm.name).name or "model",
+        match=match,
+        critical_layers=list(chosen.critical_layers),
+        source=source,
+        corpus_tokens=tokens,
+        # The text that the numbers rest on, if the package has it and it is good enough for this model.
+        shipped_corpus=preset_for(bench.lm).shipped_corpus and bench.corpus.identity == corpus_from(None).identity,
+        common=dict(chosen.target),
+        methods=rows,
+    )
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+@dataclass
+class Tuning:
+    """What a search has found, and what it rests on. It fills while the search goes on."""
+
+    method: str
+    attempts: list[Attempt] = field(default_factory=list)
+    """Settings of the value optimization."""
+    candidates: int = 0
+    """How many there were to try; 0 before they are known."""
+    trials: list[Trial] = field(default_factory=list)
+    """Edits of probe facts, in the order in which they were made."""
+    chosen: Candidate | None = None
+    facts: int = 0
+    """How many facts were edited in the trials from which the choice was made."""
+    tokens: int = 0
+    """Text for the second moment."""
+    statistics: list[tuple[int, Trial]] = field(default_factory=list)
+    """The choice with other amounts of text."""
+    unedited: dict[str, float] = field(default_factory=dict)
+    """Efficacy, generalization and specificity of the unedited model on the facts kept aside."""
+    checked: list[tuple[str, Trial]] = field(default_factory=list)
+    """The choice, and what one would have begun with, on facts that the search has not seen."""
+    preset: Preset | None = None
+    seconds: float = 0.0
+
+    @property
+    def tried(self) -> int:
+        """How many of the candidates were tried."""
+        return len({trial.candidate for trial in self.trials})
+
+    @property
+    def source(self) -> str:
+        """What a preset's numbers rest on, in words."""
+        (_, checked), *_ = self.checked
+        said = (
+            f"factpatch tune: {self.method} on {self.facts} probe facts, {self.tried} of {self.candidates} candidates "
+            "tried; "
+        )
+        if checked.error is not None:
+            return f"{said}not checked, since the edit of {checked.facts} others failed: {checked.error}"
+        return f"{said}S {checked.score:.1f} and perplexity x {checked.perplexity:.3f} on {checked.facts} others"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able record."""
+        return {
+            "method": self.method,
+            "value_optimization": [asdict(made) for made in self.attempts],
+            "candidates": self.candidates,
+            "tried": self.tried,
+            "trials": [trial.to_dict() for trial in self.trials],
+            "statistics": [{"tokens": tokens, **trial.to_dict()} for tokens, trial in self.statistics],
+            "facts": self.facts,
+            "chosen": None if self.chosen is None else asdict(self.chosen),
+            "corpus_tokens": self.tokens,
+            "unedited": self.unedited,
+            "checked": [{"what": what, **trial.to_dict()} for what, trial in self.checked],
+            "seconds": self.seconds,
+        }

@@ -1,0 +1,346 @@
+"""The search: value targets first, then layers and weights by successive halving, then text for the statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from factpatch.evaluation.verify import usable
+from factpatch.facts import Fact, identity
+from factpatch.lab.tuning.candidates import SHARES, Candidate, grid, windows
+from factpatch.lab.tuning.directory import Tuning, TuningDirectory, preset_from
+from factpatch.lab.tuning.targets import Attempt, attempts, usual_settings
+from factpatch.lab.tuning.trial import Trial, Workbench
+from factpatch.methods import method_named, settings_of
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.weights import model_hash
+from factpatch.presets.preset import preset_for
+from factpatch.statistics.corpus import Corpus, corpus_from
+from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, no_corpus
+from factpatch.values.contexts import generate_contexts
+from factpatch.values.shared import SharedTargets
+
+logger = logging.getLogger(__name__)
+
+STEPS = 20
+"""Evaluations of the value optimization at most; published settings have 20 and 25."""
+MOST_PERPLEXITY = 1.03
+"""Edited over unedited, after one batch of probe facts."""
+NEAR = 1.0
+"""Points of S that probe facts hardly tell apart."""
+FEWEST = 12
+"""Probe facts that a search needs at least: it keeps a third aside to check the result."""
+MOST = 40
+"""Probe facts that the search edits at most."""
+FOR_TARGETS = 8
+# Of the time that is left when each of these begins: value targets, layers and weights, text for the statistics. What
+# is then left, at least a tenth of the time from the value targets on, is kept back for the check.
+TARGETS, SEARCH, STATISTICS = 0.25, 0.75, 0.4
+MULTIPLES = (5, 20)
+# Fewer tokens per key dimension harm the model: docs/results.md.
+LEAST = 5
+
+
+def tune(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    corpus: Corpus | str | Path | None,
+    folder: str | Path,
+    *,
+    exclude: Sequence[Fact] = (),
+    method: str = "memit-blue",
+    minutes: float = 20.0,
+    layers: Sequence[tuple[int, ...]] | None = None,
+    most_perplexity: float = MOST_PERPLEXITY,
+    steps: int = STEPS,
+    text: str | None = None,
+    seed: int = 0,
+    changed: Callable[[Tuning, str], None] = lambda tuning, stage: None,
+) -> Tuning:
+    """Find settings for a model by editing probe facts.
+
+    No number is taken from any preset. The model is as it was afterwards.
+
+    Args:
+        facts: probe facts with a true object, paraphrases and neighbors, which are asked and never optimized on. Not
+            the facts that will be edited: what is measured on those would flatter. A third is kept aside for the check.
+            Those that the model cannot be edited on or asked are left out, with a warning.
+        corpus: ordinary text for second moments, as `corpus_from` takes it; None for the text that the package ships,
+            of a model whose preset says that it is good enough.
+        folder: the directory of the search, see `factpatch.lab.tuning.directory`: new, or one of the same search, which
+            finds again what it had measured.
+        exclude: facts whose subjects are not probed.
+        minutes: what the search may take. What has begun is finished; afterwards nothing begins but what a preset
+            cannot do without: one attempt, one trial, and the check of the choice.
+        layers: windows of critical layers to try, the most likely one first; by default `windows`.
+        most_perplexity: on ordinary text, edited over unedited.
+        changed: called whenever something has been found, with the stage.
+
+    Raises:
+        ValueError: too few facts have what is asked for, no edit succeeded, or the directory holds something else.
+        OSError: the directory cannot be written.
+    """
+    start = time.monotonic()
+    facts = probes(facts, exclude)
+    if corpus is None and not preset_for(lm).shipped_corpus:
+        raise ValueError(no_corpus(lm))
+    corpus, row, weights = corpus_from(corpus), method_named(method), model_hash(lm.model)
+    with torch.inference_mode(), lm.quiet():
+        contexts = generate_contexts(lm, seed)
+    facts, left_out = usable(lm, facts, contexts)
+    for reason in left_out:
+        logger.warning("%s", reason)
+    _check_enough(facts, "can be edited and asked", len(facts) + len(left_out))
+    mixed = random.Random(seed).sample(facts, len(facts))
+    aside, searched = mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :][:MOST]
+    choices = [tuple(window) for window in layers] if layers else windows(lm.num_layers)
+    about = {
+        "model": lm.name,
+        "weights": weights,
+        "dtype": str(lm.dtype),
+        "frame": repr(lm.frame),
+        "method": settings_of(row),
+        "facts": identity(facts),
+        "corpus": corpus.identity,
+        "perplexity_text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "layers": choices,
+        "most_perplexity": most_perplexity,
+        "steps": steps,
+        "seed": seed,
+    }
+    directory = TuningDirectory(folder, about)
+    with directory.locked():
+        targets = SharedTargets(directory.targets, weights)
+        bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts)
+        return _Search(bench, directory, start, 60 * minutes, most_perplexity, steps, changed).run(choices, aside)
+
+
+class _Search:
+    """One search: its stages share the bench, the clock, and where everything is kept."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        directory: TuningDirectory,
+        start: float,
+        seconds: float,
+        most_perplexity: float,
+        steps: int,
+        changed: Callable[[Tuning, str], None],
+    ) -> None:
+        self.bench = bench
+        self.directory = directory
+        self.start = start
+        self.end = start + seconds
+        self.most_perplexity = most_perplexity
+        self.steps = steps
+        self.changed = changed
+        self.found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * bench.lm.d_key)
+
+    def run(self, choices: Sequence[tuple[int, ...]], aside: Sequence[Fact]) -> Tuning:
+        """Search windows of critical layers, and check the choice on facts kept aside."""
+        bench, found = self.bench, self.found
+        self._read_statistics(sorted({layer for window in choices for layer in window}))
+        found.unedited = bench.unchanged(aside)
+        targets = self._targets(sorted({choices[0][0], choices[0][-1]}))
+        best = self._best(grid(choices, [made.settings for made in targets[:2]]))
+        found.chosen, found.facts = best.candidate, best.facts
+        self._statistics(best)
+        usual = Candidate(choices[0], tuple(usual_settings(self.steps).items()), SHARES[0])
+        for what, candidate in (("chosen", best.candidate), ("without a search", usual)):
+            if found.checked and self.over:
+                break
+            found.checked.append((what, self._measure(candidate, aside)))
+            self._tell("check")
+        failed = found.checked[0][1].error
+        if failed is not None:
+            logger.warning("the choice could not be checked on the facts kept aside: %s", failed)
+        found.seconds = time.monotonic() - self.start
+        found.preset = preset_from(bench, found.chosen, found.tokens, found.source)
+        self.directory.write(found)
+        return found
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def _until(self, share: float) -> float:
+        """When a share of the time that is left will have passed."""
+        return time.monotonic() + share * (self.end - time.monotonic())
+
+    def _tell(self, stage: str) -> None:
+        self.directory.write(self.found)
+        self.changed(self.found, stage)
+
+    def _measure(self, candidate: Candidate, facts: Sequence[Fact], tokens: int | None = None) -> Trial:
+        tokens = self.found.tokens if tokens is None else tokens
+        return self.directory.trial(candidate, facts, tokens, lambda: self.bench.measure(candidate, facts, tokens))
+
+    def _order(self, trials: Sequence[Trial]) -> list[Trial]:
+        return best_of(trials, self.most_perplexity, NEAR)
+
+    def _read_statistics(self, layers: Sequence[int]) -> None:
+        """Second moments for all windows, in one pass."""
+        bench, found, wide = self.bench, self.found, self.bench.lm.d_key
+        if bench.has_text(layers, found.tokens):
+            return
+        found.tokens = bench.held[found.tokens]
+        if found.tokens < LEAST * wide:
+            raise ValueError(
+                f"corpus: it holds {found.tokens} tokens, and the second moment of {wide} key dimensions needs "
+                f"{TOKENS_PER_DIMENSION * wide}, about; give a longer text."
+            )
+        bench.read(layers, found.tokens)
+
+    def _targets(self, layers: Sequence[int]) -> list[Attempt]:
+        def tried(made: Attempt) -> None:
+            self.found.attempts.append(made)
+            self._tell("value optimization")
+
+        facts = self.bench.facts[:FOR_TARGETS]
+        return attempts(self.bench, layers, facts, self.steps, self._until(TARGETS), tried)
+
+    def _best(self, candidates: Sequence[Candidate]) -> Trial:
+        found = self.found
+
+        def tried(trial: Trial) -> None:
+            found.trials.append(trial)
+            self._tell("layers and weights")
+
+        found.candidates = len(candidates)
+        best = halving(candidates, self.bench.facts, self._measure, self._order, self._until(SEARCH), tried)[0]
+        if best.error is not None:
+            raise ValueError(f"no settings edited the probe facts; the last attempt failed with: {best.error}")
+        if found.tried < found.candidates:
+            logger.warning(
+                "the time sufficed for %d of %d candidates; give more minutes, fewer facts or fewer windows of layers",
+                found.tried, found.candidates,
+            )  # fmt: skip
+        if best.perplexity > self.most_perplexity:
+            logger.warning(
+                "no settings kept perplexity below %.3f times that of the unedited model; the nearest are chosen",
+                self.most_perplexity,
+            )
+        return best
+
+    def _statistics(self, best: Trial) -> None:
+        """Edit again with other amounts of text, as long as there is time and text."""
+        bench, found, until = self.bench, self.found, self._until(STATISTICS)
+        found.statistics = [(found.tokens, best)]
+        for multiple in MULTIPLES:
+            tokens = multiple * bench.lm.d_key
+            if time.monotonic() < until and bench.has_text(best.candidate.critical_layers, tokens):
+                trial = self._measure(best.candidate, bench.facts[: best.facts], tokens)
+                found.statistics.append((tokens, trial))
+                self._tell("text for the statistics")
+        found.tokens = enough_tokens(found.statistics, self._order)
+
+
+def probes(facts: Sequence[Fact], exclude: Sequence[Fact] = ()) -> list[Fact]:
+    """The facts that a search can be measured on, without those whose subject, in whatever case, is excluded.
+
+    Raises:
+        ValueError: there are fewer than `FEWEST`.
+    """
+    subjects = {fact.subject.casefold() for fact in exclude}
+    left = [fact for fact in facts if fact.subject.casefold() not in subjects]
+    complete = [fact for fact in left if fact.target_true and fact.paraphrases and fact.neighbors]
+    excluded = len(facts) - len(left)
+    what = "have a true object, paraphrases and neighbors"
+    _check_enough(complete, f"{what} and are not excluded ({excluded} are)" if excluded else what, len(facts))
+    return complete
+
+
+def _check_enough(facts: Sequence[Fact], what: str, given: int) -> None:
+    if len(facts) < FEWEST:
+        raise ValueError(
+            f"facts: {len(facts)} of {given} {what}; a search needs {FEWEST} at least. CounterFact has all that it "
+            "takes: docs/data.md."
+        )
+
+
+def enough_tokens(trials: Sequence[tuple[int, Trial]], order: Callable[[Sequence[Trial]], list[Trial]]) -> int:
+    """The least text whose trial is as good as the best, where good includes perplexity."""
+    best = order([trial for _, trial in trials])[0]
+    good = [
+        tokens
+        for tokens, trial in trials
+        if trial.error is None
+        and trial.score >= best.score - NEAR
+        and trial.perplexity - 1 <= 1.1 * max(best.perplexity - 1, 0.001)
+    ]
+    return min(good)
+
+
+# Of each round one in so many goes on, on this many times as many facts. Source: arXiv:1502.07943, with η = 3.
+KEPT = 3
+GROWTH = 2
+ROUNDS = 3
+
+
+def best_of(trials: Sequence[Trial], most_perplexity: float, near: float) -> list[Trial]:
+    """Trials in the order of preference.
+
+    First those that keep to the perplexity allowed. Among these, those within `near` points of the best S count as
+    equally good, since so few facts do not tell them apart, and the one with the lowest perplexity is preferred; behind
+    them come the others by S. Trials over the limit come last, by perplexity.
+
+    Args:
+        most_perplexity: edited over unedited.
+        near: points of S.
+    """
+    allowed = [trial for trial in trials if trial.error is None and trial.perplexity <= most_perplexity]
+    highest = max((trial.score for trial in allowed), default=0.0)
+
+    def rank(trial: Trial) -> tuple[int, float]:
+        if trial not in allowed:
+            return 2, trial.perplexity
+        return (0, trial.perplexity) if trial.score >= highest - near else (1, -trial.score)
+
+    return sorted(trials, key=rank)
+
+
+def halving(
+    candidates: Sequence[Candidate],
+    facts: Sequence[Fact],
+    measure: Callable[[Candidate, Sequence[Fact]], Trial],
+    order: Callable[[Sequence[Trial]], list[Trial]],
+    until: float,
+    tried: Callable[[Trial], None] = lambda trial: None,
+) -> list[Trial]:
+    """Measure candidates in rounds and return the trials of the last round that has any that succeeded, best first.
+
+    Args:
+        candidates: the most usual first. Where time runs out, those at the end are not tried.
+        facts: the last round takes all of them, each round before it `GROWTH` times fewer.
+        measure: makes a trial.
+        order: puts trials in the order of preference.
+        until: when, by `time.monotonic`, all rounds should be over; each gets an equal part of the time, and what
+            earlier ones left. A trial that has begun is finished, and none begins afterwards but the first of all.
+        tried: called after each trial.
+    """
+    best: list[Trial] = []
+    for number in range(ROUNDS):
+        left = ROUNDS - number
+        part = facts[: max(2, len(facts) // GROWTH ** (left - 1))]
+        stop = time.monotonic() + (until - time.monotonic()) / left
+        trials: list[Trial] = []
+        longest = 0.0
+        for candidate in candidates:
+            begin = time.monotonic()
+            if begin + longest > stop and (best or trials):
+                break
+            trials.append(measure(candidate, part))
+            tried(trials[-1])
+            longest = max(longest, time.monotonic() - begin)
+        if best and all(trial.error is not None for trial in trials):  # or there are none
+            break
+        best = order(trials)
+        candidates = [trial.candidate for trial in best[: max(1, len(best) // KEPT)]]
+    return best

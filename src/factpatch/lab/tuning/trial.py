@@ -1,0 +1,197 @@
+"""One edit of probe facts, measured, and undone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factpatch.editor import Editor
+from factpatch.evaluation.metrics import harmonic_mean
+from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.rows import SCORED
+from factpatch.evaluation.verify import verify
+from factpatch.facts import Fact
+from factpatch.lab.tuning.candidates import Candidate
+from factpatch.methods import Method, has_setting, method_named, settings_of, with_settings
+from factpatch.model.language_model import LanguageModel
+from factpatch.statistics.corpus import Corpus
+from factpatch.statistics.second_moment import SecondMoment
+from factpatch.support.failures import FAILURES
+from factpatch.values.contexts import check_contexts, generate_contexts
+from factpatch.values.optimize import TargetValues, optimize_values
+from factpatch.values.reading import SubjectRows, read_keys
+
+PERPLEXITY = "perplexity"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an edit with some settings gave."""
+
+    candidate: Candidate
+    facts: int
+    settings: dict[str, Any]
+    """What the candidate comes to in this model, by dotted name."""
+    efficacy: float
+    """Percent, as the others; 0 where the edit failed."""
+    generalization: float
+    specificity: float
+    perplexity: float
+    """Edited over unedited."""
+    seconds: float
+    error: str | None = None
+    """Why nothing could be edited; None where it could."""
+
+    @property
+    def score(self) -> float:
+        """S, the harmonic mean of efficacy, generalization and specificity."""
+        return harmonic_mean([self.efficacy, self.generalization, self.specificity]) or 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able record."""
+        return {**asdict(self), "score": self.score}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Trial:
+        """The inverse of `to_dict`, also of what JSON made of it.
+
+        Raises:
+            KeyError: The record lacks something.
+        """
+        given = {field.name: record[field.name] for field in fields(cls)}
+        tried = given["candidate"]
+        target = tuple((name, value) for name, value in tried["target"])
+        given["candidate"] = Candidate(tuple(tried["critical_layers"]), target, tried["written"])
+        return cls(**{**given, PERPLEXITY: float(given[PERPLEXITY])})  # JSON has no infinity
+
+
+class Workbench:
+    """A model and what all trials on it share: contexts, second moments, value targets, the unedited measurements.
+
+    Args:
+        method: the method to be tried; its own settings are the starting point.
+        facts: whose keys say what λ or L2 is for a share of a residual, in every trial.
+        optimize: what finds target values, as `SharedTargets`.
+        text: for perplexity; the package's held-out text by default.
+        seed: of the contexts.
+        contexts: as those of an editor; by default the model generates them.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        method: str | Method,
+        corpus: Corpus,
+        facts: Sequence[Fact],
+        optimize: Callable[..., TargetValues] = optimize_values,
+        text: str | None = None,
+        seed: int = 0,
+        contexts: Sequence[str] | None = None,
+    ) -> None:
+        self.lm = lm
+        self.method = method_named(method) if isinstance(method, str) else method
+        self.corpus = corpus
+        self.facts = tuple(facts)
+        self.text = text
+        self.seed = seed
+        self.optimize = optimize
+        self.moments: dict[tuple[int, int], Tensor] = {}
+        self.keys: dict[int, Tensor] = {}
+        self.held: dict[int, int] = {}  # how many tokens were there, of those that were asked for
+        with torch.inference_mode(), lm.quiet():
+            self.contexts = generate_contexts(lm, seed) if contexts is None else check_contexts(contexts)
+        self.unedited = perplexity(lm, text)
+
+    def read(self, layers: Sequence[int], tokens: int) -> dict[int, Tensor]:
+        """Second moments by layer, each read once."""
+        missing = [layer for layer in layers if (layer, tokens) not in self.moments]
+        if missing:
+            found = SecondMoment.read(self.lm, missing, self.corpus, tokens)
+            self.moments |= {(layer, tokens): moment.matrix for layer, moment in found.items()}
+            self.held[tokens] = min(moment.tokens for moment in found.values())
+        return {layer: self.moments[layer, tokens] for layer in layers}
+
+    def has_text(self, layers: Sequence[int], tokens: int) -> bool:
+        """Whether the corpus has so many tokens; their second moments are read."""
+        self.read(layers, tokens)
+        return self.held[tokens] >= tokens
+
+    def read_keys(self, layers: Sequence[int]) -> list[Tensor]:
+        """The keys of the facts in each layer of the unedited model, (n, d_key); each layer is read once."""
+        missing = [layer for layer in layers if layer not in self.keys]
+        if missing:
+            with torch.inference_mode(), self.lm.quiet():
+                subjects = SubjectRows.of(self.lm, self.facts, self.contexts)
+                self.keys |= {layer: read_keys(self.lm, subjects, layer).cpu() for layer in missing}
+        return [self.keys[layer] for layer in layers]
+
+    def resolve(self, candidate: Candidate, tokens: int, method: Method | None = None) -> Method:
+        """The method, or another, with a candidate's settings; λ, or L2 and the threshold, from the facts' keys."""
+        method = method or self.method
+        target = {name: value for name, value in candidate.target if has_setting(method, name)}
+        method = with_settings(method, target)
+        layers = sorted({step.layer for step in method.spread.steps(candidate.critical_layers)})
+        moments = self.read(layers, tokens)
+        solver = method.solver.scaled([moments[layer] for layer in layers], self.read_keys(layers), candidate.written)
+        return replace(method, solver=solver)
+
+    def unchanged(self, facts: Sequence[Fact]) -> dict[str, float]:
+        """Efficacy, generalization and specificity of the unedited model."""
+        return _metrics(self.lm, facts)
+
+    def measure(self, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> Trial:
+        """Edit the facts in one batch, measure, undo. An edit that fails is a trial of score 0, with its reason."""
+        start = time.perf_counter()
+        error, method = None, self.method
+        numbers = {**dict.fromkeys(SCORED, 0.0), PERPLEXITY: math.inf}
+        try:
+            method = self.resolve(candidate, tokens)
+            numbers = self._edited(method, candidate, facts, tokens)
+        except FAILURES as raised:
+            error = str(raised)
+        settings = {name: value for name, value in _flat(method).items() if value != _flat(self.method).get(name)}
+        seconds = time.perf_counter() - start
+        return Trial(candidate, len(facts), settings, seconds=seconds, error=error, **numbers)
+
+    def _edited(self, method: Method, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> dict[str, float]:
+        """What an edit gives; it is taken back."""
+        editor = Editor(
+            self.lm,
+            method=method,
+            critical_layers=candidate.critical_layers,
+            contexts=self.contexts,
+            second_moments=self.read(candidate.critical_layers, tokens),
+            optimize=self.optimize,
+            seed=self.seed,
+            progress=False,
+        )
+        try:
+            editor.edit(facts)
+            ratio = perplexity(self.lm, self.text) / self.unedited
+            if math.isnan(ratio):
+                raise FloatingPointError("perplexity is not a number")
+            return {**_metrics(self.lm, facts), PERPLEXITY: ratio}
+        finally:
+            editor.reset()
+
+
+def _metrics(lm: LanguageModel, facts: Sequence[Fact]) -> dict[str, float]:
+    summary = verify(lm, None, facts, answers=False).summary()
+    return {name: summary[name]["after"] or 0.0 for name in SCORED}
+
+
+def _flat(method: Method) -> dict[str, Any]:
+    """Settings by dotted name."""
+    return {
+        f"{part}.{name}": value
+        for part, fields in settings_of(method).items()
+        if isinstance(fields, dict)
+        for name, value in fields.items()
+        if name != "class"
+    }

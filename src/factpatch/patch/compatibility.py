@@ -1,0 +1,191 @@
+"""Whether a patch and a model belong together: architecture, shapes, dtypes, and what the weights hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from factpatch.model.architectures import architecture_of
+from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
+from factpatch.model.weights import changed_layers, content_hash
+
+if TYPE_CHECKING:
+    from factpatch.patch.patch import Patch
+
+# What a model of the same kind must share with the one that was edited, and how older families call it.
+_DIMENSIONS = (
+    ("model_type",),
+    ("hidden_size", "n_embd"),
+    ("intermediate_size", "n_inner", "ffn_dim"),
+    ("num_hidden_layers", "n_layer"),
+)
+
+
+class PatchMismatchError(ValueError):
+    """A patch and a model do not belong together; the model is unchanged and the message says what differs."""
+
+
+def transformers_model(model: Any) -> Any:
+    """The transformers model of what is one, or wraps one."""
+    return model.model if isinstance(model, LanguageModel) else model
+
+
+def layer_list(layers: Sequence[int]) -> str:
+    """Layers as messages name them."""
+    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, sorted(layers)))}"
+
+
+def fitting_weights(patch: Patch, model: Any) -> dict[int, Tensor]:
+    """The weights to edit, of a model that has the right architecture, shapes and dtype.
+
+    Raises:
+        PatchMismatchError: It does not.
+        ValueError: The model is of no known family, quantized, or its weights are not loaded.
+    """
+    model = transformers_model(model)
+    check_config(patch, model)
+    name = model_name(text_config(model))
+    known = editable_names(model)
+    missing = [layer for layer in patch.layers if layer not in known]
+    if missing:
+        raise PatchMismatchError(f"the patch edits {layer_list(missing)}, but {name} has layers 0 to {len(known) - 1}.")
+    weights = editable_weights(model, patch.layers)
+    for batch in patch.batches:
+        for layer, shift in batch.shifts.items():
+            if shift.shape != tuple(weights[layer].shape):
+                raise PatchMismatchError(
+                    f"layer {layer}: the patch shifts a weight of shape {shift.shape}, but that of {name} has "
+                    f"shape {tuple(weights[layer].shape)}."
+                )
+    others = [layer for layer in patch.layers if weights[layer].dtype != patch.weight_dtype]
+    if others:
+        mine, its = (str(dtype).removeprefix("torch.") for dtype in (patch.weight_dtype, weights[others[0]].dtype))
+        raise PatchMismatchError(
+            f"the patch was made for {mine} weights, but the weights of {layer_list(others)} are {its}; load the model "
+            f"with dtype={patch.weight_dtype}."
+        )
+    return weights
+
+
+def check_config(patch: Patch, model: Any) -> None:
+    """Raise PatchMismatchError unless a transformers model has the architecture that the patch was made for."""
+    config = text_config(model)
+    differing = []
+    for names in _DIMENSIONS:
+        ours, its = ([d[name] for name in names if d.get(name) is not None] for d in (patch.config, config.to_dict()))
+        # A field that is open in one of them decides nothing; shapes and hashes will.
+        if ours and its and ours[0] != its[0]:
+            differing.append(f"{names[0]} is {ours[0]!r} in the patch and {its[0]!r} in the model")
+    if differing:
+        raise PatchMismatchError(
+            f"the patch was made for another architecture than {model_name(config)}: {'; '.join(differing)}."
+        )
+
+
+def check_state(patch: Patch, weights: Mapping[int, Tensor], model: Any, wanted: int) -> None:
+    """Raise PatchMismatchError unless the weights are those after the first `wanted` batches.
+
+    The message says what they are instead.
+    """
+    states = patch.states()
+    found = {layer: content_hash(weights[layer]) for layer in patch.layers}
+    if found == states[wanted]:
+        return
+    last = len(patch.batches)
+    name = model_name(text_config(transformers_model(model)))
+    held = states.index(found) if found in states else None
+    if held == last:
+        raise PatchMismatchError(f"{name} already holds this patch; it was not applied a second time.")
+    if held == 0:
+        raise PatchMismatchError(f"{name} does not hold this patch: its weights are those from before the edit.")
+    if held is not None:
+        raise PatchMismatchError(
+            f"{name} holds only the first {held} of the patch's {last} batches; restore the base model first."
+        )
+    differing = layer_list([layer for layer in patch.layers if found[layer] != states[wanted].get(layer)])
+    if wanted == 0:
+        raise PatchMismatchError(
+            f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(patch)}. Load "
+            "that model, without other edits; or, if the patch is meant for these weights too, rebase it."
+        )
+    if not patch.sealed:
+        raise PatchMismatchError(
+            f"the patch was composed or shrunk and does not say what it leaves in {differing}; give base, so that this "
+            "can be computed."
+        )
+    raise PatchMismatchError(
+        f"the weights of {differing} of {name} are not those that the patch leaves. If they were edited after it, "
+        "remove the later edits first. If applying the patch warned that they are rounded differently on this "
+        "machine, give base."
+    )
+
+
+def base_weights(patch: Patch, model: Any, base: Any) -> dict[int, Tensor]:
+    """The weights of the patch's layers in a model or a directory, in the patch's dtype.
+
+    Args:
+        model: A transformers model or a `LanguageModel` that says how the weights of a directory are stored; a model
+            given as `base` says it itself.
+
+    Raises:
+        PatchMismatchError: They are not those that the patch was made for, or the architecture differs.
+        FileNotFoundError: `base` is a path without safetensors in it.
+    """
+    if isinstance(base, (str, Path)):
+        name = str(base)
+        found = _saved_weights(Path(base), transformers_model(model), patch.layers)
+    else:
+        base = transformers_model(base)
+        name = model_name(text_config(base))
+        check_config(patch, base)
+        found = editable_weights(base, patch.layers)
+    # As loading a saved model in the patch's dtype does.
+    weights = {layer: weight.to(patch.weight_dtype) for layer, weight in found.items()}
+    differing = changed_layers(weights, patch.states()[0], patch.layers)
+    if differing:
+        raise PatchMismatchError(
+            f"base={name}: the weights of {layer_list(differing)} are not those that the patch was made for"
+            f"{_made_for(patch)}."
+        )
+    return weights
+
+
+def _made_for(patch: Patch) -> str:
+    origin = patch.config.get("_name_or_path")
+    return f" ({origin})" if origin else ""
+
+
+def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+    """Read the editable weights of some layers of a saved `model` from its safetensors, as (d_value, d_key) views."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if not single.is_file() and not index.is_file():
+        raise FileNotFoundError(
+            f"base={str(directory)!r} holds neither {single.name} nor {index.name}; give the directory of a model that "
+            "was saved with save_pretrained."
+        )
+    transposed = architecture_of(text_config(model)).transposed
+    names = editable_names(model)
+    weights = {}
+    try:
+        if single.is_file():
+            with safe_open(single, framework="pt") as file:
+                shards = dict.fromkeys(file.keys(), single.name)
+        else:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        for layer in layers:
+            # A checkpoint of the body alone, such as the original GPT-2, lacks the name of the body.
+            bare = names[layer].removeprefix(f"{model.base_model_prefix}.")
+            name = names[layer] if names[layer] in shards else bare
+            if name not in shards:
+                raise PatchMismatchError(f"base={str(directory)!r} has no weight named {names[layer]}.")
+            with safe_open(directory / shards[name], framework="pt") as file:
+                tensor = file.get_tensor(name)
+            weights[layer] = tensor.T if transposed else tensor
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise PatchMismatchError(f"base={str(directory)!r} cannot be read: {error}.") from error
+    return weights

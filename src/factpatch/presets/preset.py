@@ -1,0 +1,334 @@
+"""Settings for models, as data: one YAML file per model, each number with its source."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from factpatch.methods import has_setting, method_named, with_settings
+from factpatch.model.architectures import ARCHITECTURES
+from factpatch.model.language_model import LanguageModel
+from factpatch.support.files import atomic_write
+from factpatch.support.words import suggestion
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+"""Settings of one method by dotted name; `inherit` names the row whose settings it takes over where it says nothing."""
+INHERIT = "inherit"
+
+
+@dataclass(frozen=True)
+class Match:
+    """Fields of the config that identify a model, by the names that transformers understands in every family."""
+
+    model_type: str
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int | None = None
+    vocab_size: int | None = None
+    max_position_embeddings: int | None = None
+
+    def fits(self, config: Any) -> bool:
+        """Whether the config agrees in every field that is given."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return all(getattr(config, name, None) == value for name, value in given.items())
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What has been found, or published, for one model."""
+
+    model: str
+    """The model's name, for people."""
+    match: Match
+    """Fields of the model's config that identify it."""
+    critical_layers: list[int]
+    """The layers a method may write, ascending."""
+    source: str
+    """Where the numbers come from."""
+    also: list[str] = field(default_factory=list)
+    """Other models with this config, for which the numbers hold too."""
+    corpus_tokens: int | None = None
+    """How many tokens to read for the second moment; ten per key dimension if absent."""
+    shipped_corpus: bool = False
+    """Whether the text that the package ships is good enough for this model's second moment."""
+    common: dict[str, Any] = field(default_factory=dict)
+    """Settings of every method whose strategies have such a field, where its row says nothing."""
+    methods: dict[str, Row] = field(default_factory=dict)
+    """A row by method."""
+    variants: dict[str, dict[str, Row]] = field(default_factory=dict)
+    """Rows that stand in place of those of the same name, by the variant's name; `inherit` finds them first."""
+    assumed: bool = False
+    """Whether this is the preset of another model, for want of one; no file says so."""
+
+    def rows(self, variant: str | None = None) -> dict[str, Row]:
+        """The rows in force.
+
+        Raises:
+            ValueError: there is no such variant; the message suggests the nearest name.
+        """
+        if variant is None:
+            return self.methods
+        if variant not in self.variants:
+            raise ValueError(
+                f"variant={variant!r}: {self.model} has no such variant.{suggestion(variant, self.variants)}"
+            )
+        return {**self.methods, **self.variants[variant]}
+
+    def settings(self, method: str, variant: str | None = None) -> dict[str, Any]:
+        """Settings for a named method, by dotted name: the common ones, then its row with all that it inherits.
+
+        Raises:
+            ValueError: there is no such method or variant.
+        """
+        row = _resolved(self.rows(variant), method)
+        fitting = {name: value for name, value in self.common.items() if has_setting(method_named(method), name)}
+        return {**fitting, **row}
+
+    def layers_for(self, depth: int) -> list[int]:
+        """The critical layers, scaled to a model of another depth.
+
+        Each is rounded to the nearest layer. Where two would meet or one would lie beyond the end, neighbors around
+        their middle take their place, as many as there are and as fit in.
+        """
+        scaled = [layer / self.match.num_hidden_layers * depth for layer in self.critical_layers]
+        rounded = [math.floor(place + 0.5) for place in scaled]
+        if len(set(rounded)) == len(rounded) and rounded[-1] < depth:
+            return rounded
+        count = min(len(scaled), depth)
+        first = math.floor(math.fsum(scaled) / len(scaled) - (count - 1) / 2 + 0.5)
+        first = min(max(first, 0), depth - count)
+        return list(range(first, first + count))
+
+
+def _resolved(rows: Mapping[str, Row], name: str, heirs: tuple[str, ...] = ()) -> Row:
+    """A row with all that it inherits; empty for a method without one."""
+    row = dict(rows.get(name, {}))
+    parent = row.pop(INHERIT, None)
+    if parent is None:
+        return row
+    if parent not in rows or parent in (name, *heirs):
+        raise ValueError(f"{name}: inherits from {parent!r}, which is no other row.{suggestion(str(parent), rows)}")
+    return {**_resolved(rows, parent, (name, *heirs)), **row}
+
+
+def read_preset(text: str) -> Preset:
+    """Read the YAML of one preset.
+
+    Raises:
+        ValueError: an unknown field, method or setting, a row that inherits from none, or a layer that does not exist.
+    """
+    preset = TypeAdapter(Preset).validate_python(yaml.safe_load(text), extra="forbid")
+    try:
+        _check(preset)
+    except ValueError as error:
+        raise ValueError(f"preset {preset.model}: {error}") from None
+    return preset
+
+
+def _check(preset: Preset) -> None:
+    layers = preset.critical_layers
+    if not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < preset.match.num_hidden_layers:
+        raise ValueError(f"critical_layers={layers}: give some of the model's layers, each once, in ascending order.")
+    for name in preset.common:
+        if not any(has_setting(method_named(method), name) for method in preset.methods):
+            raise ValueError(f"common: no method that the preset lists has a setting {name!r}.")
+    for variant in (None, *preset.variants):
+        for method in preset.rows(variant):
+            with_settings(method_named(method), preset.settings(method, variant))
+
+
+@cache
+def load_presets() -> tuple[Preset, ...]:
+    """All presets that the package ships, by file name."""
+    files = sorted(resources.files(__package__).iterdir(), key=lambda entry: entry.name)
+    return tuple(read_preset(entry.read_text("utf-8")) for entry in files if entry.name.endswith(".yaml"))
+
+
+def preset_named(name: str) -> Preset:
+    """Look a preset up by a model's name, in whatever case.
+
+    Raises:
+        ValueError: there is no such preset; the message suggests the nearest name.
+    """
+    known = {model.lower(): preset for preset in load_presets() for model in (preset.model, *preset.also)}
+    if name.lower() not in known:
+        raise ValueError(f"no preset {name!r}.{suggestion(name.lower(), known)}")
+    return known[name.lower()]
+
+
+def nearest(presets: Sequence[Preset], model_type: str, width: int, depth: int) -> Preset:
+    """The preset to assume for a model without one.
+
+    It is of the same `model_type` if there is such a preset, else of a family with the same modules, else of any; among
+    these that of the model nearest in hidden size, then in depth, on a log scale.
+    """
+
+    def distance(preset: Preset) -> tuple[bool, bool, float, float]:
+        there = preset.match
+        return (
+            there.model_type != model_type,
+            _modules(there.model_type) != _modules(model_type),
+            abs(math.log(width / there.hidden_size)),
+            abs(math.log(depth / there.num_hidden_layers)),
+        )
+
+    return min(presets, key=distance)
+
+
+def _modules(model_type: str) -> tuple[Any, ...] | None:
+    """Where a family keeps its blocks and what is in them: Llama, Mistral and Qwen agree in it."""
+    row = ARCHITECTURES.get(model_type)
+    return None if row is None else (row.blocks, row.down_projection, row.mlp, row.attention, row.transposed)
+
+
+def preset_for(lm: LanguageModel) -> Preset:
+    """The preset whose `match` agrees with the model's config, or the nearest one, marked as assumed.
+
+    An assumed preset says nothing about the corpus: what text is good enough is not known for the model.
+    """
+    for preset in load_presets():
+        if preset.match.fits(lm.config):
+            return preset
+    found = nearest(load_presets(), str(lm.config.model_type), lm.d_value, lm.num_layers)
+    return replace(found, assumed=True, corpus_tokens=None, shipped_corpus=False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an editor works with: what it was given, and what the preset says where it was given nothing."""
+
+    settings: dict[str, Any]
+    """By dotted name."""
+    critical_layers: tuple[int, ...]
+    origin: dict[str, Any] | None
+    """The preset's model, the variant and whether the preset is assumed; None if nothing is from a preset."""
+    scaled: bool = False
+    """Whether the solver's settings are to be derived from the model's own keys: another model's do not fit."""
+
+
+def choose(
+    preset: Preset,
+    lm: LanguageModel,
+    method: str | None,
+    variant: str | None,
+    settings: Mapping[str, Any],
+    critical_layers: Sequence[int] | None,
+) -> Choice:
+    """Complete what was given from a preset, with a warning that names what is assumed.
+
+    Args:
+        preset: the result of `preset_for`.
+        method: its name; None for a method built by hand, whose settings are its own.
+        settings: given by dotted name.
+
+    Raises:
+        ValueError: the preset has no such variant.
+    """
+    numbers = {} if method is None else preset.settings(method, variant)
+    # A variant that was asked for by name is taken at its word.
+    scaled = method is not None and preset.assumed and variant is None and not any(map(_of_solver, settings))
+    if scaled:
+        numbers = {name: value for name, value in numbers.items() if not _of_solver(name)}
+    layers = preset.layers_for(lm.num_layers) if critical_layers is None else list(critical_layers)
+    taken = {name: value for name, value in numbers.items() if name not in settings}
+    if preset.assumed:
+        warn_of_assumed(preset, lm, layers if critical_layers is None else None, method, taken)
+    if method is not None and variant is not None and preset.settings(method, variant) == preset.settings(method):
+        logger.info("the variant %s of the preset changes nothing for %s", variant, method)
+    used = method is not None or critical_layers is None
+    origin = {"model": preset.model, "variant": variant, "assumed": preset.assumed} if used else None
+    return Choice({**numbers, **settings}, tuple(layers), origin, scaled)
+
+
+def _of_solver(name: str) -> bool:
+    return name.startswith("solver.")
+
+
+def warn_of_assumed(
+    preset: Preset,
+    lm: LanguageModel,
+    layers: Sequence[int] | None = None,
+    method: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Log what a model takes over from the preset of another one: critical layers, settings of a method, or nothing."""
+    parts = []
+    if layers is not None:
+        there = ", ".join(map(str, preset.critical_layers))
+        parts.append(
+            f"critical_layers={list(layers)}, scaled from its {there} of {preset.match.num_hidden_layers} "
+            "(critical_layers= or --layers replaces them)"
+        )
+    if settings:
+        numbers = ", ".join(f"{name}={value}" for name, value in settings.items())
+        parts.append(f"the settings of {method}, {numbers} (settings= or --set replaces them)")
+    if parts:
+        logger.warning(
+            "there is no preset for %s; assumed from that of %s, the nearest one: %s. "
+            "Measure on a few facts before relying on it, or find settings with factpatch tune.",
+            lm.name, preset.model, "; ".join(parts),
+        )  # fmt: skip
+
+
+def load_preset(path: str | Path) -> Preset:
+    """Read a preset from a YAML file.
+
+    Raises:
+        ValueError: it is no preset: an unknown field, method or setting, or a layer that does not exist.
+        OSError: it cannot be read.
+    """
+    try:
+        return read_preset(Path(path).read_text("utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def save_preset(path: str | Path, preset: Preset, remarks: Sequence[str] = ()) -> None:
+    """Write a preset as YAML, with remarks as comments above it; the file appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = "".join(f"# {line}".rstrip() + "\n" for line in remarks) + to_yaml(preset)
+    read_preset(text)  # what could not be read again should not be written
+    atomic_write(path, lambda draft: draft.write_text(text, "utf-8"))
+
+
+def to_yaml(preset: Preset) -> str:
+    """The YAML of a preset, without what it leaves at the default."""
+    record = asdict(preset)
+    for one in fields(Preset):
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        if record[one.name] == default:
+            del record[one.name]
+    record["match"] = {name: value for name, value in record["match"].items() if value is not None}
+    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120)
+
+
+def check_fits(preset: Preset, lm: LanguageModel) -> Preset:
+    """Return the preset.
+
+    Raises:
+        ValueError: it is for another model; the message shows the fields of the config that differ.
+    """
+    if not preset.match.fits(lm.config):
+        differing = {
+            name: (value, getattr(lm.config, name, None))
+            for name, value in asdict(preset.match).items()
+            if value is not None and value != getattr(lm.config, name, None)
+        }
+        parts = [f"{name} is {there!r} there and {here!r} in the model" for name, (there, here) in differing.items()]
+        shown = "; ".join(parts)
+        raise ValueError(f"preset {preset.model!r} is for another model than {lm.name}: {shown}.")
+    return preset

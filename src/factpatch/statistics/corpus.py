@@ -1,0 +1,98 @@
+"""Text for statistics: files, datasets, lists of documents and what the package ships, as streams."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import chain
+from pathlib import Path
+
+from factpatch.support.files import file_digest
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A stream of documents with an identity that a cache can trust."""
+
+    identity: str
+    """Names the content: a digest for files and texts, name and revision for a dataset."""
+    documents: Callable[[], Iterator[str]]
+
+
+def documents_in(lines: Iterable[str]) -> Iterator[str]:
+    """Documents of a text: separated by blank lines."""
+    held: list[str] = []
+    for line in chain(lines, ["\n"]):
+        if line.strip():
+            held.append(line)
+        elif held:
+            yield "".join(held).strip()
+            held = []
+
+
+def corpus_from(source: str | Path | Sequence[str] | Corpus | None) -> Corpus:
+    """Open a corpus.
+
+    Args:
+        source: a text file with documents separated by blank lines; `hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]`, a dataset of
+            the Hugging Face Hub or a local one, streamed (needs the `datasets` extra); a list of documents; None for
+            the text that the package ships, sampled from the embedded model; or a corpus, which is returned.
+
+    Raises:
+        ValueError: there is no such file, or the dataset cannot be opened.
+    """
+    if source is None:
+        text = resources.files("factpatch.corpora").joinpath("sampled.txt").read_text("utf-8")
+        return Corpus(f"shipped:{_digest([text])}", lambda: documents_in(text.splitlines(keepends=True)))
+    if isinstance(source, Corpus):
+        return source
+    if isinstance(source, str) and source.startswith("hf:"):
+        return _dataset(source)
+    if not isinstance(source, (str, Path)):
+        documents = list(source)
+        return Corpus(f"documents:{_digest(documents)}", lambda: iter(documents))
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"corpus={str(source)!r}: no such text file; give a file, or hf:NAME for a dataset.")
+
+    def stream() -> Iterator[str]:
+        with path.open(encoding="utf-8") as lines:
+            yield from documents_in(lines)
+
+    return Corpus(f"file:{file_digest(path)}", stream)
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+def _dataset(source: str) -> Corpus:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"corpus={source!r}: datasets are read with the `datasets` package; pip install 'factpatch[datasets]'."
+        ) from None
+    name, config, split, column = ([*source.removeprefix("hf:").split(":"), "", "", "", ""])[:4]
+    try:
+        stream = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+    except Exception as error:  # the library raises many kinds for a name that does not exist or a hub out of reach
+        raise ValueError(f"corpus={source!r}: the dataset cannot be opened: {error}") from error
+    column = column or "text"
+    if stream.column_names is not None and column not in stream.column_names:
+        raise ValueError(f"corpus={source!r}: no column {column!r}; it has {', '.join(stream.column_names)}.")
+    return Corpus(f"{source}@{_revision(name)}", lambda: (row[column] for row in stream))
+
+
+def _revision(dataset: str) -> str:
+    """The content of a local dataset, or the commit of one of the Hub."""
+    folder = Path(dataset)
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return _digest([f"{path.relative_to(folder)}:{file_digest(path)}" for path in files])
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(dataset).sha)

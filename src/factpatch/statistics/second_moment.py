@@ -1,0 +1,277 @@
+"""The mean second moment E[k kᵀ] of keys over a corpus, for all critical layers in one pass that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from factpatch.model.batching import TOKEN_BUDGET, batches, padded
+from factpatch.model.hooks import captured
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
+from factpatch.model.tokens import tokenize
+from factpatch.model.weights import content_hash
+from factpatch.statistics.cache import Entry
+from factpatch.statistics.corpus import Corpus
+from factpatch.support.cache import cache_directory
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 512
+"""Longest piece of a document that is run at once, in tokens."""
+TOKENS_PER_DIMENSION = 10
+"""Default length of the corpus, in tokens per key dimension (arXiv:2506.04226)."""
+CHECKPOINT_SECONDS = 600.0
+"""How much work an interruption may cost, in seconds. Five layers of an 8B model are 8 GB, a minute on a slow disk."""
+_DOCUMENTS_AT_ONCE = 64
+# Of a matrix, at once: few enough for little work above the diagonal, enough for products at full speed.
+_ROWS = 512
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """E[k kᵀ] of the keys of one layer."""
+
+    matrix: Tensor
+    """(d_key, d_key), activations squared, averaged over tokens; float64."""
+    tokens: int
+    """How many tokens were averaged."""
+
+    @staticmethod
+    def read(
+        lm: LanguageModel,
+        layers: Sequence[int],
+        corpus: Corpus,
+        tokens: int | None = None,
+        cache: Path | Literal[False] | None = None,
+        progress: Callable[[int], None] = lambda tokens: None,
+    ) -> dict[int, SecondMoment]:
+        """Return the second moment of every layer, from the cache where it holds them, else in one pass for all others.
+
+        Every `CHECKPOINT_SECONDS` the pass sets down in the cache how far it is. If it is interrupted, the next call
+        with the same arguments goes on there and returns, on the same machine, the same bits as without interruption.
+
+        Args:
+            tokens: how many tokens to read; 10 per key dimension by default. A shorter corpus is read to its end.
+            cache: the folder of cached moments; the user's cache by default. False neither reads nor keeps anything.
+            progress: called with the number of tokens read since the last call, or by the pass that is resumed.
+
+        Raises:
+            ValueError: the corpus is empty.
+            FloatingPointError: a key is not finite.
+        """
+        tokens = TOKENS_PER_DIMENSION * lm.d_key if tokens is None else tokens
+        if tokens < 1:
+            raise ValueError(f"tokens={tokens}: must be positive.")
+        if cache is False:
+            return _read(lm, layers, corpus, tokens, progress, None)
+        entries, unfinished = _entries(cache or cache_directory() / "second_moment", lm, layers, corpus, tokens)
+        found = {layer: moment for layer in layers if (moment := _cached(entries[layer])) is not None}
+        missing = [layer for layer in layers if layer not in found]
+        if missing:
+            computed = _read(lm, missing, corpus, tokens, progress, unfinished)
+            kept = [entries[layer].write({"matrix": it.matrix}, read=it.tokens) for layer, it in computed.items()]
+            if all(kept):
+                unfinished.remove()
+            found |= computed
+        return {layer: found[layer] for layer in layers}
+
+
+class CorpusError(ValueError):
+    """A corpus has too little text; the message says how much there is."""
+
+
+def no_corpus(lm: LanguageModel) -> str:
+    """What to say where a text is needed and none is given: the shipped one is not good enough for every model."""
+    return (
+        f"corpus=None: {lm.name} needs a text for its second moment; give a file, or hf:NAME for a dataset. About "
+        f"{TOKENS_PER_DIMENSION * lm.d_key} tokens of ordinary text are enough."
+    )
+
+
+def _entries(
+    folder: Path, lm: LanguageModel, layers: Sequence[int], corpus: Corpus, tokens: int
+) -> tuple[dict[int, Entry], Entry]:
+    """Where the moment of each layer is kept, and where a pass for all of them is while it lasts."""
+    prints = fingerprints(lm, layers)
+    about = {
+        "corpus": corpus.identity,
+        "tokens": str(tokens),
+        "window": str(lm.window(WINDOW)),
+        "dtype": str(lm.dtype).removeprefix("torch."),
+    }
+    entries = {}
+    for layer in layers:
+        identity = {"model": prints[layer], "layer": str(layer), **about}
+        entries[layer] = Entry(folder, f"the second moment of layer {layer}", identity)
+    # All layers that were asked for, though a pass may be for fewer: those that the cache does not hold.
+    asked = {"model": prints[max(layers)], "layers": " ".join(map(str, sorted(layers)))}
+    batching = {"batching": f"{TOKEN_BUDGET} tokens of {_DOCUMENTS_AT_ONCE} documents"}
+    return entries, Entry(folder, "the unfinished second moment", {**asked, **about, **batching}, unfinished=True)
+
+
+def _cached(entry: Entry) -> SecondMoment | None:
+    held = entry.read(["read"])
+    return None if held is None else SecondMoment(held[0]["matrix"], held[1]["read"])
+
+
+def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
+    """For each layer a digest of all its keys depend on: config, tokenizer, embeddings and the blocks up to it."""
+    config = {name: value for name, value in lm.config.to_dict().items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(lm.tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(repr(tokenize(lm.tokenizer, [""])).encode())  # special tokens can also be set outside the backend
+    in_blocks = {id(parameter) for block in lm.blocks for parameter in block.parameters()}
+
+    def add(named: Iterable[tuple[str, Tensor]]) -> None:
+        for name, parameter in named:
+            digest.update(f"{name}:{content_hash(parameter)}".encode())
+
+    add((name, parameter) for name, parameter in lm.model.named_parameters() if id(parameter) not in in_blocks)
+    prints = {}
+    for layer in range(max(layers) + 1):
+        add(lm.block(layer).named_parameters())
+        prints[layer] = digest.hexdigest()
+    return {layer: prints[layer] for layer in layers}
+
+
+def _windows(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[list[list[int]]]:
+    """Token windows of the corpus in lists of documents, `tokens` in all."""
+    left = tokens
+    size = lm.window(WINDOW)
+    documents = (document for document in corpus.documents() if document.strip())
+    while left > 0 and (some := list(islice(documents, _DOCUMENTS_AT_ONCE))):
+        windows = []
+        for ids in tokenize(lm.tokenizer, some):
+            for start in range(0, len(ids), size):
+                window = ids[start : start + size][:left]
+                if window:
+                    windows.append(window)
+                    left -= len(window)
+        yield windows
+
+
+def _batches(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[list[list[int]]]:
+    """The windows in the batches they are run in: the same ones each time, so that their number tells the place."""
+    for windows in _windows(lm, corpus, tokens):
+        for group in batches([len(window) for window in windows], TOKEN_BUDGET):
+            yield [windows[index] for index in group]
+
+
+@dataclass
+class _Sums:
+    """Sums over the first batches of a corpus."""
+
+    totals: dict[int, Tensor]
+    """Σ k kᵀ by layer, (d_key, d_key), float64; what lies above the diagonal does not count."""
+    tokens: int = 0
+    batches: int = 0
+
+    def keep(self, entry: Entry) -> None:
+        self.check_finite()
+        totals = {str(layer): total for layer, total in self.totals.items()}
+        if entry.write(totals, read=self.tokens, batches=self.batches):
+            logger.info("the second moment so far is kept, after %d tokens", self.tokens)
+
+    def check_finite(self) -> None:
+        for layer, total in self.totals.items():
+            if not bool(torch.isfinite(total).all()):
+                raise FloatingPointError(f"keys of layer {layer} are not finite on the corpus")
+
+
+def _resumed(entry: Entry, layers: Sequence[int], stream: Iterator[list[list[int]]]) -> _Sums | None:
+    """The sums of an interrupted pass, with the stream moved on to its place; None if there is none to go on with."""
+    held = entry.read(["read", "batches"])
+    if held is None or not {str(layer) for layer in layers} <= held[0].keys():
+        return None
+    tensors, numbers = held
+    logger.info("the second moment goes on where it was interrupted, after %d tokens", numbers["read"])
+    done = islice(stream, numbers["batches"])
+    if sum(len(window) for batch in done for window in batch) != numbers["read"]:
+        logger.warning("%s in the cache is of other text; it is computed again", entry.what)
+        return None
+    # Copies, since what is mapped from the file would hold its room on the disk after it is replaced.
+    return _Sums({layer: tensors.pop(str(layer)).clone() for layer in layers}, numbers["read"], numbers["batches"])
+
+
+def _read(
+    lm: LanguageModel,
+    layers: Sequence[int],
+    corpus: Corpus,
+    tokens: int,
+    progress: Callable[[int], None],
+    unfinished: Entry | None,
+) -> dict[int, SecondMoment]:
+    stream = _batches(lm, corpus, tokens)
+    sums = _resumed(unfinished, layers, stream) if unfinished is not None else None
+    if sums is None:
+        sums = _Sums({layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in layers})
+        stream = _batches(lm, corpus, tokens)
+    progress(sums.tokens)
+    projections = {layer: lm.down_projection(layer) for layer in layers}
+
+    def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        ids, mask = padded(windows, device=lm.device)
+        with captured(inputs=projections, stop_after=lm.block(max(layers))) as keys:
+            lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
+        real = {}
+        for layer in layers:
+            flat = keys.pop(layer).reshape(-1, lm.d_key)
+            real[layer] = flat[mask.to(flat.device).flatten().bool()]
+        return real
+
+    kept = time.monotonic()
+    with torch.inference_mode(), lm.quiet():
+        for windows in stream:
+            for _, keys in in_pieces(read_keys, windows):
+                for layer, total in sums.totals.items():
+                    add_products(total, keys[layer])
+            read = sum(map(len, windows))
+            sums.tokens += read
+            sums.batches += 1
+            progress(read)
+            if unfinished is not None and time.monotonic() - kept >= CHECKPOINT_SECONDS:
+                sums.keep(unfinished)
+                kept = time.monotonic()
+    if sums.tokens == 0:
+        raise CorpusError("corpus: it holds no text; the second moment needs about ten tokens per key dimension.")
+    if sums.tokens < tokens:
+        logger.warning(
+            "the corpus ended after %d of %d tokens; the second moment of %d key dimensions rests on those",
+            sums.tokens, tokens, lm.d_key,
+        )  # fmt: skip
+    sums.check_finite()
+    # In place: a matrix of an 8B model takes 1.6 GB.
+    return {layer: SecondMoment(mirror(total).div_(sums.tokens), sums.tokens) for layer, total in sums.totals.items()}
+
+
+def add_products(total: Tensor, keys: Tensor) -> None:
+    """Add KᵀK of (n, d_key) keys to the lower triangle of a float64 matrix, in bands of rows.
+
+    In float64, though a consumer's GPU is slow at it: one direction can be a thousand times larger than the rest, a
+    million times in the square, and need not lie along an axis; rounding to float32 would bury the smallest ones.
+    """
+    keys = keys.double()
+    for start in range(0, total.shape[0], _ROWS):
+        end = start + _ROWS
+        total[start:end, :end] += (keys[:, start:end].T @ keys[:, :end]).to(total.device)
+
+
+def mirror(total: Tensor) -> Tensor:
+    """Copy the lower triangle over the upper one, in place."""
+    for start in range(0, total.shape[0], _ROWS):
+        end = start + _ROWS
+        corner = total[start:end, start:end]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        total[start:end, end:] = total[end:, start:end].T
+    return total

@@ -1,0 +1,29 @@
+"""Words that messages share: names that were meant, counted things, settings that differ."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """' Did you mean …? Known: ….', to be put behind the sentence that names the unknown word."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+def counted(number: int, thing: str) -> str:
+    """As `1 fact`, `2 facts`, `2 batches`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}{'es' if thing.endswith('ch') else 's'}"
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Name the settings that differ, and show the first; None if all are the same."""
+    names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    if not names:
+        return None
+    first = names[0]
+    return f"{', '.join(names)}; {first} is {there.get(first)!r} there and {here.get(first)!r} here"

@@ -1,0 +1,108 @@
+"""Measurements of a run, from readings made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="needs the extra `runs`")
+pytest.importorskip("sklearn", reason="needs the extra `runs`")
+
+from tests.models import tiny
+
+from factpatch.evaluation.generation import generate_texts
+from factpatch.evaluation.probabilities import Score
+from factpatch.evaluation.readings import Probe, Reading
+from factpatch.evaluation.verify import Verification
+from factpatch.facts import Fact, Neighbor
+from factpatch.lab.runs.config import ConfigError, TextConfig, config_from
+from factpatch.lab.runs.measures import UNTOUCHED, Facts, Texts
+
+LM: Any = None
+
+
+def probe(nll_new: float, nll_true: float) -> Probe:
+    return Probe("p", Score(nll_new, 0.1, (False,)), Score(nll_true, 0.1, (False,)))
+
+
+def test_a_neighbor_that_is_edited_itself_does_not_count_in_untouched_specificity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ada = Fact(
+        "The mother tongue of {} is",
+        "Ada",
+        "Finnish",
+        "French",
+        neighbors=[
+            Neighbor("Bo speaks", "French"),
+            Neighbor("The tower is in", "Paris"),
+            Neighbor("Cy speaks", "French"),
+        ],
+    )
+    tower = Fact("The {} is in", "tower", "Rome", "Paris")
+    right, wrong = probe(2.0, 1.0), probe(1.0, 2.0)
+    # The one in the middle is what the other fact edits.
+    readings = (Reading(right, (), (right, wrong, wrong)), Reading(right))
+    monkeypatch.setattr(
+        "factpatch.lab.runs.measures.verify", lambda *given, **options: Verification((ada, tower), readings)
+    )
+    measured = Facts(True, False, {ada: (None, tower, None), tower: ()}).measure(LM, (ada, tower), None)
+    found = {(place, metric): value for place, metric, value in measured.numbers}
+    assert found[0, "specificity"] == pytest.approx(100 / 3)
+    assert found[0, UNTOUCHED] == 50.0
+    assert found[1, "specificity"] is found[1, UNTOUCHED] is None
+    alone = Facts(True, False, {ada: (None, None, None)})
+    monkeypatch.setattr(
+        "factpatch.lab.runs.measures.verify", lambda *given, **options: Verification((ada,), readings[:1])
+    )
+    found = {(place, metric): value for place, metric, value in alone.measure(LM, (ada,), None).numbers}
+    assert found[0, UNTOUCHED] == found[0, "specificity"] == pytest.approx(100 / 3)
+
+
+def test_no_texts_are_written_about_others_in_place_of_facts_that_were_replaced() -> None:
+    facts = [
+        Fact("The {} is in", name, "Rome", generation_prompts=[f"The {name} is"]) for name in ("tower", "city", "sea")
+    ]
+    texts = Texts(TextConfig(facts=2, tokens=4), frozenset(facts[:2]), 0, None, None)
+    assert {place for place, _, _ in texts.measure(tiny("gpt2"), facts, None).numbers} == {0, 1}
+    left = texts.measure(tiny("gpt2"), facts[1:], None)
+    assert {text["prompt"] for _, text in left.texts} == {"The city is"}
+
+
+def test_one_run_writes_sampled_and_greedy_texts_and_tells_them_apart() -> None:
+    lm = tiny("gpt2")
+    facts = [Fact("The {} is in", "tower", "Rome", generation_prompts=["The tower is", "The city of"])]
+    about = frozenset(facts)
+    both = Texts(TextConfig(sampling=("top-k", "greedy"), tokens=6), about, 3, None, None).measure(lm, facts, None)
+    assert {metric for _, metric, _ in both.numbers} == {
+        prefix + name for prefix in ("", "greedy_") for name in ("fluency", "consistency", "empty_texts")
+    }
+    for sampling, top_k in (("top-k", 5), ("greedy", 1)):
+        written = generate_texts(lm, [facts[0].generation_prompts], max_new_tokens=6, top_k=top_k, seed=3)
+        assert [text["said"] for _, text in both.texts if text["sampling"] == sampling] == [
+            one.said for one in written[0]
+        ]
+    (greedy,) = {metric for _, metric, _ in both.numbers if metric.endswith("y_fluency")}
+    alone = Texts(TextConfig(sampling=("greedy",), tokens=6), about, 3, None, None).measure(lm, facts, None)
+    assert {metric: value for _, metric, value in alone.numbers}[greedy] == {
+        metric: value for _, metric, value in both.numbers
+    }[greedy]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("greedy", ("greedy",)), ("top-k", ("top-k",)), (["greedy", "top-k"], ("greedy", "top-k"))],
+)
+def test_one_sampling_or_several_may_be_given(given: Any, expected: tuple[str, ...]) -> None:
+    record = {"model": "m", "methods": ["memit"], "datasets": ["a.json"], "evaluate": {"text": {"sampling": given}}}
+    text = config_from(record).evaluate.text
+    assert text is not None
+    assert text.sampling == expected
+
+
+@pytest.mark.parametrize("given", [[], ["greedy", "greedy"], ["beam"], 3])
+def test_other_samplings_are_refused(given: Any) -> None:
+    record = {"model": "m", "methods": ["memit"], "datasets": ["a.json"], "evaluate": {"text": {"sampling": given}}}
+    with pytest.raises(ConfigError, match=r"evaluate\.text\.sampling"):
+        config_from(record)

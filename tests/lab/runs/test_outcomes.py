@@ -1,0 +1,130 @@
+"""What became of facts, and how sure a difference is, from numbers made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pyarrow", reason="needs the extra `runs`")
+pytest.importorskip("pandas", reason="needs the extra `runs`")
+
+from tests.lab.runs.forged import forged_run
+
+from factpatch.lab.runs.contrasts import contrasts, scored
+from factpatch.lab.runs.outcomes import Outcome, State, outcomes, told, worst
+from factpatch.lab.runs.results import read_results
+from factpatch.lab.runs.tables import Column
+
+YES, NO = {"efficacy": 100.0}, {"efficacy": 0.0}
+PARTS = ("efficacy", "generalization", "specificity")
+COLUMNS = [
+    *(Column("forged", part, part.capitalize()) for part in PARTS),
+    Column("forged", "score", "Score", parts=PARTS, error=False),
+]
+
+
+def facts(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": "The mother tongue of {} is",
+            "subject": f"Person {place}",
+            "target_new": "Finnish",
+            "target_true": "French",
+            "paraphrases": [f"Person {place} speaks"],
+            "neighbors": [{"prompt": f"Neighbor {n} speaks", "target_true": "French"} for n in range(4)],
+        }
+        for place in range(count)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return forged_run(tmp_path / "forged", facts(30), quality={"memit": 0.5, "memit-blue": 1.1})
+
+
+@pytest.fixture
+def one(run: Path) -> Outcome:
+    return outcomes(read_results(run))["memit", "forged"][0]
+
+
+@pytest.mark.parametrize(
+    ("written", "end", "state"),
+    [
+        (YES, YES, State.LEARNED),
+        (NO, YES, State.LEARNED),
+        (YES, NO, State.FORGOTTEN),
+        (NO, NO, State.FAILED),
+        ({}, NO, State.LOST),
+        # Without a true object, what is likeliest decides.
+        ({"strict_efficacy": 100.0}, {"strict_efficacy": 0.0}, State.FORGOTTEN),
+    ],
+)
+def test_a_fact_is_forgotten_only_if_it_was_learned(one: Outcome, written: Any, end: Any, state: State) -> None:
+    assert replace(one, written=written, end=end).state is state
+
+
+def test_prompts_are_counted_from_the_percentage_of_a_fact(one: Outcome) -> None:
+    some = replace(one, before={"specificity": 75.0}, end={"specificity": 25.0, "generalization": 100.0})
+    assert (some.neighbors_before, some.neighbors, some.paraphrases) == (3, 1, 1)
+
+
+def test_what_is_not_learned_is_worse_than_any_harm_beside_it(one: Outcome) -> None:
+    good = replace(one, before={"specificity": 50.0}, end={**YES, "specificity": 50.0, "generalization": 100.0})
+    harmful = replace(good, end={**good.end, "specificity": 0.0})
+    failed = replace(good, end={**good.end, "efficacy": 0.0})
+    assert worst([good, harmful, failed], 5) == [failed, harmful]
+    assert worst([good, harmful, failed], 1) == [failed]
+
+
+def test_paraphrases_of_a_fact_without_a_true_object_agree_if_they_say_the_new_one(one: Outcome) -> None:
+    learned = {"strict_efficacy": 100.0, "token_generalization": 50.0}
+    good = replace(one, before={}, end={**learned, "strict_generalization": 100.0})
+    bad = replace(good, end={**learned, "strict_generalization": 0.0})
+    assert (good.paraphrases, bad.paraphrases) == (1, 0)
+    assert worst([good, bad], 5) == [bad]
+    # With a true object, what is likelier decides, as of the fact itself.
+    preferred = replace(good, end={**YES, "generalization": 100.0, "strict_generalization": 0.0})
+    assert preferred.flawless
+    assert preferred.paraphrases == 1
+
+
+def test_a_method_that_learns_more_is_clearly_better(run: Path) -> None:
+    found = outcomes(read_results(run))
+    first, second = found["memit-blue", "forged"], found["memit", "forged"]
+    there = {one.column.header: one for one in contrasts("memit-blue", "memit", first, second, COLUMNS)}
+    assert there["Efficacy"].verdict == there["Score"].verdict == "better"
+    back = {one.column.header: one for one in contrasts("memit", "memit-blue", second, first, COLUMNS)}
+    assert back["Efficacy"].verdict == "worse"
+    assert back["Efficacy"].interval.value == pytest.approx(-there["Efficacy"].interval.value)
+    same = contrasts("memit", "memit", second, second, COLUMNS)
+    assert {one.verdict for one in same} == {"no clear difference"}
+
+
+def test_only_facts_of_both_methods_are_compared(run: Path) -> None:
+    found = outcomes(read_results(run))
+    first, second = found["memit-blue", "forged"], found["memit", "forged"]
+    assert contrasts("memit-blue", "memit", first[:20], second[10:], COLUMNS)[0].interval.facts == 10
+
+
+def test_a_fact_with_two_seeds_counts_once_with_its_mean(one: Outcome) -> None:
+    metrics = {"generalization": 100.0, "specificity": 100.0}
+    some = [replace(one, end={"efficacy": value, **metrics}) for value in (0.0, 100.0)]
+    interval = scored(some, COLUMNS)
+    assert interval is not None
+    assert interval.facts == 1
+    assert interval.value == pytest.approx(3 / (1 / 50 + 1 / 100 + 1 / 100))
+
+
+def test_the_summary_counts_what_the_outcomes_say(run: Path) -> None:
+    results = read_results(run)
+    some = outcomes(results)["memit", "forged"]
+    said = told(results, "memit", "forged", some)
+    states = [one.state for one in some]
+    assert said.startswith(f"{states.count(State.LEARNED)} of 30 facts learned; {states.count(State.FORGOTTEN)} more")
+    assert f"{sum(one.neighbors or 0 for one in some)} of 120 neighbors are right" in said
+    agreeing = sum(one.paraphrases or 0 for one in some)
+    assert f"{agreeing} of 30 paraphrases agree" in said
+    assert "perplexity 20.00 → 21.00 (+5.0 %)" in said
