@@ -35,7 +35,7 @@ def test_locate_proposes_layers_and_keeps_what_it_found(
     assert (out / "facts" / "0000.png").is_file()
     other = run(*given)
     assert other.exit_code == 1
-    assert "holds a trace of something else: kinds" in " ".join(other.output.split())
+    assert "holds a trace with other settings: kinds" in " ".join(other.output.split())
 
 
 def test_an_interrupted_trace_says_how_to_go_on(

@@ -248,7 +248,7 @@ def test_a_second_process_is_kept_out_and_changes_nothing(begin: Any, through: d
         with FileLock(out / "lock"):
             result = begin(through, name)
         assert result.exit_code in (1, 2), name
-        assert "another process is at work on this run" in result.output
+        assert "another process is using this run" in result.output
         assert {*out.rglob("*")} - {*before} <= {out / "lock"}
     assert begin(through).exit_code == 0
 

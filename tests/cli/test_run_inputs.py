@@ -48,7 +48,7 @@ def test_a_run_does_not_go_on_with_other_contents_of_a_file(
     before = numbers(tmp_path / "out")
     result = begin(stopped)
     assert result.exit_code == 1
-    assert "its inputs are not what they were when the run began: evaluate.perplexity" in result.output
+    assert "its inputs have changed since the run began: evaluate.perplexity" in result.output
     assert numbers(tmp_path / "out") == before
     text.write_bytes(original)
     assert begin(stopped).exit_code == 0

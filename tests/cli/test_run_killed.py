@@ -162,7 +162,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone_even_killed(
         before = {**outcome(out), "log": (out / "log.txt").read_bytes()}
         result = run("run", config_file, "--out", out)
         assert result.exit_code == 1
-        assert "another process is at work on this run" in result.output
+        assert "another process is using this run" in result.output
         assert {**outcome(out), "log": (out / "log.txt").read_bytes()} == before
     finally:
         os.kill(process, signal.SIGKILL)

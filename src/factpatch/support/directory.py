@@ -1,9 +1,10 @@
-"""Directories of results: about one thing, which a record in them tells, and for one process at a time."""
+"""Directories that outlive the process that fills them: a record says what is in one, and a lock who may write."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +22,189 @@ LOCK = "lock"
 T = TypeVar("T")
 
 
-@contextmanager
-def alone(folder: Path, busy: Exception) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs; a process that dies lets go.
+class DirectoryError(ValueError):
+    """A directory cannot be used as asked; the message says why and what to do."""
+
+
+class KeptDirectory:
+    """A directory that one process at a time works in, and that a later one continues after a kill.
+
+    A subclass sets the class variables below. It begins a directory in one of two ways:
+
+    - `begin(path, write)`, under the lock: `write` creates whatever belongs next to the record and returns the record's
+      fields. The record comes last, so a directory without one was never begun.
+    - `atomic_directory`, with `write_json(draft / cls.record_name, {"format": cls.format, ...})` inside.
+
+    Either way the constructor then opens it and reads the record. A subclass that has more to do once the lock is held,
+    such as mending a journal, extends `locked`.
 
     Args:
-        busy: What is raised if another process is in it.
+        path: A directory that was begun.
+
+    Raises:
+        DirectoryError: It was not, or its record cannot be used.
+    """
+
+    holds: ClassVar[str]
+    """What it is the directory of, with the article: "a run"."""
+    record_name: ClassVar[str]
+    """The name of the record's file."""
+    format: ClassVar[int] = 1
+    """The newest format of the record, which is the one that is written."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields that every record has."""
+    before_record: ClassVar[tuple[str, ...]] = ()
+    """Names that `begin` creates before the record: a process killed in between leaves them."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Further packages that the numbers depend on; see `library_versions`."""
+    error: ClassVar[type[DirectoryError]] = DirectoryError
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.record = read_record(self.path / self.record_name, self.format, self.holds, self.error, self.needs)
+
+    @classmethod
+    def is_begun(cls, path: Path) -> bool:
+        """Whether the record is there."""
+        return (path / cls.record_name).is_file()
+
+    @classmethod
+    def check_place(cls, path: str | Path) -> None:
+        """Raise DirectoryError unless the directory is new, empty, one of these, or what a killed `begin` left."""
+        path = Path(path)
+        if not path.exists() or cls.is_begun(path):
+            return
+        known = {LOCK, *cls.before_record}
+        if not path.is_dir() or not all(item.name in known or is_draft(item) for item in path.iterdir()):
+            raise cls.error(f"{path}: is not empty and not the directory of {cls.holds}; choose another one.")
+
+    @classmethod
+    def begin(cls, path: Path, write: Callable[[], Mapping[str, Any]]) -> None:
+        """Begin a new or empty directory; one that was begun, here or by another process, stays as it is.
+
+        Raises:
+            DirectoryError: It holds something else, or another process is using it.
+            OSError: It cannot be written.
+        """
+        cls.check_place(path)
+        if cls.is_begun(path):
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        with cls._alone(path):
+            if not cls.is_begun(path):
+                versions = library_versions(*cls.packages)
+                write_json(path / cls.record_name, {"format": cls.format, **write(), "versions": versions})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while the block runs; the lock of a process that dies is released.
+
+        Raises:
+            DirectoryError: Another process is using the directory, or it is gone.
+        """
+        if not self.is_begun(self.path):  # locking would create the directory again
+            raise self.error(f"{self.path}: the {self._noun()} is no longer there.")
+        with self._alone(self.path):
+            yield
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the record. Call it inside `locked`."""
+        self.record.update(fields)
+        write_json(self.path / self.record_name, self.record)
+
+    def other_versions(self) -> str | None:
+        """How the installed versions differ from the latest known here; None if they are among those known.
+
+        Known are those the directory was begun with, and those that `add_versions` has added since.
+        """
+        now = library_versions(*self.packages)
+        known = [self.record["versions"], *self.record.get("later_versions", [])]
+        # Older versions of factpatch recorded fewer packages.
+        if any(all(now.get(name) == then[name] for name in then) for then in known):
+            return None
+        return difference(known[-1], {name: now.get(name) for name in known[-1]})
+
+    def add_versions(self) -> None:
+        """Record that the installed versions were used here too. Call it inside `locked`."""
+        self.update(later_versions=[*self.record.get("later_versions", []), library_versions(*self.packages)])
+
+    def check_same(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Raise DirectoryError unless what the directory is about agrees with what was asked for."""
+        differing = difference(then, now)
+        if differing is not None:
+            raise self.error(
+                f"{self.path}: holds {self.holds} with other settings: {differing}. Choose another directory, or "
+                "repeat the settings of this one."
+            )
+
+    def read(self, file: Path, make: Callable[[dict[str, Any]], T]) -> T:
+        """Read one of the directory's JSON files.
+
+        Args:
+            make: Makes a result of the file's content.
+
+        Raises:
+            DirectoryError: The file cannot be read.
+        """
+        try:
+            return make(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.error(f"{file}: cannot be read ({error}). Remove it; it will be computed again.") from error
+
+    @classmethod
+    def _noun(cls) -> str:
+        return cls.holds.partition(" ")[2]
+
+    @classmethod
+    @contextmanager
+    def _alone(cls, path: Path) -> Iterator[None]:
+        with alone(path, cls.error(f"{path}: another process is using this {cls._noun()}; wait for it.")):
+            for folder, _, _ in os.walk(path):
+                remove_drafts(Path(folder))
+            yield
+
+
+class ResultDirectory(KeptDirectory):
+    """A directory of results, all about the one thing that its record describes as `about`.
+
+    Args:
+        path: A new or empty directory, or one that was begun with the same `about`.
+        about: Everything the results depend on, JSON-able.
+
+    Raises:
+        DirectoryError: The directory holds something else, or results about something else.
+        OSError: It cannot be written.
+    """
+
+    needs = ("about", "versions")
+
+    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
+        self.about: dict[str, Any] = plain(about)
+        self.begin(Path(path), lambda: {"about": self.about})
+        super().__init__(path)
+        self.check_same(self.record["about"], self.about)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """As in every kept directory; warns if other versions produced what is there, and records the present ones."""
+        with super().locked():
+            differing = self.other_versions()
+            if differing is not None:
+                logger.warning(
+                    "%s: was begun with other versions: %s. New results may differ from the old ones in the last "
+                    "digits; choose another directory for numbers that all come from the same versions.",
+                    self.path, differing,
+                )  # fmt: skip
+                self.add_versions()
+            yield
+
+
+@contextmanager
+def alone(folder: Path, busy: Exception) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; the lock of a process that dies is released.
+
+    Raises:
+        Exception: `busy`, if another process holds the lock.
     """
     lock = FileLock(folder / LOCK)
     try:
@@ -42,13 +220,10 @@ def alone(folder: Path, busy: Exception) -> Iterator[None]:
 def read_record(
     file: Path, newest: int, holds: str, error: type[Exception], needs: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Read the record that says what a directory is about.
+    """Read a directory's record; the arguments are those that `KeptDirectory` describes.
 
-    Args:
-        newest: The newest format that is known here.
-        holds: What it should be the directory of, in words.
-        error: What is raised if there is no record that can be read, or one of a newer format.
-        needs: The fields that a record of a known format has.
+    Raises:
+        Exception: An `error`, if there is no readable record, it has a newer format, or it lacks a field.
     """
     try:
         record = dict(json.loads(file.read_text("utf-8")))
@@ -62,106 +237,12 @@ def read_record(
     if newer:
         raise error(f"{file}: is of format {record['format']}, which a newer factpatch wrote; upgrade factpatch.")
     if missing := sorted(set(needs) - record.keys()):
-        raise error(f"{file}: lacks {', '.join(missing)}. Restore it from a copy, or choose another one.")
+        raise error(f"{file}: lacks {', '.join(missing)}. Restore it from a copy, or choose another directory.")
     return record
 
 
-class DirectoryError(ValueError):
-    """A directory of results cannot be used as asked; the message says why and what to do."""
-
-
-class ResultDirectory:
-    """A directory for what is found about one thing: made when it is first locked, and gone on in later.
-
-    Args:
-        path: A new or empty directory, or one that was begun with the same `about`.
-        about: All that the results depend on, JSON-able. The record holds it, with the versions it was begun with.
-
-    Raises:
-        DirectoryError: The directory holds something else, or results about something else.
-    """
-
-    holds: ClassVar[str]
-    """What it is the directory of, in words."""
-    record: ClassVar[str]
-    """The name of the file with the record."""
-    folders: ClassVar[tuple[str, ...]] = ()
-    """What it always has besides."""
-    format: ClassVar[int] = 1
-    error: ClassVar[type[DirectoryError]] = DirectoryError
-
-    def __init__(self, path: str | Path, about: Mapping[str, Any]) -> None:
-        self.check_place(path)
-        self.path = Path(path)
-        self.about: dict[str, Any] = plain(about)
-        self._check_about()
-
-    @classmethod
-    def check_place(cls, path: str | Path) -> None:
-        """Raise DirectoryError unless the directory is new, empty or one of these, whatever it is about."""
-        path = Path(path)
-        if (path / cls.record).is_file() or not path.exists():
-            return
-        if not path.is_dir() or not all(item.name == LOCK or is_draft(item) for item in path.iterdir()):
-            raise cls.error(f"{path}: is not empty and not the directory of {cls.holds}; choose another one.")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the directory, keep other processes out, and remove what one that was killed had begun to write.
-
-        Raises:
-            DirectoryError: Another process is at work there, or has begun something else.
-            OSError: It cannot be written.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with alone(self.path, self.error(f"{self.path}: another process is at work there; wait for it.")):
-            self._check_about()  # another process may have come first
-            remove_drafts(self.path)
-            if not self._file.is_file():  # before anything else, which would be foreign without it
-                write_json(self._file, {"format": self.format, "about": self.about, "versions": library_versions()})
-            else:
-                self._warn_of_versions()
-            for folder in (self.path / name for name in self.folders):
-                folder.mkdir(exist_ok=True)
-                remove_drafts(folder)
-            yield
-
-    def read(self, file: Path, read: Callable[[dict[str, Any]], T]) -> T:
-        """One of the directory's JSON files.
-
-        Args:
-            read: makes a result of what the file holds.
-
-        Raises:
-            DirectoryError: The file cannot be read.
-        """
-        try:
-            return read(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self.error(f"{file}: cannot be read ({error}). Remove it, to have it found anew.") from error
-
-    def _warn_of_versions(self) -> None:
-        differing = difference(self._held()["versions"], library_versions())
-        if differing is not None:
-            logger.warning(
-                "%s: was begun with other versions: %s. What is found now need not agree with what is there to the "
-                "last digit; choose another directory for numbers that all come from the same.",
-                self.path, differing,
-            )  # fmt: skip
-
-    def _held(self) -> dict[str, Any]:
-        return read_record(self._file, self.format, self.holds, self.error, ("about", "versions"))
-
-    @property
-    def _file(self) -> Path:
-        return self.path / self.record
-
-    def _check_about(self) -> None:
-        if not self._file.is_file():
-            return
-        differing = difference(self._held()["about"], self.about)
-        if differing is not None:
-            raise self.error(
-                f"{self.path}: holds {self.holds} of something else: {differing}. Choose another directory, or give "
-                "what was given for this one."
-            )
+def cut_unfinished(file: Path) -> None:
+    """Cut off the last line of a file of lines if a process that was killed has not finished it."""
+    content = file.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(file, content.rfind(b"\n") + 1)

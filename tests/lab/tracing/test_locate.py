@@ -89,11 +89,11 @@ def test_another_trace_and_another_directory_are_refused(tmp_path: Path) -> None
         (PROMPTS, TraceSettings(samples=3, window=2), "samples; samples is 2 there and 3 here"),
         (PROMPTS[:2], SETTINGS, "prompts; prompts is"),
     ):
-        with pytest.raises(ValueError, match=f"holds a trace of something else: {differing}"):
+        with pytest.raises(ValueError, match=f"holds a trace with other settings: {differing}"):
             locate(lm, given, settings, directory=folder)
     with torch.no_grad():
         lm.weight(1).mul_(2)
-    with pytest.raises(ValueError, match="something else: weights; weights is"):
+    with pytest.raises(ValueError, match="other settings: weights; weights is"):
         locate(lm, PROMPTS, SETTINGS, directory=folder)
     with pytest.raises(ValueError, match="is not empty and not the directory of a trace"):
         locate(lm, PROMPTS, SETTINGS, directory=tmp_path)
@@ -104,7 +104,7 @@ def test_one_process_at_a_time_and_no_damaged_lines(tmp_path: Path) -> None:
     lm = tiny("llama")
     folder = tmp_path / "trace"
     locate(lm, PROMPTS, SETTINGS, directory=folder)
-    with FileLock(folder / "lock"), pytest.raises(ValueError, match="another process is at work"):
+    with FileLock(folder / "lock"), pytest.raises(ValueError, match="another process is using this trace"):
         locate(lm, PROMPTS, SETTINGS, directory=folder)
     lines = (folder / "facts.jsonl").read_text().splitlines()
     (folder / "facts.jsonl").write_text("\n".join([lines[0], "{}", lines[2]]) + "\n")

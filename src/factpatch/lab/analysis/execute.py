@@ -9,12 +9,13 @@ from pathlib import Path
 
 from factpatch.data.reading import DataFileError
 from factpatch.lab.analysis.charts import figure
-from factpatch.lab.analysis.directory import AnalysisDirectory, AnalysisError
+from factpatch.lab.analysis.directory import AnalysisDirectory
 from factpatch.lab.analysis.report import section, write_report
 from factpatch.lab.analysis.rows import Findings
 from factpatch.lab.analysis.study import Study
 from factpatch.lab.analysis.table import ANALYSES, Analysis, Outcome
 from factpatch.lab.drawing.plots import figure_files, save_figure
+from factpatch.support.directory import DirectoryError
 from factpatch.support.failures import FAILURES
 from factpatch.values.shared import SharedTargets
 
@@ -42,11 +43,11 @@ def analyze(
         The files that were written, the page last.
 
     Raises:
-        AnalysisError: another process is at work in the directory, or a file there cannot be read.
+        DirectoryError: another process is using the directory, or a file there cannot be read.
     """
     written: list[Path] = []
     with directory.locked():
-        study = study.kept(directory.part, SharedTargets(directory.targets, directory.about["weights"]))
+        study = study.kept(directory.part, SharedTargets(directory.path / "targets", directory.about["weights"]))
         # Each is drawn once, however often the page is written.
         there = {name: directory.found(name) for name in ANALYSES}
         sections = {name: section(Outcome(ANALYSES[name], found)) for name, found in there.items() if found is not None}
@@ -75,7 +76,7 @@ def _outcome(study: Study, analysis: Analysis, findings: Findings | None, path: 
     try:
         findings = analysis.find(study)
     except FAILURES as error:
-        if isinstance(error, (AnalysisError, DataFileError)):
+        if isinstance(error, (DirectoryError, DataFileError)):
             raise
         return Outcome(analysis, failed=str(error))
     if len(study.facts) < 2:

@@ -1,9 +1,9 @@
-"""The directory of a run: what is in it, and that it is this run's.
+"""The directory of a run.
 
-run.json                     the configuration, versions, threads; digests of the facts, the inputs and the weights
+run.json                     the configuration, versions, threads; hashes of the facts, the inputs and the weights
 facts/DATASET.SEED.json      the facts, in the order in which they are edited
-unedited/DATASET/SEED/       what was measured on the unedited model, shared by all methods
-rows/DATASET/SEED/LABEL/     a session's directory with the patches, and what was measured on the way
+unedited/DATASET/SEED/       measurements of the unedited model, shared by all methods
+rows/DATASET/SEED/LABEL/     a session's directory with the patches, and the measurements of its model
 targets/                     value targets that methods share
 log.txt                      what happened when
 lock                         held by the process that works there
@@ -15,7 +15,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,12 @@ from factpatch.data import load_facts, save_facts
 from factpatch.facts import Fact
 from factpatch.lab.runs.config import DatasetConfig, MethodConfig, RunConfig, config_from
 from factpatch.lab.runs.inputs import facts_file, identities, select_facts
-from factpatch.support.directory import LOCK, alone, read_record
-from factpatch.support.files import file_digest, is_draft, plain, remove_drafts, write_json
-from factpatch.support.versions import library_versions
+from factpatch.support.directory import DirectoryError, KeptDirectory
+from factpatch.support.files import file_digest, plain
 from factpatch.support.words import difference
 
-FORMAT = 1
-_ABOUT = "run.json"
 
-
-class RunError(ValueError):
+class RunError(DirectoryError):
     """A run's directory cannot be used as asked; the message says why and what to do."""
 
 
@@ -68,20 +63,22 @@ class Plan:
         return (self.directory / "row.json").is_file()
 
 
-class RunDirectory:
-    """A run's directory, made by `create` or found by `open`.
+class RunDirectory(KeptDirectory):
+    """A run's directory, made or found by `create`; the constructor opens one that exists.
 
     Attributes:
         config: What the run edits and measures.
-        about: All of run.json.
     """
 
+    holds, record_name, needs, error = "a run", "run.json", ("config",), RunError
+    before_record = ("facts",)
+    packages = ("numpy",)  # which draws the texts
+
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        file = self.path / _ABOUT
-        self.about = read_record(file, FORMAT, "a run", RunError)
+        super().__init__(path)
+        file = self.path / self.record_name
         try:
-            self.config = config_from(self.about["config"], str(file))
+            self.config = config_from(self.record["config"], str(file))
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file}: cannot be read ({error}). Restore it from a copy.") from error
 
@@ -94,67 +91,53 @@ class RunDirectory:
             ConfigError: The facts cannot be read.
         """
         path = Path(path)
-        if not (path / _ABOUT).is_file():
-            if path.exists() and (not path.is_dir() or any(_not_ours(path))):
-                raise RunError(f"{path}: is not empty and holds no run; choose another directory.")
-            facts, inputs = select_facts(config), identities(config)
-            path.mkdir(parents=True, exist_ok=True)
-            with locked(path):
-                if not (path / _ABOUT).is_file():  # else another process came first
-                    _begin(path, config, facts, inputs)
+        if not cls.is_begun(path):
+            cls.check_place(path)
+            facts, inputs = select_facts(config), identities(config)  # before a directory is made
+            cls.begin(path, lambda: _begin(path, config, facts, inputs))
         found = cls(path)
-        found._take(config)
+        found._adopt(config)
         return found
 
-    def _take(self, config: RunConfig) -> None:
-        """Let a configuration say where files now are, if it is this run's; their contents are what counts."""
+    def _adopt(self, config: RunConfig) -> None:
+        """Use a configuration of this run, which may name other places: the contents of its inputs count."""
         # Dumped by this factpatch: an older one knew fewer fields.
         mine, its = _dump(self.config), _dump(config)
-        if "inputs" in self.about:
-            differing = difference(_without_places(mine), _without_places(its))
-            if differing is None and mine != its:
-                mine = {**self.about["inputs"], **{name: _digest(self._facts_in(name)) for name in self.about["facts"]}}
-                its = {**identities(config), **{name: _digest(facts) for name, facts in select_facts(config).items()}}
-                differing = difference(mine, its)
+        if "inputs" in self.record:
+            self.check_same(_without_places(mine), _without_places(its))
+            if mine != its:
+                known = {name: _digest(self._facts_in(name)) for name in self.record["facts"]}
+                given = {name: _digest(facts) for name, facts in select_facts(config).items()}
+                self.check_same({**self.record["inputs"], **known}, {**identities(config), **given})
         else:
-            differing = difference(mine, its)
-        if differing is not None:
-            raise RunError(
-                f"{self.path}: holds a run with other settings: {differing}. Choose another directory, or run it with "
-                "its own configuration."
-            )
+            self.check_same(mine, its)
         self.config = config
 
-    def check_alike(self, other_versions: bool = False) -> None:
-        """See to it that the rest of the run is measured with what its beginning was. Call it inside `locked`.
+    def check_conditions(self, other_versions: bool = False) -> None:
+        """Make sure that the rest of the run is measured as its beginning was. Call it inside `locked`.
 
         Args:
-            other_versions: Go on with other versions of what numbers depend on, and take note of them in run.json.
+            other_versions: Accept other versions of the libraries, and record them in run.json.
 
         Raises:
-            RunError: Inputs or versions are others.
+            RunError: The inputs or the versions have changed.
             ConfigError: An input cannot be read.
         """
-        if "inputs" in self.about:
-            differing = difference(self.about["inputs"], identities(self.config))
+        if "inputs" in self.record:
+            differing = difference(self.record["inputs"], identities(self.config))
             if differing is not None:
                 raise RunError(
-                    f"{self.path}: its inputs are not what they were when the run began: {differing}. Put them back, "
-                    "or begin a run in another directory."
+                    f"{self.path}: its inputs have changed since the run began: {differing}. Put them back, or begin "
+                    "a run in another directory."
                 )
-        versions = _versions()
-        known = [self.about["versions"], *self.about.get("later_versions", [])]
-        # An older factpatch wrote fewer of them down.
-        if any(all(versions.get(name) == then[name] for name in then) for then in known):
-            return
-        if not other_versions:
-            differing = difference(known[-1], {name: versions.get(name) for name in known[-1]})
-            raise RunError(
-                f"{self.path}: was begun with other versions: {differing}. Numbers may differ: install those, or go on "
-                "with --other-versions."
-            )
-        self.about["later_versions"] = [*known[1:], versions]
-        write_json(self.path / _ABOUT, self.about)
+        differing = self.other_versions()
+        if differing is not None:
+            if not other_versions:
+                raise RunError(
+                    f"{self.path}: was begun with other versions: {differing}. Numbers may differ: install those "
+                    "versions, or continue with --other-versions."
+                )
+            self.add_versions()
 
     def check_model(self, weights: str) -> None:
         """Raise RunError unless the model is the one that the run began with. Call it inside `locked`.
@@ -162,13 +145,12 @@ class RunDirectory:
         Args:
             weights: `model_hash` of the unedited model.
         """
-        if "weights" not in self.about:
-            self.about["weights"] = weights
-            write_json(self.path / _ABOUT, self.about)
-        elif self.about["weights"] != weights:
+        if "weights" not in self.record:
+            self.update(weights=weights)
+        elif self.record["weights"] != weights:
             raise RunError(
-                f"{self.path}: {self.config.model} has other weights than when the run began; go on with those, or "
-                "begin a run in another directory."
+                f"{self.path}: {self.config.model} has other weights than when the run began. Restore those, or begin "
+                "a run in another directory."
             )
 
     def plans(self) -> Iterator[Plan]:
@@ -197,48 +179,30 @@ class RunDirectory:
 
     def _facts_in(self, name: str) -> tuple[Fact, ...]:
         file = self.path / "facts" / name
-        if not file.is_file() or file_digest(file) != self.about["facts"].get(file.name):
+        if not file.is_file() or file_digest(file) != self.record["facts"].get(file.name):
             raise RunError(f"{file}: is missing or was altered after the run began; restore it from a copy.")
         return tuple(load_facts(file))
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out of a run's directory while the block runs; a process that dies lets go.
-
-    Raises:
-        RunError: Another process is at work there.
-    """
-    with alone(path, RunError(f"{path}: another process is at work on this run; wait for it.")):
-        yield
-
-
-def _begin(path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]], inputs: Mapping[str, str]) -> None:
-    """Write what a run is; run.json comes last and says that the rest is there."""
+def _begin(
+    path: Path, config: RunConfig, facts: Mapping[str, Sequence[Fact]], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write the facts of a run, and return its record."""
     (path / "facts").mkdir(exist_ok=True)
-    for folder in (path, path / "facts"):
-        remove_drafts(folder)
     for name, some in facts.items():
         save_facts(some, path / "facts" / name)
-    record = {
-        "format": FORMAT,
+    return {
         "config": _dump(config),
         "facts": {name: file_digest(path / "facts" / name) for name in facts},
         "inputs": dict(inputs),
-        "versions": _versions(),
         "machine": platform.platform(),
         # Sums are rounded in another order on another number of threads: a run keeps to the one it began with.
         "threads": torch.get_num_threads(),
     }
-    write_json(path / _ABOUT, record)
 
 
 def _digest(facts: Iterable[Fact]) -> str:
     return hashlib.sha256(json.dumps([fact.to_dict() for fact in facts]).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return library_versions("numpy")  # which draws the texts
 
 
 def _dump(config: RunConfig) -> dict[str, Any]:
@@ -265,8 +229,3 @@ def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
             **{name: without(evaluate[name], place) for name, place in sections.items()},
         },
     }
-
-
-def _not_ours(path: Path) -> Iterator[Path]:
-    """What is there besides what a process that was killed had begun to set down."""
-    return (item for item in path.iterdir() if item.name not in ("facts", LOCK) and not is_draft(item))

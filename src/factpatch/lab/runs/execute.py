@@ -27,7 +27,7 @@ from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact
 from factpatch.lab.runs.config import RunConfig
-from factpatch.lab.runs.directory import Plan, RunDirectory, RunError, locked
+from factpatch.lab.runs.directory import Plan, RunDirectory, RunError
 from factpatch.lab.runs.inputs import Inputs
 from factpatch.lab.runs.measures import Measure, Measured, Moment, measures, take_over
 from factpatch.lab.runs.pace import Pace
@@ -38,7 +38,7 @@ from factpatch.model.weights import model_hash
 from factpatch.session import Session, SessionError
 from factpatch.statistics.second_moment import CorpusError
 from factpatch.support.failures import FAILURES
-from factpatch.support.files import remove_drafts, write_json
+from factpatch.support.files import write_json
 from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)
@@ -63,14 +63,13 @@ def execute(directory: RunDirectory, say: Say = logger.info, other_versions: boo
     """
     check_extra("a run")
     plans = list(directory.plans())
-    with locked(directory.path), _threads(directory.about["threads"]), _logged(directory, say) as tell:
-        _remove_drafts(directory.path)
+    with directory.locked(), _threads(directory.record["threads"]), _logged(directory, say) as tell:
         left = [plan for plan in plans if not plan.finished]
         if not left:
             tell("everything is edited and measured")
             return
         config = directory.config
-        directory.check_alike(other_versions)
+        directory.check_conditions(other_versions)
         inputs = Inputs.load(config, _written_about(config, left))
         if config.evaluate.text is not None and inputs.references is None:
             tell(f"{why_no_references()}, so consistency will be missing")
@@ -283,14 +282,6 @@ def _written_about(config: RunConfig, plans: Iterable[Plan]) -> set[Fact]:
     """The facts that texts are written for."""
     text = config.evaluate.text
     return set() if text is None else {fact for plan in plans for fact in plan.facts[: text.facts]}
-
-
-def _remove_drafts(path: Path) -> None:
-    """Remove what a process that was killed had begun to write, here and in all folders below."""
-    remove_drafts(path)
-    for folder in path.iterdir():
-        if folder.is_dir():
-            _remove_drafts(folder)
 
 
 @contextmanager

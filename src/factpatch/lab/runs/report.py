@@ -93,7 +93,7 @@ def report_page(runs: Sequence[Results], limit: int) -> str:
 def _section(results: Results, limit: int) -> Section:
     from factpatch.lab.runs import figures
 
-    about = results.directory.about
+    about = results.directory.record
     found = outcomes(results)
     # A line that failed has neither.
     settings = {record["label"]: _flat(record["settings"]) for record in results.records if "settings" in record}

@@ -1,6 +1,6 @@
-"""The directory of a trace: a fact is set down as soon as it is traced, so that what was interrupted goes on.
+"""The directory of a trace. A fact is written as soon as it is traced, so an interrupted trace resumes after it.
 
-trace.json                settings, what tells the model and the prompts, and with which versions
+trace.json                settings, what identifies the model and the prompts, and with which versions
 facts.jsonl               a line for each fact: its tokens and the probability with each state restored
 summary.json              how many facts are known, totals, averages with their errors, the proposed layers
 averages.csv              a row for each kind, position and layer
@@ -25,32 +25,33 @@ from factpatch.lab.tracing.averages import Summary, interval
 from factpatch.lab.tracing.figures import average_curves, average_heat_maps, fact_heat_maps
 from factpatch.lab.tracing.prompts import Prompt
 from factpatch.lab.tracing.trace import Trace
-from factpatch.support.directory import ResultDirectory
+from factpatch.support.directory import DirectoryError, ResultDirectory, cut_unfinished
 from factpatch.support.files import append, atomic_write, csv_text, write_json
 
 _FACTS = "facts.jsonl"
 
 
 class TraceDirectory(ResultDirectory):
-    """A directory for traces, new or with some of them."""
+    """A directory that keeps traces."""
 
-    holds, record = "a trace", "trace.json"
+    holds, record_name = "a trace", "trace.json"
 
     @contextmanager
     def opened(self) -> Iterator[list[Trace]]:
-        """Make the directory, keep other processes out of it, and give the traces that are there.
+        """Keep other processes out of the directory while the block runs, and yield the traces it has.
 
         Raises:
-            ValueError: Another process is at work there, or a line is damaged.
+            DirectoryError: Another process is using it, or a line is damaged.
             OSError: It cannot be written.
         """
         with self.locked():
-            if not (self.path / _FACTS).exists():
-                atomic_write(self.path / _FACTS, lambda draft: draft.write_bytes(b""))
+            file = self.path / _FACTS
+            file.touch()
+            cut_unfinished(file)
             yield list(self._traces())
 
     def add(self, one: Trace) -> None:
-        """Set down one more trace. When this returns, it is on the disk."""
+        """Add a trace. When this returns, it is on the disk."""
         line = json.dumps(_record(one), ensure_ascii=False, allow_nan=False) + "\n"
         append(self.path / _FACTS, line.encode("utf-8", "surrogatepass"))
 
@@ -78,15 +79,11 @@ class TraceDirectory(ResultDirectory):
 
     def _traces(self) -> Iterator[Trace]:
         path = self.path / _FACTS
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # cut short by a process that was killed
-            atomic_write(path, lambda draft: draft.write_bytes(whole))
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 yield _trace(json.loads(line.decode("utf-8", "surrogatepass")))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}: line {number} is damaged ({error}); remove it.") from error
+                raise DirectoryError(f"{path}: line {number} is damaged ({error}); remove it.") from error
 
 
 def _record(one: Trace) -> dict[str, Any]:

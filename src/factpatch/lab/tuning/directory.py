@@ -1,8 +1,8 @@
-"""The directory of a search: what is in it, and that it is about the same model, facts and settings.
+"""The directory of a search.
 
 search.json    what is searched, and with which versions
 targets/       value targets
-trials/        every edit that was measured, so that a search that was interrupted does not measure it again
+trials/        every edit that was measured, so that a search that resumes does not measure it again
 tuning.json    what the preset rests on
 preset.yaml    what was found
 tradeoff.svg   S against perplexity
@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from factpatch.facts import Fact, identity
@@ -35,26 +35,22 @@ PRESET, EVIDENCE, PLOT = "preset.yaml", "tuning.json", "tradeoff.svg"
 
 
 class TuningDirectory(ResultDirectory):
-    """A directory that a search is kept in."""
+    """A directory that keeps a search."""
 
-    holds, record, folders = "a search", "search.json", ("targets", "trials")
-
-    @property
-    def targets(self) -> Path:
-        """Where value targets are kept."""
-        return self.path / "targets"
+    holds, record_name = "a search", "search.json"
 
     def trial(self, candidate: Candidate, facts: Sequence[Fact], tokens: int, measure: Callable[[], Trial]) -> Trial:
-        """A trial: read if it is there, else made and kept, unless it failed: memory may be free again.
+        """Return a trial: read it if it was kept, else measure it. A failed one is not kept: memory may be free later.
 
         Raises:
-            DirectoryError: a file cannot be read.
+            DirectoryError: The trial's file cannot be read.
         """
         about = json.dumps([asdict(candidate), identity(facts), tokens], sort_keys=True)
         file = self.path / "trials" / f"{hashlib.sha256(about.encode()).hexdigest()}.json"
         if not file.is_file():
             made = measure()
             if made.error is None:
+                file.parent.mkdir(exist_ok=True)
                 write_json(file, made.to_dict())
             return made
         return self.read(file, Trial.from_dict)

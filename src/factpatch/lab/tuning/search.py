@@ -116,7 +116,7 @@ def tune(
     }
     directory = TuningDirectory(folder, about)
     with directory.locked():
-        targets = SharedTargets(directory.targets, weights)
+        targets = SharedTargets(directory.path / "targets", weights)
         bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts)
         return _Search(bench, directory, start, 60 * minutes, most_perplexity, steps, changed).run(choices, aside)
 
