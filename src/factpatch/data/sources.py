@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from factpatch.data.reading import DataFileError
+from factpatch.data.records import DataFileError
 from factpatch.support.cache import cache_directory
 from factpatch.support.files import atomic_write, file_digest, remove_drafts
 from factpatch.support.progress import bar

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from factpatch.data.reading import DataFileError
+from factpatch.data.records import DataFileError
 from factpatch.lab.analysis.charts import figure
 from factpatch.lab.analysis.directory import AnalysisDirectory, AnalysisError
 from factpatch.lab.analysis.report import section, write_report

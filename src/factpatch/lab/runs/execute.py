@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from factpatch.data.reading import DataFileError
+from factpatch.data.records import DataFileError
 from factpatch.data.references import why_no_references
 from factpatch.edit_report import check_facts
 from factpatch.editor import Editor
