@@ -15,7 +15,7 @@ from factpatch.lab.analysis.rows import Findings
 from factpatch.lab.analysis.study import Study
 from factpatch.lab.analysis.table import ANALYSES, Analysis, Outcome
 from factpatch.lab.drawing.plots import figure_files, save_figure
-from factpatch.support.failures import FAILURES
+from factpatch.model.memory import FAILURES
 from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)

@@ -34,10 +34,10 @@ from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.rows import ResultRow, When
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.model.memory import FAILURES
 from factpatch.model.weights import model_hash
 from factpatch.session import Session, SessionError
 from factpatch.statistics.second_moment import CorpusError
-from factpatch.support.failures import FAILURES
 from factpatch.support.files import remove_drafts, write_json
 from factpatch.values.shared import SharedTargets
 
