@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -62,58 +63,56 @@ def test_a_fact_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "error", "message"),
     [
-        ({"prompt": "The capital is"}, r"prompt='The capital is' holds no \{\}; it must hold \{\} exactly once"),
-        ({"prompt": "{} or {} is"}, r"prompt='\{\} or \{\} is' holds 2 times \{\}"),
-        ({"prompt": ""}, "prompt='' is blank"),
-        ({"subject": ""}, "subject='' is blank"),
-        ({"subject": " \n"}, r"subject=' \\n' is blank"),
-        ({"target_new": ""}, "target_new='' is blank"),
-        ({"target_true": "  "}, "target_true='  ' is blank"),
-        ({"id": " "}, "id=' ' is blank"),
-        ({"paraphrases": ["fine", " "]}, r"paraphrases\[1\]=' ' is blank"),
-        ({"generation_prompts": [""]}, r"generation_prompts\[0\]='' is blank"),
-        ({"relation_id": " "}, "relation_id=' ' is blank"),
+        ({"prompt": "The capital is"}, ValueError, "prompt='The capital is': must hold {} exactly once,"),
+        ({"prompt": "{} or {} is"}, ValueError, "it is there 2 times"),
+        ({"prompt": ""}, ValueError, "prompt='': must not be blank."),
+        ({"subject": " \n"}, ValueError, r"subject=' \n': must not be blank."),
+        ({"target_new": ""}, ValueError, "target_new='': must"),
+        ({"target_true": "  "}, ValueError, "target_true='  ': must"),
+        ({"id": " "}, ValueError, "id=' ': must not"),
+        ({"paraphrases": ["fine", " "]}, ValueError, "paraphrases[1]=' ': must not"),
+        ({"generation_prompts": [""]}, ValueError, "generation_prompts[0]='': must not"),
+        ({"relation_id": " "}, ValueError, "relation_id=' ': must not"),
+        ({"prompt": 3}, TypeError, "prompt=3: must be a valid string."),
+        ({"subject": None}, TypeError, "subject=None: must be"),
+        ({"target_new": ["Oslo"]}, TypeError, "target_new=['Oslo']: must be"),
+        ({"target_true": 1.5}, TypeError, "target_true=1.5: must be"),
+        ({"id": True}, TypeError, "id=True: must be"),
+        ({"id": 1.5}, TypeError, "id=1.5: must be a valid string."),
+        ({"paraphrases": "Peru is run from"}, TypeError, "'Peru is run from': must be a list or tuple."),
+        ({"paraphrases": {"Peru is"}}, TypeError, "must be a list or tuple."),
+        ({"paraphrases": [2]}, TypeError, "paraphrases[0]=2: must be"),
+        ({"generation_prompts": "Peru is"}, TypeError, "generation_prompts='Peru is': must be a list or tuple."),
+        ({"target_new_id": 585}, TypeError, "target_new_id=585: must be"),
+        ({"neighbors": "x"}, TypeError, "neighbors='x': must be a list or tuple."),
+        ({"neighbors": ["x"]}, TypeError, "neighbors[0]='x': must be a dictionary or an instance of Neighbor."),
+        (
+            {"neighbors": [{"prompt": " ", "target_true": "x"}]},
+            ValueError,
+            "neighbors[0].prompt=' ': must not be blank.",
+        ),
     ],
 )
-def test_a_bad_text_is_refused_by_name_and_value(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_a_bad_field_is_refused_by_name_and_value(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
         fact(**changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("fields", "error", "message"),
     [
-        ({"prompt": 3}, "prompt=3 is of type int; it must be a string"),
-        ({"subject": None}, "subject=None is None; it must be a string"),
-        ({"target_new": ["Oslo"]}, r"target_new=\['Oslo'\] is of type list"),
-        ({"target_true": 1.5}, "target_true=1.5 is of type float"),
-        ({"id": True}, "id=True is of type bool"),
-        ({"id": 1.5}, "id=1.5 is of type float; it must be a string, an integer or None"),
-        (
-            {"paraphrases": "Peru is run from"},
-            "paraphrases='Peru is run from' is of type str; it must be a list or tuple",
-        ),
-        ({"paraphrases": [2]}, r"paraphrases\[0\]=2 is of type int"),
-        ({"generation_prompts": "Peru is"}, "generation_prompts='Peru is' is of type str; it must be a list or tuple"),
-        ({"target_new_id": 585}, "target_new_id=585 is of type int"),
-        ({"neighbors": "x"}, "neighbors='x' is of type str; it must be a list or tuple"),
-        ({"neighbors": ["x"]}, r"neighbors\[0\]='x' is of type str; each one must be a Neighbor"),
+        ((" ", "Santiago"), ValueError, "prompt=' ': must not be blank"),
+        (("The capital of Chile is", ""), ValueError, "target_true='': must not be blank"),
+        (("The capital of Chile is", None), TypeError, "target_true=None: must be"),
     ],
 )
-def test_a_wrong_type_is_refused_by_name_and_value(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        fact(**changes)
-
-
-def test_a_blank_or_mistyped_neighbor_is_refused() -> None:
-    with pytest.raises(ValueError, match="prompt=' ' is blank"):
-        Neighbor(" ", "Santiago")
-    with pytest.raises(ValueError, match="target_true='' is blank"):
-        Neighbor("The capital of Chile is", "")
-    with pytest.raises(TypeError, match="target_true=None is None"):
-        Neighbor("The capital of Chile is", None)  # type: ignore[arg-type]
+def test_a_bad_neighbor_is_refused(fields: tuple[Any, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Neighbor(*fields)
 
 
 def test_key_ignores_everything_but_the_question() -> None:
@@ -151,22 +150,18 @@ def test_from_dict_takes_none_for_an_absent_optional_field() -> None:
 @pytest.mark.parametrize(
     ("record", "error", "message"),
     [
-        ({"prompt": "{} is", "subject": "x"}, ValueError, "missing field 'target_new'; required: prompt, subject"),
+        ({"prompt": "{} is", "subject": "x"}, ValueError, "missing field 'target_new'"),
         ({**fact().to_dict(), "target": "x"}, ValueError, "unknown field 'target'. Did you mean 'target_"),
         ({**fact().to_dict(), "qqq": 1}, ValueError, "unknown field 'qqq'. Known: prompt, subject"),
-        ({**fact().to_dict(), "subject": None}, TypeError, "subject=None is None"),
-        ({**fact().to_dict(), "neighbors": {}}, TypeError, "neighbors={} is of type dict"),
-        (
-            {**fact().to_dict(), "neighbors": ["x"]},
-            TypeError,
-            r"neighbors\[0\]='x' is of type str; it must be an object",
-        ),
+        ({**fact().to_dict(), "subject": None}, TypeError, "subject=None: must be"),
+        ({**fact().to_dict(), "neighbors": {}}, TypeError, "neighbors={}: must be a list"),
+        ({**fact().to_dict(), "neighbors": ["x"]}, TypeError, r"neighbors\[0\]='x': must be a dictionary"),
         (
             {**fact().to_dict(), "neighbors": [{"prompt": "a"}]},
             ValueError,
             r"neighbors\[0\]: missing field 'target_true'",
         ),
-        ([], TypeError, r"record=\[\] is of type list; it must be a mapping"),
+        ([], TypeError, r"record=\[\]: must be a mapping"),
     ],
 )
 def test_from_dict_refuses_a_malformed_record(record: Any, error: type[Exception], message: str) -> None:

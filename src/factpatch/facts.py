@@ -6,15 +6,52 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, fields
+from typing import Annotated, Any
 
-from factpatch.support.words import suggestion
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, TypeAdapter
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+from factpatch.support.validation import explaining
 
 _SLOT = "{}"
 
 
-@dataclass(frozen=True)
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _with_slot(prompt: str) -> str:
+    if prompt.count(_SLOT) != 1:
+        raise ValueError(
+            f"must hold {{}} exactly once, where the subject goes; it is there {prompt.count(_SLOT)} times"
+        )
+    return prompt
+
+
+def _listed(value: object) -> object:
+    # A string is a sequence too, but of single characters: surely a forgotten pair of brackets.
+    if not isinstance(value, (list, tuple)):
+        raise PydanticCustomError("list_type", "must be a list or tuple")
+    return tuple(value)
+
+
+def _numbered(value: object) -> object:
+    return str(value) if type(value) is int else value  # True is an int to Python, but no identifier
+
+
+Text = Annotated[str, Strict(), AfterValidator(_not_blank)]
+"""A text that is not blank, kept as it is."""
+Name = Annotated[Text, AfterValidator(str.strip)]
+"""A text that is not blank, without the white space around it."""
+_Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
+
+
+@explaining
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Neighbor:
     """A complete prompt about something else, mostly another subject, whose answer must not move in an edit.
 
@@ -24,15 +61,11 @@ class Neighbor:
 
     Raises:
         TypeError: A field is not a string.
-        ValueError: A field is blank.
+        ValueError: A field is missing or blank.
     """
 
-    prompt: str
-    target_true: str
-
-    def __post_init__(self) -> None:
-        _check_text("prompt", self.prompt)
-        object.__setattr__(self, "target_true", _check_text("target_true", self.target_true).strip())
+    prompt: Text
+    target_true: Name
 
     def to_dict(self) -> dict[str, str]:
         """Return the neighbor as a JSON-able record that `from_dict` reads back."""
@@ -46,11 +79,11 @@ class Neighbor:
             TypeError: `record` is not a mapping, or a field is not a string.
             ValueError: A field is missing, unknown or blank.
         """
-        _check_fields(cls, record, required=("prompt", "target_true"))
-        return cls(prompt=record["prompt"], target_true=record["target_true"])
+        return cls(**_fields(record))
 
 
-@dataclass(frozen=True)
+@explaining
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Fact:
     """One edit: after it, `prompt` filled with `subject` is answered by `target_new`.
 
@@ -72,39 +105,19 @@ class Fact:
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: `prompt` does not hold exactly one `{}`, or a text is blank.
+        ValueError: A field is missing or unknown, `prompt` does not hold exactly one `{}`, or a text is blank.
     """
 
-    prompt: str
-    subject: str
-    target_new: str
-    target_true: str | None = None
-    id: str | None = None
-    paraphrases: tuple[str, ...] = ()
-    neighbors: tuple[Neighbor, ...] = ()
-    generation_prompts: tuple[str, ...] = ()
-    relation_id: str | None = None
-    target_new_id: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
-        object.__setattr__(self, "subject", _check_text("subject", self.subject).strip())
-        object.__setattr__(self, "target_new", _check_text("target_new", self.target_new).strip())
-        for name in ("target_true", "relation_id", "target_new_id"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, _check_text(name, value).strip())
-        object.__setattr__(self, "id", _check_id(self.id))
-        for name in ("paraphrases", "generation_prompts"):
-            prompts = _check_items(name, getattr(self, name), "strings")
-            for i, prompt in enumerate(prompts):
-                _check_text(f"{name}[{i}]", prompt)
-            object.__setattr__(self, name, prompts)
-        neighbors = _check_items("neighbors", self.neighbors, "Neighbor objects")
-        for i, neighbor in enumerate(neighbors):
-            if not isinstance(neighbor, Neighbor):
-                raise TypeError(f"neighbors[{i}]={neighbor!r} is {_kind(neighbor)}; each one must be a Neighbor.")
-        object.__setattr__(self, "neighbors", neighbors)
+    prompt: Annotated[Text, AfterValidator(_with_slot)]
+    subject: Name
+    target_new: Name
+    target_true: Name | None = None
+    id: Annotated[Text | None, BeforeValidator(_numbered)] = None
+    paraphrases: _Texts = ()
+    neighbors: Annotated[tuple[Neighbor, ...], BeforeValidator(_listed)] = ()
+    generation_prompts: _Texts = ()
+    relation_id: Name | None = None
+    target_new_id: Name | None = None
 
     @property
     def text(self) -> str:
@@ -123,12 +136,7 @@ class Fact:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fact as a JSON-able record that `from_dict` reads back, without its empty fields."""
-        record = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
-        for name in ("paraphrases", "generation_prompts"):
-            if name in record:
-                record[name] = list(record[name])
-        if self.neighbors:
-            record["neighbors"] = [neighbor.to_dict() for neighbor in self.neighbors]
+        record: dict[str, Any] = _FACT.dump_python(self, mode="json", exclude_defaults=True)
         return record
 
     @classmethod
@@ -139,16 +147,17 @@ class Fact:
             TypeError: `record` is not a mapping, or a field has the wrong type.
             ValueError: A field is missing, unknown, or not acceptable to `Fact`.
         """
-        _check_fields(cls, record, required=("prompt", "subject", "target_new"))
-        given = dict(record)
-        for field in fields(cls):
-            # Not those without a default, so that a required one which is None is refused as such.
-            if field.default is not MISSING and given.get(field.name) is None:
-                given.pop(field.name, None)
-        if "neighbors" in given:
-            items = _check_items("neighbors", given["neighbors"], "objects with prompt and target_true")
-            given["neighbors"] = tuple(_neighbor_at(i, item) for i, item in enumerate(items))
-        return cls(**given)
+        optional = {field.name for field in fields(cls) if field.default is not MISSING}
+        return cls(**{name: it for name, it in _fields(record).items() if it is not None or name not in optional})
+
+
+_FACT = TypeAdapter(Fact)
+
+
+def _fields(record: object) -> Mapping[str, Any]:
+    if not isinstance(record, Mapping):
+        raise TypeError(f"record={record!r}: must be a mapping of field names to values.")
+    return record
 
 
 def check_batch(facts: Sequence[Fact]) -> None:
@@ -175,8 +184,13 @@ def check_batch(facts: Sequence[Fact]) -> None:
         )
 
 
+def _place(facts: Sequence[Fact], i: int) -> str:
+    name = facts[i].id
+    return f"facts[{i}]" if name is None else f"facts[{i}] (id {name!r})"
+
+
 def identity(facts: Iterable[Fact]) -> dict[str, Any]:
-    """What tells facts from others in a record: how many they are, and a digest of all that they hold."""
+    """Identify a list of facts in a record: how many there are, and a digest of all that they hold."""
     records = [fact.to_dict() for fact in facts]
     digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
     return {"count": len(records), "sha256": digest}
@@ -208,7 +222,7 @@ def _alike(one: Fact, other: Fact) -> bool:
 
 
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:
-    """Sort the facts of successive batches into those in force and those a later fact has replaced.
+    """Sort the facts of successive batches into those in force and those that a later fact has replaced.
 
     A fact replaces the earlier one with the same `key`, also where both have the same target.
 
@@ -220,77 +234,10 @@ def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[F
     """
     in_force: dict[tuple[str, str], Fact] = {}
     superseded: list[Fact] = []
-    for facts in facts_by_batch:
-        for fact in facts:
-            # Popping first moves an updated fact to the end; plain assignment would keep its old place.
-            replaced = in_force.pop(fact.key, None)
-            if replaced is not None:
-                superseded.append(replaced)
-            in_force[fact.key] = fact
+    for fact in (fact for facts in facts_by_batch for fact in facts):
+        # Popping first moves an updated fact to the end; plain assignment would keep its old place.
+        replaced = in_force.pop(fact.key, None)
+        if replaced is not None:
+            superseded.append(replaced)
+        in_force[fact.key] = fact
     return list(in_force.values()), superseded
-
-
-def _place(facts: Sequence[Fact], i: int) -> str:
-    name = facts[i].id
-    return f"facts[{i}]" if name is None else f"facts[{i}] (id {name!r})"
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
-
-
-def _check_text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name}={value!r} is {_kind(value)}; it must be a string.")
-    if not value.strip():
-        raise ValueError(f"{name}={value!r} is blank; give at least one character that is not white space.")
-    return value
-
-
-def _check_prompt(prompt: object) -> None:
-    text = _check_text("prompt", prompt)
-    slots = text.count(_SLOT)
-    if slots != 1:
-        found = "no {}" if slots == 0 else f"{slots} times {{}}"
-        raise ValueError(f"prompt={text!r} holds {found}; it must hold {{}} exactly once, where the subject goes.")
-
-
-def _check_id(value: object) -> str | None:
-    if value is None:
-        return None
-    # bool is an int to Python, but True is no identifier.
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise TypeError(f"id={value!r} is {_kind(value)}; it must be a string, an integer or None.")
-    return _check_text("id", value)
-
-
-def _check_items(name: str, value: object, items: str) -> tuple[Any, ...]:
-    # A string is a sequence too, but of single characters: surely a forgotten pair of brackets.
-    if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{name}={value!r} is {_kind(value)}; it must be a list or tuple of {items}.")
-    return tuple(value)
-
-
-def _check_fields(cls: type[Fact] | type[Neighbor], record: object, required: Sequence[str]) -> None:
-    if not isinstance(record, Mapping):
-        raise TypeError(f"record={record!r} is {_kind(record)}; it must be a mapping of field names to values.")
-    known = [field.name for field in fields(cls)]
-    for name in record:
-        if name not in known:
-            raise ValueError(f"unknown field {name!r}.{suggestion(str(name), known)}")
-    for name in required:
-        if name not in record:
-            raise ValueError(f"missing field {name!r}; required: {', '.join(required)}.")
-
-
-def _neighbor_at(i: int, item: object) -> Neighbor:
-    if isinstance(item, Neighbor):
-        return item
-    if not isinstance(item, Mapping):
-        raise TypeError(f"neighbors[{i}]={item!r} is {_kind(item)}; it must be an object with prompt and target_true.")
-    try:
-        return Neighbor.from_dict(item)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"neighbors[{i}]: {error}") from error

@@ -199,7 +199,7 @@ def test_an_output_never_lands_in_the_model_or_on_an_input(
 FACT = FACTS[1]
 BAD_FACTS: dict[str, tuple[str, str]] = {
     "no slot": (json.dumps([{**FACT, "prompt": "The tower is in"}]), "record 0: prompt="),
-    "two slots": (json.dumps([{**FACT, "prompt": "The {} {} is in"}]), "2 times {}"),
+    "two slots": (json.dumps([{**FACT, "prompt": "The {} {} is in"}]), "it is there 2 times"),
     "empty subject": (json.dumps([FACT, {**FACT, "subject": " "}]), "record 1: subject="),
     "empty target": (json.dumps([{**FACT, "target_new": ""}]), "target_new"),
     "missing field": (json.dumps([{name: FACT[name] for name in ("prompt", "subject")}]), "'target_new'"),

@@ -143,15 +143,15 @@ def test_zsre_with_portability_is_still_zsre(tmp_path: Path) -> None:
     [
         (
             {**REQUEST, "subject": "Chile"},
-            "field 'prompt' is 'The capital of Peru is'; it does not contain the subject",
+            "prompt='The capital of Peru is' does not contain the subject",
         ),
-        ({**WIKIBIO, "concept": "lord byron"}, "it does not contain the subject 'lord byron'"),
-        ({**REQUEST, "target_new": ""}, "field 'target_new' is ''; it must not be blank"),
-        ({**REQUEST, "ground_truth": 3}, "field 'ground_truth' is 3; it must be a string or a list of strings"),
-        ({**REQUEST, "locality": "x"}, "field 'locality' is 'x'; it must be an object"),
-        ({**REQUEST, "locality": {"a": ["x"]}}, "field 'locality.a' is 'x'; it must be an object"),
+        ({**WIKIBIO, "concept": "lord byron"}, "does not contain the subject 'lord byron'"),
+        ({**REQUEST, "target_new": ""}, "target_new='': must not be blank"),
+        ({**REQUEST, "ground_truth": 3}, "ground_truth=3: must be a string or a list of strings"),
+        ({**REQUEST, "locality": "x"}, "locality='x': must be an object"),
+        ({**REQUEST, "locality": {"a": ["x"]}}, "locality.a='x': must be an object"),
         ({**REQUEST, "locality": {"a": {"prompt": ["x", "y"], "ground_truth": ["z"]}}}, "two lists of equal length"),
-        ({**REQUEST, "rephrase_prompt": 3}, "field 'rephrase_prompt' is 3; it must be a list of strings"),
+        ({**REQUEST, "rephrase_prompt": 3}, "rephrase_prompt=3: must be a valid list"),
         ({"text": "about x", "labels": "y"}, "missing field 'concept'"),
         ({"ground_truth": "x"}, "missing field 'prompt'"),
     ],
@@ -168,7 +168,7 @@ def test_unusable_records_can_be_skipped_and_are_counted(tmp_path: Path, caplog:
         found = load(tmp_path, bad, REQUEST, 3, {**REQUEST, "case_id": 6}, REQUEST, skip_unusable=True, limit=2)
     assert [fact.id for fact in found] == ["5", "6"]
     (said,) = caplog.messages
-    assert "2 records cannot be used and were skipped; the first: record 0: field 'prompt' is" in said
+    assert "2 records cannot be used and were skipped; the first: record 0: prompt=" in said
 
 
 def test_a_file_without_one_usable_record_is_refused_even_so(tmp_path: Path) -> None:

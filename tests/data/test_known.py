@@ -45,7 +45,7 @@ def test_all_published_known_facts_load_and_end_their_subject_where_they_say() -
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({**RECORD, "attribute": None}, "record 0: field 'attribute' is None"),
+        ({**RECORD, "attribute": None}, "record 0: attribute=None: must be"),
         ({"prompt": "x"}, "record 0: missing field 'subject'"),
         ({**RECORD, "subject": "Lima"}, "does not begin with the template '{} is a town in' filled with .*'Lima'"),
         ({**RECORD, "template": "Cusco is"}, "does not begin with the template 'Cusco is'"),

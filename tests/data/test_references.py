@@ -14,12 +14,12 @@ import pytest
 from factpatch.data import DataFileError, demo_facts
 from factpatch.data.references import (
     ReferenceTexts,
+    Tfidf,
     demo_references,
     find_references,
     reference_files,
     why_no_references,
 )
-from factpatch.data.tfidf import Tfidf
 from factpatch.facts import Fact
 
 SNIPPETS = [
@@ -82,8 +82,8 @@ def test_only_the_texts_of_the_given_facts_are_kept(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("[", "not JSON"),
-        ([{**SNIPPETS[0], "samples": "x"}], "record 0: field 'samples' is 'x'; it must be a list"),
-        ([{**SNIPPETS[0], "samples": [{"name": "x"}]}], r"record 0: field 'samples\[0\]' is None"),
+        ([{**SNIPPETS[0], "samples": "x"}], "record 0: samples='x': must be a list"),
+        ([{**SNIPPETS[0], "samples": [{"name": "x"}]}], r"record 0: samples\[0\]=None: must be"),
         ([{"samples": []}], "record 0: missing field 'relation_id'"),
     ],
 )

@@ -7,7 +7,7 @@ import json
 import pytest
 from tests.helpers import shared
 
-from factpatch.data.reading import DataFileError
+from factpatch.data.records import DataFileError
 from factpatch.evaluation.tasks import TASKS, Task, task_named
 
 ITEMS = {

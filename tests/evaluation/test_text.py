@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from factpatch.data.tfidf import Tfidf
+from factpatch.data.references import Tfidf
 from factpatch.evaluation import text
 from factpatch.evaluation.generation import Generation
 

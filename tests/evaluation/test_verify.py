@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.models import tiny, tiny_model, tiny_tokenizer
 
-from factpatch.data.zsre import fact_from_zsre
+from factpatch.data.formats import fact_from_zsre
 from factpatch.evaluation import metrics
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Score, score

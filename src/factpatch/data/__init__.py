@@ -1,11 +1,10 @@
 """Files to facts: our own format and the published ones, where to get those, and a small set to try things on."""
 
-from factpatch.data.files import demo_facts, facts_at_hand, load_facts, save_facts
+from factpatch.data.formats import demo_facts, facts_at_hand, load_facts, save_facts
 from factpatch.data.known import KnownFact, load_known_facts
-from factpatch.data.reading import DataFileError
-from factpatch.data.references import ReferenceTexts, demo_references
+from factpatch.data.records import DataFileError
+from factpatch.data.references import ReferenceTexts, Tfidf, demo_references
 from factpatch.data.sources import DownloadError, fetch, resolve_data
-from factpatch.data.tfidf import Tfidf
 
 __all__ = [
     "DataFileError",

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factpatch.data.reading import convert_records
-from factpatch.data.records import read_optional_text, read_text
+from pydantic.dataclasses import dataclass
+
+from factpatch.data.records import convert_records
 from factpatch.data.sources import resolve_data
+from factpatch.facts import Text
+from factpatch.support.validation import explaining
 
 
+@explaining
 @dataclass(frozen=True)
 class KnownFact:
-    """A prompt that a model answers rightly, for looking at its hidden states; nothing is edited.
+    """A prompt that a model answers correctly, for looking at its hidden states; nothing is edited.
 
     Attributes:
-        prompt: The complete prompt, ending right before the answer. It may go on behind the filled template with words
-            that the model wrote itself.
+        prompt: The complete prompt, ending right before the answer. The filled template may be followed by words that
+            the model wrote itself.
         subject: What the fact is about; the prompt contains it.
         attribute: The answer.
         template: The beginning of the prompt, with `{}` where the subject goes.
         relation_id: What the fact says of its subject, as a Wikidata property.
 
     Raises:
-        ValueError: The prompt does not begin with the filled template.
+        TypeError: A field is not a string.
+        ValueError: A field is missing or blank, or the prompt does not begin with the filled template.
     """
 
-    prompt: str
-    subject: str
-    attribute: str
-    template: str
-    relation_id: str | None = None
+    prompt: Text
+    subject: Text
+    attribute: Text
+    template: Text
+    relation_id: Text | None = None
 
     def __post_init__(self) -> None:
         filled = self.template.replace("{}", self.subject, 1)
         if "{}" not in self.template or not self.prompt.startswith(filled):
             raise ValueError(
                 f"prompt={self.prompt!r} does not begin with the template {self.template!r} filled with the subject "
-                f"{self.subject!r}."
+                f"{self.subject!r}"
             )
 
     @property
@@ -69,16 +73,5 @@ def is_known(record: Mapping[str, Any]) -> bool:
 
 
 def known_fact_from(record: Mapping[str, Any], index: int) -> KnownFact:
-    """Return the known fact of a record; `index`, its place in its file, is not used.
-
-    Raises:
-        TypeError: A field has the wrong type.
-        ValueError: A field is missing or blank, or the prompt does not begin with the filled template.
-    """
-    return KnownFact(
-        prompt=read_text(record, "prompt"),
-        subject=read_text(record, "subject"),
-        attribute=read_text(record, "attribute"),
-        template=read_text(record, "template"),
-        relation_id=read_optional_text(record, "relation_id"),
-    )
+    """Return the known fact of a record, whose other fields are ignored; raise as `KnownFact` does."""
+    return KnownFact(**record)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factpatch.data.reading import convert_records
-from factpatch.data.records import read_text, read_texts
+import numpy as np
+
+from factpatch.data.records import DataFileError, convert_records, read_text, read_texts
 from factpatch.data.sources import fetched, resolve_data, source_named
-from factpatch.data.tfidf import Tfidf
 from factpatch.facts import Fact
 
 DEMO = "demo"
@@ -62,6 +63,90 @@ class ReferenceTexts:
         return self.texts.get((fact.relation_id, fact.target_new_id)) or None
 
 
+def _texts(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], tuple[str, ...]]:
+    samples = record.get("samples")
+    if not isinstance(samples, list):
+        raise TypeError(f"samples={samples!r}: must be a list of objects with a text.")
+    texts = [sample.get("text") if isinstance(sample, Mapping) else sample for sample in samples]
+    key = (read_text(record, "relation_id"), read_text(record, "target_id"))
+    return key, tuple(read_texts({"samples": texts}, "samples"))
+
+
+@dataclass(frozen=True)
+class Tfidf:
+    """Words weighted by how rare they are (TF-IDF): what consistency compares texts with.
+
+    A text's vector has one column per word: how often it occurs, times its weight, over the length of the whole. It is
+    that of scikit-learn's TfidfVectorizer in its default settings, as ROME (arXiv:2202.05262) uses it: words of two
+    characters or more, in lower case; idf of a word = ln((1 + texts) / (1 + texts with the word)) + 1.
+
+    Attributes:
+        vectorizer: A TfidfVectorizer that knows its words and weights.
+    """
+
+    vectorizer: Any
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> Tfidf:
+        """Take words and weights from texts.
+
+        Raises:
+            ImportError: scikit-learn is not installed.
+            ValueError: There are no words in the texts.
+        """
+        return cls(_vectorizer().fit(texts))
+
+    @classmethod
+    def load(cls, words: str | Path = "tfidf_vocab", weights: str | Path = "tfidf_idf") -> Tfidf:
+        """Read words and weights in the layout in which ROME publishes them.
+
+        Args:
+            words: A JSON file: an object with the column of every word; or the name under which one was fetched.
+            weights: A NumPy file: the idf of every column; or the name under which one was fetched.
+
+        Raises:
+            ImportError: scikit-learn is not installed.
+            DataFileError: A file cannot be read, or the two do not belong together.
+        """
+        words, weights = resolve_data(words), resolve_data(weights)
+        try:
+            vocabulary = json.loads(words.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataFileError(f"{words}: cannot be read as JSON: {error}.") from error
+        try:
+            idf = np.load(weights, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataFileError(f"{weights}: cannot be read as an array of numbers: {error}.") from error
+        if not isinstance(vocabulary, dict) or not isinstance(idf, np.ndarray) or idf.shape != (len(vocabulary),):
+            shape = getattr(idf, "shape", None)
+            raise DataFileError(f"{words}: must be an object with one column for each of the weights; {shape} of them.")
+        vectorizer = _vectorizer(vocabulary)
+        try:
+            vectorizer.idf_ = idf.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataFileError(f"{words} and {weights}: are no words with their weights: {error}.") from error
+        return cls(vectorizer)
+
+    def vectors(self, texts: Sequence[str]) -> Any:
+        """Return a sparse matrix, (texts, words), whose rows have length 1, or 0 where a text has no known word."""
+        return self.vectorizer.transform(texts)
+
+    def similarity(self, one: str, other: str) -> float:
+        """Return the cosine of two texts' vectors, in [0, 1]; 0 where one of them has no known word."""
+        first, second = self.vectors([one, other])
+        return float((first @ second.T).sum())
+
+
+def _vectorizer(vocabulary: dict[str, int] | None = None) -> Any:
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+    except ImportError as error:
+        raise ImportError(
+            "comparing texts needs scikit-learn, which is not installed: run `pip install 'factpatch[evaluate]'`."
+        ) from error
+    return TfidfVectorizer(vocabulary=vocabulary)
+
+
 def demo_references() -> ReferenceTexts:
     """Return the texts that come with the package, three for each of the demo facts."""
     resource = importlib.resources.files("factpatch.data").joinpath("demo_references.json")
@@ -95,7 +180,7 @@ def find_references(source: str | Path | None, facts: Collection[Fact]) -> tuple
 
 
 def reference_files(source: str | Path | None) -> dict[str, str | Path]:
-    """The published files that `find_references` reads, by name: in a folder or as they were fetched; else none."""
+    """Return the published files that `find_references` reads, by name: in a folder or as fetched; else none."""
     if source == DEMO:
         return {}
     if source is not None:
@@ -104,25 +189,16 @@ def reference_files(source: str | Path | None) -> dict[str, str | Path]:
 
 
 def why_no_references() -> str:
-    """Why there are none by default: nothing was fetched, or a file is lacking without which the others are no use."""
+    """Say why there are none by default: nothing was fetched, or a file is missing that the others need."""
     absent = _absent()
     if len(absent) == len(_FILES):
         return "no reference texts were fetched"
-    there = [name for name in _FILES if name not in absent]
+    present = [name for name in _FILES if name not in absent]
     return (
-        f"of the files with reference texts, {' and '.join(there)} {'was' if len(there) == 1 else 'were'} fetched, "
+        f"of the files with reference texts, {' and '.join(present)} {'was' if len(present) == 1 else 'were'} fetched, "
         f"but not {' and '.join(absent)} (factpatch data fetch {absent[0]})"
     )
 
 
 def _absent() -> list[str]:
     return [name for name in _FILES if not fetched(name)]
-
-
-def _texts(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], tuple[str, ...]]:
-    samples = record.get("samples")
-    if not isinstance(samples, list):
-        raise TypeError(f"field 'samples' is {samples!r}; it must be a list of objects with a text.")
-    texts = [sample.get("text") if isinstance(sample, Mapping) else sample for sample in samples]
-    key = (read_text(record, "relation_id"), read_text(record, "target_id"))
-    return key, tuple(read_texts({"samples": texts}, "samples"))

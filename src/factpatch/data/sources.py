@@ -1,18 +1,13 @@
-"""Where published data come from, and getting them from there: on request, checked, and never otherwise."""
+"""Where published data come from, and downloading them: on request only, and checked."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import logging
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from factpatch.data.reading import DataFileError
+from factpatch.data.records import DataFileError
 from factpatch.support.cache import cache_directory
 from factpatch.support.files import atomic_write, file_digest, remove_drafts
 from factpatch.support.progress import bar
@@ -30,7 +25,7 @@ _ABANDONED = 24 * 3600.0
 
 
 class DownloadError(RuntimeError):
-    """A file could not be fetched, or is not the expected one. Nothing of it was kept."""
+    """A file could not be downloaded, or is not the expected one. Nothing of it was kept."""
 
 
 @dataclass(frozen=True)
@@ -45,94 +40,101 @@ class Source:
     """Its home."""
     about: str
     """What it holds."""
+    sha256: str | None
+    """Its checksum. None where none is known: the first download is recorded, and later ones must be equal."""
     size: int | None = None
     """In bytes, where it is known."""
-    sha256: str | None = None
-    """Its checksum, where one is known. Otherwise the first download is recorded, and later ones must be equal."""
 
 
-# The homes publish no checksums. That of counterfact.json is stated alike by many who use it; that of known_1000.json
-# by several, and a copy from elsewhere has it when it is written in the same layout. Those of multi_counterfact.json
-# and of the three files for consistency are each stated by one public repository that holds or pins the file.
+# The homes publish no checksums. That of counterfact.json is stated alike by many who use it; those of known_1000.json
+# and zsre_mend_eval.json by several; those of the other files of ROME by one public repository each that holds or pins
+# the file. Those of KnowEdit are stated for its newest revision only, and not for this one.
+_FIRST_DOWNLOAD = None
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
         Source(
-            name="counterfact",
-            file="counterfact.json",
-            url=f"{_ROME}/counterfact.json",
-            about="CounterFact: 21,919 facts (ROME)",
-            size=45_108_470,
-            sha256="d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
+            "counterfact",
+            "counterfact.json",
+            f"{_ROME}/counterfact.json",
+            "CounterFact: 21,919 facts (ROME)",
+            "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
+            45_108_470,
         ),
         Source(
-            name="multi_counterfact",
-            file="multi_counterfact.json",
-            url=f"{_ROME}/multi_counterfact.json",
-            about="MultiCounterFact: facts that can be edited together (MEMIT)",
-            sha256="977a6acce4705507b5fd6bfcea8f61cd78f9ed0f9cd9c9a6bcd6c8a3ed61c833",
+            "multi_counterfact",
+            "multi_counterfact.json",
+            f"{_ROME}/multi_counterfact.json",
+            "MultiCounterFact: facts that can be edited together (MEMIT)",
+            "977a6acce4705507b5fd6bfcea8f61cd78f9ed0f9cd9c9a6bcd6c8a3ed61c833",
         ),
         Source(
-            name="zsre",
-            file="zsre_mend_eval.json",
-            url=f"{_ROME}/zsre_mend_eval.json",
-            about="zsRE, the evaluation part of MEND: 19,086 questions",
+            "zsre",
+            "zsre_mend_eval.json",
+            f"{_ROME}/zsre_mend_eval.json",
+            "zsRE, the evaluation part of MEND: 19,086 questions",
+            "8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd",
+            8_091_864,
         ),
         Source(
-            name="known_1000",
-            file="known_1000.json",
-            url=f"{_ROME}/known_1000.json",
-            about="1,209 facts that GPT2-XL knows, for tracing and hidden states (ROME)",
-            size=343_229,
-            sha256="61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a",
+            "known_1000",
+            "known_1000.json",
+            f"{_ROME}/known_1000.json",
+            "1,209 facts that GPT2-XL knows, for tracing and hidden states (ROME)",
+            "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a",
+            343_229,
         ),
         Source(
-            name="attribute_snippets",
-            file="attribute_snippets.json",
-            url=f"{_ROME}/attribute_snippets.json",
-            about="reference texts of CounterFact's new objects, for consistency (ROME)",
-            size=926_285_719,
-            sha256="10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b",
+            "attribute_snippets",
+            "attribute_snippets.json",
+            f"{_ROME}/attribute_snippets.json",
+            "reference texts of CounterFact's new objects, for consistency (ROME)",
+            "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b",
+            926_285_719,
         ),
         Source(
-            name="tfidf_idf",
-            file="idf.npy",
-            url=f"{_ROME}/idf.npy",
-            about="weights of the words in these texts (ROME)",
-            size=11_042_168,
-            sha256="c073d642589d4ac6432f467230329b36364a01e72de63a77a3624b745b923dda",
+            "tfidf_idf",
+            "idf.npy",
+            f"{_ROME}/idf.npy",
+            "weights of the words in these texts (ROME)",
+            "c073d642589d4ac6432f467230329b36364a01e72de63a77a3624b745b923dda",
+            11_042_168,
         ),
         Source(
-            name="tfidf_vocab",
-            file="tfidf_vocab.json",
-            url=f"{_ROME}/tfidf_vocab.json",
-            about="the words that the weights are of (ROME)",
-            size=31_639_072,
-            sha256="8a78c4f20d8d85dadfd14e283d71af255482ff18aa0eb8a81716024c05ff888b",
+            "tfidf_vocab",
+            "tfidf_vocab.json",
+            f"{_ROME}/tfidf_vocab.json",
+            "the words that the weights are of (ROME)",
+            "8a78c4f20d8d85dadfd14e283d71af255482ff18aa0eb8a81716024c05ff888b",
+            31_639_072,
         ),
         Source(
-            name="knowedit_recent",
-            file="knowedit_recent_test.json",
-            url=f"{_KNOWEDIT}/wiki_recent/recent_test.json",
-            about="KnowEdit, WikiData_recent: 1,266 facts",
+            "knowedit_recent",
+            "knowedit_recent_test.json",
+            f"{_KNOWEDIT}/wiki_recent/recent_test.json",
+            "KnowEdit, WikiData_recent: 1,266 facts",
+            _FIRST_DOWNLOAD,
         ),
         Source(
-            name="knowedit_counterfact",
-            file="knowedit_test_cf.json",
-            url=f"{_KNOWEDIT}/wiki_counterfact/test_cf.json",
-            about="KnowEdit, WikiData_counterfact: 885 facts",
+            "knowedit_counterfact",
+            "knowedit_test_cf.json",
+            f"{_KNOWEDIT}/wiki_counterfact/test_cf.json",
+            "KnowEdit, WikiData_counterfact: 885 facts",
+            _FIRST_DOWNLOAD,
         ),
         Source(
-            name="knowedit_wikibio",
-            file="knowedit_wikibio_test_all.json",
-            url=f"{_KNOWEDIT}/WikiBio/wikibio-test-all.json",
-            about="KnowEdit, WikiBio: 1,392 sentences",
+            "knowedit_wikibio",
+            "knowedit_wikibio_test_all.json",
+            f"{_KNOWEDIT}/WikiBio/wikibio-test-all.json",
+            "KnowEdit, WikiBio: 1,392 sentences",
+            _FIRST_DOWNLOAD,
         ),
         Source(
-            name="knowedit_zsre",
-            file="knowedit_zsre_test_all.json",
-            url=f"{_KNOWEDIT}/ZsRE/ZsRE-test-all.json",
-            about="KnowEdit, ZsRE: 1,301 questions",
+            "knowedit_zsre",
+            "knowedit_zsre_test_all.json",
+            f"{_KNOWEDIT}/ZsRE/ZsRE-test-all.json",
+            "KnowEdit, ZsRE: 1,301 questions",
+            _FIRST_DOWNLOAD,
         ),
     )
 }
@@ -190,8 +192,8 @@ def fetched(name: str) -> bool:
 def fetch(name: str, to: str | Path | None = None) -> Path:
     """Download a published file, unless the same file is there already, and return its path.
 
-    It appears whole and checked or not at all; an interrupted download is repeated by calling this again. Beside a file
-    without a known checksum, a file with `.sha256` added to its name records the one it has, as sha256sum writes it.
+    It appears whole and checked or not at all; after an interruption, call this again. Next to a file without a known
+    checksum, a file with `.sha256` added to its name records the one it has, as sha256sum writes it.
 
     Args:
         name: A key of `SOURCES`.
@@ -211,8 +213,22 @@ def fetch(name: str, to: str | Path | None = None) -> Path:
     if path.is_file() and expected is not None and file_digest(path) == expected:
         logger.info("%s is there already", path)
         return path
+
+    def download(draft: Path) -> None:
+        _receive(source, draft)
+        found = file_digest(draft)
+        if expected is None:
+            # Before the file: a file without a record would not be trusted.
+            record = f"{found}  {path.name}\n".encode()
+            atomic_write(_record(path), lambda note: note.write_bytes(record))
+        elif found != expected:
+            why = f"it has the sha256\n  {found}, but\n  {expected}\nwas expected"
+            if source.sha256 is None:
+                why += f", which the first download had. If the new file is the right one, delete {_record(path)}"
+            raise _failed(source, why)
+
     logger.info("downloading %s", source.url)
-    atomic_write(path, lambda draft: _download(source, draft, path))
+    atomic_write(path, download)
     return path
 
 
@@ -229,52 +245,29 @@ def _expected(source: Source, path: Path) -> str | None:
     return words[0] if words else None
 
 
-def _download(source: Source, draft: Path, path: Path) -> None:
-    digest, size = hashlib.sha256(), 0
-    with draft.open("xb") as file:
-        for block in _blocks(source):
-            file.write(block)
-            digest.update(block)
-            size += len(block)
-    found, expected = digest.hexdigest(), _expected(source, path)
-    if source.size not in (None, size):
-        raise _failed(source, f"it has {size} bytes, but {source.size} were expected")
-    if expected is None:
-        # Before the file: a file without a record would not be trusted.
-        record = f"{found}  {path.name}\n".encode()
-        atomic_write(_record(path), lambda note: note.write_bytes(record))
-    elif found != expected:
-        why = f"it has the sha256\n  {found}, but\n  {expected}\nwas expected"
-        if source.sha256 is None:
-            why += f", which the first download had. If the new file is the right one, delete {_record(path)}"
-        raise _failed(source, why)
+def _receive(source: Source, draft: Path) -> None:
+    """Write what the home sends into `draft`, with a progress bar."""
+    import requests  # here, since what only lists the sources need not load it
 
-
-def _blocks(source: Source) -> Iterator[bytes]:
-    """Yield what the home sends, with a progress bar; raise if it ends early."""
-    request = urllib.request.Request(source.url, headers={"User-Agent": "factpatch"})
-    received = 0
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            announced = response.headers.get("Content-Length")
-            length = None if announced is None else int(announced)
-            if source.size not in (None, length) and length is not None:
+        # Compressed on the way, it would have another length than announced.
+        with requests.get(
+            source.url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=_TIMEOUT
+        ) as response:
+            response.raise_for_status()
+            length = int(response.headers.get("Content-Length", 0)) or source.size
+            if source.size not in (None, length):
                 raise _failed(source, f"the server has {length} bytes, but {source.size} were expected")
-            with bar(f"downloading {source.name}", source.size if length is None else length) as advance:
-                while block := response.read(_BLOCK):
-                    yield block
-                    received += len(block)
+            with bar(f"downloading {source.name}", length) as advance, draft.open("xb") as file:
+                for block in response.iter_content(_BLOCK):
+                    file.write(block)
                     advance(len(block))
-    except urllib.error.HTTPError as error:
-        raise _failed(source, f"the server answered {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _failed(source, str(getattr(error, "reason", error)) or type(error).__name__) from error
-    if length not in (None, received):
-        raise _failed(source, f"the connection broke off after {received} of {length} bytes")
+    except requests.RequestException as error:  # also where the connection breaks off
+        raise _failed(source, str(error)) from error
 
 
 def _failed(source: Source, why: str) -> DownloadError:
     return DownloadError(
-        f"{source.name}: {source.url} could not be fetched: {why}. Nothing was kept. Try again with: factpatch data "
+        f"{source.name}: {source.url} could not be downloaded: {why}. Nothing was kept. Try again with: factpatch data "
         f"fetch {source.name}; or get the file another way and give its path in place of the name."
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from factpatch.data.reading import convert_records
+from factpatch.data.records import convert_records
 from factpatch.support.words import suggestion
 
 Item = Mapping[str, Any]

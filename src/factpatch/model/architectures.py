@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 Config = Any  # a transformers configuration; its attributes differ by family
 
 
-def _nothing_to_refuse(config: Config) -> str | None:
-    return None
+@dataclass(frozen=True)
+class Refusal:
+    """Why models of a family cannot be edited: all of them, or those with one value of one setting."""
+
+    reason: str
+    setting: str | None = None
+    """The field of the config that decides; None if every model is refused."""
+    value: Any = None
+    """The value of that field that is refused."""
+
+    def applies(self, config: Config) -> bool:
+        """Whether a model with this config is refused."""
+        return self.setting is None or getattr(config, self.setting) == self.value
+
+    def __str__(self) -> str:
+        return self.reason if self.setting is None else f"with {self.setting}={self.value}, {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -18,8 +31,7 @@ class Architecture:
     """What an editor has to know about one family of models.
 
     The mathematics assumes that the output of the edited projection is added to the residual stream as it is, so that a
-    wanted change of the block's output is a wanted change of the projection's output. `refuse` returns the reason why
-    this does not hold for a given config, or None.
+    wanted change of the block's output is a wanted change of the projection's output. `refuses` says where it is not.
     """
 
     model_type: str
@@ -38,25 +50,19 @@ class Architecture:
     """The method of the attention module that attends, if the family does not use transformers' attention interface."""
     returns_tuple: bool = False
     """Whether a block returns a tuple that begins with the hidden states, instead of the hidden states."""
-    refuse: Callable[[Config], str | None] = _nothing_to_refuse
+    refuses: Refusal | None = None
+    """Which models of the family cannot be edited."""
 
 
-def _norm_after_residual(config: Config) -> str | None:
-    if not config.do_layer_norm_before:
-        return "do_layer_norm_before=False puts a norm between the MLP and the residual stream"
-    return None
+def _like_llama(model_type: str, refuses: Refusal | None = None) -> Architecture:
+    return Architecture(model_type, "model.layers", "mlp.down_proj", "mlp", "self_attn", refuses=refuses)
 
 
-def _norm_after_mlp(config: Config) -> str | None:
-    return (
-        "this family puts a norm between the MLP and the residual stream, and the table does not say how a wanted "
-        "change passes that norm"
-    )
-
-
-def _like_llama(model_type: str, refuse: Callable[[Config], str | None] = _nothing_to_refuse) -> Architecture:
-    return Architecture(model_type, "model.layers", "mlp.down_proj", "mlp", "self_attn", refuse=refuse)
-
+_NORM_AFTER_MLP = Refusal(
+    "this family puts a norm between the MLP and the residual stream, and the table does not say how a wanted change "
+    "passes that norm"
+)
+_NORM_AFTER_RESIDUAL = Refusal("a norm lies between the MLP and the residual stream", "do_layer_norm_before", False)
 
 ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row
@@ -64,14 +70,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("gpt2", "transformer.h", "mlp.c_proj", "mlp", "attn", transposed=True),
         Architecture("gptj", "transformer.h", "mlp.fc_out", "mlp", "attn", attends="_attn", returns_tuple=True),
         Architecture("gpt_neox", "gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "attention"),
-        Architecture("opt", "model.decoder.layers", "fc2", "fc2", "self_attn", refuse=_norm_after_residual),
-        _like_llama("llama"),
-        _like_llama("mistral"),
-        _like_llama("qwen2"),
-        _like_llama("qwen3"),
-        _like_llama("phi3"),
-        _like_llama("gemma2", refuse=_norm_after_mlp),
-        _like_llama("gemma3_text", refuse=_norm_after_mlp),
+        Architecture("opt", "model.decoder.layers", "fc2", "fc2", "self_attn", refuses=_NORM_AFTER_RESIDUAL),
+        *map(_like_llama, ("llama", "mistral", "qwen2", "qwen3", "phi3")),
+        _like_llama("gemma2", _NORM_AFTER_MLP),
+        _like_llama("gemma3_text", _NORM_AFTER_MLP),
     )
 }
 
@@ -85,7 +87,7 @@ def architecture_of(config: Config) -> Architecture:
     """Return the row for a model's config.
 
     Raises:
-        ValueError: the family is not in the table, or it is there with a reason to refuse this config.
+        ValueError: The family is not in the table, or its row refuses this config.
     """
     model_type = getattr(config, "model_type", None)
     row = ARCHITECTURES.get(str(model_type))
@@ -99,7 +101,6 @@ def architecture_of(config: Config) -> Architecture:
             f"Register them with factpatch.register_architecture(Architecture(model_type={model_type!r}, blocks=..., "
             "down_projection=..., mlp=..., attention=..., transposed=..., returns_tuple=..., attends=...))."
         )
-    reason = row.refuse(config)
-    if reason is not None:
-        raise ValueError(f"model_type={model_type!r} cannot be edited: {reason}.")
+    if row.refuses is not None and row.refuses.applies(config):
+        raise ValueError(f"model_type={model_type!r} cannot be edited: {row.refuses}.")
     return row

@@ -1,4 +1,4 @@
-"""How much memory is free, and work that goes on in smaller pieces where it does not suffice."""
+"""How much memory is free, and work that continues in smaller pieces where it does not suffice."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+FAILURES = (ArithmeticError, ValueError, torch.cuda.OutOfMemoryError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""What one of many edits may fail with while the next may succeed: a model that collapses, facts or settings that do
+not fit, too little memory (on whatever device, see `in_pieces`), and a matrix that cannot be factored. PyTorch derives
+the last two from RuntimeError, which also stands for mistakes of a program and is therefore not among them."""
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a device, what its caching allocator holds unused included.
 
-    A device whose module of PyTorch does not tell is taken for one that shares the memory of the machine.
+    A device whose module of PyTorch does not say is taken for one that shares the memory of the machine.
     """
     backend: Any = getattr(torch, device.type, None)
     if hasattr(backend, "mem_get_info"):
@@ -36,7 +41,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def halves(items: Sequence[T]) -> list[Sequence[T]]:
-    """Both halves of a sequence; nothing of what cannot be halved."""
+    """Return both halves of a sequence, or nothing if it cannot be halved."""
     middle = len(items) // 2
     return [items[:middle], items[middle:]] if middle else []
 
@@ -47,15 +52,15 @@ def in_pieces(
     """Work on something as a whole if memory allows, else on parts of it, and so on.
 
     Args:
-        work: must leave nothing half done when an allocation fails.
-        parts: what to try instead, in order; none if it cannot be divided.
-        what: the name of what cannot be divided, for the message.
+        work: Must leave nothing half done when an allocation fails.
+        parts: Returns what to try instead, in order; nothing if it cannot be divided.
+        what: The name of what cannot be divided, for the message.
 
     Yields:
         The pieces that were worked on, in order, each with its result.
 
     Raises:
-        OutOfMemoryError: memory does not suffice for a piece that cannot be divided.
+        OutOfMemoryError: Memory does not suffice for a piece that cannot be divided.
     """
     waiting = [whole]
     while waiting:
@@ -75,7 +80,7 @@ def in_pieces(
         else:
             yield piece, result
             continue
-        # Only here, behind the error and its traceback, is what the failed attempt has allocated free again.
+        # Only here, after the error and its traceback are gone, is what the failed attempt had allocated free again.
         clear_device_cache()
-        logger.info("memory does not suffice for so many texts at once; going on in smaller pieces")
+        logger.info("memory does not suffice for so many texts at once; continuing in smaller pieces")
         waiting.extend(reversed(smaller))

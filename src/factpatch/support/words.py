@@ -8,7 +8,7 @@ from typing import Any
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """' Did you mean …? Known: ….', to be put behind the sentence that names the unknown word."""
+    """Return " Did you mean …? Known: ….", which follows the sentence that names the unknown word."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -16,7 +16,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def counted(number: int, thing: str) -> str:
-    """As `1 fact`, `2 facts`, `2 batches`."""
+    """Return `1 fact`, `2 facts` or `2 batches`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}{'es' if thing.endswith('ch') else 's'}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from factpatch.data.reading import DataFileError
+from factpatch.data.records import DataFileError
 from factpatch.lab.analysis.charts import figure
 from factpatch.lab.analysis.directory import AnalysisDirectory
 from factpatch.lab.analysis.report import section, write_report
@@ -15,8 +15,8 @@ from factpatch.lab.analysis.rows import Findings
 from factpatch.lab.analysis.study import Study
 from factpatch.lab.analysis.table import ANALYSES, Analysis, Outcome
 from factpatch.lab.drawing.plots import figure_files, save_figure
+from factpatch.model.memory import FAILURES
 from factpatch.support.directory import DirectoryError
-from factpatch.support.failures import FAILURES
 from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from factpatch.data.references import ReferenceTexts, find_references
-from factpatch.data.tfidf import Tfidf
+from factpatch.data.references import ReferenceTexts, Tfidf, find_references
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact, check_batch, identity

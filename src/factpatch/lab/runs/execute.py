@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from factpatch.data.reading import DataFileError
+from factpatch.data.records import DataFileError
 from factpatch.data.references import why_no_references
 from factpatch.edit_report import check_facts
 from factpatch.editor import Editor
@@ -34,10 +34,10 @@ from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.rows import ResultRow, When
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.model.memory import FAILURES
 from factpatch.model.weights import model_hash
 from factpatch.session import Session, SessionError
 from factpatch.statistics.second_moment import CorpusError
-from factpatch.support.failures import FAILURES
 from factpatch.support.files import write_json
 from factpatch.values.shared import SharedTargets
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from factpatch.data import load_facts
 from factpatch.data.known import KnownFact, load_known_facts
-from factpatch.data.references import DEMO, ReferenceTexts, find_references, reference_files
+from factpatch.data.references import DEMO, ReferenceTexts, Tfidf, find_references, reference_files
 from factpatch.data.sources import resolve_data
-from factpatch.data.tfidf import Tfidf
 from factpatch.evaluation.capability import load_items
 from factpatch.evaluation.perplexity import held_out_text
 from factpatch.evaluation.rows import fact_names

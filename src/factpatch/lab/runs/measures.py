@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from factpatch.data.known import KnownFact
-from factpatch.data.references import ReferenceTexts
-from factpatch.data.tfidf import Tfidf
+from factpatch.data.references import ReferenceTexts, Tfidf
 from factpatch.evaluation import metrics
 from factpatch.evaluation.capability import capability
 from factpatch.evaluation.generation import generate_texts

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from factpatch.data.files import fact_from
+from factpatch.data.formats import fact_from
 from factpatch.data.known import KnownFact, is_known, known_fact_from
-from factpatch.data.reading import convert_records
+from factpatch.data.records import convert_records
 from factpatch.data.sources import resolve_data
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.facts import Fact

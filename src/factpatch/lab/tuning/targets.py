@@ -13,7 +13,7 @@ from typing import Any
 from factpatch.facts import Fact
 from factpatch.lab.tuning.trial import Workbench
 from factpatch.methods import with_settings
-from factpatch.support.failures import FAILURES
+from factpatch.model.memory import FAILURES
 
 logger = logging.getLogger(__name__)
 

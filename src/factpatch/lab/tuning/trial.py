@@ -20,9 +20,9 @@ from factpatch.facts import Fact
 from factpatch.lab.tuning.candidates import Candidate
 from factpatch.methods import Method, has_setting, method_named, settings_of, with_settings
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import FAILURES
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
-from factpatch.support.failures import FAILURES
 from factpatch.values.contexts import check_contexts, generate_contexts
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys

@@ -186,7 +186,7 @@ def test_a_limit_below_one_is_refused(tmp_path: Path, limit: int) -> None:
 
 @pytest.mark.parametrize("limit", [2.0, True, "3"])
 def test_a_limit_that_is_no_integer_is_refused(tmp_path: Path, limit: Any) -> None:
-    with pytest.raises(TypeError, match=f"limit={limit!r} is of type"):
+    with pytest.raises(TypeError, match=f"limit={limit!r}: must be"):
         load_facts(write(tmp_path / "facts.json", [OWN]), limit=limit)
 
 
@@ -201,53 +201,57 @@ def test_a_limit_that_is_no_integer_is_refused(tmp_path: Path, limit: Any) -> No
         ("f.json", {"facts": []}, "holds no records"),
         ("f.csv", "prompt,subject,target_new\n", "holds no records"),
         ("f.json", '[\n  {"prompt": }]', "not JSON: Expecting value at line 2, column 14"),
-        ("f.json", "3", 'the top level is a number; it must be a list of records or an object .* "facts"'),
+        ("f.json", "3", 'the top level is a number; it must be a list of records, or an object .* "facts"'),
         ("f.json", "null", "the top level is null"),
-        ("f.json", OWN, 'the top level is an object without the field "facts"'),
+        ("f.json", OWN, "the top level is an object; it must be a list"),
         ("f.json", {"facts": OWN}, 'field "facts" is an object; it must be a list'),
         ("f.json", [OWN, "x"], "record 1: 'x' is a string; a record must be an object"),
         ("f.json", [{"a": 1}], r"record 0: fields \['a'\] belong to no known format; known: CounterFact"),
         ("f.json", [OWN, without(OWN, "subject")], "record 1: missing field 'subject'"),
         ("f.json", [{**OWN, "target_tru": "x"}], "record 0: unknown field 'target_tru'. Did you mean 'target_true'?"),
-        ("f.json", [{**OWN, "subject": 3}], "record 0: subject=3 is of type int"),
-        ("f.json", [{**OWN, "prompt": "no slot"}], "record 0: prompt='no slot' holds no {}"),
-        ("f.json", [{**OWN, "paraphrases": "x"}], "record 0: paraphrases='x' is of type str"),
-        ("f.json", [{**OWN, "neighbors": "x"}], "record 0: neighbors='x' is of type str"),
+        ("f.json", [{**OWN, "subject": 3}], "record 0: subject=3: must be a valid string"),
+        ("f.json", [{**OWN, "prompt": "no slot"}], "record 0: prompt='no slot': must hold {} exactly once"),
+        ("f.json", [{**OWN, "paraphrases": "x"}], "record 0: paraphrases='x': must be a list"),
+        ("f.json", [{**OWN, "neighbors": "x"}], "record 0: neighbors='x': must be a list"),
         ("f.json", [{**OWN, "neighbors": ["x"]}], r"record 0: neighbors\[0\]='x' is a plain prompt.*add target_true"),
-        ("f.json", [{**OWN, "neighbors": [3]}], r"record 0: neighbors\[0\]=3 is of type int; it must be an object"),
+        ("f.json", [{**OWN, "neighbors": [3]}], r"record 0: neighbors\[0\]=3: must be a dictionary"),
         ("f.json", [{**OWN, "neighbors": [{"prompt": "a", "answer": "b"}]}], r"neighbors\[0\]: unknown field 'answer'"),
         ("f.json", [without(COUNTERFACT, "paraphrase_prompts")], "record 0: missing field 'paraphrase_prompts'"),
         ("f.json", [rewrite(target_new={})], "record 0: missing field 'requested_rewrite.target_new.str'"),
         (
             "f.json",
             [rewrite(target_true="Peru")],
-            "field 'requested_rewrite.target_true' is 'Peru'; it must be an object",
+            "missing field 'requested_rewrite.target_true.str'",
         ),
-        ("f.json", [rewrite(subject=3)], "field 'requested_rewrite.subject' is 3; it must be a string"),
-        ("f.json", [rewrite(subject=" ")], "field 'requested_rewrite.subject' is ' '; it must not be blank"),
-        ("f.json", [rewrite(relation_id=3)], "field 'requested_rewrite.relation_id' is 3; it must be a string"),
-        ("f.json", [{**COUNTERFACT, "generation_prompts": 3}], "field 'generation_prompts' is 3; it must be a list"),
+        ("f.json", [rewrite(subject=3)], "requested_rewrite.subject=3: must be a valid string"),
+        ("f.json", [rewrite(subject=" ")], "requested_rewrite.subject=' ': must not be blank"),
+        ("f.json", [rewrite(relation_id=3)], "requested_rewrite.relation_id=3: must be"),
+        ("f.json", [{**COUNTERFACT, "generation_prompts": 3}], "generation_prompts=3: must be a valid list"),
         (
             "f.json",
             [{**COUNTERFACT, "neighborhood_prompts": "x"}],
-            "field 'neighborhood_prompts' is 'x'; .* list of str",
+            "neighborhood_prompts='x': must be a valid list",
         ),
-        ("f.json", [{**COUNTERFACT, "neighborhood_prompts": [1]}], r"field 'neighborhood_prompts\[0\]' is 1"),
-        ("f.json", [{**COUNTERFACT, "case_id": [1]}], r"record 0: id=\[1\] is of type list"),
+        ("f.json", [{**COUNTERFACT, "neighborhood_prompts": [1]}], r"neighborhood_prompts\[0\]=1: must be"),
+        ("f.json", [{**COUNTERFACT, "case_id": [1]}], r"record 0: id=\[1\]: must be"),
         ("f.json", [ZSRE, without(ZSRE, "src")], "record 1: missing field 'src'"),
         ("f.json", [without(ZSRE, "loc_ans")], "record 0: missing field 'loc_ans'"),
-        ("f.json", [{**ZSRE, "answers": []}], r"record 0: field 'answers' is \[\]"),
-        ("f.json", [{**ZSRE, "subject": "Quito"}], "record 0: field 'src' is .* does not contain the subject 'Quito'"),
+        ("f.json", [{**ZSRE, "answers": []}], r"record 0: answers=\[\]: its first"),
+        ("f.json", [{**ZSRE, "subject": "Quito"}], "record 0: src=.* does not contain the subject 'Quito'"),
         ("f.jsonl", '\n{"prompt": 1\n', "line 2: not JSON: .* at column"),
         ("f.jsonl", json.dumps(OWN) + "\n\n[]", "line 3: .* is a list; a record must be an object"),
-        ("f.jsonl", json.dumps(OWN) + "\n" + json.dumps({**OWN, "subject": ""}), "line 2: subject='' is blank"),
+        (
+            "f.jsonl",
+            json.dumps(OWN) + "\n" + json.dumps({**OWN, "subject": ""}),
+            "line 2: subject='': must not be blank",
+        ),
         ("f.csv", "prompt,subject\na,b\n", "line 1: missing column 'target_new'"),
         ("f.csv", "prompt,subject,target_new,paraphrase\n", "line 1: unknown column 'paraphrase'. Did you mean 'para"),
         ("f.csv", "prompt,subject,target_new,id,id\n", "line 1: column 'id' occurs 2 times"),
         ("f.csv", "prompt,subject,target_new\n{} is,Peru\n", "line 2: the row has 2 cells, the header has 3"),
-        ("f.csv", 'prompt,subject,target_new\n"{}\nis",Peru,x\n{} is,,x\n', "line 4: subject='' is blank"),
+        ("f.csv", 'prompt,subject,target_new\n"{}\nis",Peru,x\n{} is,,x\n', "line 4: subject='': must"),
         ("f.csv", 'prompt,subject,target_new\n{} is,"Peru" a,x\n', "line 2: not CSV"),
-        ("f.csv", "prompt,subject,target_new,neighbors\n{} is,Peru,x,[\n", "line 2: column 'neighbors' is not JSON"),
+        ("f.csv", "prompt,subject,target_new,neighbors\n{} is,Peru,x,[\n", "line 2: column 'neighbors': not JSON"),
     ],
 )
 def test_a_malformed_file_is_refused_with_its_name_the_place_and_the_field(
@@ -373,7 +377,7 @@ def test_facts_at_hand_are_those_of_counterfact_where_it_was_fetched(
     monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path))
     facts, which = facts_at_hand(3)
     assert facts == demo_facts()[:3]
-    assert "3 of the facts that the package ships, since CounterFact was not fetched" in which
+    assert "3 of the facts that come with the package, since CounterFact has not been fetched" in which
     facts, which = facts_at_hand(1000)
     assert facts == demo_facts()
     assert which.startswith(f"{len(facts)} of")
@@ -387,6 +391,6 @@ def test_facts_at_hand_are_those_of_counterfact_where_it_was_fetched(
     monkeypatch.setitem(SOURCES, "counterfact", source)
     facts, which = facts_at_hand(3)
     assert facts == demo_facts()[5:8]
-    assert which == "the first 3 facts of CounterFact, as it was fetched"
+    assert which == "the first 3 facts of CounterFact, as fetched"
     with pytest.raises(ValueError, match="count=0: must be positive"):
         facts_at_hand(0)
