@@ -1,15 +1,26 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Bytecode only of what is imported: compiling all dependencies takes longer than the rest of the installation.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
+# What `make reports` edits: files, or names of fetched data sets.
+COUNTERFACT ?= counterfact
+ZSRE ?= zsre
+# Where the files of the release stand on the web, such as https://HOST/OWNER/factpatch/blob/v0.2.0; see CONTRIBUTING.md.
+ADDRESS ?=
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test lint check format docs reports dist clean
 
 help:
-	@echo "make demo    install, then edit the embedded model and undo the edit"
-	@echo "make test    install, then run all tests"
-	@echo "make check   lint, types and all tests"
-	@echo "make format  format the code"
+	@echo "make demo     install, then edit the embedded model and undo the edit"
+	@echo "make test     install, then run all tests"
+	@echo "make lint     lint, format and types"
+	@echo "make check    make lint, then make test"
+	@echo "make format   format the code"
+	@echo "make docs     build the documentation site in build/site"
+	@echo "make reports  run the published tables and analyses, and write their pages to build/reports (hours)"
+	@echo "make dist     build the source archive and the wheel in dist"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -22,22 +33,44 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[docs]'
+	touch $@ $(VENV)/.installed
+
 demo: $(VENV)/.installed
 	$(BIN)/factpatch demo
 
-# As many tests side by side as there are cores, each on one thread; neighbors in one process, since they share fixtures.
+# As many tests at a time as there are cores, each on one thread; tests of one file run in one process, to share fixtures.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
 
-check: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(MAKE) test
+
+check: lint test
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
+
+# Each command resumes where it was interrupted.
+REPRODUCE = $(BIN)/factpatch reproduce $(1) --model smollm2-135m --batch-size 20 --text-facts 20
+reports: $(VENV)/.installed-dev
+	mkdir -p build/reports
+	$(call REPRODUCE,table2) --dataset $(COUNTERFACT) --facts 200 --out build/reports/table2
+	$(call REPRODUCE,table5) --dataset $(COUNTERFACT) --facts 200 --out build/reports/table5
+	$(call REPRODUCE,table2) --dataset $(ZSRE) --facts 100 --out build/reports/zsre
+	$(BIN)/factpatch report build/reports/table2 build/reports/table5 build/reports/zsre --out build/reports/smollm2-135m.html
+	$(BIN)/factpatch analyze all --model smollm2-135m --facts $(COUNTERFACT) --limit 50 --text-facts 5 --out build/reports/analysis
+
+dist: | $(BIN)/python
+	$(INSTALL) build
+	$(BIN)/python tools/dist.py --address "$(ADDRESS)"
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
