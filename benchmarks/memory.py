@@ -46,7 +46,7 @@ from factpatch.model.precision import PRECISIONS, computing, precision_for
 from factpatch.model.weights import snapshot
 from factpatch.patch.patch import write_shift
 from factpatch.patch.shift import LowRank
-from factpatch.strategies import Memory
+from factpatch.strategies.least_squares import EarlierKeys
 from factpatch.values import budget
 from factpatch.values.budget import tokens_to_freeze
 from factpatch.values.descent import Descent
@@ -232,7 +232,7 @@ def on_the_cpu(planned: Planned, facts: int) -> tuple[float, float]:
     moment, keys, residual = torch.eye(SMALL, dtype=torch.float64), torch.ones(n, SMALL), torch.ones(n, d_value)
     weight = torch.zeros(d_value, SMALL)
     with Watch() as watch:
-        memory = Memory(Ridge().prepare(moment))
+        memory = EarlierKeys(Ridge().prepare(moment))
         prepared = watch.live.total()
         shift = memory.solve(keys, residual)
         write_shift(weight, LowRank(shift.up.float(), shift.down.float()), torch.float32)

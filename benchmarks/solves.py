@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from factpatch import NullSpace, Ridge
-from factpatch.strategies import Memory, System
+from factpatch.strategies.least_squares import EarlierKeys, System
+from factpatch.strategies.memory import Traces
 
 RIDGE, NULL_SPACE = Ridge(weight=1000.0), NullSpace(threshold=0.02, l2=1.0)
 SHOWN = (100, 200, 500, 1000, 2000, 5000, 10000)
@@ -111,8 +112,8 @@ class RandomBatch:
         self.problem = problem
         self.keys, self.residual = problem.random(facts, problem.d_key), problem.random(facts, d_value)
         self.earlier = problem.random(earlier, problem.d_key)
-        self.memory = Memory(problem.system())
-        self.memory.follow(list(self.earlier.split(facts)))
+        self.memory = EarlierKeys(problem.system())
+        self.memory.follow([{"keys": keys} for keys in self.earlier.split(facts)])
         self.fixed = problem.fixed()
         product = 2 * problem.d_key * facts * d_value
         plainly, ours = problem.operations(facts, earlier, d_value)
@@ -128,10 +129,10 @@ class RandomBatch:
 def stream(problem: Problem, facts: int, total: int) -> Iterator[str]:
     """What each batch of a session takes: to follow the batch before it, and to solve its own, in factors."""
     start = time.perf_counter()
-    memory = Memory(problem.system())
+    memory = EarlierKeys(problem.system())
     yield f"{problem.name}, d_key {problem.d_key}, batches of {facts}: prepared in {time.perf_counter() - start:.2f} s"
     yield "earlier facts   follow s    solve s"
-    batches: list[Tensor] = []
+    batches: list[Traces] = []
     taken: list[float] = []
     for earlier in range(0, total + 1, facts):
         keys, residual = problem.random(facts, problem.d_key), problem.random(facts, 1)
@@ -144,7 +145,7 @@ def stream(problem: Problem, facts: int, total: int) -> Iterator[str]:
             taken.append(end - start)
         if earlier in SHOWN or earlier == total:
             yield f"{earlier:13d} {middle - start:10.3f} {end - middle:10.3f}"
-        batches.append(keys)
+        batches.append({"keys": keys})
     parts = (memory.first.factor, memory.first.basis, memory.system.factor)
     kept = sum(part.nbytes for part in parts if part is not None)
     yield (

@@ -46,5 +46,5 @@ def make(
 ) -> Editor:
     row = METHODS[method] if isinstance(method, str) else method
     given = {"contexts": CONTEXTS, "second_moments": second_moments(layers=critical_layers), **options}
-    chosen = {**QUICK, **SOLVER[type(row.solver)], **(settings or {})}
+    chosen = {**QUICK, **SOLVER.get(type(row.solver), {}), **(settings or {})}
     return Editor(tiny(family, dtype=dtype), method=row, critical_layers=critical_layers, settings=chosen, **given)

@@ -15,6 +15,7 @@ from tests.models import FAMILIES, INNER, SENTENCES, tiny, tiny_model, tiny_toke
 from torch import Tensor
 
 import factpatch.editor as editor_module
+import factpatch.patch.history as history_module
 from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch, Ridge
 from factpatch.methods import settings_of
 from factpatch.model.weights import restore, snapshot
@@ -101,7 +102,7 @@ def full_weights(editor: Editor) -> Iterator[None]:
     """The weights that a session goes on from, where its regularizer makes the model show something else."""
     weights = editor.lm.weights(LAYERS)
     shown = snapshot(weights)
-    restore(weights, editor._full)
+    restore(weights, editor.history._full)
     yield
     restore(weights, shown)
 
@@ -355,7 +356,7 @@ def test_a_patch_of_other_settings_or_weights_is_not_replayed() -> None:
 def test_a_replay_that_would_give_other_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     patch, fresh = make().edit(FACTS), make()
     before = state(fresh)
-    monkeypatch.setattr(editor_module, "write_shift", lambda weight, *args: weight.add_(1e-3))
+    monkeypatch.setattr(history_module, "add_shift", lambda weight, *args: weight.add_(1e-3))
     with pytest.raises(RuntimeError, match="rounds the shifts differently"):
         fresh.replay(patch)
     assert same(fresh, before)
@@ -407,7 +408,7 @@ def test_an_interrupted_undo_leaves_the_edited_model_and_can_be_tried_again(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(editor_module, "write_shift", fail)
+        patched.setattr(history_module, "add_shift", fail)
         with pytest.raises(type(error)):
             editor.undo()
     assert same(editor, second)
@@ -420,7 +421,7 @@ def test_an_undo_that_would_give_other_bits_is_refused(monkeypatch: pytest.Monke
     editor.edit(FACTS[:2])
     editor.edit(FACTS[2:])
     before = state(editor)
-    monkeypatch.setattr(editor_module, "write_shift", lambda weight, *args: weight.add_(1e-3))
+    monkeypatch.setattr(history_module, "add_shift", lambda weight, *args: weight.add_(1e-3))
     with pytest.raises(RuntimeError, match="other bits"):
         editor.undo()
     assert same(editor, before)
@@ -434,7 +435,7 @@ def test_reset_takes_all_edits_back_at_once_and_writes_no_shift(method: str, mon
         editor.edit([fact])
     assert not same(editor, before)
     with monkeypatch.context() as patched:
-        patched.setattr(editor_module, "write_shift", None)
+        patched.setattr(history_module, "add_shift", None)
         editor.reset()
         editor.reset()  # with nothing left to take back
     assert same(editor, before)
@@ -448,7 +449,7 @@ def test_a_reset_to_other_bits_than_the_unedited_ones_is_refused() -> None:
     editor.edit(FACTS[:2])
     editor.edit(FACTS[2:])
     edited = state(editor)
-    next(iter(editor._base.values()))[0, 0] += 1
+    next(iter(editor.history._unedited.values()))[0, 0] += 1
     with pytest.raises(RuntimeError, match="copies of the unedited weights"):
         editor.reset()
     assert same(editor, edited)
@@ -529,14 +530,15 @@ def test_factors_are_float32_and_float64_in_exact_mode() -> None:
     assert {part.dtype for part in make().edit(FACTS).batches[0].shifts[1].tensors().values()} == {torch.float64}
 
 
-@pytest.mark.parametrize("stage", ["optimize_values", "read_keys", "write_shift"])
+@pytest.mark.parametrize("stage", ["optimize_values", "read_keys", "add_shift"])
 @pytest.mark.parametrize("error", [FloatingPointError("not finite"), KeyboardInterrupt(), MemoryError()])
 def test_whatever_interrupts_an_edit_the_model_is_restored(
     stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     editor = make("memit")
     before = state(editor)
-    real, calls = getattr(editor_module, stage), []
+    module = history_module if stage == "add_shift" else editor_module
+    real, calls = getattr(module, stage), []
 
     def fail_the_second_time(*args: Any, **kwargs: Any) -> Any:
         calls.append(stage)
@@ -544,12 +546,12 @@ def test_whatever_interrupts_an_edit_the_model_is_restored(
             raise error
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(editor_module, stage, fail_the_second_time)
+    monkeypatch.setattr(module, stage, fail_the_second_time)
     with pytest.raises(type(error)):
         editor.edit(FACTS)
     assert same(editor, before)
     assert editor.edits == []
-    monkeypatch.setattr(editor_module, stage, real)
+    monkeypatch.setattr(module, stage, real)
     editor.edit(FACTS)
 
 

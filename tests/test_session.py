@@ -25,10 +25,11 @@ from factpatch.edit_report import edit_and_report
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, latest
+from factpatch.journal import SessionError, _line
 from factpatch.methods import METHODS, with_settings
 from factpatch.model.weights import content_hash
 from factpatch.patch.patch import Patch
-from factpatch.session import Session, SessionError, _line, load_patch
+from factpatch.session import Session, load_patch
 from factpatch.strategies import NullSpace
 
 LAYERS = (1, 2, 3)
@@ -132,15 +133,15 @@ def two_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 STAGES = {
     "optimizing": "factpatch.editor.optimize_values",
     "keys": "factpatch.editor.read_keys",
-    "writing the weights": "factpatch.editor.write_shift",
-    "remembering": "factpatch.editor.Editor._remember",
+    "writing the weights": "factpatch.patch.history.add_shift",
+    "remembering": "factpatch.patch.history.History._take",
     "saving": "factpatch.patch.patch.Patch.save",
-    "filling the patch file": "factpatch.patch.file._bytes",
+    "filling the patch file": "safetensors.torch.save",
     "syncing": "factpatch.support.files.os.fsync",
     "renaming": "factpatch.support.files.os.replace",
     "reading back": "factpatch.session.describe",
     "asking": "factpatch.session.read_facts",
-    "the journal": "factpatch.session.append",
+    "the journal": "factpatch.journal.append",
     "a write to the journal": "factpatch.support.files.os.write",
 }
 
@@ -331,7 +332,7 @@ def test_a_disk_that_fills_up_under_a_process_loses_nothing(
             session.edit(editor)
         room = len(before) + 20
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("factpatch.session.append", _within(room))
+            patched.setattr("factpatch.journal.append", _within(room))
             with pytest.raises(OSError, match=r"larger than this process may write.*journal\.jsonl"):
                 session.edit(editor)
         assert journal.read_bytes() == before
@@ -411,7 +412,7 @@ def test_what_is_no_session_is_named(tmp_path: Path, session_of_two: Path) -> No
     for content, message in (
         ("{", "cannot be read"),
         ({**record, "format": 99}, "newer factpatch"),
-        ({"format": 1}, "lacks about"),
+        ({"format": 1}, "lacks joins, method, model, settings, weights"),
     ):
         about.write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(SessionError, match=message):
@@ -544,7 +545,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone_even_killed(sessio
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         before = (session_of_two / "journal.jsonl").read_bytes()
-        with pytest.raises(SessionError, match="another process is editing this session"), session.locked():
+        with pytest.raises(SessionError, match="another process is using this session"), session.locked():
             pytest.fail("the block must not run")
         assert (session_of_two / "journal.jsonl").read_bytes() == before
     finally:
@@ -683,8 +684,8 @@ def test_sessions_without_a_patch_say_why(tmp_path: Path) -> None:
 
 def test_a_session_may_begin_without_facts(tmp_path: Path, plain: Callable[..., list[bytes]]) -> None:
     (tmp_path / "session").mkdir()
-    session, editor = Session.create(tmp_path / "session", make(), about={"a": (1, 2)}), make()
-    assert session.about["about"] == {"a": [1, 2]}
+    session, editor = Session.create(tmp_path / "session", make()), make()
+    assert session.source is None
     with session.locked():
         session.attach(editor)
         for batch in BATCHES:

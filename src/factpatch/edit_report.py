@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from factpatch.editor import Edit, Editor
+from factpatch.edited import Edit
+from factpatch.editor import Editor
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.plain import plain_summary
 from factpatch.evaluation.rows import METRICS
@@ -192,21 +193,40 @@ def edit_and_report(
     batches = [tuple(batch) for batch in batches] if session is None else session.batches
     if editor.edits:
         raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
-    text = held_out_text() if text is None else text
-    facts = latest(batches)[0]
     lm = editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
     earlier = sum(spent.values())
     start = time.perf_counter()
-
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    before = after = fluent_before = fluent_after = None
-    if measure:
-        with timed(spent, "perplexity"):
-            fluent_before = _perplexity(lm, text, progress)
-        with timed(spent, "verify_before"):
-            before = ask(lm, facts, "asking before the edit", None, progress)
+    measuring = _Measuring(lm, latest(batches)[0], held_out_text() if text is None else text, spent, progress)
+    before = measuring.measure("before") if measure else None
+    _edit_all(editor, batches, session, measure, spent)
+    patch = editor.patch
+    if out is not None:
+        patch.save(out)
+    if save_model is not None:
+        with timed(spent, "save_model"):
+            editor.save_pretrained(save_model)
+    after = measuring.measure("after", before) if measure else None
+    return EditReport(
+        model=lm.name,
+        patch=patch,
+        settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
+        steps={layer: Steps.of(editor.edits, layer) for layer in sorted({*chain(*(e.targets for e in editor.edits))})},
+        seconds={**spent, "total": earlier + time.perf_counter() - start},
+        verification=None if after is None else after.verification,
+        perplexity_before=None if before is None else before.perplexity,
+        perplexity_after=None if after is None else after.perplexity,
+        patch_file=out,
+        editing=_editing(editor.edits),
+    )
+
+
+def _edit_all(
+    editor: Editor, batches: Sequence[Sequence[Fact]], session: Session | None, ask: bool, spent: dict[str, float]
+) -> None:
+    """Edit one batch after another; a session's own batches, after those that it has finished."""
     if session is None:
         for batch in batches:
             editor.edit(batch)
@@ -214,33 +234,34 @@ def edit_and_report(
         with timed(spent, "replay"):
             session.attach(editor)
         while session.waiting:
-            session.edit(editor, ask=measure)
+            session.edit(editor, ask=ask)
     for edit in editor.edits:
         for stage, took in edit.seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took
-    patch = editor.patch
-    if out is not None:
-        patch.save(out)
-    if save_model is not None:
-        with timed(spent, "save_model"):
-            editor.save_pretrained(save_model)
-    if measure:
-        with timed(spent, "verify_after"):
-            after = ask(lm, facts, "asking after the edit", before, progress)
-        with timed(spent, "perplexity"):
-            fluent_after = _perplexity(lm, text, progress)
-    return EditReport(
-        model=lm.name,
-        patch=patch,
-        settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
-        steps={layer: Steps.of(editor.edits, layer) for layer in sorted({*chain(*(e.targets for e in editor.edits))})},
-        seconds={**spent, "total": earlier + time.perf_counter() - start},
-        verification=after,
-        perplexity_before=fluent_before,
-        perplexity_after=fluent_after,
-        patch_file=out,
-        editing=_editing(editor.edits),
-    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    verification: Verification
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """What is asked before and after an edit."""
+
+    lm: LanguageModel
+    facts: Sequence[Fact]
+    text: str
+    spent: dict[str, float]
+    progress: bool
+
+    def measure(self, when: str, before: _Measured | None = None) -> _Measured:
+        with timed(self.spent, f"verify_{when}"):
+            earlier = None if before is None else before.verification
+            verification = ask(self.lm, self.facts, f"asking {when} the edit", earlier, self.progress)
+        with timed(self.spent, "perplexity"), bar("measuring perplexity", 1, self.progress):
+            return _Measured(verification, perplexity(self.lm, self.text))
 
 
 def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: Sequence[str]) -> None:
@@ -271,11 +292,6 @@ def _editing(edits: Sequence[Edit]) -> float | None:
     if not all(edit.seconds for edit in edits):
         return None
     return math.fsum(took for edit in edits for stage, took in edit.seconds.items() if stage != "second_moment")
-
-
-def _perplexity(lm: LanguageModel, text: str, progress: bool) -> float:
-    with bar("measuring perplexity", 1, progress):
-        return perplexity(lm, text)
 
 
 def _named(fact: Fact) -> dict[str, Any]:

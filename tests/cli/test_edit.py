@@ -135,9 +135,9 @@ def test_the_precision_is_in_the_patch_and_in_the_report(
 
 BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "method": (["--method", "memit-bleu"], "Did you mean 'memit-blue'"),
-    "layer": (["--layers", "1,9"], "--layers: layers=[1, 9]: layer 9 does not exist"),
+    "layer": (["--layers", "1,9"], "--layers: critical_layers=[1, 9]: layer 9 does not exist"),
     "layers in disorder": (["--layers", "2,1"], "--layers"),
-    "layers in words": (["--layers", "first"], "--layers first"),
+    "layers in words": (["--layers", "first"], "--layers: critical_layers='first': write numbers"),
     "device": (["--device", "cuda:77"], "--device: device='cuda:77'"),
     "device name": (["--device", "gpu"], "--device: device='gpu'"),
     "dtype": (["--dtype", "float8"], "--dtype: dtype='float8'"),

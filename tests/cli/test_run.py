@@ -86,7 +86,7 @@ def test_a_run_ends_with_the_same_numbers_after_several_interruptions(
     places = (
         "factpatch.lab.runs.measures.write_rows",
         "factpatch.values.shared.optimize_values",
-        "factpatch.session.append",
+        "factpatch.journal.append",
     )
     for place in places:
         with monkeypatch.context() as patched:
@@ -185,7 +185,7 @@ def test_time_that_was_spent_on_shared_targets_before_is_noted(
     config["evaluate"] = {"perplexity": False, "generation": False}
     config["methods"] = [config["methods"][0], config["methods"][2]]  # memit, and prune, which conditions in the end
     with monkeypatch.context() as patched:
-        interrupt(patched, "factpatch.session.append", calls=7)
+        interrupt(patched, "factpatch.journal.append", calls=7)
         begin(config)
     assert begin(config).exit_code == 0
     results = read_results(tmp_path / "out")

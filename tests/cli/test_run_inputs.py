@@ -29,7 +29,7 @@ def small(config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 def stopped(begin: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The configuration of a run that was interrupted behind its first batch."""
     with monkeypatch.context() as patched:
-        interrupt(patched, "factpatch.session.append", calls=2)
+        interrupt(patched, "factpatch.journal.append", calls=2)
         assert begin(small).exit_code == 130
     return small
 

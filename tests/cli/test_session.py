@@ -469,7 +469,7 @@ def test_a_process_killed_again_and_again_loses_nothing(
     resume: list[object] = ["edit", "--resume", directory]
     for command, moment, done in (
         ([*arguments, "--out", out], ("factpatch.editor", "optimize_values", 1), 0),
-        (resume, ("factpatch.session", "append", 2), 1),  # in the middle of a line
+        (resume, ("factpatch.journal", "append", 2), 1),  # in the middle of a line
         (resume, ("factpatch.session", "read_facts", 1), 1),  # the patch is written and its line is not
     ):
         killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, (*moment, *command))], check=False)

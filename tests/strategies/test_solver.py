@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from factpatch.strategies import Memory, NullSpace, Ridge, least_squares
-from factpatch.strategies.least_squares import PANEL, add_rows
+from factpatch.patch.shift import LowRank
+from factpatch.strategies import NullSpace, Ridge, least_squares
+from factpatch.strategies.least_squares import PANEL, EarlierKeys, System, add_rows
+from factpatch.strategies.memory import Traces
 
 D_KEY, D_VALUE = 24, 16
 
@@ -24,12 +28,23 @@ def problem(facts: int, earlier: int, seed: int = 0) -> tuple[Tensor, Tensor, Te
     return text.T @ text / 200, normal(facts, D_KEY), normal(facts, D_VALUE), normal(earlier, D_KEY)
 
 
+def solve(solver: Ridge | NullSpace | System, moment: Tensor, keys: Tensor, residual: Tensor, past: Tensor) -> LowRank:
+    """One batch, after earlier keys that came as one batch."""
+    memory = EarlierKeys(solver) if isinstance(solver, System) else solver.memory(moment)
+    memory.follow(traces([past]) if len(past) else [])
+    return memory.solve(keys, residual)
+
+
+def traces(batches: Sequence[Tensor]) -> list[Traces]:
+    return [{"keys": keys} for keys in batches]
+
+
 @pytest.mark.parametrize("earlier", [0, 7])
 @pytest.mark.parametrize("facts", [1, 5, 40])
 def test_ridge_equals_the_dense_solution(facts: int, earlier: int) -> None:
     moment, keys, residual, past = problem(facts, earlier)
     solver = Ridge(weight=30.0)
-    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    shift = solve(solver, moment, keys, residual, past).matrix()
     system = 30.0 * moment + past.T @ past + keys.T @ keys
     dense = torch.linalg.solve(system, keys.T @ residual).T
     torch.testing.assert_close(shift, dense, rtol=1e-9, atol=1e-11)
@@ -40,7 +55,7 @@ def test_ridge_equals_the_dense_solution(facts: int, earlier: int) -> None:
 def test_null_space_equals_the_dense_solution(facts: int, earlier: int) -> None:
     moment, keys, residual, past = problem(facts, earlier)
     solver = NullSpace(threshold=0.5, l2=3.0)
-    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    shift = solve(solver, moment, keys, residual, past).matrix()
     values, vectors = torch.linalg.eigh(moment)
     inside = vectors[:, values < 0.5]
     projector = inside @ inside.T
@@ -52,7 +67,7 @@ def test_null_space_equals_the_dense_solution(facts: int, earlier: int) -> None:
 def test_ridge_minimizes_the_least_squares_of_the_paper() -> None:
     moment, keys, residual, past = problem(5, 7)
     solver = Ridge(weight=2.0)
-    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    shift = solve(solver, moment, keys, residual, past).matrix()
     # ‖K Δᵀ − R‖² + ‖K_p Δᵀ‖² + λ ‖C^½ Δᵀ‖² as one stacked least-squares problem.
     root = torch.linalg.cholesky(2.0 * moment).T
     rows = torch.cat([keys, past, root])
@@ -64,7 +79,7 @@ def test_a_null_space_shift_leaves_preserved_keys_unchanged() -> None:
     moment, keys, residual, past = problem(5, 0)
     values, vectors = torch.linalg.eigh(moment)
     solver = NullSpace(threshold=0.5, l2=1.0)
-    shift = solver.solve(solver.prepare(moment), keys, residual, past).matrix()
+    shift = solve(solver, moment, keys, residual, past).matrix()
     preserved = vectors[:, values >= 0.5]
     assert preserved.shape[1] > 0
     assert float((shift @ preserved).abs().max()) < 1e-12 * float(shift.abs().max()) * D_KEY
@@ -73,22 +88,22 @@ def test_a_null_space_shift_leaves_preserved_keys_unchanged() -> None:
 @pytest.mark.parametrize("solver", [Ridge(weight=5.0), NullSpace(threshold=0.5, l2=1.0)], ids=["ridge", "null-space"])
 def test_zero_residual_gives_zero_shift(solver: Ridge | NullSpace) -> None:
     moment, keys, residual, past = problem(5, 3)
-    assert not solver.solve(solver.prepare(moment), keys, torch.zeros_like(residual), past).matrix().any()
+    assert not solve(solver, moment, keys, torch.zeros_like(residual), past).matrix().any()
 
 
 @pytest.mark.parametrize("solver", [Ridge(weight=5.0), NullSpace(threshold=0.5, l2=1.0)], ids=["ridge", "null-space"])
 def test_the_order_of_facts_does_not_matter(solver: Ridge | NullSpace) -> None:
     moment, keys, residual, past = problem(6, 4)
-    prepared, order = solver.prepare(moment), torch.tensor([3, 1, 5, 0, 4, 2])
-    one = solver.solve(prepared, keys, residual, past).matrix()
-    other = solver.solve(prepared, keys[order], residual[order], past.flip(0)).matrix()
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    one = solve(solver, moment, keys, residual, past).matrix()
+    other = solve(solver, moment, keys[order], residual[order], past.flip(0)).matrix()
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("facts", [1, 6])
 def test_the_shift_has_at_most_the_rank_of_the_batch(facts: int) -> None:
     moment, keys, residual, past = problem(facts, 9)
-    shift = Ridge(weight=1.0).solve(Ridge(weight=1.0).prepare(moment), keys, residual, past)
+    shift = solve(Ridge(weight=1.0), moment, keys, residual, past)
     assert shift.up.shape == (D_VALUE, facts)
     assert shift.down.shape == (facts, D_KEY)
 
@@ -109,7 +124,7 @@ def test_different_numbers_of_facts_are_refused() -> None:
     moment, keys, residual, past = problem(4, 0)
     solver = Ridge()
     with pytest.raises(ValueError, match="keys hold 4 facts and residual 3"):
-        solver.solve(solver.prepare(moment), keys, residual[:3], past)
+        solve(solver, moment, keys, residual[:3], past)
 
 
 @pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"weight": -1.0}])
@@ -125,21 +140,21 @@ SOLVERS = [Ridge(weight=5.0), NullSpace(threshold=0.5, l2=1.0)]
 def test_a_memory_gives_what_starting_over_gives_after_every_batch(solver: Ridge | NullSpace) -> None:
     moment, keys, residual, past = problem(5, 90)
     system = solver.prepare(moment)
-    memory = Memory(system)
-    batches: list[Tensor] = []
+    memory = EarlierKeys(system)
+    batches: list[Traces] = []
     for size in (3, 1, 40, 5, 7, 30):
-        start = sum(map(len, batches))
-        batches.append(past[start : start + size])
+        start = sum(len(batch["keys"]) for batch in batches)
+        batches.append({"keys": past[start : start + size]})
         memory.follow(batches)
-        expected = solver.solve(system, keys, residual, past[: start + size]).matrix()
+        expected = solve(system, moment, keys, residual, past[: start + size]).matrix()
         torch.testing.assert_close(memory.solve(keys, residual).matrix(), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=["ridge", "null-space"])
 def test_a_memory_follows_back_and_its_bits_depend_on_the_sequence_alone(solver: Ridge | NullSpace) -> None:
     moment, keys, residual, past = problem(5, 12)
-    batches = [past[:4], past[4:8], past[8:]]
-    straight, wandering = (Memory(solver.prepare(moment)) for _ in range(2))
+    batches = traces([past[:4], past[4:8], past[8:]])
+    straight, wandering = (solver.memory(moment) for _ in range(2))
     straight.follow(batches)
     for path in (batches[:1], batches, batches[:2], [], batches[:1], batches):
         wandering.follow(path)
@@ -151,8 +166,8 @@ def test_a_memory_that_was_interrupted_while_it_followed_starts_over(
     solver: Ridge | NullSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moment, keys, residual, past = problem(5, 12)
-    batches = list(past.split(4))
-    memory, calm = (Memory(solver.prepare(moment)) for _ in range(2))
+    batches = traces(past.split(4))
+    memory, calm = (solver.memory(moment) for _ in range(2))
     monkeypatch.setattr(least_squares, "PANEL", 5)
     calm.follow(batches)
     memory.follow(batches[:1])
@@ -210,8 +225,8 @@ def test_ill_conditioned_moments_give_the_dense_solution_to_one_in_a_million(nam
         projector = basis @ basis.T
         system_of_paper = projector @ outer + 1e-3 * torch.eye(width, dtype=torch.float64)
         dense = torch.linalg.solve(system_of_paper, projector @ keys.T @ residual).T
-    memory = Memory(system)
-    memory.follow(list(past.split(15)))
+    memory = EarlierKeys(system)
+    memory.follow(traces(past.split(15)))
     found = memory.solve(keys, residual).matrix()
     assert float((found - dense).norm() / dense.norm()) < 1e-6
 
@@ -223,8 +238,8 @@ def test_a_batch_takes_operations_with_the_square_of_the_dimensions_and_equally_
     def operations(width: int, earlier: int) -> int:
         generator = torch.Generator().manual_seed(0)
         keys = torch.randn(4, width, generator=generator, dtype=torch.float64)
-        past = list(torch.randn(earlier, width, generator=generator, dtype=torch.float64).split(4))
-        memory = Memory(solver.prepare(torch.diag(torch.logspace(0, -2, width, dtype=torch.float64))))
+        past = traces(torch.randn(earlier, width, generator=generator, dtype=torch.float64).split(4))
+        memory = EarlierKeys(solver.prepare(torch.diag(torch.logspace(0, -2, width, dtype=torch.float64))))
         memory.follow(past[:-1])
         with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
             memory.follow(past)
@@ -267,7 +282,7 @@ def test_a_scaled_solver_writes_the_wanted_share_of_a_fact_alone(solver: Ridge |
     moment, keys, residual, _ = problem(1, 0)
     scaled = solver.scaled([moment], [keys], written)
     nothing = keys.new_zeros(0, D_KEY)
-    shift = scaled.solve(scaled.prepare(moment), keys, residual, nothing).matrix()
+    shift = solve(scaled, moment, keys, residual, nothing).matrix()
     torch.testing.assert_close(keys @ shift.T, written * residual)
 
 
@@ -278,7 +293,7 @@ def test_scaling_does_not_depend_on_the_unit_of_keys(solver: Ridge | NullSpace) 
     found = []
     for unit in (1.0, 100.0):
         scaled = solver.scaled([unit**2 * moment], [unit * keys], 0.9)
-        shift = scaled.solve(scaled.prepare(unit**2 * moment), unit * keys, residual, nothing).matrix()
+        shift = solve(scaled, unit**2 * moment, unit * keys, residual, nothing).matrix()
         found.append(unit * keys @ shift.T)
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
 

@@ -20,7 +20,7 @@ from factpatch.model.packed import packed_attention
 from factpatch.model.precision import PRECISIONS, computing
 from factpatch.strategies import AttentionAndMlp, HiddenState, Target
 from factpatch.values import descent as module
-from factpatch.values.descent import Descent
+from factpatch.values.descent import Descent, Loss
 from factpatch.values.frozen import freeze
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.rows import optimization_rows
@@ -239,7 +239,7 @@ def test_a_step_reads_nothing_back_from_the_device(family: str, target: Target, 
     fake, precise = FakeTensorMode(allow_non_fake_inputs=True), computing(lm, PRECISIONS[precision])
     with fake, lm.quiet(), packed_attention(lm), precise as lm:
         present = torch.ones(2, len(target.sites), lm.d_value)
-        descent = Descent(lm, freeze(lm, rows, 0, tokens=30), 1, target, present, tokens=30)
+        descent = Descent(Loss(lm, freeze(lm, rows, 0, tokens=30), 1, target, present, tokens=30))
         assert len(descent.groups) == 2
         descent.step()
         assert isinstance(descent.state.loss, FakeTensor)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.cli.checks import editor_from
+from factpatch.recipe import Recipe
 
 if TYPE_CHECKING:
     from factpatch.facts import Fact
@@ -25,7 +25,9 @@ class SpreadChoice(str, Enum):
     BOTH = "both"
 
 
+@options.with_recipe("remember_keys", method="memit")
 def analyze(
+    recipe: Recipe,
     what: Annotated[
         list[str],
         typer.Argument(
@@ -84,18 +86,6 @@ def analyze(
             "Default: the published ones, if they were fetched.",
         ),
     ] = None,
-    method: options.Method = "memit",
-    preset: options.Preset = None,
-    variant: options.Variant = None,
-    settings: options.Settings = None,
-    layers: options.Layers = None,
-    chat: options.Chat = False,
-    precision: options.Precision = None,
-    seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    corpus: options.Corpus = None,
-    corpus_tokens: options.CorpusTokens = None,
 ) -> None:
     """Analyze what distributing a residual over layers does to an edit, as section 4 of the paper of BLUE does.
 
@@ -123,26 +113,19 @@ def analyze(
         AnalysisDirectory.check_place(out)
     with checks.argument("--facts"):
         read = _facts(facts, limit, skip_unusable)
-    with checks.argument("--corpus"):
-        opened = None if corpus is None else corpus_from(corpus)
-    how: dict[str, Any] = {
-        "model": model, "method": method, "preset": preset, "variant": variant, "chat": chat,
-        "settings": settings or [], "layers": layers, "seed": seed, "device": device, "dtype": dtype,
-        "precision": precision, "corpus": opened, "corpus_tokens": corpus_tokens, "remember_keys": True,
-    }  # fmt: skip
-    editor = editor_from(how, {})
+    editor = checks.make_editor(model, recipe, {})
     with checks.argument("--facts"):
         kept, left_out = usable(editor.lm, read, editor.contexts)
     for reason in left_out:
         render.note(reason, "yellow")
     spreads = list(SPREADS) if spread is SpreadChoice.BOTH else [spread.value]
-    texts = TextOptions(text_facts, references=references, seed=seed)
+    texts = TextOptions(text_facts, references=references, seed=recipe.seed)
     with checks.argument("--method, --facts"):
         check_study(editor, kept, spreads, batch_size)
     with checks.argument("--corpus"):  # which is read here, where settings are derived from the model's keys
         study = Study(editor, kept, spreads, batch_size, texts)
     with checks.argument("--out"):
-        about = study.about(corpus=corpus_from(opened).identity, corpus_tokens=corpus_tokens)
+        about = study.about(corpus=corpus_from(recipe.corpus).identity, corpus_tokens=recipe.corpus_tokens)
         directory = AnalysisDirectory(out, about)
     failed: list[str] = []
 

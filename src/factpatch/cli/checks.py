@@ -9,18 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factpatch.cli.render import messages
-
-if TYPE_CHECKING:
-    from factpatch.model.language_model import LanguageModel
-    from factpatch.presets.preset import Preset
-
-
-from typing import TYPE_CHECKING
-
-from factpatch.cli import checks
+from factpatch.recipe import Recipe, RecipeError
 
 if TYPE_CHECKING:
     from factpatch.editor import Editor
+    from factpatch.model.language_model import LanguageModel
 
 
 class BadArgumentError(ValueError):
@@ -46,6 +39,21 @@ def argument(name: str) -> Iterator[None]:
         alike = [f"{option.removeprefix('--')}: " for option in name.split(", ")]
         said = next((str(error).removeprefix(one) for one in alike if str(error).startswith(one)), str(error))
         raise BadArgumentError(f"{name}: {said}") from error
+
+
+@contextmanager
+def recipe_errors() -> Iterator[None]:
+    """Let errors about a field of a recipe name its option.
+
+    Raises:
+        BadArgumentError: The block raised a RecipeError.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        option = Recipe.flag(error.field).name if error.field in Recipe.model_fields else error.field
+        said = str(error).removeprefix(f"{error.field}: ")
+        raise BadArgumentError(f"{option}: {said}") from error
 
 
 def read_text(option: str, path: Path | None) -> str | None:
@@ -122,16 +130,6 @@ def _check_folder(option: str, path: Path) -> None:
         raise BadArgumentError(f"{option} {path}: the folder {folder} cannot be written to; choose another place.")
 
 
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Layers as the command line takes them: numbers with commas between them."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise BadArgumentError(f"--layers {text}: write numbers with commas between them, as 4,5,6,7,8.") from None
-
-
 def parse_names(text: str | None) -> list[str]:
     """Names as the command line takes them, with commas between them."""
     return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
@@ -187,72 +185,22 @@ def silence_transformers() -> None:
     hub_logging.set_verbosity_error()
 
 
-def check_layers(lm: LanguageModel, layers: tuple[int, ...] | None) -> None:
-    """Raise BadArgumentError if layers are given that the model does not have, or not in order."""
-    if layers is not None:
-        with argument("--layers"):
-            lm.check_layers(layers, "layers")
-
-
-def load_preset(path: Path | str | None, lm: LanguageModel) -> Preset:
-    """The preset of a file, or the one that the model gets without.
-
-    Raises:
-        BadArgumentError: the file is no preset, or one for another model.
-    """
-    from factpatch.presets.preset import check_fits, load_preset, preset_for
-
-    with argument("--preset"):
-        return preset_for(lm) if path is None else check_fits(load_preset(path), lm)
-
-
-def check_variant(preset: Preset, variant: str | None) -> None:
-    """Raise BadArgumentError if a preset has no such variant."""
-    with argument("--variant"):
-        preset.rows(variant)
-
-
 def save_model(lm: LanguageModel, directory: Path, card: str | None = None) -> None:
     """Write a model, its tokenizer and its card, with a sign of life on a terminal."""
     with messages.status(f"writing {directory}"):
         lm.save_pretrained(directory, card)
 
 
-def editor_from(how: dict[str, Any], seconds: dict[str, float]) -> Editor:
-    """The editor that the arguments describe, those of the command line or those a session has kept."""
-    chosen = checks.parse_layers(how["layers"])
+def make_editor(model: str, recipe: Recipe, seconds: dict[str, float]) -> Editor:
+    """Load a model and make the editor that a recipe describes.
 
+    Raises:
+        BadArgumentError: A field of the recipe does not fit the model.
+    """
     from factpatch.editor import Editor
-    from factpatch.methods import method_named, parse_assignments, with_settings
-    from factpatch.model.precision import check_precision
-    from factpatch.statistics.corpus import corpus_from
     from factpatch.support.progress import timed
 
-    with checks.argument("--method"):
-        row = method_named(how["method"])
-    with checks.argument("--set"):
-        assigned = parse_assignments(how["settings"])
-        with_settings(row, assigned)
-    checks.check_place(how["device"], how["dtype"])
-    with checks.argument("--precision"):
-        check_precision(how["precision"])
-    with checks.argument("--corpus"):
-        opened = None if how["corpus"] is None else corpus_from(how["corpus"])
     with timed(seconds, "load"):
-        lm = checks.load_model(how["model"], how["device"], how["dtype"], how["chat"])
-    checks.check_layers(lm, chosen)
-    preset = checks.load_preset(how.get("preset"), lm)  # sessions of old have none
-    checks.check_variant(preset, how["variant"])
-    return Editor(
-        lm,
-        method=how["method"],
-        preset=preset,
-        variant=how["variant"],
-        critical_layers=chosen,
-        settings=assigned,
-        corpus=opened,
-        corpus_tokens=how["corpus_tokens"],
-        remember_keys=how["remember_keys"],
-        precision=how["precision"],
-        seed=how["seed"],
-    )
+        lm = load_model(model, recipe.device, recipe.dtype, recipe.chat)
+    with recipe_errors():
+        return Editor(lm, recipe=recipe)

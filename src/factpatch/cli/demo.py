@@ -14,7 +14,7 @@ MODEL = "smollm2-135m"
 
 
 def demo(
-    method: options.Method = "memit-blue",
+    method: Annotated[str, options.recipe_option("method")] = "memit-blue",
     facts: Annotated[
         int | None, typer.Option("--facts", min=1, metavar="N", help="Only the first N facts. Default: all.")
     ] = None,

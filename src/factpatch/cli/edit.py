@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.cli.checks import editor_from
+from factpatch.recipe import Recipe
 from factpatch.support.words import counted
 
 if TYPE_CHECKING:
     from factpatch.edit_report import EditReport
-    from factpatch.editor import Editor
+    from factpatch.facts import Fact
     from factpatch.session import Session
 
 
+@options.with_recipe()
 def edit(
     ctx: typer.Context,
+    recipe: Recipe,
     model: options.OptionalModel = None,
     facts: options.OptionalFacts = None,
     out: Annotated[
@@ -31,12 +33,6 @@ def edit(
     ] = None,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
-    method: options.Method = "memit-blue",
-    preset: options.Preset = None,
-    variant: options.Variant = None,
-    settings: options.Settings = None,
-    layers: options.Layers = None,
-    chat: options.Chat = False,
     batch_size: Annotated[
         int | None,
         typer.Option("--batch-size", min=1, metavar="N", help="Edit N facts at a time, in file order. Default: all."),
@@ -46,7 +42,7 @@ def edit(
         typer.Option(
             "--session",
             metavar="DIR",
-            help="Set down every batch in this directory as it is edited: a new one, or a session to go on with.",
+            help="Record every batch in this directory as it is edited: a new one, or a session to continue.",
         ),
     ] = None,
     resume: Annotated[
@@ -54,7 +50,7 @@ def edit(
         typer.Option(
             "--resume",
             metavar="DIR",
-            help="Go on with a session that was interrupted. What it edits and how is in DIR; give only outputs.",
+            help="Continue a session that was interrupted. DIR says what it edits and how; give only outputs.",
         ),
     ] = None,
     save_model: Annotated[
@@ -62,15 +58,6 @@ def edit(
         typer.Option("--save-model", metavar="DIR", help="Also write the edited model, to a new or empty directory."),
     ] = None,
     report: options.Report = None,
-    seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
-    precision: options.Precision = None,
-    corpus: options.Corpus = None,
-    corpus_tokens: options.CorpusTokens = None,
-    no_remember_keys: Annotated[
-        bool, typer.Option("--no-remember-keys", help="Let a batch move the keys of the batches before it.")
-    ] = False,
     perplexity_text: options.PerplexityText = None,
     no_verify: Annotated[
         bool,
@@ -82,24 +69,8 @@ def edit(
     Asks the model about every fact before and after the edit and shows both. The model's own files are left as they
     are; with --save-model, the edited model is written beside them.
 
-    With --session, a run that is killed goes on where it was: factpatch edit --resume DIR.
+    With --session, a run that is killed can be continued: factpatch edit --resume DIR.
     """
-    how: dict[str, Any] = {
-        "model": model,
-        "method": method,
-        "preset": None if preset is None else str(preset),
-        "variant": variant,
-        "chat": chat,
-        "settings": settings or [],
-        "layers": layers,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-        "precision": precision,
-        "corpus": corpus,
-        "corpus_tokens": corpus_tokens,
-        "remember_keys": not no_remember_keys,
-    }
     outputs: dict[str, Any] = {
         "out": out,
         "save_model": save_model,
@@ -110,48 +81,39 @@ def edit(
     planned = None
     if resume is not None:
         planned = _resumed(ctx, resume, outputs)
-        how = planned.about["about"]
-        outputs = _outputs(planned, outputs)
+        model, recipe, outputs = planned.source, planned.recipe, _outputs(planned, outputs)
     else:
         _check_given(model, facts, out, session)
-    if session is not None:
-        how = _lasting(how)
-    _check_outputs(how, outputs, facts, session or resume)
-
-    from factpatch.data import load_facts
-    from factpatch.facts import check_batch
-
-    batches = []
-    with checks.argument("--facts"):
-        if facts is not None:
-            read = load_facts(facts, limit, skip_unusable)
-            size = batch_size or len(read)
-            batches = [read[start : start + size] for start in range(0, len(read), size)]
-            for batch in batches:
-                check_batch(batch)
+    assert model is not None
+    corpus = recipe.corpus if isinstance(recipe.corpus, str) else None
+    _check_outputs(model, corpus, outputs, facts, session or resume)
+    batches = _batches(facts, limit, skip_unusable, batch_size)
     text = checks.read_text("--perplexity-text", outputs["perplexity_text"])
-    seconds: dict[str, float] = {}
-    run: dict[str, Any] = {name: how[name] for name in ("corpus", "corpus_tokens")}
     if session is not None:
-        planned = _begun(session, how)
-    elif planned is None:
-        run |= {"batch_size": size, "limit": limit}
+        model = _lasting(model)
+        planned = _begun(session, model, recipe)
 
     from factpatch.edit_report import check_facts, edit_and_report
+    from factpatch.session import Session
     from factpatch.support.files import write_json
     from factpatch.support.progress import timed
 
+    seconds: dict[str, float] = {}
     with ExitStack() as held:
         if planned is not None:
             held.enter_context(_held(planned))
-        editor = editor_from(how, seconds)
+        editor = checks.make_editor(model, recipe, seconds)
         if session is not None:
             with timed(seconds, "contexts"):  # what cannot be edited is not planned
                 check_facts(editor.lm, batches, editor.contexts)
-            fresh = planned is None
-            planned = _plan(session, planned, editor, batches, how, outputs)
-            if fresh:
+            kept = {
+                name: str(value.absolute()) if isinstance(value, Path) else value for name, value in outputs.items()
+            }
+            if planned is None:
+                planned = Session.create(session, editor, batches, model, kept)
                 held.enter_context(_held(planned))
+            else:
+                planned.plan(batches, kept)
         done = edit_and_report(
             editor,
             batches,
@@ -162,12 +124,31 @@ def edit(
             measure=not outputs["no_verify"],
             seconds=seconds,
         )
-        done = replace(done, model=how["model"], settings={**done.settings, **run})
+        asked = {"corpus": recipe.corpus, "corpus_tokens": recipe.corpus_tokens}
+        if planned is None:
+            asked |= {"batch_size": batch_size or len(batches[0]), "limit": limit}
+        done = replace(done, model=model, settings={**done.settings, **asked})
         if outputs["report"] is not None:
             write_json(outputs["report"], done.to_dict())
         if planned is not None:
             planned.settle()
-    _show(done, outputs, None if planned is None else planned.directory)
+    _show(done, outputs, None if planned is None else planned.path)
+
+
+def _batches(facts: Path | None, limit: int | None, skip_unusable: bool, size: int | None) -> list[list[Fact]]:
+    """The facts of a file, so many at a time."""
+    from factpatch.data import load_facts
+    from factpatch.facts import check_batch
+
+    if facts is None:
+        return []
+    with checks.argument("--facts"):
+        read = load_facts(facts, limit, skip_unusable)
+        size = size or len(read)
+        batches = [read[start : start + size] for start in range(0, len(read), size)]
+        for batch in batches:
+            check_batch(batch)
+    return batches
 
 
 def _check_given(model: str | None, facts: Path | None, out: Path | None, session: Path | None) -> None:
@@ -185,7 +166,9 @@ def _check_resumed(ctx: typer.Context, allowed: set[str]) -> None:
     for name in ctx.params:
         source = ctx.get_parameter_source(name)
         if name not in allowed and source is not None and source.name == "COMMANDLINE":
-            option = "MODEL" if name == "model" else f"--{name.replace('_', '-').replace('settings', 'set')}"
+            of_recipe = name in Recipe.model_fields
+            option = Recipe.flag(name).name if of_recipe else f"--{name.replace('_', '-')}"
+            option = "MODEL" if name == "model" else option
             raise checks.BadArgumentError(
                 f"{option}: the session says that already. Leave it out to resume; to edit more facts in the session, "
                 "give --session DIR instead of --resume DIR."
@@ -193,19 +176,20 @@ def _check_resumed(ctx: typer.Context, allowed: set[str]) -> None:
 
 
 def _resumed(ctx: typer.Context, directory: Path, outputs: dict[str, Any]) -> Session:
-    """The session to go on with."""
+    """The session to continue."""
     from factpatch.session import Session
 
     _check_resumed(ctx, {*outputs, "resume"})
     with checks.argument("--resume"):
         session = Session(directory)
-        if not session.about["about"]:
+        if session.source is None:
             raise ValueError(f"{directory}: was begun in Python, with an editor that only Python can make again.")
         if not session.finished and not session.waiting:
             raise ValueError(
                 f"{directory}: nothing is in force and nothing is to be edited. To edit facts in it, give --session "
                 f"{directory} --facts FILE, and the model and settings that it was begun with."
             )
+        _ = session.recipe
         return session
 
 
@@ -222,7 +206,7 @@ def _outputs(session: Session, given: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _held(session: Session) -> Iterator[None]:
-    """Keep other processes out, and say how to go on if the work is interrupted."""
+    """Keep other processes out, and say how to continue if the work is interrupted."""
     with session.locked():
         try:
             yield
@@ -230,16 +214,17 @@ def _held(session: Session) -> Iterator[None]:
             if session.waiting or session.outputs:
                 ready = len(session.finished)
                 render.note(
-                    f"{ready} of {ready + len(session.waiting)} batches are kept; go on with: "
-                    f"factpatch edit --resume {session.directory}",
+                    f"{ready} of {ready + len(session.waiting)} batches are kept; continue with: "
+                    f"factpatch edit --resume {session.path}",
                     "yellow",
                 )
             raise
 
 
-def _check_outputs(how: dict[str, Any], outputs: dict[str, Any], facts: Path | None, session: Path | None) -> None:
-    out, report, save_model = outputs["out"], outputs["report"], outputs["save_model"]
-    model, corpus = Path(how["model"]), how["corpus"]
+def _check_outputs(
+    source: str, corpus: str | None, outputs: dict[str, Any], facts: Path | None, session: Path | None
+) -> None:
+    out, report, save_model, model = outputs["out"], outputs["report"], outputs["save_model"], Path(source)
     checks.check_output_file("--out", out)
     checks.check_output_file("--report", report)
     checks.check_output_directory("--save-model", save_model)
@@ -258,55 +243,33 @@ def _check_outputs(how: dict[str, Any], outputs: dict[str, Any], facts: Path | N
     checks.check_outside(session, "session's", out=out, report=report, save_model=save_model)
 
 
-def _begun(directory: Path, how: dict[str, Any]) -> Session | None:
+def _begun(directory: Path, model: str, recipe: Recipe) -> Session | None:
     """The session to add facts to, or None if there is none yet in this directory."""
     from factpatch.session import Session
+    from factpatch.support.words import difference
 
     with checks.argument("--session"):
         if not directory.is_dir() or not any(directory.iterdir()):
             checks.check_output_directory("--session", directory)
             return None
         session = Session(directory)
-        its = session.about["about"]
-        differing = [name for name, value in how.items() if its.get(name) != value]
-        if differing:
-            name = differing[0]
+        if session.source is None:
+            raise ValueError(f"{directory}: was begun in Python, with an editor that only Python can make again.")
+        its = {"model": session.source, **session.recipe.to_dict(defaults=True)}
+        differing = difference(its, {"model": model, **recipe.to_dict(defaults=True)})
+        if differing is not None:
             raise ValueError(
-                f"{directory} was begun with other settings: {name} is {its.get(name)!r} there and {how[name]!r} here. "
-                "Give the same, or begin another session."
+                f"{directory} was begun with other settings: {differing}. Give the same, or begin another session."
             )
         session.check_idle()
         return session
 
 
-def _plan(
-    directory: Path,
-    session: Session | None,
-    editor: Editor,
-    batches: list[Any],
-    how: dict[str, Any],
-    outputs: dict[str, Any],
-) -> Session:
-    """A new session with these batches, or the one that is there with these batches added."""
-    from factpatch.session import Session
-
-    kept = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in outputs.items()}
-    if session is None:
-        return Session.create(directory, editor, batches, how, kept)
-    session.plan(batches, kept)
-    return session
-
-
-def _lasting(how: dict[str, Any]) -> dict[str, Any]:
-    """The same with paths that also hold when the session is resumed from another folder."""
+def _lasting(model: str) -> str:
+    """The same model, by a path that also holds when the session is resumed from another folder."""
     from factpatch.model.embedded import EMBEDDED
 
-    def lasting(place: str | None) -> str | None:
-        if place is None or place in EMBEDDED or not Path(place).exists():
-            return place
-        return os.path.abspath(place)
-
-    return {**how, **{name: lasting(how[name]) for name in ("model", "corpus", "preset")}}
+    return model if model in EMBEDDED or not Path(model).exists() else os.path.abspath(model)
 
 
 def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> None:

@@ -20,11 +20,11 @@ def log(
     The last column counts a fact that a later batch replaced as well. A batch can be gone back to with
     `factpatch undo DIR --to N`.
     """
-    from factpatch.session import Session
+    from factpatch.journal import Journal
 
     with checks.argument("DIR"):
-        opened = Session(session)
-    about = opened.about
+        opened = Journal(session)
+    about = opened.record
     render.say(f"{about['method']} on {about['model']}, begun {about['created']}", "bold")
     table = render.table("batch", "finished", "facts", "learned", "seconds", "patch")
     table.columns[-1].no_wrap = True

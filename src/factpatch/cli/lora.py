@@ -29,13 +29,13 @@ def lora(
     """
     checks.check_output_directory("--out", out)
 
-    from factpatch.export.lora import WEIGHTS, write_lora
+    from factpatch.export.lora import WEIGHTS
     from factpatch.session import load_patch
 
     with checks.argument("PATCH"):
         loaded = load_patch(patch)
     with checks.extras(), checks.argument("--rank"):
-        ranks = write_lora(loaded, out, rank)
+        ranks = loaded.to_lora(out, rank)
     for layer, count in ranks.items():
         render.say(f"Layer {layer}: rank {count}")
     render.say(f"Adapter: {out} ({render.size(out / WEIGHTS)}; rank {max(ranks.values())})", "bold")

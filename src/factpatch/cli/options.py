@@ -1,11 +1,17 @@
-"""Options that several subcommands share."""
+"""Options that several subcommands share; those that describe an editor are made from the fields of `Recipe`."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from factpatch.cli.checks import recipe_errors
+from factpatch.recipe import Recipe
 
 _MODEL = typer.Argument(
     metavar="MODEL",
@@ -58,85 +64,67 @@ PatchToMeasure = Annotated[
     Path | None,
     typer.Option("--patch", metavar="PATCH", help="Ask without this patch and with it. The model stays as it is."),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", metavar="D", help="cpu, cuda, cuda:1, ...; auto spreads the model. Default: cpu."),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        metavar="D",
-        help="float32, bfloat16, float16 or float64 (exact mode). Default: what the checkpoint has.",
-    ),
-]
+
+
+def recipe_option(field: str) -> Any:
+    """The option of a field of `Recipe`, with the field's docstring as its help."""
+    flag, about = Recipe.flag(field), Recipe.model_fields[field]
+    return typer.Option(
+        flag.name, metavar=flag.metavar or None, help=flag.help or " ".join((about.description or "").split())
+    )
+
+
+Device = Annotated[str | None, recipe_option("device")]
+Dtype = Annotated[str | None, recipe_option("dtype")]
+Chat = Annotated[bool, recipe_option("chat")]
 PatchDtype = Annotated[
     str | None,
     typer.Option("--dtype", metavar="D", help="Load the model in this dtype. Default: the dtype the patch is for."),
 ]
-Layers = Annotated[
-    str | None,
-    typer.Option(
-        "--layers",
-        metavar="L,L,...",
-        help="Critical layers, counted from 0, ascending, as 4,5,6,7,8. Default: those of the model's preset, or of "
-        "the nearest one, scaled to the model's depth.",
-    ),
-]
-Corpus = Annotated[
-    str | None,
-    typer.Option(
-        "--corpus",
-        metavar="TEXT",
-        help="Text for the second moment of the keys: a file with blank lines between documents, or hf:NAME for a "
-        "dataset. Default: the text that the package ships.",
-    ),
-]
-CorpusTokens = Annotated[
-    int | None,
-    typer.Option("--corpus-tokens", min=1, metavar="N", help="How many tokens to read. Default: 10 per key dimension."),
-]
-Chat = Annotated[
-    bool,
-    typer.Option(
-        "--chat",
-        help="Ask every prompt as a user's turn of a chat, in the model's own chat template; answers begin the "
-        "assistant's turn.",
-    ),
-]
-Method = Annotated[str, typer.Option("--method", metavar="NAME", help="One that `factpatch methods` lists.")]
-Preset = Annotated[
-    Path | None,
-    typer.Option(
-        "--preset",
-        metavar="FILE",
-        help="Settings of the model, as `factpatch tune` writes them. Default: those that the package ships.",
-    ),
-]
-Variant = Annotated[
-    str | None,
-    typer.Option(
-        "--variant",
-        metavar="NAME",
-        help="A variant of the model's preset, as equal-settings; `factpatch presets` lists them.",
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the texts that facts are embedded in.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="Replace a setting of the method, as in solver.weight=5000; may be given several times. "
-        "`factpatch methods --settings` lists them.",
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        metavar="P",
-        help="What the value optimization computes in: exact (float64), float32, or fast (matrix products in 16 "
-        "bits, the rest in float32). Default: what the model is loaded in.",
-    ),
-]
+
+
+def with_recipe(*left_out: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a recipe, and the recipe that they describe as its argument `recipe`.
+
+    Args:
+        left_out: Fields that the command does not need.
+        defaults: Other defaults than the recipe's.
+    """
+    fields = [name for name in dict.fromkeys(("method", *Recipe.model_fields)) if name not in left_out]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            command(recipe=recipe_from({name: given.pop(name) for name in fields}), **given)
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "recipe"]
+        added = [_parameter(name, defaults) for name in fields]
+        run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
+        return run
+
+    return decorate
+
+
+def recipe_from(given: dict[str, Any]) -> Recipe:
+    """A recipe from the values of options.
+
+    Raises:
+        BadArgumentError: One of them cannot be used.
+    """
+    fields = {name: value for name, value in given.items() if value is not None and value != []}
+    for name, value in given.items():
+        if Recipe.flag(name).kind is bool:
+            del fields[name]
+            if value:
+                fields[name] = not Recipe.model_fields[name].default
+    with recipe_errors():
+        return Recipe(**fields)
+
+
+def _parameter(name: str, defaults: dict[str, Any]) -> inspect.Parameter:
+    kind, default = Recipe.flag(name).kind, Recipe.model_fields[name].default
+    default = False if kind is bool else None if kind == list[str] else defaults.get(name, default)
+    annotation: Any = Annotated[kind if default is not None else kind | None, recipe_option(name)]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

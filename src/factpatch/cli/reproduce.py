@@ -9,9 +9,12 @@ import typer
 
 from factpatch.cli import checks, options, render
 from factpatch.cli.run import OtherVersions, begin, carry_out
+from factpatch.recipe import Recipe
 
 
+@options.with_recipe("method", "settings", "remember_keys", "corpus_tokens", "chat", "precision")
 def reproduce(
+    recipe: Recipe,
     name: Annotated[
         str,
         typer.Argument(
@@ -66,13 +69,6 @@ def reproduce(
     prompts: Annotated[
         str, typer.Option("--prompts", metavar="FILE", help="Factual prompts whose hidden states are compared.")
     ] = "known_1000",
-    preset: options.Preset = None,
-    variant: options.Variant = None,
-    layers: options.Layers = None,
-    corpus: options.Corpus = None,
-    seed: options.Seed = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The run's directory. Default: NAME in this folder.")
     ] = None,
@@ -87,8 +83,6 @@ def reproduce(
 
     with checks.argument("NAME"):
         what = reproduction_named(name)
-    checks.check_place(device, dtype)
-    chosen = checks.parse_layers(layers)
     if "capability" in what.evaluate and capability_data is None:
         raise checks.BadArgumentError("--capability-data: give the folder with the files of the tasks.")
     with checks.argument(name):
@@ -99,17 +93,13 @@ def reproduce(
             methods=method,
             edits=facts,
             batch_size=batch_size,
-            seed=seed,
-            variant=variant,
+            seed=recipe.seed,
+            variant=recipe.variant,
             remember_keys=earlier_keys,
             text={"facts": text_facts, "references": references},
             capability={"data": str(capability_data), **({"limit": capability_items} if capability_items else {})},
             drift={"prompts": prompts},
-            preset=None if preset is None else str(preset),
-            critical_layers=chosen,
-            corpus=corpus,
-            device=device,
-            dtype=dtype,
+            **{name: getattr(recipe, name) for name in ("preset", "critical_layers", "corpus", "device", "dtype")},
         )
     directory = begin(out or Path(name), config, name)
     render.heading(what.title)

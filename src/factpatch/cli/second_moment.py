@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from factpatch.cli import checks, options, render
-
-if TYPE_CHECKING:
-    from factpatch.model.language_model import LanguageModel
-    from factpatch.presets.preset import Preset
+from factpatch.recipe import Recipe, choose
 
 
+@options.with_recipe("method", "variant", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "seed")
 def second_moment(
     model: options.Model,
-    layers: options.Layers = None,
-    corpus: options.Corpus = None,
+    recipe: Recipe,
     tokens: Annotated[
         int | None,
         typer.Option(
@@ -26,7 +23,6 @@ def second_moment(
             help="How many tokens to read. Default: the preset's, or 10 per key dimension.",
         ),
     ] = None,
-    preset: options.Preset = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -35,14 +31,11 @@ def second_moment(
             help="Count the eigenvalues below X, as AlphaEdit does. Default: the threshold of alphaedit.",
         ),
     ] = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
 ) -> None:
     """Compute and cache the second moment of the keys of every critical layer, and show its spectrum.
 
-    A run that was interrupted goes on where it was when it is started again with the same options.
+    A run that was interrupted continues when it is started again with the same options.
     """
-    chosen = checks.parse_layers(layers)
     if threshold is not None and not threshold > 0:
         raise checks.BadArgumentError(f"--threshold {threshold}: must be positive.")
 
@@ -54,19 +47,16 @@ def second_moment(
     from factpatch.support.cache import cache_directory
     from factpatch.support.progress import bar
 
-    checks.check_place(device, dtype)
-    with checks.argument("--corpus"):
-        opened = corpus_from(corpus)
+    opened = corpus_from(recipe.corpus)
     limit = NullSpace().threshold if threshold is None else threshold
-    lm = checks.load_model(model, device, dtype)
-    checks.check_layers(lm, chosen)
-    numbers = checks.load_preset(preset, lm)
-    if corpus is None and not numbers.shipped_corpus:
+    lm = checks.load_model(model, recipe.device, recipe.dtype)
+    with checks.recipe_errors():
+        chosen = choose(recipe, lm)
+    if recipe.corpus is None and not chosen.preset.shipped_corpus:
         raise checks.BadArgumentError(f"--corpus: {no_corpus(lm)}")
-    tokens = tokens or numbers.corpus_tokens
-    wanted = chosen or _layers_of(numbers, lm)
+    tokens = tokens or chosen.preset.corpus_tokens
     with bar("reading the second moment", tokens or TOKENS_PER_DIMENSION * lm.d_key) as advance:
-        moments = SecondMoment.read(lm, wanted, opened, tokens, progress=advance)
+        moments = SecondMoment.read(lm, chosen.critical_layers, opened, tokens, progress=advance)
     columns = ("layer", "tokens", "trace", "largest", "median", "smallest", "condition", f"below {limit:g}")
     made = render.table(*columns)
     for column in made.columns:
@@ -80,13 +70,3 @@ def second_moment(
         made.add_row(str(layer), str(moment.tokens), *row)
     render.screen.print(made)
     render.say(f"Cache: {cache_directory() / 'second_moment'}")
-
-
-def _layers_of(preset: Preset, lm: LanguageModel) -> list[int]:
-    """The layers that an editor of the model would write, with a warning where they are another model's."""
-    from factpatch.presets.preset import warn_of_assumed
-
-    layers = preset.layers_for(lm.num_layers)
-    if preset.assumed:
-        warn_of_assumed(preset, lm, layers)
-    return layers

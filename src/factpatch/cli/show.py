@@ -16,8 +16,7 @@ def show(
     ],
 ) -> None:
     """Show what a patch holds, from its header alone: the model, the method, its settings and the facts."""
-    from factpatch.patch.file import describe
-    from factpatch.patch.patch import asked_in_chat
+    from factpatch.patch.file import asked_in_chat, describe
 
     with checks.argument("PATCH"):
         if patch.is_dir():

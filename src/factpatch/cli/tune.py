@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from factpatch.cli import checks, options, render
+from factpatch.recipe import Recipe
 
 if TYPE_CHECKING:
     from factpatch.lab.tuning import Trial, Tuning
 
 
+@options.with_recipe(
+    "preset", "variant", "settings", "critical_layers", "remember_keys", "corpus_tokens", "chat", "precision"
+)
 def tune(
     model: options.Model,
+    recipe: Recipe,
     facts: Annotated[
         Path | None,
         typer.Option(
@@ -39,7 +44,6 @@ def tune(
     ] = None,
     skip: Annotated[int, typer.Option("--skip", min=0, metavar="N", help="Leave out the first N facts.")] = 0,
     limit: options.Limit = None,
-    method: options.Method = "memit-blue",
     minutes: Annotated[
         float,
         typer.Option("--minutes", min=0.1, metavar="M", help="After how long nothing more begins but the last check."),
@@ -60,31 +64,24 @@ def tune(
     steps: Annotated[
         int, typer.Option("--steps", min=2, metavar="N", help="Evaluations of the value optimization at most.")
     ] = 20,
-    corpus: options.Corpus = None,
     perplexity_text: options.PerplexityText = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the choice of facts.")] = 0,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
 ) -> None:
     """Find critical layers and settings for a model by editing probe facts, and write a preset.
 
     The facts need a true object, paraphrases and neighbors, as CounterFact has them. A third is kept aside to check the
     result. The model's own files stay as they are; use the preset with factpatch edit --preset DIR/preset.yaml.
     """
-    checks.check_place(device, dtype)
     out = checks.default_directory("tuned", model) if out is None else out
-    chosen = [layers for text in windows or [] if (layers := checks.parse_layers(text)) is not None]
+    with checks.recipe_errors():
+        chosen = [Recipe(critical_layers=text).critical_layers or () for text in windows or []]
 
     from factpatch.data import demo_facts, load_facts
     from factpatch.lab.tuning import search
     from factpatch.lab.tuning.directory import TuningDirectory
-    from factpatch.methods import method_named
     from factpatch.statistics.corpus import corpus_from
 
     with checks.argument("--out"):
         TuningDirectory.check_place(out)
-    with checks.argument("--method"):
-        method_named(method)
     end = None if limit is None else skip + limit
     with checks.argument("--facts"):
         probes = demo_facts()[skip:end] if facts is None else load_facts(facts, end)[skip:]
@@ -100,26 +97,25 @@ def tune(
             "numbers; better are 60 to 120 facts of CounterFact that you will not edit.",
             "yellow",
         )
-    with checks.argument("--corpus"):
-        opened = None if corpus is None else corpus_from(corpus)
     text = checks.read_text("--perplexity-text", perplexity_text)
-    lm = checks.load_model(model, device, dtype)
+    lm = checks.load_model(model, recipe.device, recipe.dtype)
     for layers in chosen:
-        checks.check_layers(lm, layers)
+        with checks.argument("--layers"):
+            lm.check_layers(layers)
 
     found = search.tune(
         lm,
         probes,
-        opened,
+        None if recipe.corpus is None else corpus_from(recipe.corpus),
         out,
         exclude=excluded,
-        method=method,
+        method=recipe.row.name,
         minutes=minutes,
         layers=chosen or None,
         most_perplexity=max_perplexity,
         steps=steps,
         text=text,
-        seed=seed,
+        seed=recipe.seed,
         changed=_say,
     )
     _show(found, out)

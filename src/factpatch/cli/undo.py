@@ -93,10 +93,10 @@ def undo(
 
 
 def _go_back(directory: Path, to: int) -> None:
-    from factpatch.session import Session
+    from factpatch.journal import Journal
 
     with checks.argument("SESSION"):
-        session = Session(directory)
+        session = Journal(directory)
     with session.locked():
         waiting = sum(session.waiting)
         before = len(session.finished)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from huggingface_hub import ModelCardData
 
+from factpatch.export.lora import hub_id
 from factpatch.facts import Fact, latest
 from factpatch.model.embedded import EMBEDDED
-from factpatch.patch.file import dtype_name
 from factpatch.patch.patch import Patch
 
 TAGS = ("factpatch", "knowledge-editing", "model-editing")
 # What Markdown, HTML and tables would take for more than text.
 _ACTIVE = re.compile(r"([\\`*_\[\]<>|~$&])")
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, line and paragraph separators
-# An id of the Hugging Face Hub, with or without an owner.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def model_card(patch: Patch) -> str:
@@ -36,7 +34,7 @@ def model_card(patch: Patch) -> str:
         "facts": f"{len(in_force)} in force, {len(superseded)} replaced by later ones",
         "edits": str(sum(len(batch.edits) for batch in patch.batches)),
         "asked": "as a user's turn in the chat template" if patch.chat else "as plain text",
-        "weights": dtype_name(patch.weight_dtype),
+        "weights": str(patch.weight_dtype).removeprefix("torch."),
         "seed": str(patch.seed),
         "versions": ", ".join(f"{library} {version}" for library, version in sorted(patch.versions.items())),
     }
@@ -68,12 +66,6 @@ def _metadata(origin: str) -> ModelCardData:
     elif origin in EMBEDDED:
         known = {"license": EMBEDDED[origin].license.lower()}
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=list(TAGS), **known)
-
-
-def hub_id(origin: str) -> str:
-    """The name if it may be one of the Hub, which refuses a card that names a directory; else nothing."""
-    known = _HUB_ID.fullmatch(origin) and origin not in EMBEDDED and not Path(origin).exists()
-    return origin if known else ""
 
 
 def _fact_table(facts: Sequence[Fact]) -> str:

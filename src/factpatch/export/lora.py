@@ -1,9 +1,11 @@
-"""A patch as a LoRA adapter, for peft and for servers that hold one base model and many adapters."""
+"""Shifts as a LoRA adapter, for peft and for servers that hold one base model and many adapters."""
 
 from __future__ import annotations
 
 import logging
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from factpatch.export.card import hub_id
 from factpatch.model.architectures import architecture_of
+from factpatch.model.embedded import EMBEDDED
 from factpatch.model.language_model import projection_name
-from factpatch.patch.patch import Patch, total_shifts
-from factpatch.patch.shift import decomposed
+from factpatch.patch.shift import Shift, decomposed
 from factpatch.support.files import atomic_directory
 
 logger = logging.getLogger(__name__)
@@ -24,22 +25,30 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "adapter_model.safetensors"
 """The file of the factors, as peft names it."""
 _SUGGESTED_RANK = 64
+# An id of the Hugging Face Hub, with or without an owner.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+Factors = tuple[Tensor, Tensor, Tensor]
+"""The singular value decomposition of a shift; see `factpatch.patch.shift.decomposed`."""
 
 
-def write_lora(patch: Patch, directory: str | Path, rank: int | None = None) -> dict[int, int]:
-    """Write the sum of a patch's shifts as a LoRA adapter, to be loaded on the unedited base model.
+def write_lora(
+    shifts: Mapping[int, Shift],
+    model_config: Mapping[str, Any],
+    written_dtype: torch.dtype,
+    directory: str | Path,
+    rank: int | None = None,
+) -> dict[int, int]:
+    """Write shifts as a LoRA adapter, to be loaded on the unedited base model.
 
-    With Δ = U diag(s) Vᵀ an adapter holds lora_B = U diag(√s) and lora_A = diag(√s) Vᵀ, in the dtype that shifts are
-    written in (float32, or float64 in exact mode). A singular value below s₁ · eps of that dtype (for float32
-    s₁ · 1.2e-7) is rounding and left out. The edited model rounds W + Δ to the dtype of W and the adapter does not;
-    otherwise they are the same.
-
-    All layers get the largest rank that one of them needs, filled up with zeros: not every server reads a rank for each
-    layer, and some divide lora_alpha by the rank of the tensor. lora_alpha is that rank, so that the factors count as
-    they are.
+    With Δ = U diag(s) Vᵀ an adapter holds lora_B = U diag(√s) and lora_A = diag(√s) Vᵀ. A singular value below
+    s₁ · eps of `written_dtype` is rounding and left out. The edited model rounds W + Δ to the dtype of W, the adapter
+    does not; otherwise they are the same. All layers get the largest rank that one of them needs, filled up with zeros,
+    since not every server reads a rank for each layer; lora_alpha is that rank, so that the factors count as they are.
 
     Args:
-        patch: What to write; the adapter cannot check that it is loaded on the model that the patch was made for.
+        shifts: Δ by layer, (d_value, d_key).
+        model_config: The config of the base model; nothing checks that the adapter is loaded on that model.
+        written_dtype: The dtype that shifts are written in (float32, or float64 in exact mode).
         directory: A new or empty directory.
         rank: The largest rank to write; by default what it takes to be exact to rounding.
 
@@ -49,50 +58,61 @@ def write_lora(patch: Patch, directory: str | Path, rank: int | None = None) -> 
     Raises:
         ImportError: peft is not installed.
         ValueError: `rank` is below 1, or not given though exact factors would be larger than the weights; or the
-            patch's family of models is not in the table of architectures.
+            family of models is not in the table of architectures.
         FileExistsError: The directory exists and is not empty.
         OSError: It cannot be written; nothing is left behind.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: must be at least 1.")
     lora_config = _config_class()
-    architecture = architecture_of(SimpleNamespace(**patch.config))
-    parts = {layer: decomposed(shift) for layer, shift in total_shifts(patch.batches).items()}
-    eps = torch.finfo(patch.written_dtype).eps
-    needed = {layer: _numeric_rank(singular, eps) for layer, (_, singular, _) in parts.items()}
-    if rank is None:
-        _check_low_rank(parts, needed)
-    kept = {layer: count if rank is None else min(rank, count) for layer, count in needed.items()}
-    if rank is not None:
-        for layer, (_, singular, _) in parts.items():
-            error = 100 * _relative_error(singular, kept[layer])
-            logger.info("layer %d: rank %d of %d, relative error %.2g %%", layer, kept[layer], needed[layer], error)
-
+    architecture = architecture_of(SimpleNamespace(**model_config))
+    name = str(model_config.get("_name_or_path") or "")
+    parts = {layer: decomposed(shift) for layer, shift in shifts.items()}
+    kept = _kept_ranks(parts, torch.finfo(written_dtype).eps, rank)
     widest = max(kept.values())
     modules = {layer: projection_name(architecture, str(layer)) for layer in parts}
-    tensors: dict[str, Tensor] = {}
-    for layer, (left, singular, right) in parts.items():
-        root = singular[: kept[layer]].sqrt()
-        up, down = left[:, : kept[layer]] * root, root[:, None] * right[: kept[layer]]
-        missing = widest - kept[layer]
-        name = f"base_model.model.{modules[layer]}"
-        tensors[f"{name}.lora_A.weight"] = torch.nn.functional.pad(down, (0, 0, 0, missing))
-        tensors[f"{name}.lora_B.weight"] = torch.nn.functional.pad(up, (0, missing))
     config = lora_config(
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=hub_id(str(patch.config.get("_name_or_path") or "")) or None,
+        base_model_name_or_path=hub_id(name) or None,
         r=widest,
         lora_alpha=widest,
         lora_dropout=0.0,
         fan_in_fan_out=architecture.transposed,
     )
     config.target_modules = list(modules.values())  # a set, as peft makes of it, is written in a random order
+    tensors: dict[str, Tensor] = {}
+    for layer, factors in parts.items():
+        up, down = _padded(factors, kept[layer], widest)
+        name = f"base_model.model.{modules[layer]}"
+        tensors[f"{name}.lora_A.weight"] = down.to(written_dtype).contiguous()
+        tensors[f"{name}.lora_B.weight"] = up.to(written_dtype).contiguous()
     with atomic_directory(directory) as draft:
         config.save_pretrained(str(draft))
-        stored = {name: tensor.to(patch.written_dtype).contiguous() for name, tensor in tensors.items()}
-        save_file(stored, draft / WEIGHTS, {"format": "pt"})
+        save_file(tensors, draft / WEIGHTS, {"format": "pt"})
     return kept
+
+
+def _kept_ranks(parts: Mapping[int, Factors], eps: float, rank: int | None) -> dict[int, int]:
+    """How many singular values of each layer are written."""
+    # peft has no rank 0, which a shift of zeros would have.
+    needed = {layer: max(1, int((values > eps * values[0]).sum())) for layer, (_, values, _) in parts.items()}
+    if rank is None:
+        _check_low_rank(parts, needed)
+        return needed
+    kept = {layer: min(rank, count) for layer, count in needed.items()}
+    for layer, (_, singular, _) in parts.items():
+        error = 100 * _relative_error(singular, kept[layer])
+        logger.info("layer %d: rank %d of %d, relative error %.2g %%", layer, kept[layer], needed[layer], error)
+    return kept
+
+
+def _padded(factors: Factors, rank: int, width: int) -> tuple[Tensor, Tensor]:
+    """B, (d_value, width), and A, (width, d_key), of so many singular values, filled up with zeros."""
+    left, singular, right = factors
+    root = singular[:rank].sqrt()
+    pad = torch.nn.functional.pad
+    return pad(left[:, :rank] * root, (0, width - rank)), pad(root[:, None] * right[:rank], (0, 0, 0, width - rank))
 
 
 def _config_class() -> Any:
@@ -103,18 +123,13 @@ def _config_class() -> Any:
     return LoraConfig
 
 
-def _numeric_rank(singular: Tensor, eps: float) -> int:
-    # peft has no rank 0, which a shift of zeros would have.
-    return max(1, int((singular > eps * singular[0]).sum()))
-
-
 def _relative_error(singular: Tensor, rank: int) -> float:
     """What is lost beyond a rank, relative to the whole, in the Frobenius norm."""
     norm = float(singular.norm())
     return float(singular[rank:].norm()) / norm if norm else 0.0
 
 
-def _check_low_rank(parts: dict[int, tuple[Tensor, Tensor, Tensor]], needed: dict[int, int]) -> None:
+def _check_low_rank(parts: Mapping[int, Factors], needed: Mapping[int, int]) -> None:
     """Raise ValueError if the exact factors of a layer are larger than its weight."""
     shapes = {layer: (len(left), right.shape[1]) for layer, (left, _, right) in parts.items()}
     # Up to this rank the factors are smaller than the weights.
@@ -131,3 +146,9 @@ def _check_low_rank(parts: dict[int, tuple[Tensor, Tensor, Tensor]], needed: dic
         f"rank=None: the patch has no low rank, so that an exact adapter would be larger than the weights: {layers}. "
         f"Give the rank to write, such as rank={offered}, and verify the facts with the adapter; or apply the patch."
     )
+
+
+def hub_id(origin: str) -> str:
+    """The name if it may be one of the Hub, which refuses a card that names a directory; else nothing."""
+    known = _HUB_ID.fullmatch(origin) and origin not in EMBEDDED and not Path(origin).exists()
+    return origin if known else ""

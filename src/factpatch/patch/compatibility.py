@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from factpatch.model.architectures import architecture_of
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
 from factpatch.model.weights import changed_layers, content_hash
-
-if TYPE_CHECKING:
-    from factpatch.patch.patch import Patch
+from factpatch.patch.batch import Batch, layer_list, states
 
 # What a model of the same kind must share with the one that was edited, and how older families call it.
 _DIMENSIONS = (
@@ -31,74 +30,73 @@ class PatchMismatchError(ValueError):
 
 
 def transformers_model(model: Any) -> Any:
-    """The transformers model of what is one, or wraps one."""
+    """The transformers model itself, or the one that a `LanguageModel` wraps."""
     return model.model if isinstance(model, LanguageModel) else model
 
 
-def layer_list(layers: Sequence[int]) -> str:
-    """Layers as messages name them."""
-    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, sorted(layers)))}"
+def check_config(config: Mapping[str, Any], model: Any) -> None:
+    """Raise PatchMismatchError unless a transformers model has the architecture of a patch's `config`."""
+    there = text_config(model)
+    differing = []
+    for names in _DIMENSIONS:
+        ours, its = ([d[name] for name in names if d.get(name) is not None] for d in (config, there.to_dict()))
+        # A field that is open in one of them decides nothing; shapes and hashes will.
+        if ours and its and ours[0] != its[0]:
+            differing.append(f"{names[0]} is {ours[0]!r} in the patch and {its[0]!r} in the model")
+    if differing:
+        raise PatchMismatchError(
+            f"the patch was made for another architecture than {model_name(there)}: {'; '.join(differing)}."
+        )
 
 
-def fitting_weights(patch: Patch, model: Any) -> dict[int, Tensor]:
-    """The weights to edit, of a model that has the right architecture, shapes and dtype.
+def fitting_weights(
+    config: Mapping[str, Any], weight_dtype: torch.dtype, batches: Sequence[Batch], model: Any
+) -> dict[int, Tensor]:
+    """The weights that batches edit, of a model that has the right architecture, shapes and dtype.
 
     Raises:
         PatchMismatchError: It does not.
         ValueError: The model is of no known family, quantized, or its weights are not loaded.
     """
     model = transformers_model(model)
-    check_config(patch, model)
+    check_config(config, model)
     name = model_name(text_config(model))
     known = editable_names(model)
-    missing = [layer for layer in patch.layers if layer not in known]
+    layers = sorted({layer for batch in batches for layer in batch.shifts})
+    missing = [layer for layer in layers if layer not in known]
     if missing:
         raise PatchMismatchError(f"the patch edits {layer_list(missing)}, but {name} has layers 0 to {len(known) - 1}.")
-    weights = editable_weights(model, patch.layers)
-    for batch in patch.batches:
-        for layer, shift in batch.shifts.items():
-            if shift.shape != tuple(weights[layer].shape):
-                raise PatchMismatchError(
-                    f"layer {layer}: the patch shifts a weight of shape {shift.shape}, but that of {name} has "
-                    f"shape {tuple(weights[layer].shape)}."
-                )
-    others = [layer for layer in patch.layers if weights[layer].dtype != patch.weight_dtype]
+    weights = editable_weights(model, layers)
+    for layer, shift in (item for batch in batches for item in batch.shifts.items()):
+        if shift.shape != tuple(weights[layer].shape):
+            raise PatchMismatchError(
+                f"layer {layer}: the patch shifts a weight of shape {shift.shape}, but that of {name} has "
+                f"shape {tuple(weights[layer].shape)}."
+            )
+    others = [layer for layer in layers if weights[layer].dtype != weight_dtype]
     if others:
-        mine, its = (str(dtype).removeprefix("torch.") for dtype in (patch.weight_dtype, weights[others[0]].dtype))
+        mine, its = (str(dtype).removeprefix("torch.") for dtype in (weight_dtype, weights[others[0]].dtype))
         raise PatchMismatchError(
             f"the patch was made for {mine} weights, but the weights of {layer_list(others)} are {its}; load the model "
-            f"with dtype={patch.weight_dtype}."
+            f"with dtype={weight_dtype}."
         )
     return weights
 
 
-def check_config(patch: Patch, model: Any) -> None:
-    """Raise PatchMismatchError unless a transformers model has the architecture that the patch was made for."""
-    config = text_config(model)
-    differing = []
-    for names in _DIMENSIONS:
-        ours, its = ([d[name] for name in names if d.get(name) is not None] for d in (patch.config, config.to_dict()))
-        # A field that is open in one of them decides nothing; shapes and hashes will.
-        if ours and its and ours[0] != its[0]:
-            differing.append(f"{names[0]} is {ours[0]!r} in the patch and {its[0]!r} in the model")
-    if differing:
-        raise PatchMismatchError(
-            f"the patch was made for another architecture than {model_name(config)}: {'; '.join(differing)}."
-        )
-
-
-def check_state(patch: Patch, weights: Mapping[int, Tensor], model: Any, wanted: int) -> None:
+def check_state(
+    config: Mapping[str, Any], batches: Sequence[Batch], weights: Mapping[int, Tensor], model: Any, wanted: int
+) -> None:
     """Raise PatchMismatchError unless the weights are those after the first `wanted` batches.
 
     The message says what they are instead.
     """
-    states = patch.states()
-    found = {layer: content_hash(weights[layer]) for layer in patch.layers}
-    if found == states[wanted]:
+    known = states(batches)
+    found = {layer: content_hash(weights[layer]) for layer in weights}
+    if found == known[wanted]:
         return
-    last = len(patch.batches)
+    last = len(batches)
     name = model_name(text_config(transformers_model(model)))
-    held = states.index(found) if found in states else None
+    held = known.index(found) if found in known else None
     if held == last:
         raise PatchMismatchError(f"{name} already holds this patch; it was not applied a second time.")
     if held == 0:
@@ -107,13 +105,13 @@ def check_state(patch: Patch, weights: Mapping[int, Tensor], model: Any, wanted:
         raise PatchMismatchError(
             f"{name} holds only the first {held} of the patch's {last} batches; restore the base model first."
         )
-    differing = layer_list([layer for layer in patch.layers if found[layer] != states[wanted].get(layer)])
+    differing = layer_list([layer for layer in found if found[layer] != known[wanted].get(layer)])
     if wanted == 0:
         raise PatchMismatchError(
-            f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(patch)}. Load "
+            f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(config)}. Load "
             "that model, without other edits; or, if the patch is meant for these weights too, rebase it."
         )
-    if not patch.sealed:
+    if not all(batch.after for batch in batches):
         raise PatchMismatchError(
             f"the patch was composed or shrunk and does not say what it leaves in {differing}; give base, so that this "
             "can be computed."
@@ -125,10 +123,13 @@ def check_state(patch: Patch, weights: Mapping[int, Tensor], model: Any, wanted:
     )
 
 
-def base_weights(patch: Patch, model: Any, base: Any) -> dict[int, Tensor]:
-    """The weights of the patch's layers in a model or a directory, in the patch's dtype.
+def base_weights(
+    config: Mapping[str, Any], weight_dtype: torch.dtype, expected: Mapping[int, str], model: Any, base: Any
+) -> dict[int, Tensor]:
+    """The weights of a patch's layers in a model or a directory, in the patch's dtype.
 
     Args:
+        expected: The content hash of each of these weights.
         model: A transformers model or a `LanguageModel` that says how the weights of a directory are stored; a model
             given as `base` says it itself.
 
@@ -136,27 +137,28 @@ def base_weights(patch: Patch, model: Any, base: Any) -> dict[int, Tensor]:
         PatchMismatchError: They are not those that the patch was made for, or the architecture differs.
         FileNotFoundError: `base` is a path without safetensors in it.
     """
+    layers = sorted(expected)
     if isinstance(base, (str, Path)):
         name = str(base)
-        found = _saved_weights(Path(base), transformers_model(model), patch.layers)
+        found = _saved_weights(Path(base), transformers_model(model), layers)
     else:
         base = transformers_model(base)
         name = model_name(text_config(base))
-        check_config(patch, base)
-        found = editable_weights(base, patch.layers)
+        check_config(config, base)
+        found = editable_weights(base, layers)
     # As loading a saved model in the patch's dtype does.
-    weights = {layer: weight.to(patch.weight_dtype) for layer, weight in found.items()}
-    differing = changed_layers(weights, patch.states()[0], patch.layers)
+    weights = {layer: weight.to(weight_dtype) for layer, weight in found.items()}
+    differing = changed_layers(weights, expected, layers)
     if differing:
         raise PatchMismatchError(
             f"base={name}: the weights of {layer_list(differing)} are not those that the patch was made for"
-            f"{_made_for(patch)}."
+            f"{_made_for(config)}."
         )
     return weights
 
 
-def _made_for(patch: Patch) -> str:
-    origin = patch.config.get("_name_or_path")
+def _made_for(config: Mapping[str, Any]) -> str:
+    origin = config.get("_name_or_path")
     return f" ({origin})" if origin else ""
 
 

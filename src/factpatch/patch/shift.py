@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,6 +155,32 @@ def shift_from_tensors(tensors: Mapping[str, Tensor]) -> Shift:
         known = " or ".join(" and ".join(sorted(parts)) for parts in _PARTS)
         raise ValueError(f"a shift is stored as {known}; found {sorted(tensors)}")
     return made(**tensors)
+
+
+def tensors_by_name(batches: Iterable[Mapping[int, Shift]]) -> dict[str, Tensor]:
+    """Name the parts of every batch's shifts, which are given by layer, as a file does."""
+    return {
+        f"{index}.{layer}.{part}": tensor.detach().to("cpu").contiguous()
+        for index, shifts in enumerate(batches)
+        for layer, shift in shifts.items()
+        for part, tensor in shift.tensors().items()
+    }
+
+
+def shifts_by_batch(tensors: Mapping[str, Tensor]) -> dict[int, dict[int, Shift]]:
+    """The inverse of `tensors_by_name`: shifts by batch and, in ascending order, by layer.
+
+    Raises:
+        ValueError: A name is not of the form batch.layer.part, or the parts of a shift are incomplete.
+    """
+    parts: dict[tuple[int, int], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, layer, part = name.split(".")
+        parts.setdefault((int(index), int(layer)), {})[part] = tensor
+    batches: dict[int, dict[int, Shift]] = {}
+    for place in sorted(parts):
+        batches.setdefault(place[0], {})[place[1]] = shift_from_tensors(parts[place])
+    return batches
 
 
 def smaller(shift: Shift) -> Shift:

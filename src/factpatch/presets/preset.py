@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import TypeAdapter
 
 from factpatch.methods import has_setting, method_named, with_settings
 from factpatch.model.architectures import ARCHITECTURES
-from factpatch.model.language_model import LanguageModel
 from factpatch.support.files import atomic_write
 from factpatch.support.words import suggestion
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from factpatch.model.language_model import LanguageModel
 
 Row = dict[str, Any]
 """Settings of one method by dotted name; `inherit` names the row whose settings it takes over where it says nothing."""
@@ -192,93 +191,24 @@ def _modules(model_type: str) -> tuple[Any, ...] | None:
     return None if row is None else (row.blocks, row.down_projection, row.mlp, row.attention, row.transposed)
 
 
-def preset_for(lm: LanguageModel) -> Preset:
-    """The preset whose `match` agrees with the model's config, or the nearest one, marked as assumed.
+def preset_for(lm: LanguageModel, given: Preset | Path | str | None = None) -> Preset:
+    """The preset that was given; else the one whose `match` agrees with the model's config, or the nearest one.
 
-    An assumed preset says nothing about the corpus: what text is good enough is not known for the model.
+    The nearest one is marked as assumed. It says nothing about the corpus: it is not known what text is good enough for
+    the model.
+
+    Raises:
+        ValueError: The given one is no preset, or for another model.
+        OSError: Its file cannot be read.
     """
+    if given is not None:
+        preset = given if isinstance(given, Preset) else load_preset(given)
+        return preset if preset.assumed else check_fits(preset, lm)
     for preset in load_presets():
         if preset.match.fits(lm.config):
             return preset
     found = nearest(load_presets(), str(lm.config.model_type), lm.d_value, lm.num_layers)
     return replace(found, assumed=True, corpus_tokens=None, shipped_corpus=False)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What an editor works with: what it was given, and what the preset says where it was given nothing."""
-
-    settings: dict[str, Any]
-    """By dotted name."""
-    critical_layers: tuple[int, ...]
-    origin: dict[str, Any] | None
-    """The preset's model, the variant and whether the preset is assumed; None if nothing is from a preset."""
-    scaled: bool = False
-    """Whether the solver's settings are to be derived from the model's own keys: another model's do not fit."""
-
-
-def choose(
-    preset: Preset,
-    lm: LanguageModel,
-    method: str | None,
-    variant: str | None,
-    settings: Mapping[str, Any],
-    critical_layers: Sequence[int] | None,
-) -> Choice:
-    """Complete what was given from a preset, with a warning that names what is assumed.
-
-    Args:
-        preset: the result of `preset_for`.
-        method: its name; None for a method built by hand, whose settings are its own.
-        settings: given by dotted name.
-
-    Raises:
-        ValueError: the preset has no such variant.
-    """
-    numbers = {} if method is None else preset.settings(method, variant)
-    # A variant that was asked for by name is taken at its word.
-    scaled = method is not None and preset.assumed and variant is None and not any(map(_of_solver, settings))
-    if scaled:
-        numbers = {name: value for name, value in numbers.items() if not _of_solver(name)}
-    layers = preset.layers_for(lm.num_layers) if critical_layers is None else list(critical_layers)
-    taken = {name: value for name, value in numbers.items() if name not in settings}
-    if preset.assumed:
-        warn_of_assumed(preset, lm, layers if critical_layers is None else None, method, taken)
-    if method is not None and variant is not None and preset.settings(method, variant) == preset.settings(method):
-        logger.info("the variant %s of the preset changes nothing for %s", variant, method)
-    used = method is not None or critical_layers is None
-    origin = {"model": preset.model, "variant": variant, "assumed": preset.assumed} if used else None
-    return Choice({**numbers, **settings}, tuple(layers), origin, scaled)
-
-
-def _of_solver(name: str) -> bool:
-    return name.startswith("solver.")
-
-
-def warn_of_assumed(
-    preset: Preset,
-    lm: LanguageModel,
-    layers: Sequence[int] | None = None,
-    method: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """Log what a model takes over from the preset of another one: critical layers, settings of a method, or nothing."""
-    parts = []
-    if layers is not None:
-        there = ", ".join(map(str, preset.critical_layers))
-        parts.append(
-            f"critical_layers={list(layers)}, scaled from its {there} of {preset.match.num_hidden_layers} "
-            "(critical_layers= or --layers replaces them)"
-        )
-    if settings:
-        numbers = ", ".join(f"{name}={value}" for name, value in settings.items())
-        parts.append(f"the settings of {method}, {numbers} (settings= or --set replaces them)")
-    if parts:
-        logger.warning(
-            "there is no preset for %s; assumed from that of %s, the nearest one: %s. "
-            "Measure on a few facts before relying on it, or find settings with factpatch tune.",
-            lm.name, preset.model, "; ".join(parts),
-        )  # fmt: skip
 
 
 def load_preset(path: str | Path) -> Preset:

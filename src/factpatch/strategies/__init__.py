@@ -1,6 +1,6 @@
 """The four independent choices that make an editing method: target, spread, solver, regularizer."""
 
-from factpatch.strategies.least_squares import Memory, System
+from factpatch.strategies.memory import Memory
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, Unchanged
 from factpatch.strategies.solver import NullSpace, Ridge, Solver
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
@@ -23,7 +23,6 @@ __all__ = [
     "Spread",
     "SquareRoot",
     "Step",
-    "System",
     "Target",
     "Unchanged",
 ]

@@ -15,12 +15,11 @@ orthogonal they lose nothing to rounding, unlike updates of the inverse, so that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from factpatch.patch.shift import LowRank
+from factpatch.strategies.memory import Memory, Traces
 
 PANEL = 48
 """Rows of Lᵀ that are transformed at once: (2 n + PANEL) r² operations in all, nearly all of them matrix products."""
@@ -78,35 +77,26 @@ class System:
         return rows if self.basis is None else rows @ self.basis
 
 
-class Memory:
-    """A system that keeps up with the keys of earlier facts.
-
-    Its bits depend on the sequence of batches alone, so that a session that is resumed gives the same ones.
-    """
+class EarlierKeys(Memory):
+    """A system that keeps up with the keys of earlier facts."""
 
     def __init__(self, system: System) -> None:
+        super().__init__()
         self.first = system
         self.system = system
-        self._followed: list[Tensor] = []
 
-    def follow(self, batches: Sequence[Tensor]) -> None:
-        """Preserve the keys of these batches, (n, d_key) each, and no others.
+    def remember(self, traces: Traces) -> None:
+        if self.system is self.first:
+            self.system = self.first.copy()
+        self.system.preserve(traces["keys"])
 
-        Batches that go on from the last call's cost an update each; others start over.
-        """
-        system, followed = self.system, self._followed
-        if len(batches) < len(followed) or any(a is not b for a, b in zip(followed, batches, strict=False)):
-            system, followed = self.first, []
-        # What an interruption would leave half updated is given up beforehand.
-        self.system, self._followed = self.first, []
-        for keys in batches[len(followed) :]:
-            if system is self.first:
-                system = system.copy()
-            system.preserve(keys)
-        self.system, self._followed = system, list(batches)
+    def forget(self) -> None:
+        self.system = self.first
+
+    def fresh(self) -> EarlierKeys:
+        return EarlierKeys(self.first)
 
     def solve(self, keys: Tensor, residual: Tensor) -> LowRank:
-        """Return the shift for one batch of facts; see `Solver.solve`."""
         if keys.shape[0] != residual.shape[0]:
             raise ValueError(
                 f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts."

@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from factpatch.patch.shift import LowRank, Masked, Shift, decomposed
+    from factpatch.patch.shift import Shift
 
 
 class Acts(Enum):
@@ -66,9 +66,13 @@ class KeepLargest(Regularizer):
             raise ValueError(f"keep={self.keep!r}: must be a share above 0, at most 1.")
 
     def regularize(self, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
+        from factpatch.patch.shift import Masked
+
         return {layer: Masked.of(shift, self._largest(shift, before[layer])) for layer, shift in shifts.items()}
 
     def _largest(self, shift: Shift, before: Tensor) -> Tensor:
+        import torch
+
         change = (shift.matrix() / (before.to("cpu", torch.float64) + 1e-8)).abs()
         # A float a hair below an integer would lose one entry.
         dropped = math.floor((1 - self.keep) * change.numel() + 1e-6)
@@ -92,6 +96,10 @@ class CapSingularValues(Regularizer):
         return {layer: self._capped(shift, before[layer]) for layer, shift in shifts.items()}
 
     def _capped(self, shift: Shift, before: Tensor) -> Shift:
+        import torch
+
+        from factpatch.patch.shift import LowRank, decomposed
+
         weight = before.double()
         # The largest singular value costs an eigenvalue problem of the smaller side.
         largest = torch.linalg.eigvalsh(weight @ weight.T)[-1].sqrt().cpu()

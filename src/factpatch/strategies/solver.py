@@ -2,6 +2,8 @@
 
 Rows are facts (the papers stack columns). Everything is computed in float64. What costs d_key³ depends on the second
 moment alone and is done once per process and layer; `least_squares` says how the rest is done.
+
+PyTorch is imported where it is used, here and in the other strategies: a list of methods should not wait for it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from factpatch.patch.shift import LowRank
-from factpatch.strategies.least_squares import Memory, System
+    from factpatch.strategies.least_squares import EarlierKeys, System
+    from factpatch.strategies.memory import Memory
 
 WRITTEN = 0.75
 """The share of its residual that a fact edited alone gets where nothing else is known; see `Solver.scaled`. What was
@@ -29,23 +32,26 @@ threshold of 0.02 leaves 0.21 to 0.47 in layers 4 to 8 of SmolLM2-135M."""
 class Solver(ABC):
     """Find the shift of one weight that sends keys to their residuals and does as little as possible otherwise."""
 
+    reads_corpus: ClassVar[bool] = True
+    """Whether `memory` needs the second moment of keys on ordinary text."""
+
     @abstractmethod
-    def prepare(self, second_moment: Tensor) -> System:
-        """Return what a shift costs by itself, and the directions that it may use.
+    def memory(self, second_moment: Tensor | None) -> Memory:
+        """What is known of one layer before anything is edited; it solves one batch after another.
 
         Args:
-            second_moment: C₀, (d_key, d_key), the mean second moment of keys on ordinary text.
+            second_moment: C₀, (d_key, d_key), the mean second moment of keys on ordinary text; None if `reads_corpus`
+                is false.
 
         Raises:
-            ValueError: the second moment does not fit the solver's settings.
+            ValueError: The second moment does not fit the solver's settings.
         """
 
-    @abstractmethod
     def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> Solver:
-        """Return this solver with settings that mean the same in every model.
+        """Return this solver with settings that mean the same in every model; by default its own settings.
 
         A fact that is edited alone, with key k, gets the share h / (h + c) of its residual, where h says how far k
-        stands out of ordinary keys and c is the setting: λ and h = kᵀ C₀⁻¹ k of `Ridge`, L2 and h = ‖Uᵀ k‖² of
+        stands out from ordinary keys and c is the setting: λ and h = kᵀ C₀⁻¹ k of `Ridge`, L2 and h = ‖Uᵀ k‖² of
         `NullSpace`. So the setting that writes the share ρ is c = h (1 − ρ) / ρ, whatever unit the keys are in.
 
         Args:
@@ -57,31 +63,30 @@ class Solver(ABC):
         Raises:
             ValueError: `written` is not between 0 and 1, or a second moment does not fit the solver.
         """
+        return self
 
-    def solve(self, system: System, keys: Tensor, residual: Tensor, earlier_keys: Tensor) -> LowRank:
-        """Return the shift for one batch of facts.
 
-        For one batch after another a `Memory` of the system does the same without starting over.
+class LeastSquares(Solver):
+    """Solvers whose problem is a `System`: see `factpatch.strategies.least_squares`."""
 
-        Args:
-            system: the result of `prepare` for this layer.
-            keys: K, (n, d_key), activations.
-            residual: R, (n, d_value), in hidden-state units, the layer's share already taken.
-            earlier_keys: K_p, (m, d_key), keys of facts that this session edited before; m may be 0.
-
-        Returns:
-            Δ as factors of rank n: up (d_value, n), down (n, d_key), float64.
+    @abstractmethod
+    def prepare(self, second_moment: Tensor) -> System:
+        """Return what a shift costs by itself, and the directions that it may use.
 
         Raises:
-            ValueError: `keys` and `residual` hold different numbers of facts, or the widths disagree.
+            ValueError: The second moment does not fit the solver's settings.
         """
-        memory = Memory(system)
-        memory.follow([earlier_keys] if len(earlier_keys) else [])
-        return memory.solve(keys, residual)
+
+    def memory(self, second_moment: Tensor | None) -> EarlierKeys:
+        from factpatch.strategies.least_squares import EarlierKeys
+
+        if second_moment is None:
+            raise ValueError(f"second_moment=None: {type(self).__name__} needs the second moment of the layer's keys.")
+        return EarlierKeys(self.prepare(second_moment))
 
 
 @dataclass(frozen=True)
-class Ridge(Solver):
+class Ridge(LeastSquares):
     """Ridge regression weighted by the second moment: Δ = Rᵀ K (λ C₀ + K_pᵀ K_p + Kᵀ K)⁻¹.
 
     Source: MEMIT (arXiv:2210.07229), eq. 14; with earlier keys BLUE (arXiv:2502.03748), eq. 8.
@@ -96,6 +101,10 @@ class Ridge(Solver):
 
     def prepare(self, second_moment: Tensor) -> System:
         """G = λ C₀."""
+        import torch
+
+        from factpatch.strategies.least_squares import System
+
         factor, info = torch.linalg.cholesky_ex(self.weight * second_moment.double())
         if int(info) != 0:
             raise ValueError(
@@ -112,7 +121,7 @@ class Ridge(Solver):
 
 
 @dataclass(frozen=True)
-class NullSpace(Solver):
+class NullSpace(LeastSquares):
     """Ridge regression inside the null space of ordinary keys: Δᵀ = (P (Kᵀ K + K_pᵀ K_p) + L2 I)⁻¹ P Kᵀ R, P = U Uᵀ.
 
     By the push-through identity that is Δᵀ = U X with the X that is best at G = L2 I.
@@ -132,6 +141,8 @@ class NullSpace(Solver):
 
     def prepare(self, second_moment: Tensor) -> System:
         """G = L2 I, and U, (d_key, r): the eigenvectors of C₀ with eigenvalue below the threshold."""
+        import torch
+
         values, vectors = torch.linalg.eigh(second_moment.double())
         basis: Tensor = vectors[:, values < self.threshold]
         if basis.shape[1] == 0:
@@ -143,6 +154,8 @@ class NullSpace(Solver):
 
     def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> NullSpace:
         """The threshold from the spectrum, then L2 from h = ‖Uᵀ k‖²."""
+        import torch
+
         spectra = [torch.linalg.eigvalsh(moment.double()) for moment in second_moments]
         threshold = statistics.geometric_mean(_rest(spectrum, UNUSED) for spectrum in spectra)
         alone = replace(self, threshold=threshold, l2=1.0)
@@ -155,6 +168,8 @@ class NullSpace(Solver):
         Args:
             basis: U, (d_key, r), orthonormal; float64.
         """
+        from factpatch.strategies.least_squares import System
+
         return System(basis.new_tensor(math.sqrt(self.l2)), basis)
 
 

@@ -1,23 +1,68 @@
-"""1. Which activation is optimized, and how far."""
+"""1. Which activation is changed, what is minimized over the change, and which value follows from it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kept = dict[str, "Tensor"]
+"""What a target keeps of every fact during a search, (n, …) each, by name."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss at some δ, one row per fact."""
+
+    loss: Tensor
+    """(n,): what is minimized, in nats."""
+    nll: Tensor
+    """(n,): the mean NLL over contexts, in nats."""
+    kl: Tensor
+    """(n,): the KL without its factor, in nats."""
+    predicted: Tensor
+    """(n,): whether every target token is the most probable one in every context."""
+    gradient: Tensor
+    """(n, sites, d_value): of the loss; zero if it was not asked for."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search, one row per fact."""
+
+    delta: Tensor
+    """(n, sites, d_value)"""
+    evaluations: Tensor
+    """(n,): loss evaluations made."""
+    loss: Tensor
+    """(n,): the loss at the last evaluation, in nats."""
+
+
+class Problem(Protocol):
+    """What a search can ask: the loss of a batch of facts at any δ."""
+
+    present: Tensor
+    """(n, sites, d_value): the unshifted activations of the bare prompts."""
+
+    def evaluate(self, delta: Tensor, kept: Kept, gradient: bool = True) -> Evaluation:
+        """Run the facts with δ, (n, sites, d_value), added at the subject's last token."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The value optimization: what it minimizes, how it moves and when it stops.
+    """The value optimization: what it minimizes, how it moves, when it stops, and which value follows.
 
     For one fact and one layer, Adam minimizes over δ, added to the activation at the subject's last token,
     mean over contexts of NLL + `kl_factor` · KL + `weight_decay` · ‖δ‖ / ‖h‖², with h the activation of the bare
     prompt. A member says which activations these are; where there are several, each has its δ, its decay and its clamp.
     Source: ROME (arXiv:2202.05262), eq. 4; MEMIT (arXiv:2210.07229), eq. 15.
+
+    The methods below are the mathematics, for all n facts at once; a member replaces those in which it differs. Rows of
+    a fact lie in several micro-batches, and facts that are finished leave: `factpatch.values` sees to both.
     """
 
     sites: ClassVar[tuple[str, ...]]
@@ -52,23 +97,43 @@ class Target:
         """Where the target value is read."""
         return self.sites[-1]
 
-    def judge(self, loss: Tensor, kl: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        """Say after an evaluation which facts are finished, and what their NLL counts for at the next one.
+    def begin(self, present: Tensor) -> Kept:
+        """What to keep of every fact before the first evaluation, given (n, sites, d_value) activations."""
+        return {}
 
-        Args:
-            loss: (n,), in nats.
-            kl: (n,), the KL without its factor, in nats.
-            predicted: (n,), whether every target token is the most probable one in every context.
+    def weigh(self, nll: Tensor, kl: Tensor, kept: Kept) -> Tensor:
+        """What NLL and KL, (n,) each, add to the loss. Linear in both, since they come from several micro-batches."""
+        return nll + self.kl_factor * kl
 
-        Returns:
-            Two (n,) tensors: finished, and the weight of the NLL.
-        """
-        return loss < self.stop_loss, torch.ones_like(loss)
+    def penalty(self, delta: Tensor, norm: Tensor) -> Tensor:
+        """What δ itself, (n, sites, d_value), adds to the loss, given the norms of the activations, (n, sites)."""
+        length = delta.norm(dim=-1)
+        decay: Tensor = self.weight_decay * (length / norm**2).sum(dim=-1)
+        return decay
+
+    def judge(self, evaluation: Evaluation, kept: Kept) -> tuple[Tensor, Kept]:
+        """Say after an evaluation which facts are finished, (n,), and what to keep of all facts for the next one."""
+        return evaluation.loss < self.stop_loss, kept
+
+    def project(self, delta: Tensor, norm: Tensor) -> Tensor:
+        """Move δ after each update to where it is allowed: here onto the ball of radius `clamp` · norm."""
+        length = delta.norm(dim=-1)
+        largest = self.clamp * norm
+        scale: Tensor = (largest / length).where(length > largest, length.new_ones(()))
+        return scale[..., None] * delta
+
+    def search(self, problem: Problem, descend: Callable[[], Found]) -> Found:
+        """Find δ for a batch of facts; by default by gradient descent, `descend`, which calls the methods above."""
+        return descend()
+
+    def settle(self, present: Tensor, delta: Tensor) -> Tensor:
+        """The change of the value that follows from δ, (n, d_value); both arguments are (n, sites, d_value)."""
+        return delta[:, -1]
 
 
 @dataclass(frozen=True)
 class HiddenState(Target):
-    """Optimize the output of the whole block: the residual stream behind it. Source: MEMIT (arXiv:2210.07229)."""
+    """Optimize the output of the whole block: the residual stream after it. Source: MEMIT (arXiv:2210.07229)."""
 
     sites: ClassVar[tuple[str, ...]] = ("block",)
     inside: ClassVar[bool] = False
@@ -91,6 +156,14 @@ class AttentionAndMlp(Target):
     stop_kl: float = 0.01
     """A predicted fact is finished when its KL is below this, in nats."""
 
-    def judge(self, loss: Tensor, kl: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        finished = (loss < self.stop_loss) | (predicted & (kl < self.stop_kl))
-        return finished, torch.where(predicted, self.learned_weight, 1.0).to(loss)
+    def begin(self, present: Tensor) -> Kept:
+        return {"c": present.new_ones(len(present))}
+
+    def weigh(self, nll: Tensor, kl: Tensor, kept: Kept) -> Tensor:
+        return kept["c"] * nll + self.kl_factor * kl
+
+    def judge(self, evaluation: Evaluation, kept: Kept) -> tuple[Tensor, Kept]:
+        predicted = evaluation.predicted
+        finished = (evaluation.loss < self.stop_loss) | (predicted & (evaluation.kl < self.stop_kl))
+        c = evaluation.loss.new_ones(()).where(~predicted, evaluation.loss.new_tensor(self.learned_weight))
+        return finished, {"c": c}

@@ -1,18 +1,33 @@
-"""Progress bars for long work, on a terminal's error stream and nowhere else; and what a stage of it took."""
+"""How far long work is: bars on a terminal, lines in the log elsewhere; and what a stage of it took."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 20.0
+"""How often a line says how far long work is, where there is no terminal for a bar."""
+
 
 @contextmanager
 def bar(description: str, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the context is open; the yielded function advances it. A total of None is not known."""
+    """Show how far work is while the context is open; the yielded function advances it.
+
+    On a terminal that is a bar on its error stream; elsewhere a line in the log every `LINE_SECONDS`.
+
+    Args:
+        total: How many steps there are; None if unknown.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -23,7 +38,28 @@ def bar(description: str, total: int | None, shown: bool = True) -> Iterator[Cal
     )
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda steps: progress.update(task, advance=steps)
+        start = said = time.monotonic()
+        done = 0
+
+        def advance(steps: int) -> None:
+            nonlocal done, said
+            done += steps
+            progress.update(task, advance=steps)
+            now = time.monotonic()
+            if shown and not console.is_terminal and now - said >= LINE_SECONDS:
+                said = now
+                logger.info("%s: %s", description, how_far(done, total, now - start))
+
+        yield advance
+
+
+def how_far(done: int, total: int | None, seconds: float) -> str:
+    """As `30 of 120 (25 %), 0:00:40 elapsed, 0:02:00 left`."""
+    elapsed = f"{timedelta(seconds=round(seconds))} elapsed"
+    if total is None or done <= 0:
+        return f"{done} done, {elapsed}"
+    left = timedelta(seconds=round(seconds * max(total - done, 0) / done))
+    return f"{done} of {total} ({100 * done / total:.0f} %), {elapsed}, {left} left"
 
 
 @contextmanager
@@ -34,3 +70,22 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
         yield
     finally:
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def staged(stage: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add the wall time of a method's calls to a stage of its object's `_seconds`."""
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        @wraps(method)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            seconds: dict[str, float] = getattr(args[0], "_seconds")  # noqa: B009
+            with timed(seconds, stage):
+                return method(*args, **kwargs)
+
+        return run
+
+    return decorate

@@ -26,4 +26,5 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     if not names:
         return None
     first = names[0]
-    return f"{', '.join(names)}; {first} is {there.get(first)!r} there and {here.get(first)!r} here"
+    listed = f"{', '.join(names)}; " if len(names) > 1 else ""
+    return f"{listed}{first} is {there.get(first)!r} there and {here.get(first)!r} here"

@@ -1,16 +1,23 @@
-"""The descent on all facts' δ at once, in steps that wait for nothing."""
+"""The loss of a batch of facts at any δ, and the descent on all facts' δ at once, in steps that wait for nothing.
+
+What the loss is made of, when a fact is finished and where δ may go belongs to the target; here rows are scheduled.
+
+    micro-batches of rows ──▶ Loss.evaluate ──▶ Target.weigh, penalty ──▶ gradient
+              ▲                                                              │
+              └── facts that are finished leave ◀── Target.judge ◀── Adam, Target.project
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
-from factpatch.strategies.target import Target
+from factpatch.strategies.target import Evaluation, Found, Kept, Target
 from factpatch.values.budget import tokens_that_fit
 from factpatch.values.frozen import Frozen
 from factpatch.values.micro_batch import FrozenRows, Losses
@@ -46,169 +53,53 @@ class Adam:
         self.mean, self.square = self.mean[rows], self.square[rows]
 
 
-def clamped(delta: Tensor, largest: Tensor) -> Tensor:
-    """Project each vector of (..., d) onto the ball of radius `largest`, (...)."""
-    norm = torch.linalg.vector_norm(delta, dim=-1)
-    return torch.where(norm > largest, largest / norm, torch.ones_like(norm))[..., None] * delta
-
-
-@dataclass
-class State:
-    """Facts that are being optimized, one row each; all on δ's device."""
-
-    delta: Tensor
-    """(n, sites, d_value)"""
-    norm: Tensor
-    """(n, sites): of the unshifted activations."""
-    nll_weight: Tensor
-    going: Tensor
-    """Whether no stop has been reached. Of a fact that has reached one, nothing moves any more."""
-    broken: Tensor
-    """Whether a loss or a gradient was not finite."""
-    evaluations: Tensor
-    loss: Tensor
-
-    @classmethod
-    def of(cls, present: Tensor) -> State:
-        """The beginning.
-
-        Args:
-            present: (n, sites, d_value), the unshifted activations.
-        """
-        no = torch.zeros(len(present), dtype=torch.bool, device=present.device)
-        return cls(
-            delta=torch.zeros_like(present),
-            norm=torch.linalg.vector_norm(present, dim=-1),
-            nll_weight=torch.ones_like(no, dtype=present.dtype),
-            going=~no,
-            broken=no,
-            evaluations=torch.zeros_like(no, dtype=torch.long),
-            loss=torch.zeros_like(no, dtype=present.dtype),
-        )
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop the others."""
-        for name, value in vars(self).items():
-            setattr(self, name, value[rows])
-
-    def put(self, rows: Tensor, other: State) -> None:
-        """Take these rows over from another state, which holds no others."""
-        for name, value in vars(other).items():
-            getattr(self, name)[rows] = value
-
-
-class Descent:
-    """The optimization of all facts' δ at one layer.
-
-    Stops are kept on the device and looked at every few evaluations. Only then do finished facts leave the batch; until
-    then they are evaluated on without effect. So it changes nothing beyond rounding how often one looks.
+class Loss:
+    """The loss of a batch of facts at one layer, and its gradient, for any δ.
 
     Args:
-        frozen: the rows of the batch.
+        frozen: The rows of the batch.
         present: (n, sites, d_value), the unshifted activations on the bare prompts.
-        tokens: largest number of suffix tokens in a micro-batch; by default what fits.
+        tokens: Largest number of suffix tokens in a micro-batch; by default what fits.
     """
 
     def __init__(
-        self,
-        lm: LanguageModel,
-        frozen: Frozen,
-        layer: int,
-        target: Target,
-        present: Tensor,
-        tokens: int | None = None,
+        self, lm: LanguageModel, frozen: Frozen, layer: int, target: Target, present: Tensor, tokens: int | None = None
     ) -> None:
         self.lm = lm
         self.layer = layer
         self.target = target
         self.present = present
+        self.norm = torch.linalg.vector_norm(present, dim=-1)
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
-        self.state = State.of(present)
-        tokens = tokens or tokens_that_fit(lm, frozen, self.sites, self.state.delta)
+        tokens = tokens or tokens_that_fit(lm, frozen, self.sites, torch.zeros_like(present))
         self.groups: Sequence[FrozenRows] = frozen.micro_batches(tokens)
-        self.adam = Adam(target.learning_rate, torch.zeros_like(present), torch.zeros_like(present))
 
-    def run(self, progress: Callable[[int], None]) -> State:
-        """Go on until every fact is finished or has used its steps; return where all of them end, in their order."""
-        steps, present = self.target.steps, self.present
-        every = LOOK_EVERY.get(present.device.type, LOOK_EVERY_ELSEWHERE)
-        found = State.of(present)
-        active = torch.arange(len(present), device=present.device)
-        left = len(active) * steps
-        for evaluation in range(1, steps + 1):
-            last = evaluation == steps
-            self.step(update=not last)
-            if evaluation % every and not last:
-                continue
-            going = self._look()
-            staying = [] if last else going
-            progress(left - len(staying) * (steps - evaluation))
-            left = len(staying) * (steps - evaluation)
-            if len(staying) < len(active):
-                found.put(active, self.state)
-                active = active[self._keep(staying)]
-            if not staying:
+    def evaluate(self, delta: Tensor, kept: Kept, gradient: bool = True) -> Evaluation:
+        """Run the facts that are left with δ, (n, sites, d_value). The host waits for nothing, but with float16 for the
+        scale."""
+        scales = (0.0,) if not gradient else LOSS_SCALES if self.lm.dtype == torch.float16 else (1.0,)
+        for scale in scales:
+            losses, slope = self._run(delta, kept, scale)
+            if scale == scales[-1] or bool(torch.isfinite(slope).all()):
                 break
-        return found
+        loss = self.target.weigh(losses.nll, losses.kl, kept) + self.target.penalty(delta, self.norm)
+        return Evaluation(loss, losses.nll, losses.kl, losses.missed == 0, slope)
 
-    def step(self, update: bool = True) -> None:
-        """Evaluate all facts and move those that go on. The host waits for nothing, but with float16 for the scale."""
-        state, target = self.state, self.target
-        losses, gradient = self._evaluate(with_gradient=update)
-        loss = state.nll_weight * losses.nll + target.kl_factor * losses.kl + self._decay(state.delta)
-        finite = torch.isfinite(loss) & torch.isfinite(gradient).flatten(1).all(dim=1)
-        state.broken = state.broken | (state.going & ~finite)
-        state.evaluations = state.evaluations + state.going
-        state.loss = torch.where(state.going, loss, state.loss)
-        finished, state.nll_weight = target.judge(loss, losses.kl, losses.missed == 0)
-        state.going = state.going & ~finished
-        if update:
-            moved = clamped(self.adam.update(state.delta, gradient), target.clamp * state.norm)
-            state.delta = torch.where(state.going[:, None, None], moved, state.delta)
-
-    def _look(self) -> list[int]:
-        """Wait for the device and return the rows of the facts that go on."""
-        going, broken = torch.stack([self.state.going, self.state.broken]).tolist()
-        if any(broken):
-            raise FloatingPointError(
-                f"the loss of the value optimization at layer {self.layer}, or its gradient, is not finite"
-            )
-        return [row for row, goes in enumerate(going) if goes]
-
-    def _keep(self, staying: Sequence[int]) -> Tensor:
-        """Drop the rows of finished facts; return those that stay."""
-        renumbered = [-1] * len(self.state.going)
+    def keep(self, staying: Sequence[int]) -> Tensor:
+        """Drop the other facts; return the rows of those that stay."""
+        renumbered = [-1] * len(self.norm)
         for number, row in enumerate(staying):
             renumbered[row] = number
-        self.groups = [kept for group in self.groups if (kept := group.keep(renumbered)) is not None]
+        self.groups = [left for group in self.groups if (left := group.keep(renumbered)) is not None]
         rows = torch.tensor(staying, dtype=torch.long, device=self.present.device)
-        self.state.keep(rows)
-        self.adam.keep(rows)
+        self.norm = self.norm[rows]
         return rows
 
-    def _decay(self, delta: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(delta, dim=-1)
-        decay: Tensor = self.target.weight_decay * (norms / self.state.norm**2).sum(dim=-1)
-        return decay
-
-    def _evaluate(self, with_gradient: bool) -> tuple[Losses, Tensor]:
-        """Return what the facts' losses consist of, and the loss's gradient, zero if it is not asked for."""
-        if not with_gradient:
-            return self._losses(0.0)
-        if self.lm.dtype != torch.float16:
-            return self._losses(1.0)
-        for scale in LOSS_SCALES:
-            found = self._losses(scale)
-            if bool(torch.isfinite(found[1]).all()):
-                break
-        return found
-
-    def _losses(self, scale: float) -> tuple[Losses, Tensor]:
-        """The facts' losses and, unless `scale` is 0, the gradient, computed times `scale` and divided by it again."""
-        state = self.state
-        delta = state.delta.detach().requires_grad_(scale > 0)
-        nll, kl, missed = (torch.zeros_like(state.loss) for _ in range(3))
-        gradient = torch.zeros_like(state.delta)
+    def _run(self, delta: Tensor, kept: Kept, scale: float) -> tuple[Losses, Tensor]:
+        """What the rows add up to and, unless `scale` is 0, the gradient, computed times `scale` and divided again."""
+        delta = delta.detach().requires_grad_(scale > 0)
+        nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
+        gradient = torch.zeros_like(delta)
 
         def evaluate(group: FrozenRows) -> tuple[Losses, Tensor | None]:
             part = group.losses(self.lm, self.sites, delta)
@@ -216,7 +107,7 @@ class Descent:
                 return part, None
             # Now, so that one micro-batch's activations are alive at a time; and apart from the other gradients, which
             # must not hold half of this one if memory does not suffice.
-            loss = state.nll_weight * part.nll + self.target.kl_factor * part.kl
+            loss = self.target.weigh(part.nll, part.kl, kept)
             (slope,) = torch.autograd.grad(scale * loss.sum(), delta)
             return Losses(part.nll.detach(), part.kl.detach(), part.missed), slope
 
@@ -228,7 +119,106 @@ class Descent:
                     nll, kl, missed = nll + part.nll, kl + part.kl, missed + part.missed
                     gradient = gradient if slope is None else gradient + slope
             if scale > 0:
-                (slope,) = torch.autograd.grad(scale * self._decay(delta).sum(), delta)
+                (slope,) = torch.autograd.grad(scale * self.target.penalty(delta, self.norm).sum(), delta)
                 gradient = (gradient + slope) / scale
         self.groups = groups  # what had to be halved stays so
-        return Losses(nll, kl, missed), gradient
+        return Losses(nll, kl, missed), gradient.detach()
+
+
+@dataclass
+class State:
+    """Facts that are being optimized, one row each; all on δ's device."""
+
+    delta: Tensor
+    """(n, sites, d_value)"""
+    kept: Kept
+    """What the target keeps of each fact."""
+    going: Tensor
+    """Whether no stop has been reached. Of a fact that has reached one, nothing moves any more."""
+    broken: Tensor
+    """Whether a loss or a gradient was not finite."""
+    evaluations: Tensor
+    loss: Tensor
+
+    @classmethod
+    def of(cls, present: Tensor, kept: Kept) -> State:
+        """The beginning, given (n, sites, d_value) unshifted activations."""
+        no = torch.zeros(len(present), dtype=torch.bool, device=present.device)
+        return cls(
+            delta=torch.zeros_like(present),
+            kept=kept,
+            going=~no,
+            broken=no,
+            evaluations=torch.zeros_like(no, dtype=torch.long),
+            loss=torch.zeros_like(no, dtype=present.dtype),
+        )
+
+    def rows(self, rows: Tensor) -> State:
+        """These rows alone."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        kept = {name: value[rows] for name, value in parts.pop("kept").items()}
+        return State(kept=kept, **{name: value[rows] for name, value in parts.items()})
+
+
+class Descent:
+    """The optimization of all facts' δ at one layer.
+
+    Stops are kept on the device and looked at every few evaluations. Only then do finished facts leave the batch; until
+    then they are evaluated without effect. So it changes nothing beyond rounding how often one looks.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.target = loss.target
+        self.state = State.of(loss.present, self.target.begin(loss.present))
+        self.adam = Adam(self.target.learning_rate, torch.zeros_like(loss.present), torch.zeros_like(loss.present))
+
+    def run(self, progress: Callable[[int], None]) -> Found:
+        """Continue until every fact is finished or has used its steps; return where all of them end, in their order."""
+        steps, device = self.target.steps, self.loss.present.device
+        every = LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
+        found = Found(self.state.delta.clone(), self.state.evaluations.clone(), self.state.loss.clone())
+        active = torch.arange(len(self.state.going), device=device)
+        left = len(active) * steps
+        for evaluation in range(1, steps + 1):
+            last = evaluation == steps
+            self.step(update=not last)
+            if evaluation % every and not last:
+                continue
+            going = self._look()
+            staying = [] if last else going
+            progress(left - len(staying) * (steps - evaluation))
+            left = len(staying) * (steps - evaluation)
+            if len(staying) < len(active):
+                for field in fields(found):
+                    getattr(found, field.name)[active] = getattr(self.state, field.name)
+                rows = self.loss.keep(staying)
+                self.state = self.state.rows(rows)
+                self.adam.keep(rows)
+                active = active[rows]
+            if not staying:
+                break
+        return found
+
+    def step(self, update: bool = True) -> None:
+        """Evaluate all facts and move those that go on."""
+        state, target = self.state, self.target
+        found = self.loss.evaluate(state.delta, state.kept, gradient=update)
+        finite = torch.isfinite(found.loss) & torch.isfinite(found.gradient).flatten(1).all(dim=1)
+        state.broken = state.broken | (state.going & ~finite)
+        state.evaluations = state.evaluations + state.going
+        state.loss = torch.where(state.going, found.loss, state.loss)
+        finished, state.kept = target.judge(found, state.kept)
+        state.going = state.going & ~finished
+        if update:
+            moved = target.project(self.adam.update(state.delta, found.gradient), self.loss.norm)
+            state.delta = torch.where(state.going[:, None, None], moved, state.delta)
+
+    def _look(self) -> list[int]:
+        """Wait for the device and return the rows of the facts that are not finished."""
+        going, broken = torch.stack([self.state.going, self.state.broken]).tolist()
+        if any(broken):
+            raise FloatingPointError(
+                f"the loss of the value optimization at layer {self.loss.layer}, or its gradient, is not finite"
+            )
+        return [row for row, goes in enumerate(going) if goes]

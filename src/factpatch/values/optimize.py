@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from factpatch.model.packed import packed_attention
 from factpatch.model.precision import Precision, computing, precision_for
 from factpatch.strategies.target import Target
 from factpatch.values.budget import tokens_to_freeze
-from factpatch.values.descent import Descent
+from factpatch.values.descent import Descent, Loss
 from factpatch.values.frozen import freeze
 from factpatch.values.reading import SubjectRows, read_values
 from factpatch.values.rows import optimization_rows
@@ -34,6 +35,32 @@ class TargetValues:
     """(n,): updates made; the paper's Table 1 counts these."""
     loss: Tensor
     """(n,): the loss at the last evaluation, in nats."""
+
+
+class Optimize(Protocol):
+    """What finds target values: `optimize_values`, or something in its place with the same arguments.
+
+    One that finds other values than `optimize_values` has an attribute `identity`, text that tells it from others. The
+    settings of a patch hold it, so that batches of different origins are not joined by mistake.
+    """
+
+    def __call__(
+        self,
+        lm: LanguageModel,
+        facts: Sequence[Fact],
+        layer: int,
+        target: Target,
+        contexts: Sequence[str],
+        progress: Callable[[int], None] = ...,
+        *,
+        precision: Precision | None = None,
+    ) -> TargetValues: ...
+
+
+def optimized_by(optimize: Optimize | None) -> dict[str, str]:
+    """What settings say of where target values come from: nothing, if they are those of `optimize_values`."""
+    identity = getattr(optimize, "identity", None)
+    return {} if identity is None else {"optimize": str(identity)}
 
 
 def optimize_values(
@@ -75,15 +102,11 @@ def optimize_values(
         present = present.to(lm.work_dtype)
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
-        # Not kept in a name: what micro-batches do not take over should not outlive their making.
-        descent = Descent(
-            lm,
-            freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device),
-            layer,
-            target,
-            present,
+        # The frozen rows are not kept in a name: what micro-batches do not take over should not outlive their making.
+        loss = Loss(
+            lm, freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device), layer, target, present,
             tokens_at_once,
-        )
-        found = descent.run(progress)
-        delta = found.delta[:, -1].clone()
+        )  # fmt: skip
+        found = target.search(loss, lambda: Descent(loss).run(progress))
+        delta = target.settle(present, found.delta).clone()
         return TargetValues(present[:, -1] + delta, delta, found.evaluations, found.evaluations - 1, found.loss)

@@ -28,7 +28,7 @@ from factpatch.lab.analysis.rows import Findings
 from factpatch.lab.analysis.single_layer import Alone
 from factpatch.lab.analysis.study import SPREADS, undone
 from factpatch.strategies import NullSpace, Ridge, Solver, Step
-from factpatch.strategies.least_squares import Memory
+from factpatch.strategies.least_squares import EarlierKeys
 from factpatch.values.reading import SubjectRows, read_keys
 
 SOLVERS: Sequence[Solver] = (Ridge(3.0), NullSpace(threshold=0.4, l2=0.5))
@@ -61,7 +61,7 @@ def test_the_bound_holds_and_its_sides_are_those_of_the_dense_formulas(
     moment, keys = second_moments(seed, LAYERS)[LAYERS[0]], random(facts, D_KEY, seed=seed)
     before = random(earlier, D_KEY, seed=100 + seed)
     exact, last = random(facts, D_VALUE, seed=200 + seed), 3 * random(facts, D_VALUE, seed=300 + seed)
-    memory = Memory(solver.prepare(moment))
+    memory = EarlierKeys(solver.prepare(moment))
     memory.follow([before] if earlier else [])
     solved = solve_for(memory, keys)
     torch.testing.assert_close(solved, dense(solver, moment, keys, before), rtol=1e-8, atol=1e-10)
@@ -105,8 +105,8 @@ def test_the_shifts_are_those_that_an_editor_writes(method: str) -> None:
                 if earlier:
                     editor.edit(FACTS[:earlier])
                 editor.method = replace(editor.method, spread=Alone(Step(layer, target, part)))
-                memory = Memory(editor.system(layer))
-                memory.follow([edit.keys[layer] for edit in editor.edits])
+                memory = editor.memory(layer)
+                memory.follow([edit.traces[layer] for edit in editor.edits])
                 solved = solve_for(memory, read_keys(study.lm, SubjectRows.of(study.lm, batch, editor.contexts), layer))
                 exact[target] = editor.target_values(batch, target).delta
                 shifts[target] = editor.edit(batch).batches[-1].shifts[layer].matrix()

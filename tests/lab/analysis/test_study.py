@@ -112,7 +112,7 @@ def test_an_editor_shares_what_it_prepared() -> None:
     editor = tiny_editor("memit-blue")
     editor.prepare()
     other = editor.with_spread(Even())
-    assert other.system(LAYERS[0]) is editor.system(LAYERS[0])
+    assert other.memory(LAYERS[0]).first is editor.memory(LAYERS[0]).first
     # Its own spread did not need the middle layer, whose second moment is there all the same.
     before = editor.lm.weight(LAYERS[1]).clone()
     other.edit(FACTS)

@@ -22,7 +22,7 @@ from factpatch.lab.analysis.charts import Curve, Lines, Panel, curve
 from factpatch.lab.analysis.rows import Findings, Place, Row, rows_of
 from factpatch.lab.analysis.study import SPREADS, Study, undone
 from factpatch.patch.shift import LowRank, decomposed
-from factpatch.strategies.least_squares import Memory
+from factpatch.strategies.memory import Memory, Traces
 from factpatch.values.reading import SubjectRows, read_keys
 
 DISTANCE, SIZE, EARLIER = "distance", "batch size", "earlier edits"
@@ -78,7 +78,7 @@ def holds(error: float, limit: float) -> bool:
 
 def solve_for(memory: Memory, keys: Tensor) -> Tensor:
     """Q, (n, d_key), of keys, (n, d_key): what the solver makes of residuals that are the identity."""
-    return memory.solve(keys, torch.eye(len(keys), dtype=torch.float64)).down.cpu()
+    return memory.solve(keys, torch.eye(len(keys), dtype=torch.float64)).matrix().cpu()
 
 
 def batch_sizes(facts: int) -> list[int]:
@@ -90,7 +90,7 @@ def batch_sizes(facts: int) -> list[int]:
 def _by_distance(study: Study) -> Iterator[Row]:
     keys = _keys(study)
     for layer in study.layers:
-        solved = solve_for(Memory(study.editor.system(layer)), keys[layer])
+        solved = solve_for(study.editor.memory(layer), keys[layer])
         for last in study.layers[study.layers.index(layer) :]:
             for spread in study.spreads:
                 place = _place(study, DISTANCE, layer, last, spread, len(study.facts))
@@ -102,7 +102,7 @@ def _by_size(study: Study) -> Iterator[Row]:
     keys = _keys(study)
     for size in batch_sizes(len(study.facts)):
         for layer in study.layers:
-            memory = Memory(study.editor.system(layer))
+            memory = study.editor.memory(layer)
             exact, last = study.residual(layer), study.residual(study.last)
             for start in range(0, len(study.facts) - size + 1, size):
                 batch = slice(start, start + size)
@@ -119,19 +119,19 @@ def _by_earlier_edits(study: Study) -> Iterator[Row]:
     facts = study.facts[probe]
     for spread in study.spreads:
         with undone(study.editor.with_spread(SPREADS[spread])) as editor:
-            memories = {layer: Memory(editor.system(layer)) for layer in study.layers}
+            memories = {layer: editor.memory(layer) for layer in study.layers}
             subjects = SubjectRows.of(study.lm, facts, editor.contexts)
             for batch in (None, *batches):
                 if batch is not None:
                     editor.edit(study.facts[batch])
                 exact = {layer: editor.target_values(facts, layer).delta.double().cpu() for layer in study.layers}
-                earlier = sum(len(keys) for keys in _earlier(editor, study.last))
+                earlier = sum(len(traces["keys"]) for traces in _earlier(editor, study.last))
                 for layer in study.layers:
                     keys = read_keys(study.lm, subjects, layer).cpu().double()
                     memories[layer].follow(_earlier(editor, layer))
                     solved = solve_for(memories[layer], keys)
                     found = sides(exact[layer], exact[study.last], study.share(spread, layer), solved)
-                    found["amplification_alone"] = _spectral(solve_for(Memory(editor.system(layer)), keys))
+                    found["amplification_alone"] = _spectral(solve_for(editor.memory(layer), keys))
                     place = _place(study, EARLIER, layer, study.last, spread, len(facts), earlier)
                     yield from _rows(place, _called(probe), found)
 
@@ -142,9 +142,9 @@ def _sequence(study: Study) -> list[slice]:
     return [slice(start, start + size) for start in range(0, facts - size + 1, size)] or [slice(0, facts)]
 
 
-def _earlier(editor: Editor, layer: int) -> list[Tensor]:
-    """The keys that the editor preserves in a layer, (n, d_key) for each batch."""
-    return [edit.keys[layer] for edit in editor.edits]
+def _earlier(editor: Editor, layer: int) -> list[Traces]:
+    """What the editor's solver remembers of each batch in a layer."""
+    return [edit.traces[layer] for edit in editor.edits]
 
 
 def _notes(study: Study) -> Iterator[str]:

@@ -104,7 +104,7 @@ class Study:
             "weights": model_hash(self.lm.model),
             "facts": identity(self.facts),
             "method": {name: value for name, value in self.editor.settings.items() if name not in left_out},
-            "seed": self.editor.seed,
+            "seed": self.editor.recipe.seed,
             "spreads": list(self.spreads),
             "batch_size": self.batch_size,
             "texts": asdict(self.texts),
@@ -172,7 +172,7 @@ def check_study(editor: Editor, facts: Sequence[Fact], spreads: Sequence[str], b
             f"method={editor.method.name!r}: its regularizer changes the shifts that are compared; analyze the "
             "method that it regularizes, as memit."
         )
-    if not editor.remember_keys:
+    if not editor.recipe.remember_keys:
         raise ValueError(
             "remember_keys=False: the bound is of an editor that preserves the keys of earlier facts; make it with "
             "remember_keys=True."

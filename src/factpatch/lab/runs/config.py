@@ -6,35 +6,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic import field_validator as validates
 
 from factpatch.evaluation.capability import LIMIT
 from factpatch.evaluation.tasks import task_named
 from factpatch.methods import method_named, with_settings
+from factpatch.recipe import MethodFields, ModelFields, Recipe, Section
 
 
 class ConfigError(ValueError):
     """A configuration cannot be used; the message names the file, the field and its value."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class MethodConfig(_Section):
+class MethodConfig(MethodFields):
     """A method, and what differs from its preset."""
 
     name: str
     """One of `factpatch.METHODS`."""
     label: str = ""
     """What tables call it; its name by default. Two rows of a run need two labels."""
-    variant: str | None = None
-    """A variant of the model's preset."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Fields of its strategies by dotted name."""
-    remember_keys: bool = True
-    """Whether it preserves the keys of earlier batches."""
 
     def model_post_init(self, context: Any) -> None:
         with_settings(method_named(self.name), self.settings)
@@ -42,7 +33,7 @@ class MethodConfig(_Section):
             object.__setattr__(self, "label", self.name)
 
 
-class DatasetConfig(_Section):
+class DatasetConfig(Section):
     """Facts to edit."""
 
     facts: str
@@ -74,7 +65,7 @@ def _in_a_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-class TextConfig(_Section):
+class TextConfig(Section):
     """Texts that the edited model writes, for fluency and consistency."""
 
     facts: PositiveInt = 100
@@ -96,7 +87,7 @@ class TextConfig(_Section):
         return sampling
 
 
-class CapabilityConfig(_Section):
+class CapabilityConfig(Section):
     """Tasks that an edit should not touch."""
 
     data: Path
@@ -115,7 +106,7 @@ class CapabilityConfig(_Section):
         return tasks
 
 
-class DriftConfig(_Section):
+class DriftConfig(Section):
     """Hidden states of factual prompts, before and after."""
 
     prompts: str
@@ -123,7 +114,7 @@ class DriftConfig(_Section):
     limit: int = Field(default=1000, ge=2)
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     """What is measured, and when. The facts themselves are always asked at the end."""
 
     written: bool = True
@@ -145,7 +136,7 @@ def _from_file(value: Any) -> Any:
     return {"facts": value} if isinstance(value, str) else value
 
 
-class RunConfig(_Section):
+class RunConfig(ModelFields):
     """A run: every method on every dataset with every seed, in sequential batches."""
 
     model: str
@@ -153,16 +144,13 @@ class RunConfig(_Section):
     datasets: tuple[Annotated[DatasetConfig, BeforeValidator(_from_file)], ...] = Field(min_length=1)
     batch_size: PositiveInt = 100
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
-    dtype: str | None = None
-    device: str | None = None
-    preset: Path | None = None
-    """Settings of the model, as `factpatch tune` writes them, in place of those that the package ships."""
-    critical_layers: tuple[NonNegativeInt, ...] | None = None
-    corpus: str | None = None
-    corpus_tokens: PositiveInt | None = None
-    chat: bool = False
-    precision: str | None = None
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def recipe(self, method: MethodConfig, seed: int) -> Recipe:
+        """What makes the editor of one of the methods, with a seed."""
+        parts = ((method, MethodFields), (self, ModelFields))
+        fields = {name: getattr(part, name) for part, section in parts for name in section.model_fields}
+        return Recipe(method=method.name, seed=seed, **fields)
 
     @validates("methods")
     @classmethod

@@ -26,6 +26,7 @@ from factpatch.edit_report import check_facts
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact
+from factpatch.journal import SessionError
 from factpatch.lab.runs.config import RunConfig
 from factpatch.lab.runs.directory import Plan, RunDirectory, RunError
 from factpatch.lab.runs.inputs import Inputs
@@ -36,7 +37,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.model.memory import FAILURES
 from factpatch.model.weights import model_hash
-from factpatch.session import Session, SessionError
+from factpatch.session import Session
 from factpatch.statistics.second_moment import CorpusError
 from factpatch.support.files import write_json
 from factpatch.values.shared import SharedTargets
@@ -152,22 +153,8 @@ class _Runner:
             editor.reset()
 
     def _editor(self, plan: Plan) -> Editor:
-        config, method = self.directory.config, plan.method
-        return Editor(
-            self.lm,
-            method=method.name,
-            variant=method.variant,
-            settings=method.settings,
-            remember_keys=method.remember_keys,
-            preset=config.preset,
-            critical_layers=config.critical_layers,
-            corpus=config.corpus,
-            corpus_tokens=config.corpus_tokens,
-            chat=config.chat,
-            precision=config.precision,
-            seed=plan.seed,
-            optimize=self.targets,
-        )
+        recipe = self.directory.config.recipe(plan.method, plan.seed)
+        return Editor(self.lm, recipe=recipe, optimize=self.targets)
 
     def _session(self, plan: Plan, editor: Editor) -> Session:
         # Empty, if a method had failed and the process was killed before it said so.

@@ -41,12 +41,13 @@ def identities(config: RunConfig) -> dict[str, str]:
             found[where] = file_digest(resolve_data(data))
 
     wanted = config.evaluate
-    if config.corpus is None or config.corpus.startswith("hf:"):
-        found["corpus"] = config.corpus or _SHIPPED
+    corpus = _SHIPPED if config.corpus is None else str(config.corpus)
+    if corpus == _SHIPPED or corpus.startswith("hf:"):
+        found["corpus"] = corpus
     else:
-        add("corpus", Path(config.corpus))
+        add("corpus", Path(corpus))
     if config.preset is not None:
-        add("preset", config.preset)
+        add("preset", str(config.preset))
     if wanted.perplexity is True:
         found["evaluate.perplexity"] = _SHIPPED
     elif wanted.perplexity:
@@ -99,7 +100,7 @@ class Inputs:
                 text = held_out_text() if wanted.perplexity is True else wanted.perplexity.read_text("utf-8")
         if config.preset is not None:
             with _blamed("preset"):
-                load_preset(config.preset)
+                load_preset(str(config.preset))
         if wanted.text is not None:
             with _blamed("evaluate.text.references"):
                 references, tfidf = find_references(wanted.text.references, facts)

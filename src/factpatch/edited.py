@@ -1,0 +1,142 @@
+"""What is edited into a model: the edits in force, their patch, and the way back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from factpatch.export.card import model_card
+from factpatch.model.language_model import LanguageModel
+from factpatch.patch.batch import Batch
+from factpatch.patch.history import History
+from factpatch.patch.patch import Patch
+from factpatch.recipe import Recipe
+from factpatch.strategies.memory import Traces
+from factpatch.support.versions import library_versions
+from factpatch.values.optimize import TargetValues
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One call of `Editor.edit`, as the editor remembers it."""
+
+    patch: Patch
+    targets: dict[int, TargetValues]
+    """The outcome of the value optimization, by target layer; none for a batch that was replayed."""
+    traces: dict[int, Traces]
+    """What the solver remembers of the batch in every written layer."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by stage."""
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        return self.patch.batches
+
+    @property
+    def keys(self) -> dict[int, Tensor]:
+        """The keys of the facts in every written layer, (n, d_key), which later edits will preserve."""
+        return {layer: traces["keys"] for layer, traces in self.traces.items() if "keys" in traces}
+
+
+class EditedModel(ABC):
+    """A model and the edits in force in it.
+
+    Attributes:
+        lm: The model.
+        recipe: What edits it.
+        history: The edits in force, and the weights that hold them.
+    """
+
+    lm: LanguageModel
+    recipe: Recipe
+    history: History[Edit]
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the next edit depends on besides the weights and the facts, resolved, as a patch holds it."""
+
+    @property
+    def model(self) -> Any:
+        return self.lm.model
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.lm.tokenizer
+
+    @property
+    def written_dtype(self) -> torch.dtype:
+        """What a shift is rounded to before it is added."""
+        return self.history.written_dtype
+
+    @property
+    def edits(self) -> list[Edit]:
+        """What this editor has edited and not undone."""
+        return list(self.history.entries)
+
+    @property
+    def patch(self) -> Patch:
+        """Everything this editor has changed and not undone, as one patch: what the model now holds."""
+        if not self.edits:
+            raise ValueError("nothing has been edited yet; call edit first.")
+        if self.history.shown is not None:
+            return self.describe(self.history.shown)
+        return Patch.join([edit.patch for edit in self.edits])
+
+    def undo(self) -> Patch:
+        """Take the last edit back, bit for bit; again for the one before.
+
+        Returns:
+            The patch of the edit that was undone.
+
+        Raises:
+            ValueError: Nothing is left to undo, or the weights were changed by somebody else since.
+            RuntimeError: The earlier edits cannot be written with the same bits; the model stays as it is.
+        """
+        if not self.edits:
+            raise ValueError("nothing to undo: this editor has not edited the model, or everything is undone.")
+        undone = self.edits[-1]
+        self.history.take_back(len(self.edits) - 1, "undo")
+        return undone.patch
+
+    def reset(self) -> None:
+        """Take every edit back at once, bit for bit: as `undo` again and again, without writing what is undone next.
+
+        Without edits there is nothing to do.
+
+        Raises:
+            ValueError: The weights were changed by somebody else since the last edit; the model stays as it is.
+            RuntimeError: What was kept of the unedited weights is not what they were; the model stays as it is.
+        """
+        if self.edits:
+            self.history.take_back(0, "reset")
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the edited model with its tokenizer and a model card to a directory that transformers loads.
+
+        The card, `factpatch.export.card`, lists what this editor edited; without an edit in force there is none.
+
+        Raises:
+            FileExistsError: The directory exists and is not empty.
+            OSError: It cannot be written; nothing is left behind.
+        """
+        self.lm.save_pretrained(directory, model_card(self.patch) if self.edits else None)
+
+    def describe(self, batch: Batch) -> Patch:
+        """A batch that this model holds as a patch."""
+        settings = self.settings
+        return Patch(
+            batches=(batch,),
+            method=settings["method"],
+            settings=settings,
+            config=self.lm.config.to_dict(),
+            weight_dtype=self.lm.dtype,
+            written_dtype=self.written_dtype,
+            versions=library_versions(),
+            seed=self.recipe.seed,
+        )

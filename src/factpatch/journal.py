@@ -1,0 +1,327 @@
+"""Journal: the state of a session's directory, and the only way in which it changes. It needs no model and no PyTorch.
+
+    session.json     what the session edits: the model, the recipe, the settings, the hashes of the unedited weights
+    facts/0001.json  the facts of one call
+    patches/0001.safetensors, ...  one patch per batch, in the order in which they were edited
+    traces/0001.safetensors, ...   what the solver remembers of a batch, if that cannot be read again with the patch
+    journal.jsonl    one line per event: facts planned, a batch finished, an undo, outputs written
+    lock             held by the process that writes
+
+A line is written after the files it mentions are on the disk, so the journal never promises what is not there. A batch
+without a line was not edited: it is edited again, which gives the same patch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factpatch.data import load_facts, save_facts
+from factpatch.facts import Fact, check_batch
+from factpatch.patch.file import PatchFileError, describe
+from factpatch.support.directory import DirectoryError, KeptDirectory, cut_unfinished
+from factpatch.support.files import append, file_digest
+
+if TYPE_CHECKING:
+    from factpatch.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.jsonl"
+
+
+class SessionError(DirectoryError):
+    """A session's directory cannot be used as asked; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class FinishedBatch:
+    """A batch that was edited."""
+
+    patch: str
+    """Its patch file, relative to the directory."""
+    sha256: str
+    """The checksum that the patch file states."""
+    facts: int
+    """How many facts it has."""
+    learned: tuple[bool, ...]
+    """Whether the model held each of them right after the batch; empty if it was not asked."""
+    seconds: dict[str, float]
+    """Wall time by stage."""
+    time: str
+    """When it was finished, in UTC."""
+    traces: str | None = None
+    """The file of what the solver remembers of it, relative to the directory, if there is one."""
+
+
+class Journal(KeptDirectory):
+    """What a session's directory holds, and how it changes.
+
+    Args:
+        path: One that `factpatch.session.Session.create` made.
+
+    Raises:
+        SessionError: It is no session, or its files do not fit together.
+    """
+
+    holds = "a session"
+    record_name = "session.json"
+    format = 2  # 1 had no recipe, but the options of the command line as "about"
+    needs = ("model", "method", "joins", "settings", "weights")
+    error = SessionError
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.finished: list[FinishedBatch] = []
+        """The batches in force."""
+        self.undone = 0
+        """How many batches were taken back, over all time."""
+        self.waiting: list[int] = []
+        """How many facts each batch has that is planned and not edited yet."""
+        self.outputs: dict[str, Any] = {}
+        """The outputs that the last plan asked for besides the patches, until they are written."""
+        self._files = {"facts": 0, "patches": 0}
+        self._plan: tuple[Path, str] | None = None  # the file of facts that are waiting, and its digest
+        self._planned: list[Fact] = []  # its content, once it has been read
+        self._length = 0  # of the journal, as far as it was read or written here
+        for number, event in enumerate(self._events(), start=1):
+            try:
+                self._take(event)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise SessionError(
+                    f"{self.path / JOURNAL}, line {number}: does not follow from the lines before it "
+                    f"({type(error).__name__}: {error}). Restore the file from a copy."
+                ) from error
+
+    @property
+    def source(self) -> str | None:
+        """The model as the command line named it; None for a session that was begun in Python."""
+        source: str | None = self.record.get("source") or self.record.get("about", {}).get("model")
+        return source
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the session's editor.
+
+        Raises:
+            ValueError: A field names what is no longer there.
+        """
+        from factpatch.recipe import Recipe
+
+        options = self.record.get("about", {})
+        older = {name: value for name, value in options.items() if name != "model"}
+        return Recipe.from_dict(self.record.get("recipe", older))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out while the block runs; the lock of a process that dies is released.
+
+        Raises:
+            SessionError: Another process is at work here, or it has been since this session was read.
+        """
+        with super().locked():
+            cut_unfinished(self.path / JOURNAL)
+            self.check_current()
+            yield
+
+    @property
+    def pending(self) -> list[tuple[Fact, ...]]:
+        """What is planned and not edited yet.
+
+        Raises:
+            SessionError: The file of these facts is missing or was altered.
+        """
+        if not self.waiting or self._plan is None:
+            return []
+        path, digest = self._plan
+        if not self._planned:
+            if not path.is_file() or file_digest(path) != digest:
+                raise SessionError(
+                    f"{path}: is missing or was altered after it was planned. Put the original back, or drop what is "
+                    f"still to be edited: factpatch undo {self.path} --to {len(self.finished)}"
+                )
+            self._planned = load_facts(path)
+        rest = iter(self._planned[len(self._planned) - sum(self.waiting) :])
+        return [tuple(islice(rest, size)) for size in self.waiting]
+
+    @property
+    def batches(self) -> list[tuple[Fact, ...]]:
+        """The facts of every batch, finished and pending."""
+        self.check_patches()
+        finished = [describe(self.path / batch.patch)["batches"] for batch in self.finished]
+        done = [tuple(Fact.from_dict(fact) for part in parts for fact in part["facts"]) for parts in finished]
+        return [*done, *self.pending]
+
+    def plan(self, batches: Sequence[Sequence[Fact]], outputs: Mapping[str, Any] | None = None) -> None:
+        """Set down which batches are to be edited next. Call it inside `locked`.
+
+        Args:
+            outputs: JSON-able data for whoever resumes.
+
+        Raises:
+            ValueError: There is no batch, or one that is empty or contradicts itself.
+            SessionError: Batches are pending.
+            OSError: The directory cannot be written; nothing is planned.
+        """
+        if not batches:
+            raise ValueError("batches=[]: give at least one batch of facts.")
+        for batch in batches:
+            check_batch(batch)
+        self.check_idle()
+        self.check_current()  # the name of the file below may be another's by now
+        name = f"facts/{self._files['facts'] + 1:04d}.json"
+        save_facts([fact for batch in batches for fact in batch], self.path / name)
+        self._append(
+            {
+                "event": "plan",
+                "facts": name,
+                "sha256": file_digest(self.path / name),
+                "batches": [len(batch) for batch in batches],
+                "outputs": dict(outputs or {}),
+            }
+        )
+
+    def check_idle(self) -> None:
+        """Raise SessionError if batches are pending."""
+        if self.waiting:
+            raise SessionError(
+                f"{self.path}: {len(self.waiting)} batches are still to be edited. Finish them: factpatch edit "
+                f"--resume {self.path}; or drop them: factpatch undo {self.path} --to {len(self.finished)}"
+            )
+
+    def undo(self, to: int) -> None:
+        """Go back to where the session was after batch `to`, 0 for the beginning. Call it inside `locked`.
+
+        What was pending is dropped. The patches of the undone batches stay in the directory, out of force.
+
+        Raises:
+            SessionError: There is no such batch.
+        """
+        if not 0 <= to <= len(self.finished):
+            raise SessionError(f"to={to}: the session has {len(self.finished)} batches; give a number from 0 to that.")
+        self._append({"event": "undo", "to": to})
+
+    def settle(self) -> None:
+        """Set down that everything is edited and the outputs of the last plan are written. Call it inside `locked`.
+
+        Raises:
+            SessionError: Batches are pending.
+            OSError: The directory cannot be written.
+        """
+        self.check_idle()
+        if self.outputs:
+            self._append({"event": "settle"})
+
+    def check_current(self) -> None:
+        """Raise SessionError if the journal is not as far as this session knows; all writing only appends to it."""
+        if (self.path / JOURNAL).stat().st_size != self._length:
+            raise SessionError(f"{self.path}: has been changed since it was opened; open it again.")
+
+    def check_patches(self) -> None:
+        for number, batch in enumerate(self.finished, start=1):
+            path = self.path / batch.patch
+            with self.advised(number):
+                if not path.is_file():
+                    raise PatchFileError(f"{path}: the patch of batch {number} is missing.")
+                if describe(path)["sha256"] != batch.sha256:
+                    raise PatchFileError(f"{path}: is not the patch that batch {number} left.")
+
+    @contextmanager
+    def advised(self, number: int) -> Iterator[None]:
+        """Let an error about a batch's patch say how to continue without it."""
+        try:
+            yield
+        except PatchFileError as error:
+            raise SessionError(
+                f"{error} Put it back, or go back before it: factpatch undo {self.path} --to {number - 1}"
+            ) from error
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        """Let the state follow one event."""
+        kind = event["event"]
+        if kind == "plan":
+            if self.waiting:
+                raise ValueError("batches were still to be edited")
+            self.waiting = [int(size) for size in event["batches"]]
+            self.outputs = dict(event["outputs"])
+            self._plan, self._planned = (self.path / event["facts"], str(event["sha256"])), []
+            self._files["facts"] += 1
+        elif kind == "batch":
+            if self.waiting[0] != event["facts"]:
+                raise ValueError(f"{self.waiting[0]} facts were planned and {event['facts']} edited")
+            batch = FinishedBatch(
+                patch=event["patch"],
+                sha256=event["sha256"],
+                facts=event["facts"],
+                learned=tuple(event["learned"]),
+                seconds=dict(event["seconds"]),
+                time=event["time"],
+                traces=event.get("traces"),
+            )
+            self.finished.append(batch)
+            self.waiting.pop(0)
+            self._files["patches"] += 1
+        elif kind == "undo":
+            to = int(event["to"])
+            if not 0 <= to <= len(self.finished):
+                raise ValueError(f"there is no batch {to}")
+            self.undone += len(self.finished) - to
+            del self.finished[to:]
+            self.waiting, self.outputs = [], {}
+        elif kind == "settle":
+            self.outputs = {}
+        else:
+            raise ValueError(f"unknown event {kind!r}")
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        path = self.path / JOURNAL
+        try:
+            *lines, cut = path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            raise SessionError(f"{path}: is missing. Restore it from a copy.") from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                event = json.loads(line)
+            except ValueError as error:
+                raise SessionError(
+                    f"{path}, line {number}: cannot be read ({error}). Restore the file from a copy; the patches it "
+                    "speaks of are in patches/."
+                ) from error
+            if not isinstance(event, dict) or _line(event) != line + b"\n":
+                raise SessionError(f"{path}, line {number}: was altered. Restore the file from a copy.")
+            self._length += len(line) + 1
+            yield event
+        if cut:
+            logger.warning(
+                "%s, line %d: was cut short when it was written, so what it speaks of counts as not done.",
+                path,
+                len(lines) + 1,
+            )
+
+    def _append(self, event: dict[str, Any]) -> None:
+        """Write a line of the journal, whole or not at all, and follow it."""
+        self.check_current()
+        event = {**event, "time": now()}
+        line = _line(event)
+        append(self.path / JOURNAL, line)
+        self._length += len(line)
+        self._take(event)
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    """A line of the journal, with a checksum that tells if it was altered."""
+    record = {name: value for name, value in event.items() if name != "crc32"}
+    return json.dumps({**record, "crc32": zlib.crc32(json.dumps(record).encode())}).encode() + b"\n"
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,119 @@
+"""What can be done with shifts without a model: sum them, keep their largest singular values, tell whether they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from factpatch.facts import Fact
+from factpatch.patch.batch import Batch, first_states, last_states, layer_list
+from factpatch.patch.history import total_shifts
+from factpatch.patch.shift import LowRank, Shift, decomposed, smaller
+
+
+def same_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configs differ, wherever the models were loaded from, and with which version."""
+    return [
+        name
+        for name in sorted(there.keys() | here.keys())
+        if not name.startswith("_") and name != "transformers_version" and there.get(name) != here.get(name)
+    ]
+
+
+def check_summable(parts: Sequence[Sequence[Batch]]) -> dict[int, str]:
+    """Check that the batches of several patches may be summed, and return the hashes of the weights they begin with.
+
+    Raises:
+        ValueError: A patch was made on weights that neither the base model nor the patches before it have, or
+            independent patches edit the same fact.
+    """
+    base: dict[int, str] = {}
+    present: dict[int, str] = {}
+    for index, batches in enumerate(parts):
+        before = first_states(batches)
+        successive = all(present.get(layer, found) == found for layer, found in before.items())
+        independent = all(base.get(layer, found) == found for layer, found in before.items())
+        if not successive and not independent:
+            broken = [layer for layer, found in before.items() if present.get(layer, found) != found]
+            raise ValueError(
+                f"patches[{index}] was made on weights of {layer_list(broken)} that neither the base model nor the "
+                "patches before it have; rebase it first, if it is meant for these."
+            )
+        # Between layers that are all apart, no hash tells which patch came first.
+        if not successive or not present.keys() & before.keys():
+            _check_apart(_facts(batch for part in parts[:index] for batch in part), _facts(batches), index)
+        base = {**before, **base}
+        present |= last_states(batches) if successive else dict.fromkeys(before, "")
+    return base
+
+
+def summed(batches: Sequence[Batch], before: Mapping[int, str]) -> Batch:
+    """One batch with the sum of all shifts, which does not say what it leaves."""
+    return Batch(
+        facts=tuple(_facts(batches)),
+        shifts={layer: _as_stored(shift, batches) for layer, shift in total_shifts(batches).items()},
+        before={layer: before[layer] for layer in sorted(before)},
+        after={},
+        edits=tuple(count for batch in batches for count in batch.edits),
+        conditioned=any(batch.conditioned for batch in batches),
+    )
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A shift of lower rank, and what that lost."""
+
+    shift: Shift
+    rank: int
+    error: float
+    """In the Frobenius norm, relative to the whole."""
+
+
+def shrunk(whole: Batch, rank: int | None, energy: float | None) -> dict[int, Shrunk]:
+    """The largest singular values of each shift: at most `rank`, or as many as hold the share `energy` of all squares.
+
+    Raises:
+        ValueError: Not exactly one of them is given, or it is out of range.
+    """
+    if (rank is None) == (energy is None):
+        raise ValueError(f"rank={rank!r}, energy={energy!r}: give one of them.")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank}: must be at least 1.")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}: must be a share above 0, at most 1.")
+    found = {}
+    for layer, shift in whole.shifts.items():
+        left, singular, right = decomposed(shift)
+        squares = singular.square().cumsum(0)
+        size = rank or int(torch.searchsorted(squares, (energy or 1.0) * squares[-1])) + 1
+        size = min(size, len(singular))
+        short = _as_stored(smaller(LowRank(left[:, :size] * singular[:size], right[:size])), [whole])
+        full = shift.matrix()
+        lost, norm = (float(torch.linalg.matrix_norm(matrix)) for matrix in (short.matrix() - full, full))
+        found[layer] = Shrunk(short, size, lost / norm if norm else 0.0)
+    return found
+
+
+def _facts(batches: Any) -> list[Fact]:
+    return [fact for batch in batches for fact in batch.facts]
+
+
+def _check_apart(earlier: Sequence[Fact], facts: Sequence[Fact], index: int) -> None:
+    """Raise ValueError if a patch edits a fact that an independent one edits too: the sum would go too far."""
+    known = {fact.key for fact in earlier}
+    for fact in facts:
+        if fact.key in known:
+            raise ValueError(
+                f"patches[{index}] edits {fact.text!r}, which a patch before it edits too, and nothing tells "
+                "that it was made after that one; their sum would go too far. Leave one of the patches out."
+            )
+
+
+def _as_stored(shift: Shift, batches: Sequence[Batch]) -> Shift:
+    """A sum in the dtype of its terms."""
+    parts = [tensor for batch in batches for part in batch.shifts.values() for tensor in part.tensors().values()]
+    exact = any(tensor.dtype == torch.float64 for tensor in parts)
+    return shift.to(torch.float64 if exact else torch.float32)

@@ -1,0 +1,288 @@
+"""History: the batches that some weights hold. Shifts reach weights here and nowhere else, in order.
+
+    unedited ──batch 1──▶ … ──batch n──▶ full ──read out──▶ shown
+
+`full` is what the next batch is edited on. Usually the model shows it. A regularizer that acts on the session, such as
+PRUNE's, makes `shown` of the sum of all batches; `full` is then kept aside, so that the session continues as if it had
+never been read out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from factpatch.facts import Fact
+from factpatch.model.weights import add_shift, changed_layers, content_hash, restore, snapshot
+from factpatch.patch.batch import Batch, first_states, last_states, layer_list
+from factpatch.patch.shift import Shift, total
+
+
+class Entry(Protocol):
+    """Whatever a history is made of: it has batches."""
+
+    @property
+    def batches(self) -> Sequence[Batch]: ...
+
+
+E = TypeVar("E", bound=Entry)
+ReadOut = Callable[[Mapping[int, Shift], Mapping[int, Tensor]], dict[int, Shift]]
+"""From the total shift and the unedited weight of each layer to the shift that the model shows."""
+
+
+def write(weights: Mapping[int, Tensor], shifts: Mapping[int, Shift], written_dtype: torch.dtype) -> None:
+    """Add shifts to (d_value, d_key) weights in place.
+
+    An edit, its replay and the application of its patch all write this way: hence the same bits.
+
+    Args:
+        weights: The weights or views of them, by layer.
+        shifts: Δ by layer, as a patch stores it.
+        written_dtype: What Δ, the product of the factors, is rounded to before it is added.
+
+    Raises:
+        FloatingPointError: A sum is not finite in the weight's dtype; that weight is unchanged.
+    """
+    for layer, shift in shifts.items():
+        try:
+            add_shift(weights[layer], shift.matrix().to(written_dtype))
+        except FloatingPointError as error:
+            raise FloatingPointError(f"layer {layer}: {error}") from error
+
+
+def write_all(weights: Mapping[int, Tensor], batches: Iterable[Batch], written_dtype: torch.dtype) -> None:
+    """Write batches in order.
+
+    Raises:
+        FloatingPointError: As `write`.
+    """
+    for index, batch in enumerate(batches):
+        try:
+            write(weights, batch.shifts, written_dtype)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"batches[{index}], {error}; nothing was changed") from error
+
+
+def subtract_all(weights: Mapping[int, Tensor], batches: Sequence[Batch], written_dtype: torch.dtype) -> None:
+    """Take batches off weights from last to first, in the dtype they were added in, and round once.
+
+    Raises:
+        FloatingPointError: A restored weight is not finite; weights before it are changed already.
+    """
+    for layer, weight in weights.items():
+        accumulator = torch.promote_types(torch.promote_types(weight.dtype, written_dtype), torch.float32)
+        left = weight.to(accumulator, copy=True)
+        for batch in reversed(batches):
+            if layer in batch.shifts:
+                add_shift(left, -batch.shifts[layer].matrix().to(written_dtype))
+        restored = left.to(weight.dtype)
+        if not bool(torch.isfinite(restored).all()):
+            raise FloatingPointError(
+                f"layer {layer}: without the patch the weight is not finite in {weight.dtype}; nothing was changed"
+            )
+        weight.copy_(restored)
+
+
+def rewritten(
+    weights: Mapping[int, Tensor], batches: Iterable[Batch], written_dtype: torch.dtype
+) -> Iterator[tuple[dict[int, str], dict[int, str]]]:
+    """Write batches in order, and yield the content hashes of the weights before and after each."""
+    for batch in batches:
+        before = {layer: content_hash(weights[layer]) for layer in batch.shifts}
+        write(weights, batch.shifts, written_dtype)
+        yield before, {layer: content_hash(weights[layer]) for layer in batch.shifts}
+
+
+def total_shifts(batches: Sequence[Batch]) -> dict[int, Shift]:
+    """The sum of all shifts, by layer in ascending order; see `factpatch.patch.shift.total`."""
+    layers = sorted({layer for batch in batches for layer in batch.shifts})
+    return {layer: total([batch.shifts[layer] for batch in batches if layer in batch.shifts]) for layer in layers}
+
+
+@contextmanager
+def unchanged_on_failure(weights: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Restore the weights bit for bit if the block raises anything; yield the copies that this takes."""
+    copies = snapshot(weights)
+    try:
+        yield copies
+    except BaseException:
+        restore(weights, copies)
+        raise
+
+
+class Draft(Generic[E]):
+    """What an open history is written through: its weights as all batches left them, and entries to be added.
+
+    Attributes:
+        weights: (d_value, d_key) by layer.
+        before: Copies of them as they were when the history was opened.
+        entries: Those in force, and those that were added.
+    """
+
+    def __init__(
+        self,
+        weights: dict[int, Tensor],
+        before: dict[int, Tensor],
+        written_dtype: torch.dtype,
+        entries: tuple[E, ...],
+    ) -> None:
+        self.weights = weights
+        self.before = before
+        self.entries = entries
+        self._dtype = written_dtype
+
+    def write(self, shifts: Mapping[int, Shift]) -> None:
+        """Add shifts to the weights."""
+        write(self.weights, shifts, self._dtype)
+
+    def rewrite(self, shifts: Mapping[int, Shift]) -> None:
+        """Write shifts in place of all that was written since the history was opened."""
+        restore(self.weights, self.before)
+        self.write(shifts)
+
+    def batch(self, facts: Sequence[Fact], shifts: Mapping[int, Shift]) -> Batch:
+        """What was written since the history was opened."""
+        before, after = (
+            {layer: content_hash(weights[layer]) for layer in shifts} for weights in (self.before, self.weights)
+        )
+        return Batch(tuple(facts), dict(shifts), before, after)
+
+    def keep(self, entry: E) -> None:
+        """Add an entry, whose batches the weights now hold."""
+        self.entries = (*self.entries, entry)
+
+    def replay(self, batch: Batch) -> None:
+        """Write a batch again.
+
+        Raises:
+            RuntimeError: This machine writes other bits than the one that edited.
+        """
+        self.write(batch.shifts)
+        if changed_layers(self.weights, batch.after, batch.after):
+            raise RuntimeError(
+                "replay: this machine rounds the shifts differently from the one that edited, so the edits cannot be "
+                "continued here bit for bit. Apply their patch instead, and edit from there."
+            )
+
+
+class History(Generic[E]):
+    """The entries in force, and the weights that hold them.
+
+    Args:
+        find: Returns the (d_value, d_key) weights of some layers, as views that write to the model.
+        written_dtype: What a shift is rounded to before it is added.
+        read_out: What a regularizer that acts on the session makes of the total shift; None without one.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[Sequence[int]], dict[int, Tensor]],
+        written_dtype: torch.dtype,
+        read_out: ReadOut | None = None,
+    ) -> None:
+        self.find = find
+        self.written_dtype = written_dtype
+        self.read_out = read_out
+        self.entries: tuple[E, ...] = ()
+        self.shown: Batch | None = None
+        """What the model shows in place of the batches' sum; None where it shows the sum."""
+        self._unedited: dict[int, Tensor] = {}
+        self._full: dict[int, Tensor] = {}  # with every batch, where the model shows something else
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The batches in force, in order."""
+        return [batch for entry in self.entries for batch in entry.batches]
+
+    @contextmanager
+    def open(self, layers: Iterable[int], action: str) -> Iterator[Draft[E]]:
+        """Let the block add entries. If it fails, or is interrupted, weights and history are as they were.
+
+        Args:
+            layers: Those that it may write.
+            action: What the block does, for messages.
+
+        Raises:
+            ValueError: The weights were changed by somebody else since the last entry.
+        """
+        self.check_untouched(action)
+        weights = self.find(sorted({*layers, *self._full}))
+        with self._unchanged_on_failure(weights) as shown:
+            restore(weights, self._full)
+            before = snapshot(weights) if self._full else shown
+            draft = Draft(weights, before, self.written_dtype, self.entries)
+            yield draft
+            self._take(draft.entries, {**shown, **self._unedited}, weights)
+
+    def take_back(self, to: int, action: str) -> None:
+        """Return to where the first `to` entries left the weights, bit for bit.
+
+        Raises:
+            ValueError: The weights were changed by somebody else since the last entry.
+            RuntimeError: The entries that stay cannot be written with the same bits; nothing was changed.
+        """
+        self.check_untouched(action)
+        kept, undone = self.entries[:to], self.entries[to:]
+        expected = first_states([batch for entry in undone for batch in entry.batches])
+        weights = self.find(sorted(self._unedited))
+        with self._unchanged_on_failure(weights):
+            restore(weights, self._unedited)
+            write_all(weights, (batch for entry in kept for batch in entry.batches), self.written_dtype)
+            differing = changed_layers(weights, expected, expected)
+            if differing and kept:
+                raise RuntimeError(
+                    f"{action}: writing the earlier edits again gave other bits in {layer_list(differing)}; did the "
+                    "number of threads change? The model is as it was before the call."
+                )
+            if differing:
+                raise RuntimeError(
+                    f"{action}: the copies of the unedited weights of {layer_list(differing)} were altered. The model "
+                    "is as it was before the call; load it anew."
+                )
+            self._take(kept, self._unedited, weights)
+
+    def check_untouched(self, action: str) -> None:
+        """Raise ValueError if somebody else has changed the weights since the last entry."""
+        expected = last_states(self.batches if self.shown is None else [self.shown])
+        changed = changed_layers(self.find(list(expected)), expected, expected)
+        if changed:
+            raise ValueError(
+                f"{action}: the weights of {layer_list(changed)} were changed outside this editor since its last edit; "
+                "restore them, or make a new Editor."
+            )
+
+    def _take(self, entries: tuple[E, ...], unedited: dict[int, Tensor], weights: dict[int, Tensor]) -> None:
+        """Let these entries be in force, whose batches the weights hold, and let the model show their read-out."""
+        batches = [batch for entry in entries for batch in entry.batches]
+        full: dict[int, Tensor] = {}
+        shown = None
+        if batches and self.read_out is not None:
+            full = snapshot(weights)
+            shifts = self.read_out(total_shifts(batches), unedited)
+            restore(weights, unedited)
+            write(weights, shifts, self.written_dtype)
+            shown = Batch(
+                facts=tuple(fact for batch in batches for fact in batch.facts),
+                shifts=shifts,
+                before={layer: content_hash(unedited[layer]) for layer in weights},
+                after={layer: content_hash(weight) for layer, weight in weights.items()},
+                edits=tuple(len(batch.facts) for batch in batches),
+                conditioned=True,
+            )
+        # In one step, so that an interruption finds all of it or nothing.
+        self.__dict__.update(entries=entries, shown=shown, _unedited=unedited if entries else {}, _full=full)
+
+    @contextmanager
+    def _unchanged_on_failure(self, weights: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
+        """As `unchanged_on_failure`, for what is remembered of the weights as well."""
+        before = dict(self.__dict__)
+        try:
+            with unchanged_on_failure(weights) as copies:
+                yield copies
+        except BaseException:
+            self.__dict__.update(before)
+            raise

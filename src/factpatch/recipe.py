@@ -1,0 +1,341 @@
+"""Recipe: what makes an editor, described once.
+
+`Editor`, every command, sessions, runs, analysis and tuning hold one. Its fields are checked here, and the options of
+the command line and their help are made from them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from factpatch.methods import Method, method_named, parse_assignments, with_settings
+from factpatch.presets.preset import Preset, load_preset, preset_for
+from factpatch.statistics.corpus import Corpus, corpus_from
+from factpatch.support.words import suggestion
+
+if TYPE_CHECKING:
+    from factpatch.model.language_model import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "exact", "float32", "fast")
+
+
+class RecipeError(ValueError):
+    """A field of a recipe cannot be used; the message says why, and `field` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line spells a field."""
+
+    name: str
+    metavar: str = ""
+    kind: Any = str
+    """What the command line reads; a field turned off by a flag is true by default."""
+    help: str = ""
+    """In place of the field's docstring."""
+
+
+def _layers(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(f"critical_layers={value!r}: write numbers with commas between them, as 4,5,6,7,8.") from None
+
+
+def _assigned(value: Any) -> Any:
+    """A list of NAME=VALUE, as the command line has it, or a mapping."""
+    return parse_assignments(value) if isinstance(value, (list, tuple)) else dict(value or {})
+
+
+def _corpus(value: Any) -> Any:
+    if isinstance(value, (str, Path)):
+        return str(value)
+    return tuple(value) if isinstance(value, Sequence) else value
+
+
+def _named(value: Any) -> Any:
+    """A device or a dtype of PyTorch by its name."""
+    return None if value is None else str(value).removeprefix("torch.")
+
+
+def _known_precision(value: str | None) -> str | None:
+    if value is not None and value not in PRECISIONS:
+        raise ValueError(f"precision={value!r}: no such precision.{suggestion(value, PRECISIONS)}")
+    return value
+
+
+class Section(BaseModel):
+    """Fields that are checked when they are given and never change."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+
+class MethodFields(Section):
+    """What may differ from one method of a run to another."""
+
+    variant: Annotated[str | None, Flag("--variant", "NAME")] = None
+    """A variant of the model's preset, such as equal-settings: other numbers for some methods, which `factpatch
+    presets` lists."""
+    settings: Annotated[dict[str, Any], BeforeValidator(_assigned), Flag("--set", "NAME=VALUE", list[str])] = Field(
+        default_factory=dict
+    )
+    """Settings of the method's strategies to replace, as solver.weight=5000; `factpatch methods --settings` lists
+    them."""
+    remember_keys: Annotated[
+        bool, Flag("--no-remember-keys", kind=bool, help="Let a batch move the keys of the batches before it.")
+    ] = True
+    """Whether to preserve the keys of facts that were edited before."""
+
+
+class ModelFields(Section):
+    """What is the same for every method on a model."""
+
+    preset: Annotated[Path | InstanceOf[Preset] | None, Flag("--preset", "FILE", Path)] = None
+    """Settings of the model, as `factpatch tune` writes them. Default: those that the package ships, or the nearest
+    ones, with a warning that names what is assumed."""
+    critical_layers: Annotated[
+        tuple[NonNegativeInt, ...] | None, BeforeValidator(_layers), Flag("--layers", "L,L,...")
+    ] = None
+    """Layers that the method may write, counted from 0, ascending, as 4,5,6,7,8. Default: those of the preset; those of
+    the nearest one are scaled to the model's depth."""
+    corpus: Annotated[
+        str | tuple[str, ...] | InstanceOf[Corpus] | None, BeforeValidator(_corpus), Flag("--corpus", "TEXT")
+    ] = None
+    """Text for the second moment of the keys: a file with blank lines between documents, or hf:NAME for a dataset.
+    Default: the text that the package ships."""
+    corpus_tokens: Annotated[PositiveInt | None, Flag("--corpus-tokens", "N", int)] = None
+    """How many tokens of the corpus to read. Default: the preset's number, or 10 per key dimension."""
+    chat: Annotated[bool, Flag("--chat", kind=bool)] = False
+    """Ask every prompt as a user's turn of a chat, in the model's own chat template; the target begins the assistant's
+    answer."""
+    precision: Annotated[str | None, BeforeValidator(_known_precision), Flag("--precision", "P")] = None
+    """What the value optimization computes in: exact (float64), float32, or fast (matrix products in 16 bits, the rest
+    in float32). Default: what the model is loaded in."""
+    device: Annotated[str | None, BeforeValidator(_named), Flag("--device", "D")] = None
+    """cpu, cuda, cuda:1, ...; auto spreads the model. Default: cpu."""
+    dtype: Annotated[str | None, BeforeValidator(_named), Flag("--dtype", "D")] = None
+    """The dtype to load the model in: float32, bfloat16, float16 or float64 (exact mode). Default: what the checkpoint
+    has."""
+
+
+class Recipe(MethodFields, ModelFields):
+    """What makes an editor of a model.
+
+    In Python `method` may also be a `Method`, `preset` a `Preset` and `corpus` a `Corpus` or a list of documents; they
+    are taken as they are, and such a recipe cannot be written to a file.
+
+    Raises:
+        RecipeError: A field is unknown or cannot be used; the message shows its value and says what to do.
+    """
+
+    method: Annotated[str | InstanceOf[Method], Flag("--method", "NAME")] = "memit-blue"
+    """One that `factpatch methods` lists, with the settings of the model's preset."""
+    seed: Annotated[NonNegativeInt, Flag("--seed", "N", int)] = 0
+    """Seed of the texts that facts are embedded in."""
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _explained(error, type(self)) from None
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        """What can be checked before the model is loaded, field by field."""
+        for name, check in (
+            ("method", lambda: self.row),
+            ("settings", lambda: with_settings(self.row, self.settings)),
+            ("variant", self._check_variant),
+            ("preset", lambda: isinstance(self.preset, Path) and load_preset(self.preset)),
+            ("corpus", lambda: isinstance(self.corpus, str) and corpus_from(self.corpus)),
+            ("dtype", self._check_dtype),
+            ("device", self._check_device),
+        ):
+            try:
+                check()
+            except (ValueError, OSError) as error:
+                raise RecipeError(name, str(error)) from error
+        return self
+
+    def _check_variant(self) -> None:
+        if self.variant is not None and not isinstance(self.method, str):
+            raise ValueError(
+                f"variant={self.variant!r}: a Method is taken as it is; name a method, or leave the variant out."
+            )
+
+    def _check_dtype(self) -> None:
+        if self.dtype is not None:
+            from factpatch.model.loading import dtype_named
+
+            dtype_named(self.dtype)
+
+    def _check_device(self) -> None:
+        if self.device not in (None, "auto"):
+            from factpatch.model.loading import check_device
+
+            check_device(str(self.device))
+
+    @classmethod
+    def flag(cls, field: str) -> Flag:
+        """How the command line spells a field."""
+        return next(item for item in cls.model_fields[field].metadata if isinstance(item, Flag))
+
+    @property
+    def row(self) -> Method:
+        """The method, before settings are replaced."""
+        return method_named(self.method) if isinstance(self.method, str) else self.method
+
+    def to_dict(self, defaults: bool = False) -> dict[str, Any]:
+        """Return what differs from the defaults, as JSON-able data with paths that hold in every folder.
+
+        Args:
+            defaults: Whether to return the other fields too.
+
+        Raises:
+            ValueError: A field holds what only Python can make again, such as a `Method`.
+        """
+        record: dict[str, Any] = {}
+        for name, about in sorted(type(self).model_fields.items()):
+            value = getattr(self, name)
+            if not defaults and value == about.get_default(call_default_factory=True):
+                continue
+            if isinstance(value, (Method, Preset, Corpus)):
+                raise ValueError(f"{name}: holds a {type(value).__name__}, which only Python can make again.")
+            place = isinstance(value, (str, Path)) and name in ("preset", "corpus") and Path(value).exists()
+            record[name] = os.path.abspath(value) if place else list(value) if isinstance(value, tuple) else value
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`; also reads the names of session files before format 2."""
+        older = {"layers": "critical_layers"}
+        return cls(**{older.get(name, name): value for name, value in record.items() if value is not None})
+
+
+def _explained(error: ValidationError, of: type[Recipe]) -> RecipeError:
+    """The first of pydantic's errors in our words."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "recipe"
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RecipeError):
+        return cause
+    if first["type"] == "extra_forbidden":
+        return RecipeError(name, f"{name}: an editor has no such argument.{suggestion(name, of.model_fields)}")
+    if isinstance(cause, ValueError):
+        return RecipeError(name, str(cause))
+    message = first["msg"].replace("Input should be greater than 0", "must be positive")
+    return RecipeError(name, f"{name}={first['input']!r}: {message[0].lower()}{message[1:].rstrip('.')}.")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an editor of one model works with: what the recipe says, and what the preset says where it does not."""
+
+    method: Method
+    critical_layers: tuple[int, ...]
+    preset: Preset
+    origin: dict[str, Any] | None
+    """The preset's model, the variant and whether the preset is assumed; None if nothing is from a preset."""
+    scaled: bool
+    """Whether the solver's settings are to be derived from the model's own keys: another model's do not fit."""
+
+
+def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
+    """Complete a recipe for a model from its preset, with a warning that names what is assumed.
+
+    Raises:
+        RecipeError: The preset is for another model, it has no such variant, or the model has no such layers.
+    """
+    preset = _checked("preset", lambda: preset_for(lm, recipe.preset))
+    _checked("variant", lambda: preset.rows(recipe.variant))
+    if recipe.critical_layers is not None:
+        _checked("critical_layers", lambda: lm.check_layers(recipe.critical_layers or ()))
+    name = recipe.method if isinstance(recipe.method, str) else None
+    numbers = {} if name is None else preset.settings(name, recipe.variant)
+    # A variant that was asked for by name is taken at its word.
+    scaled = (
+        name is not None and preset.assumed and recipe.variant is None and not any(map(_of_solver, recipe.settings))
+    )
+    if scaled:
+        numbers = {setting: value for setting, value in numbers.items() if not _of_solver(setting)}
+    layers = tuple(preset.layers_for(lm.num_layers)) if recipe.critical_layers is None else recipe.critical_layers
+    if preset.assumed:
+        taken = {setting: value for setting, value in numbers.items() if setting not in recipe.settings}
+        warn_of_assumed(preset, lm, layers if recipe.critical_layers is None else None, name, taken)
+    if (
+        name is not None
+        and recipe.variant is not None
+        and preset.settings(name, recipe.variant) == preset.settings(name)
+    ):
+        logger.info("the variant %s of the preset changes nothing for %s", recipe.variant, name)
+    used = name is not None or recipe.critical_layers is None
+    origin = {"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None
+    return Choice(with_settings(recipe.row, {**numbers, **recipe.settings}), layers, preset, origin, scaled)
+
+
+def _of_solver(setting: str) -> bool:
+    return setting.startswith("solver.")
+
+
+def _checked(field: str, check: Any) -> Any:
+    try:
+        return check()
+    except (ValueError, OSError) as error:
+        raise RecipeError(field, str(error)) from error
+
+
+def warn_of_assumed(
+    preset: Preset,
+    lm: LanguageModel,
+    layers: Sequence[int] | None = None,
+    method: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Log what a model takes over from the preset of another one: critical layers, settings of a method, or nothing."""
+    parts = []
+    if layers is not None:
+        there = ", ".join(map(str, preset.critical_layers))
+        parts.append(
+            f"critical_layers={list(layers)}, scaled from its {there} of {preset.match.num_hidden_layers} "
+            "(critical_layers= or --layers replaces them)"
+        )
+    if settings:
+        numbers = ", ".join(f"{name}={value}" for name, value in settings.items())
+        parts.append(f"the settings of {method}, {numbers} (settings= or --set replaces them)")
+    if parts:
+        logger.warning(
+            "there is no preset for %s; assumed from that of %s, the nearest one: %s. "
+            "Measure on a few facts before relying on it, or find settings with factpatch tune.",
+            lm.name, preset.model, "; ".join(parts),
+        )  # fmt: skip

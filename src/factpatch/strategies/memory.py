@@ -1,0 +1,81 @@
+"""What a strategy remembers of the batches that were edited before."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from factpatch.patch.shift import Shift
+
+Traces = Mapping[str, "Tensor"]
+"""What is remembered of one batch in one layer, by name."""
+
+
+class Memory(ABC):
+    """What a solver knows of one layer: of ordinary text, and of the batches that were edited before.
+
+    Its bits depend on the sequence of traces alone. So undoing a batch, replaying a patch and resuming a session
+    restore it: they call `follow` with the traces in force, and a memory never has to be saved itself.
+    """
+
+    rereads: ClassVar[bool] = True
+    """Whether the traces of a batch follow from its keys alone. Then a patch suffices to restore them, since keys can
+    be read again; otherwise a session saves the traces of each batch beside its patch."""
+
+    def __init__(self) -> None:
+        self._followed: list[Traces] = []
+
+    def trace(self, keys: Tensor, residual: Tensor | None) -> Traces:
+        """What to remember of a batch.
+
+        Args:
+            keys: K, (n, d_key), as `solve` took them, or as they are after a regularizer that acts on the batch.
+            residual: R, (n, d_value), as `solve` took it; None if only keys were read again.
+        """
+        return {"keys": keys}
+
+    @abstractmethod
+    def solve(self, keys: Tensor, residual: Tensor) -> Shift:
+        """Return the shift for one batch of facts.
+
+        Args:
+            keys: K, (n, d_key), activations.
+            residual: R, (n, d_value), in hidden-state units, the layer's share already taken.
+
+        Returns:
+            Δ, (d_value, d_key), float64; as factors of rank n where it has this form.
+
+        Raises:
+            ValueError: `keys` and `residual` hold different numbers of facts, or the widths disagree.
+        """
+
+    @abstractmethod
+    def remember(self, traces: Traces) -> None:
+        """Add one more batch."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Return to what was known before any batch."""
+
+    @abstractmethod
+    def fresh(self) -> Memory:
+        """Another memory of the same layer, which has seen no batch."""
+
+    def follow(self, batches: Sequence[Traces]) -> None:
+        """Remember these batches, in order, and no others.
+
+        Batches that continue those of the last call cost `remember` each; others start over.
+        """
+        known = self._followed
+        # If an interruption leaves a batch half remembered, the next call starts over.
+        self._followed = []
+        if len(batches) < len(known) or any(a is not b for a, b in zip(known, batches, strict=False)) or not known:
+            self.forget()
+            known = []
+        for traces in batches[len(known) :]:
+            self.remember(traces)
+        self._followed = list(batches)
