@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
-from factpatch.lab.drawing.plots import save_figure
+from factpatch.lab.drawing.charts import figure, save_figure
+from factpatch.lab.drawing.shapes import STATES
 from factpatch.lab.runs.contrasts import Contrast, compared
-from factpatch.lab.runs.figures import capability_curves, hidden_state_maps
+from factpatch.lab.runs.figures import capability, hidden_states, mapped, method_styles
 from factpatch.lab.runs.outcomes import outcomes
 from factpatch.lab.runs.reproductions import PAIRS, Output
 from factpatch.lab.runs.results import Results
@@ -69,10 +71,9 @@ def _improvements(results: Results, folder: Path, name: str) -> Drawn:
 
 def _capability(results: Results, folder: Path, name: str) -> Drawn:
     files: list[Path] = []
-    datasets = results.directory.config.datasets
-    for dataset in datasets:
-        figure = capability_curves(results, dataset.name)
-        files += save_figure(figure, folder, f"{name}.{dataset.name}" if len(datasets) > 1 else name)
+    for dataset in results.directory.config.datasets:
+        drawn = figure(capability(results, dataset.name), method_styles(results), title=results.mean_over_seeds)
+        files += save_figure(drawn, folder, _named(results, name, dataset=dataset.name))
     return Drawn(files=tuple(files))
 
 
@@ -80,15 +81,18 @@ def _hidden_states(results: Results, folder: Path, name: str) -> Drawn:
     table = comparison(name, results.rows, results.labels, results.drift_columns(), results.pairs(PAIRS))
     files = write_table(table, folder, name)
     config = results.directory.config
-    for dataset in config.datasets:
-        for seed in config.seeds:
-            parts = [
-                name,
-                *([dataset.name] if len(config.datasets) > 1 else []),
-                *([str(seed)] if len(config.seeds) > 1 else []),
-            ]
-            files += save_figure(hidden_state_maps(results, dataset.name, seed), folder, ".".join(parts))
+    for dataset, seed in product((one.name for one in config.datasets), config.seeds):
+        plans = [plan for plan in mapped(results) if (plan.dataset.name, plan.seed) == (dataset, seed)]
+        drawn = figure(hidden_states(plans), STATES)
+        files += save_figure(drawn, folder, _named(results, name, dataset=dataset, seed=seed))
     return Drawn(table, files=tuple(files))
+
+
+def _named(results: Results, name: str, dataset: str, seed: int | None = None) -> str:
+    """The name of a file with what tells it from others of the same run."""
+    config = results.directory.config
+    parts = [name, *([dataset] if len(config.datasets) > 1 else [])]
+    return ".".join([*parts, *([str(seed)] if seed is not None and len(config.seeds) > 1 else [])])
 
 
 _OUTPUTS: dict[Output, Callable[[Results, Path, str], Drawn]] = {

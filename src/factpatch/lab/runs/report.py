@@ -11,7 +11,10 @@ import yaml
 
 from factpatch.evaluation.intervals import Interval
 from factpatch.evaluation.questions import FORMS
+from factpatch.lab.drawing.charts import Chart, charts, legend
 from factpatch.lab.drawing.render import render, write_page
+from factpatch.lab.drawing.shapes import STATES
+from factpatch.lab.runs import figures
 from factpatch.lab.runs.contrasts import Contrast, compared, scored
 from factpatch.lab.runs.execute import check_extra
 from factpatch.lab.runs.measures import UNTOUCHED
@@ -43,8 +46,8 @@ class Dataset:
     """Below the table."""
     scores: dict[str, Interval]
     compared: list[Contrast]
-    bars: list[Any]
-    forgetting: list[Any]
+    bars: list[Chart]
+    forgetting: list[Chart]
     worst: dict[str, list[WorstFact]]
     failures: dict[str, int]
     """Of each method, how many facts are not learned at the end."""
@@ -62,8 +65,10 @@ class Section:
     """A dotted name, and its value in every method."""
     stages: list[tuple[str, list[str]]]
     datasets: list[Dataset] = field(default_factory=list)
-    capability: list[Any] = field(default_factory=list)
-    maps: list[Any] = field(default_factory=list)
+    capability: list[Chart] = field(default_factory=list)
+    maps: list[Chart] = field(default_factory=list)
+    legends: dict[str, list[Chart]] = field(default_factory=dict)
+    """Of `forgetting`, `capability` and `maps`."""
     drift: Table | None = None
 
 
@@ -84,15 +89,10 @@ def write_report(runs: Sequence[Results], path: Path, limit: int) -> None:
 def report_page(runs: Sequence[Results], limit: int) -> str:
     """Return the page that `write_report` writes."""
     check_extra("a report")
-    from factpatch.lab.runs import figures
-
-    sections = [_section(run, limit) for run in runs]
-    return render("lab/runs/report.html.jinja", sections=sections, charts=figures, State=State)
+    return render("lab/runs/report.html.jinja", sections=[_section(run, limit) for run in runs], State=State)
 
 
 def _section(results: Results, limit: int) -> Section:
-    from factpatch.lab.runs import figures
-
     about = results.directory.record
     found = outcomes(results)
     # A line that failed has neither.
@@ -114,8 +114,20 @@ def _section(results: Results, limit: int) -> Section:
             _dataset(results, found, contrasts, name, limit)
             for name, contrasts in compared(results, found, results.pairs(PAIRS)).items()
         ],
-        capability=list(figures.capability_charts(results)),
-        maps=list(figures.hidden_state_charts(results)),
+        capability=[
+            chart
+            for dataset in results.directory.config.datasets
+            for chart in charts(figures.capability(results, dataset.name), figures.method_styles(results))
+        ],
+        maps=charts(figures.hidden_states(figures.mapped(results)), STATES),
+        legends={
+            name: legend(styles)
+            for name, styles in (
+                ("forgetting", figures.FORGETTING),
+                ("capability", figures.method_styles(results)),
+                ("maps", STATES),
+            )
+        },
         drift=_drift(results),
     )
 
@@ -136,8 +148,6 @@ def _dataset(
     name: str,
     limit: int,
 ) -> Dataset:
-    from factpatch.lab.runs import figures
-
     of = {label: some for (label, dataset), some in outcomes.items() if dataset == name}
     columns = [column for column in results.columns() if column.dataset == name]
     shown = [*columns, *_beside(results, name)]
@@ -150,8 +160,8 @@ def _dataset(
         notes=results.notes(name),
         scores={label: interval for label, interval in scores.items() if interval is not None},
         compared=compared,
-        bars=list(figures.bar_charts(table)),
-        forgetting=list(figures.forgetting_charts(results, name)),
+        bars=charts(figures.bars(table), {}),
+        forgetting=charts(figures.forgetting(results, name), figures.FORGETTING),
         worst={label: list(_worst(some, limit)) for label, some in of.items()},
         failures={label: sum(one.state is not State.LEARNED for one in some) for label, some in of.items()},
     )
