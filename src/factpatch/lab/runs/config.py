@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -58,9 +58,9 @@ class DatasetConfig(_Section):
     distinct: bool = False
     """Whether to leave out facts that ask what an earlier one asks: a batch cannot hold both."""
     skip_unusable: bool = False
-    """Whether to pass over records that are no facts, such as prompts without their subject, in place of refusing."""
+    """Whether to skip records that are no facts, such as prompts without their subject, instead of refusing."""
     batch_size: PositiveInt | None = None
-    """Facts in a batch, in place of the run's."""
+    """Facts in a batch; the run's by default."""
 
     def model_post_init(self, context: Any) -> None:
         if not self.name:
@@ -68,6 +68,13 @@ class DatasetConfig(_Section):
 
 
 Sampling = Literal["top-k", "greedy"]
+T = TypeVar("T")
+
+
+def _different(what: str, values: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"a {what} stands twice")
+    return values
 
 
 def _in_a_tuple(value: Any) -> Any:
@@ -91,9 +98,7 @@ class TextConfig(_Section):
     @validates("sampling")
     @classmethod
     def _samplings_differ(cls, sampling: tuple[Sampling, ...]) -> tuple[Sampling, ...]:
-        if len(set(sampling)) < len(sampling):
-            raise ValueError("a sampling stands twice")
-        return sampling
+        return _different("sampling", sampling)
 
 
 class CapabilityConfig(_Section):
@@ -156,7 +161,7 @@ class RunConfig(_Section):
     dtype: str | None = None
     device: str | None = None
     preset: Path | None = None
-    """Settings of the model, as `factpatch tune` writes them, in place of those that the package ships."""
+    """Settings of the model, as `factpatch tune` writes them, instead of those that the package ships."""
     critical_layers: tuple[NonNegativeInt, ...] | None = None
     corpus: str | None = None
     corpus_tokens: PositiveInt | None = None
@@ -167,24 +172,22 @@ class RunConfig(_Section):
     @validates("methods")
     @classmethod
     def _labels_differ(cls, methods: tuple[MethodConfig, ...]) -> tuple[MethodConfig, ...]:
-        _check_different("label", [method.label for method in methods])
+        _check_names("label", [method.label for method in methods])
         return methods
 
     @validates("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice")
-        return seeds
+        return _different("seed", seeds)
 
     @validates("datasets")
     @classmethod
     def _names_differ(cls, datasets: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
-        _check_different("name", [dataset.name for dataset in datasets])
+        _check_names("name", [dataset.name for dataset in datasets])
         return datasets
 
 
-def _check_different(field: str, names: list[str]) -> None:
+def _check_names(field: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)}: stands twice; give each a {field} of its own")
@@ -194,9 +197,9 @@ def _check_different(field: str, names: list[str]) -> None:
 
 
 def load_config(path: str | Path) -> RunConfig:
-    """Read a configuration from YAML. Relative paths in it are taken from where the process runs.
+    """Read a configuration from YAML. Relative paths in it start from the current directory.
 
-    A run that is found again knows its inputs by their contents: they may be elsewhere then.
+    A run identifies its inputs by their contents, so they may be elsewhere when it resumes.
 
     Raises:
         ConfigError: It cannot be read, or a field is missing, unknown or wrong.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from factpatch.evaluation.hidden_states import tsne_map
 from factpatch.lab.drawing.charts import AFTER, BEFORE, COLORS, GRAY, MARKERS, UNEDITED, Panel, Style, Styles
 from factpatch.lab.drawing.shapes import states
-from factpatch.lab.runs.directory import Plan
 from factpatch.lab.runs.measures import tensors_at
+from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.reproductions import PAIRS
 from factpatch.lab.runs.results import Results
 from factpatch.lab.runs.rows import When

@@ -10,9 +10,9 @@ from enum import Enum
 from pathlib import Path
 
 from factpatch.facts import Fact
-from factpatch.lab.runs.directory import Plan
 from factpatch.lab.runs.measures import texts_at
 from factpatch.lab.runs.pace import in_words
+from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.results import Results
 from factpatch.lab.runs.rows import When
 from factpatch.lab.runs.tables import values_of_facts

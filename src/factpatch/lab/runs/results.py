@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factpatch.evaluation.rows import GREEDY, SCORED, TEXT_METRICS
-from factpatch.lab.runs.directory import Plan, RunDirectory, RunError
+from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.inputs import fact_key
+from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.rows import When, read_rows
 from factpatch.lab.runs.tables import Column, Table, comparison
 
