@@ -20,7 +20,7 @@ from torch import Tensor
 
 from factpatch.lab.tracing import KINDS, load_prompts
 from factpatch.lab.tracing.noise import FACTOR, SAMPLES, Noise, embedding_spread
-from factpatch.lab.tracing.prompts import KnownPrompt, known_prompts, tokenize_prompts
+from factpatch.lab.tracing.prompts import TokenizedPrompt, known_prompts, tokenize_prompts
 from factpatch.lab.tracing.restoring import PUBLISHED, scaled_window
 from factpatch.lab.tracing.trace import trace
 from factpatch.model.hooks import first_tensor
@@ -75,10 +75,10 @@ def main() -> None:
     plain_work, our_work = Work(lm), Work(lm)
 
     def plainly(kind: str) -> list[Tensor]:
-        def one_by_one(one: KnownPrompt) -> Tensor:
-            ids = torch.tensor(one.row.ids, device=lm.device)
-            drawn = noise.draw(one.row, width).to(lm.device)
-            return restored(lm, ids, one.row.subject, drawn, one.answer, kind, window)
+        def one_by_one(one: TokenizedPrompt) -> Tensor:
+            ids = torch.tensor(one.ids, device=lm.device)
+            drawn = noise.draw(one, width).to(lm.device)
+            return restored(lm, ids, one.subject, drawn, one.answer[0], kind, window)
 
         with plain_work.counted(), lm.quiet():
             return [one_by_one(one) for one in known]
@@ -92,7 +92,7 @@ def main() -> None:
         times = plain_work.tokens / our_work.tokens
         return f"{worst:.1e}; {plain_work.passes} and {our_work.passes} passes, {times:.1f} times the tokens in blocks"
 
-    tokens = ", ".join(f"{len(one.row.ids)} ({one.row.subject.start}-{one.row.subject.stop - 1})" for one in known)
+    tokens = ", ".join(f"{len(one.ids)} ({one.subject.start}-{one.subject.stop - 1})" for one in known)
     print(
         f"{len(known)} facts of so many tokens (subject): {tokens}; {lm.num_layers} layers, {options.samples} samples"
     )

@@ -18,9 +18,9 @@ pytest.importorskip("jinja2", reason="needs the extra `runs`")
 
 from factpatch.data import demo_facts
 from factpatch.facts import identity
-from factpatch.lab.analysis import contribution, execute
+from factpatch.lab.analysis import execute, residuals
 from factpatch.lab.analysis.table import ANALYSES
-from factpatch.lab.drawing.plots import figure_files
+from factpatch.lab.drawing.charts import figure_files
 
 Run = Callable[..., Any]
 Analyze = Callable[..., Any]
@@ -98,7 +98,7 @@ def test_one_analysis_is_found_again_and_the_page_grows(
     assert analyze("contribution", "--spread", "sqrt").exit_code == 0
     first = contents(tmp_path / "out")
     assert {"contribution.json", "contribution.csv", "analysis.json"} == set(first)
-    monkeypatch.setattr(contribution, "simulated_probabilities", None)
+    monkeypatch.setattr(residuals, "simulated_probabilities", None)
     result = analyze("distance", "contribution", "--spread", "sqrt")
     assert result.exit_code == 0, result.output
     assert contents(tmp_path / "out").items() >= first.items()
@@ -171,7 +171,7 @@ def test_an_analysis_that_fails_leaves_the_others(
     def broken(*given: Any) -> Any:
         raise kind("the loss is not finite")
 
-    monkeypatch.setattr(contribution, "simulated_probabilities", broken)
+    monkeypatch.setattr(residuals, "simulated_probabilities", broken)
     result = analyze("contribution", "distance")
     assert result.exit_code == 1
     assert "contribution: failed; what the others found is in" in result.output

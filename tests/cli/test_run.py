@@ -23,7 +23,7 @@ from factpatch.evaluation.verify import verify
 from factpatch.lab.runs.config import ConfigError, config_from
 from factpatch.lab.runs.directory import RunDirectory
 from factpatch.lab.runs.measures import UNTOUCHED
-from factpatch.lab.runs.outcomes import told
+from factpatch.lab.runs.outcomes import in_a_sentence
 from factpatch.lab.runs.results import read_results
 from factpatch.lab.runs.rows import load_rows
 from factpatch.model.loading import load_language_model
@@ -191,8 +191,8 @@ def test_time_that_was_spent_on_shared_targets_before_is_noted(
     results = read_results(tmp_path / "out")
     memit, pruned = results.records
     assert memit["shared_seconds"] == 0
-    assert pruned["shared_seconds"] == pytest.approx(memit["seconds"]["values"], rel=0.2)
-    assert "value targets that had been optimized before" in told(results, "pruned", "three", [])
+    assert pruned["shared_seconds"] == pytest.approx(memit["seconds"]["values"], rel=0.5)
+    assert "value targets that had been optimized before" in in_a_sentence(results, "pruned", "three", [])
 
 
 def test_conflicting_facts_are_an_error_before_anything_is_done(

@@ -9,7 +9,8 @@ import torch
 from tests.models import FAMILIES, SENTENCES, tiny
 
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states, tsne_map
-from factpatch.lab.drawing.plots import check_plot_file, plot_hidden_shift
+from factpatch.lab.drawing.charts import check_plot_file
+from factpatch.lab.drawing.shapes import plot_hidden_shift
 from factpatch.model import tree
 
 PROMPTS = [

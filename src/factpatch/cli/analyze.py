@@ -167,7 +167,7 @@ def _show(outcome: Outcome) -> None:
     if outcome.findings is None:
         render.say(f"Failed: {outcome.failed}", "red")
         return
-    for sentence in outcome.analysis.say(outcome.findings):
+    for sentence in outcome.analysis.in_words(outcome.findings):
         render.paragraph(sentence)
     for note in outcome.findings.notes:
         render.paragraph(f"Note: {note}")

@@ -63,7 +63,8 @@ def drift(
 
     from factpatch.data import load_known_facts
     from factpatch.evaluation.hidden_states import HiddenShift, hidden_states, tsne_map
-    from factpatch.lab.drawing.plots import check_plot_file, plot_hidden_shift
+    from factpatch.lab.drawing.charts import check_plot_file
+    from factpatch.lab.drawing.shapes import plot_hidden_shift
     from factpatch.session import load_patch
     from factpatch.support.files import write_json
 

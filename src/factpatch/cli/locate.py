@@ -84,7 +84,7 @@ def locate(
     checks.check_directory_to_go_on("--out", out)
     checks.check_place(device, dtype)
 
-    from factpatch.lab.drawing.plots import check_plot_file
+    from factpatch.lab.drawing.charts import check_plot_file
     from factpatch.lab.tracing import TraceSettings, load_prompts
     from factpatch.lab.tracing import locate as locate_facts
     from factpatch.lab.tracing.critical import check_size

@@ -87,7 +87,7 @@ def carry_out(
         drawn = draw_up(output, results, directory.path, name)
         if drawn.table is not None:
             _show(drawn.table)
-        for line in drawn.said:
+        for line in drawn.sentences:
             render.say(line)
         for path in drawn.files:
             render.note(f"Written: {path}")

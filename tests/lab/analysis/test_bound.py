@@ -19,12 +19,12 @@ from factpatch.lab.analysis.bound import (
     batch_sizes,
     bound,
     holds,
+    in_words,
     panels,
-    say,
     sides,
     solve_for,
 )
-from factpatch.lab.analysis.rows import Findings
+from factpatch.lab.analysis.findings import Findings
 from factpatch.lab.analysis.single_layer import Alone
 from factpatch.lab.analysis.study import SPREADS, undone
 from factpatch.strategies import NullSpace, Ridge, Solver, Step
@@ -127,10 +127,10 @@ def findings() -> Findings:
 
 def test_the_bound_holds_wherever_it_is_measured(findings: Findings) -> None:
     by_measure = {
-        name: [row.value for row in findings.rows if row.measure == name] for name in ("error", "bound", "apart")
+        name: [row.value for row in findings.numbers if row.measure == name] for name in ("error", "bound", "apart")
     }
     assert all(holds(*pair) for pair in zip(by_measure["error"], by_measure["bound"], strict=True))
-    assert f"The bound holds in {len(by_measure['error'])} of {len(by_measure['error'])} cases." in say(findings)
+    assert f"The bound holds in {len(by_measure['error'])} of {len(by_measure['error'])} cases." in in_words(findings)
     # Of five facts there are batches of 1, 2 and 5, and two of 2 in a sequence.
     assert findings.among("part") == [DISTANCE, SIZE, EARLIER]
     assert findings.among("size", part=SIZE) == [1, 2, 5]
@@ -139,7 +139,7 @@ def test_the_bound_holds_wherever_it_is_measured(findings: Findings) -> None:
 
 
 def test_at_its_own_layer_a_residual_has_no_error(findings: Findings) -> None:
-    near = [row for row in findings.rows if row.place.distance == 0]
+    near = [row for row in findings.numbers if row.place.distance == 0]
     assert {row.value for row in near if row.measure in ("error", "bound", "apart", "kept_back")} == {0.0}
     assert {row.value for row in near if row.measure == "ratio"} == {None}
     assert {row.place.layer for row in near} == set(LAYERS)
@@ -166,7 +166,7 @@ def test_earlier_keys_make_a_difference(findings: Findings) -> None:
 def test_too_few_facts_for_a_second_batch_are_named() -> None:
     found = bound(tiny_study(facts=FACTS[:1]))
     assert found.notes[0].startswith("1 facts make no second batch of 2")
-    assert say(found)[0].startswith("The bound holds in ")
+    assert in_words(found)[0].startswith("The bound holds in ")
     assert panels(found)
 
 

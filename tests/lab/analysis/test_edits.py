@@ -10,9 +10,9 @@ from tests.lab.analysis.tiny import FACTS, LAYERS, same, state, tiny_editor, tin
 
 from factpatch import Each, verify
 from factpatch.lab.analysis import single_layer, steps
-from factpatch.lab.analysis.charts import Radar
-from factpatch.lab.analysis.rows import DIRECT, DISTRIBUTED, UNEDITED, Findings
+from factpatch.lab.analysis.findings import DIRECT, DISTRIBUTED, Findings
 from factpatch.lab.analysis.study import SPREADS, Study, TextOptions
+from factpatch.lab.drawing.charts import UNEDITED
 from factpatch.strategies import Step
 
 TEXTS = TextOptions(facts=1, tokens=6)
@@ -32,7 +32,7 @@ def findings(study: Study) -> Findings:
 
 
 def test_every_layer_is_edited_alone_with_each_residual(findings: Findings) -> None:
-    places = [(place.layer, place.residual, place.spread) for place, name in findings.means() if name == "efficacy"]
+    places = [(place.layer, place.residual, place.spread) for place, name in findings.means if name == "efficacy"]
     expected: list[Any] = [(None, UNEDITED, None)]
     for layer in LAYERS:
         expected += [(layer, DIRECT, None), *((layer, DISTRIBUTED, spread) for spread in SPREADS)]
@@ -41,7 +41,7 @@ def test_every_layer_is_edited_alone_with_each_residual(findings: Findings) -> N
 
 def test_the_unedited_model_is_measured_as_verify_does(study: Study, findings: Findings) -> None:
     summary = verify(study.lm, None, FACTS, answers=False).summary()
-    means = {name: mean.value for (place, name), mean in findings.means().items() if place.residual == UNEDITED}
+    means = {name: mean.value for (place, name), mean in findings.means.items() if place.residual == UNEDITED}
     for name in ("efficacy", "generalization", "specificity"):
         assert means[name] == pytest.approx(summary[name]["after"])
 
@@ -64,16 +64,16 @@ def test_radars_have_a_corner_for_each_metric_that_was_measured(findings: Findin
     drawn = single_layer.panels(findings)
     assert [panel.title for panel in drawn] == ["Layer 0 alone", "Layer 1 alone", "Layer 2 alone"]
     for panel in drawn:
-        assert isinstance(panel, Radar)
-        # There are no reference texts: consistency is missing, and said to be.
-        assert panel.axes == ("efficacy", "generalization", "specificity", "fluency")
         assert panel.labels == ["direct", "distributed, even", "distributed, sqrt", "unedited"]
-        assert all(0 <= corner <= 100 for _, corners in panel.polygons for corner in corners)
-    corners = [dict(zip(panel.axes, one, strict=True)) for panel in drawn for _, one in panel.polygons]
-    assert max(one["fluency"] for one in corners) == 100
+    corners = list(single_layer.radar_corners(findings).values())
+    for values in corners:
+        # There are no reference texts: consistency is missing, and a note says so.
+        assert list(values) == ["efficacy", "generalization", "specificity", "fluency"]
+        assert all(0 <= value <= 100 for value in values.values())
+    assert max(values["fluency"] for values in corners) == 100
     assert any(note.startswith("consistency is missing") for note in findings.notes)
-    assert "difference" not in single_layer.say(findings)[0]
-    assert "[" in single_layer.say(findings)[1]
+    assert "difference" not in single_layer.in_words(findings)[0]
+    assert "[" in single_layer.in_words(findings)[1]
 
 
 def test_a_part_that_is_kept_is_not_edited_again() -> None:
@@ -115,4 +115,4 @@ def test_facts_that_are_known_take_no_step() -> None:
         assert set(found.of_facts("updates", layer=layer).values()) == {0.0}
         assert set(found.of_facts("done", layer=layer).values()) == {100.0}
         assert set(found.of_facts("unfinished", layer=layer).values()) == {0.0}
-    assert steps.say(found)[0] == "Layers [0–2]: [0.00, 0.00, 0.00] updates on average."
+    assert steps.in_words(found)[0] == "Layers [0–2]: [0.00, 0.00, 0.00] updates on average."

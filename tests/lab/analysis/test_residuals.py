@@ -7,8 +7,8 @@ import torch
 from tests.lab.analysis.tiny import FACTS, LAYERS, same, state, tiny_study
 
 from factpatch.evaluation.probabilities import score
-from factpatch.lab.analysis import contribution, distance, similarity
-from factpatch.lab.analysis.rows import DIRECT, DISTRIBUTED, Findings
+from factpatch.lab.analysis import residuals
+from factpatch.lab.analysis.findings import DIRECT, DISTRIBUTED, Findings
 from factpatch.lab.analysis.study import SPREADS, Study
 from factpatch.values.optimize import TargetValues
 
@@ -36,8 +36,8 @@ def values(findings: Findings, measure: str, **where: object) -> list[float | No
 
 @pytest.mark.parametrize("spread", SPREADS)
 def test_at_the_last_layer_the_distributed_residual_is_the_direct_one(study: Study, spread: str) -> None:
-    residuals = {(place.residual, place.spread): residual for place, residual in study.residuals(LAYERS[-1])}
-    assert torch.equal(residuals[DISTRIBUTED, spread], residuals[DIRECT, None])
+    found = {(place.residual, place.spread): residual for place, residual in study.residuals(LAYERS[-1])}
+    assert torch.equal(found[DISTRIBUTED, spread], found[DIRECT, None])
 
 
 def test_shares_are_those_of_equation_6() -> None:
@@ -49,13 +49,13 @@ def test_shares_are_those_of_equation_6() -> None:
 
 
 def test_a_residual_of_zero_contributes_nothing(study: Study) -> None:
-    found = contribution.contribution(still(study))
-    assert {row.value for row in found.rows if row.measure == "score"} == {0.0}
+    found = residuals.contribution(still(study))
+    assert {one.value for one in found.numbers if one.measure == "score"} == {0.0}
 
 
 def test_the_score_is_what_the_residual_adds_to_the_probability(study: Study) -> None:
     before = state(study)
-    found = contribution.contribution(study)
+    found = residuals.contribution(study)
     assert same(study, before)
     unedited = [one.probability for one in score(study.lm, [(fact.text, fact.target_new) for fact in FACTS])]
     for layer in LAYERS:
@@ -64,18 +64,18 @@ def test_the_score_is_what_the_residual_adds_to_the_probability(study: Study) ->
             assert len(gained) == len(FACTS)
             assert gained == pytest.approx([one - was for one, was in zip(now, unedited, strict=True)], abs=1e-12)
     # What was optimized for it makes the object likelier.
-    means = {place: mean.value for (place, name), mean in found.means().items() if name == "score"}
+    means = {place: mean.value for (place, name), mean in found.means.items() if name == "score"}
     direct = [value for place, value in means.items() if place.residual == DIRECT]
     assert min(direct) > 0
     assert values(found, "score", layer=LAYERS[-1], residual=DIRECT) == pytest.approx(
         values(found, "score", layer=LAYERS[-1], residual=DISTRIBUTED, spread="sqrt"), rel=1e-9
     )
-    assert "layer 2" in contribution.say(found)[0]
-    assert contribution.panels(found)[0].labels == ["direct", "distributed, even", "distributed, sqrt"]
+    assert "layer 2" in residuals.contribution_in_words(found)[0]
+    assert residuals.contribution_panels(found)[0].labels == ["direct", "distributed, even", "distributed, sqrt"]
 
 
 def test_a_vector_is_as_similar_to_itself_as_can_be(study: Study) -> None:
-    found = similarity.similarity(study)
+    found = residuals.similarity(study)
     for measure in ("residual", "memory", "last_memory"):
         assert values(found, measure, layer=LAYERS[-1]) == pytest.approx([1.0] * len(FACTS), rel=1e-9)
     below = values(found, "residual", layer=LAYERS[0])
@@ -87,13 +87,13 @@ def test_a_vector_is_as_similar_to_itself_as_can_be(study: Study) -> None:
 def test_cosines_are_worked_out_by_row() -> None:
     one = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     other = torch.tensor([[0.0, 2.0], [2.0, 0.0], [1.0, 0.0]])
-    found = similarity.cosines(one, other)
+    found = residuals.cosines(one, other)
     assert found[:2] == pytest.approx([0.0, 0.5**0.5])
     assert found[2] != found[2]
 
 
 def test_a_fact_that_needs_no_residual_has_no_direction_and_is_counted(study: Study) -> None:
-    found = similarity.similarity(still(study, layers=LAYERS[:1]))
+    found = residuals.similarity(still(study, layers=LAYERS[:1]))
     assert values(found, "residual", layer=LAYERS[0]) == [None] * len(FACTS)
     assert None not in values(found, "residual", layer=LAYERS[1])
     assert found.notes == (
@@ -102,7 +102,7 @@ def test_a_fact_that_needs_no_residual_has_no_direction_and_is_counted(study: St
 
 
 def test_a_fact_that_was_known_at_the_last_layer_is_told_apart(study: Study) -> None:
-    found = similarity.similarity(still(study, layers=LAYERS[-1:]))
+    found = residuals.similarity(still(study, layers=LAYERS[-1:]))
     for layer in LAYERS:
         assert values(found, "residual", layer=layer) == [None] * len(FACTS)
     (note,) = found.notes
@@ -110,7 +110,7 @@ def test_a_fact_that_was_known_at_the_last_layer_is_told_apart(study: Study) -> 
 
 
 def test_distances_are_norms_of_differences(study: Study) -> None:
-    found = distance.distance(study)
+    found = residuals.distance(study)
     assert values(found, "distance", layer=LAYERS[-1]) == [0.0] * len(FACTS)
     here, last = study.residual(LAYERS[0]), study.residual(LAYERS[-1])
     assert values(found, "distance", layer=LAYERS[0]) == pytest.approx((here - last).norm(dim=1).tolist(), rel=1e-12)

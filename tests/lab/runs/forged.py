@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from factpatch.lab.runs.config import config_from
-from factpatch.lab.runs.directory import Plan, RunDirectory
-from factpatch.lab.runs.measures import Measured
+from factpatch.lab.runs.directory import RunDirectory
+from factpatch.lab.runs.measures import save
+from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.rows import ResultRow, When
 from factpatch.support.files import write_json
 
@@ -71,7 +72,7 @@ def _forge(plan: Plan, chance: random.Random, finished: bool, whole: bool, quali
     _save(plan, plan.unedited, "", When.BEFORE, _answers(plan, "unknown"), chance, 0.1, further)
     if whole:
         _about(plan, plan.unedited, "", When.BEFORE, {"perplexity": 20.0, **{f"{t}.generated.f1": 80.0 for t in TASKS}})
-        Measured((), tensors={"states": states}).save(plan.unedited / "before.hidden_states", [], [])
+        save(plan.unedited / "before.hidden_states", [], tensors={"states": states})
         for number in range(1, 1 + len(plan.batches)):
             _save(plan, measured, label, When.WRITTEN, [], chance, quality, further, number)
     if not finished:
@@ -80,7 +81,7 @@ def _forge(plan: Plan, chance: random.Random, finished: bool, whole: bool, quali
     if whole:
         numbers = {"perplexity": 21.0, "drift.cka": 0.9, **{f"{t}.generated.f1": chance.uniform(50, 80) for t in TASKS}}
         _about(plan, measured, label, When.END, numbers)
-        Measured((), tensors={"states": states + 1}).save(measured / "end.hidden_states", [], [])
+        save(measured / "end.hidden_states", [], tensors={"states": states + 1})
     write_json(
         plan.directory / "row.json",
         {
@@ -120,7 +121,7 @@ def _save(
             ResultRow(label, plan.dataset.name, plan.seed, when.value, edits, batch, place, name, metric, value)
             for metric, value in numbers.items()
         ]
-    Measured(()).save(folder / f"{when.value if number is None else f'{when.value}.{number:04d}'}.facts", rows, texts)
+    save(folder / f"{when.value if number is None else f'{when.value}.{number:04d}'}.facts", rows, texts)
 
 
 def _share(chance: random.Random, quality: float, prompts: Sequence[Any]) -> float | None:
@@ -134,7 +135,7 @@ def _about(plan: Plan, folder: Path, label: str, when: When, numbers: dict[str, 
         ResultRow(label, plan.dataset.name, plan.seed, when.value, edits, None, None, None, metric, value)
         for metric, value in numbers.items()
     ]
-    Measured(()).save(folder / f"{when.value}.model", rows, [])
+    save(folder / f"{when.value}.model", rows)
 
 
 def _answers(plan: Plan, said: str) -> list[dict[str, Any]]:

@@ -14,7 +14,9 @@ pytest.importorskip("sklearn", reason="needs the extra `runs`")
 from tests.lab.runs.forged import TASKS, forged_run
 from tests.lab.runs.test_outcomes import facts
 
-from factpatch.lab.runs.figures import capability_curves, hidden_state_maps
+from factpatch.lab.drawing.charts import figure
+from factpatch.lab.drawing.shapes import STATES
+from factpatch.lab.runs.figures import capability, hidden_states, mapped, method_styles
 from factpatch.lab.runs.outputs import draw_up
 from factpatch.lab.runs.report import report_page
 from factpatch.lab.runs.results import Results, read_results
@@ -39,27 +41,33 @@ def curve(figure: Any, panel: int, label: str) -> list[float]:
 def test_capability_is_drawn_for_each_dataset_as_a_mean_over_seeds_that_says_so(many: Results) -> None:
     ends = {}
     for dataset in ("first", "second"):
-        figure = capability_curves(many, dataset)
-        assert figure.get_suptitle() == f"{dataset}, mean over 2 seeds"
+        drawn = figure(capability(many, dataset), method_styles(many), title=many.mean_over_seeds)
+        assert drawn.get_suptitle() == "mean over 2 seeds"
         for panel, task in enumerate(TASKS):
+            assert drawn.axes[panel].get_title() == f"{task}, {dataset}"
             rows = many.rows
             chosen = rows[
                 (rows["metric"] == f"{task}.generated.f1") & (rows["label"] == "memit") & (rows["dataset"] == dataset)
             ]
             assert len(chosen) == 2
-            ends[dataset, task] = curve(figure, panel, "memit")
+            ends[dataset, task] = curve(drawn, panel, "memit")
             assert ends[dataset, task] == pytest.approx([80.0, chosen["value"].mean()])
     assert len({tuple(curve) for curve in ends.values()}) == 4
 
 
 def test_hidden_states_are_drawn_for_each_dataset_and_seed(many: Results) -> None:
-    figure = hidden_state_maps(many, "second", 5)
-    assert figure.get_suptitle() == "second, seed 5"
-    assert [axis.get_title() for axis in figure.axes if axis.get_visible()] == ["memit", "memit-blue"]
+    drawn = figure(hidden_states(mapped(many)), STATES)
+    assert [axis.get_title() for axis in drawn.axes] == [
+        f"{method} on {dataset}, seed {seed}"
+        for dataset in ("first", "second")
+        for seed in (3, 5)
+        for method in ("memit", "memit-blue")
+    ]
 
 
 def test_a_run_of_one_dataset_and_seed_has_one_figure_without_such_a_title(one: Results, tmp_path: Path) -> None:
-    assert capability_curves(one, "forged").get_suptitle() == ""
+    assert one.mean_over_seeds == ""
+    assert [panel.title for panel in capability(one, "forged")] == list(TASKS)
     for output, name in (("capability", "figure6"), ("hidden_states", "figure7")):
         files = draw_up(output, one, tmp_path, name).files  # type: ignore[arg-type]
         assert {f"{name}.png", f"{name}.svg"} <= {file.name for file in files}

@@ -13,10 +13,10 @@ pytest.importorskip("pandas", reason="needs the extra `runs`")
 
 from tests.lab.runs.forged import forged_run
 
-from factpatch.lab.runs.contrasts import contrasts, scored
-from factpatch.lab.runs.outcomes import Outcome, State, outcomes, told, worst
+from factpatch.lab.runs.outcomes import Outcome, State, in_a_sentence, outcomes, worst
 from factpatch.lab.runs.results import read_results
-from factpatch.lab.runs.tables import Column
+from factpatch.lab.runs.rows import ResultRow
+from factpatch.lab.runs.tables import Column, contrasts, scored
 
 YES, NO = {"efficacy": 100.0}, {"efficacy": 0.0}
 PARTS = ("efficacy", "generalization", "specificity")
@@ -92,27 +92,35 @@ def test_paraphrases_of_a_fact_without_a_true_object_agree_if_they_say_the_new_o
 
 
 def test_a_method_that_learns_more_is_clearly_better(run: Path) -> None:
-    found = outcomes(read_results(run))
-    first, second = found["memit-blue", "forged"], found["memit", "forged"]
-    there = {one.column.header: one for one in contrasts("memit-blue", "memit", first, second, COLUMNS)}
-    assert there["Efficacy"].verdict == there["Score"].verdict == "better"
-    back = {one.column.header: one for one in contrasts("memit", "memit-blue", second, first, COLUMNS)}
+    rows = read_results(run).rows
+    found = {one.column.header: one for one in contrasts(rows, {"memit-blue": "memit"}, COLUMNS)}
+    assert found["Efficacy"].verdict == found["Score"].verdict == "better"
+    back = {one.column.header: one for one in contrasts(rows, {"memit": "memit-blue"}, COLUMNS)}
     assert back["Efficacy"].verdict == "worse"
-    assert back["Efficacy"].interval.value == pytest.approx(-there["Efficacy"].interval.value)
-    same = contrasts("memit", "memit", second, second, COLUMNS)
-    assert {one.verdict for one in same} == {"no clear difference"}
+    assert back["Efficacy"].interval.value == pytest.approx(-found["Efficacy"].interval.value)
+    assert {one.verdict for one in contrasts(rows, {"memit": "memit"}, COLUMNS)} == {"no clear difference"}
 
 
 def test_only_facts_of_both_methods_are_compared(run: Path) -> None:
-    found = outcomes(read_results(run))
-    first, second = found["memit-blue", "forged"], found["memit", "forged"]
-    assert contrasts("memit-blue", "memit", first[:20], second[10:], COLUMNS)[0].interval.facts == 10
+    rows = read_results(run).rows
+    some = rows[
+        ((rows["label"] != "memit") | (rows["place"] >= 10)) & ((rows["label"] == "memit") | (rows["place"] < 20))
+    ]
+    assert {one.interval.facts for one in contrasts(some, {"memit-blue": "memit"}, COLUMNS)} == {10}
+    none = rows[rows["label"] != "memit"]
+    assert contrasts(none, {"memit-blue": "memit"}, COLUMNS) == []
 
 
-def test_a_fact_with_two_seeds_counts_once_with_its_mean(one: Outcome) -> None:
-    metrics = {"generalization": 100.0, "specificity": 100.0}
-    some = [replace(one, end={"efficacy": value, **metrics}) for value in (0.0, 100.0)]
-    interval = scored(some, COLUMNS)
+def test_a_fact_with_two_seeds_counts_once_with_its_mean() -> None:
+    import pandas as pd
+
+    values = {"efficacy": (0.0, 100.0), "generalization": (100.0, 100.0), "specificity": (100.0, 100.0)}
+    rows = pd.DataFrame(
+        ResultRow("memit", "forged", seed, "end", 1, 1, 0, "a", metric, value)
+        for metric, some in values.items()
+        for seed, value in enumerate(some)
+    )
+    interval = scored(rows, "memit", COLUMNS)
     assert interval is not None
     assert interval.facts == 1
     assert interval.value == pytest.approx(3 / (1 / 50 + 1 / 100 + 1 / 100))
@@ -121,7 +129,7 @@ def test_a_fact_with_two_seeds_counts_once_with_its_mean(one: Outcome) -> None:
 def test_the_summary_counts_what_the_outcomes_say(run: Path) -> None:
     results = read_results(run)
     some = outcomes(results)["memit", "forged"]
-    said = told(results, "memit", "forged", some)
+    said = in_a_sentence(results, "memit", "forged", some)
     states = [one.state for one in some]
     assert said.startswith(f"{states.count(State.LEARNED)} of 30 facts learned; {states.count(State.FORGOTTEN)} more")
     assert f"{sum(one.neighbors or 0 for one in some)} of 120 neighbors are right" in said

@@ -15,11 +15,11 @@ from tests.lab.runs.forged import forged_run
 from tests.lab.runs.test_outcomes import facts
 
 from factpatch.evaluation.intervals import mean
-from factpatch.lab.runs.contrasts import compared, scored
 from factpatch.lab.runs.outcomes import outcomes
 from factpatch.lab.runs.outputs import draw_up
 from factpatch.lab.runs.reproductions import PAIRS
 from factpatch.lab.runs.results import Results, read_results
+from factpatch.lab.runs.tables import contrasts, scored
 
 
 @pytest.fixture
@@ -37,8 +37,7 @@ def test_the_score_stands_behind_its_parts_in_every_form(results: Results, tmp_p
     drawn = draw_up("comparison", results, tmp_path, "table2")
     heads = [column.header for column in drawn.table.columns]
     assert heads == ["Efficacy", "Generalization", "Specificity", "Score"]
-    some = outcomes(results)["memit-blue", "forged"]
-    expected = scored(some, drawn.table.columns)
+    expected = scored(results.rows, "memit-blue", drawn.table.columns)
     line = next(line for line in read_csv(tmp_path / "table2.csv") if line["method"] == "memit-blue")
     assert float(line["forged.score"]) == pytest.approx(expected.value)
     for suffix in (".md", ".tex"):
@@ -46,13 +45,13 @@ def test_the_score_stands_behind_its_parts_in_every_form(results: Results, tmp_p
         line = next(line for line in lines if line.removeprefix("| ").startswith("memit-blue "))
         assert f"{expected.value:.2f}" in line
     # What is counted as improved are the paper's three.
-    assert drawn.said[0] == "n = 30 facts."
-    assert "of 3 numbers are better" in drawn.said[1]
+    assert drawn.sentences[0] == "n = 30 facts."
+    assert "of 3 numbers are better" in drawn.sentences[1]
 
 
 def test_differences_and_their_intervals_are_those_of_the_report(results: Results, tmp_path: Path) -> None:
     drawn = draw_up("comparison", results, tmp_path, "table2")
-    expected = compared(results, outcomes(results), results.pairs(PAIRS))["forged"]
+    expected = contrasts(results.rows, results.pairs(PAIRS), results.columns("forged"))
     lines = read_csv(tmp_path / "table2.differences.csv")
     assert [(line["method"], line["base"], line["metric"]) for line in lines] == [
         ("memit-blue", "memit", metric) for metric in ("efficacy", "generalization", "specificity", "score")
@@ -88,11 +87,11 @@ def some_texts(place: int) -> dict[str, float | None]:
 def test_a_table_says_over_how_many_facts_each_mean_is(tmp_path: Path) -> None:
     results = read_results(forged_run(tmp_path / "forged", facts(8), further=some_texts))
     said = "n = 8 facts; n = 3 for Fluency; n = 1 for Consistency."
-    assert draw_up("comparison", results, tmp_path, "table2").said[0] == said
+    assert draw_up("comparison", results, tmp_path, "table2").sentences[0] == said
     assert said in (tmp_path / "table2.md").read_text("utf-8").splitlines()
     assert f"% {said}" in (tmp_path / "table2.tex").read_text("utf-8").splitlines()
     several = read_results(forged_run(tmp_path / "two", facts(8), names=("one", "two"), further=some_texts))
-    assert draw_up("comparison", several, tmp_path, "table2").said[:2] == (f"one: {said}", f"two: {said}")
+    assert draw_up("comparison", several, tmp_path, "table2").sentences[:2] == (f"one: {said}", f"two: {said}")
 
 
 def test_a_table_says_why_consistency_is_missing(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_a_table_says_why_consistency_is_missing(tmp_path: Path) -> None:
         forged_run(tmp_path / "forged", facts(4), further=lambda place: {"fluency": 600.0, "consistency": None})
     )
     drawn = draw_up("comparison", results, tmp_path, "table2")
-    assert "Consistency is missing: there were no reference texts for these facts." in drawn.said
+    assert "Consistency is missing: there were no reference texts for these facts." in drawn.sentences
     assert "Consistency is missing" in (tmp_path / "table2.md").read_text("utf-8")
     # Where no text was written, nobody asked for it.
     zsre = read_results(
@@ -121,7 +120,7 @@ def test_texts_have_columns_with_and_without_true_objects(tmp_path: Path) -> Non
     results = read_results(
         forged_run(tmp_path / "forged", facts(4), further=lambda place: {**without_true_objects(place), **texts})
     )
-    assert [column.metric for column in results.columns()] == [
+    assert [column.metric for column in results.columns("forged")] == [
         "token_efficacy", "token_generalization", "token_specificity", "score",
         "fluency", "consistency", "greedy_fluency", "greedy_consistency",
     ]  # fmt: skip
@@ -139,7 +138,7 @@ def test_the_average_improvement_is_written_in_the_papers_layout(results: Result
     drawn = draw_up("improvements", results, tmp_path, "table3")
     (line,) = read_csv(tmp_path / "table3.improvement.csv")
     assert line["model"] == "tiny"
-    assert f"memit-blue: {float(line['memit-blue']):+.2f} % on average" in drawn.said
+    assert f"memit-blue: {float(line['memit-blue']):+.2f} % on average" in drawn.sentences
     assert "| model | memit-blue, % ↑ |" in (tmp_path / "table3.improvement.md").read_text("utf-8")
     assert r"Model & memit-blue, \%" in (tmp_path / "table3.improvement.tex").read_text("utf-8")
 
@@ -155,13 +154,14 @@ def test_a_fact_is_the_same_with_every_seed_wherever_it_stands(tmp_path: Path, s
     for place, column in enumerate(table.columns):
         some = found["memit", column.dataset]
         assert len(some) == 16
-        assert len({one.key for one in some}) == 8 if not sample else 8 < len({one.key for one in some}) <= 12
+        facts_edited = {one.fact for one in some}
+        assert len(facts_edited) == 8 if not sample else 8 < len(facts_edited) <= 12
         if column.parts:
-            assert cells["memit"][place].mean == pytest.approx(scored(some, [column]).value)
+            assert cells["memit"][place].mean == pytest.approx(scored(results.rows, "memit", [column]).value)
             continue
-        by_fact: dict[str, list[float]] = {}
+        by_fact: dict[Any, list[float]] = {}
         for one in some:
-            by_fact.setdefault(one.key, []).append(one.end[column.metric])
+            by_fact.setdefault(one.fact, []).append(one.end[column.metric])
         expected = mean([sum(values) / len(values) for values in by_fact.values()])
         assert (cells["memit"][place].mean, cells["memit"][place].error) == pytest.approx(
             (expected.value, expected.error)

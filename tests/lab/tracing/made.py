@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from factpatch.lab.tracing.prompts import KnownPrompt, Prompt, known_prompts, tokenize_prompts
+from factpatch.lab.tracing.prompts import Prompt, TokenizedPrompt, known_prompts, tokenize_prompts
 from factpatch.lab.tracing.trace import Trace
 from factpatch.model.language_model import LanguageModel
 
@@ -18,7 +18,7 @@ PROMPTS = (
 """With their subjects at the beginning, before the last tokens, and at the end."""
 
 
-def known(lm: LanguageModel, prompts: Sequence[Prompt] = PROMPTS) -> list[KnownPrompt]:
+def known(lm: LanguageModel, prompts: Sequence[Prompt] = PROMPTS) -> list[TokenizedPrompt]:
     """What the model says counts as known."""
     return known_prompts(lm, tokenize_prompts(lm, prompts))
 

@@ -97,9 +97,10 @@ def test_known_is_what_the_model_says_in_full() -> None:
         said.append(new)
     rows = tokenize_prompts(lm, [Prompt(texts[0], "Danielle Darrieux"), Prompt(texts[1], "Rome", "there")])
     whole, wrong_end = tuple(said[0][:2]), (said[0][0], said[0][1] + 1)
-    rows = [replace(rows[0], answer=whole), replace(rows[0], answer=wrong_end), replace(rows[1], answer=())]
+    answers = (whole, wrong_end, ())
+    rows = [replace(rows[place > 1], index=place, answer=answer) for place, answer in enumerate(answers)]
     found = known_prompts(lm, rows)
-    assert [(one.index, one.answer) for one in found] == [(0, said[0][0]), (2, said[1][0])]
+    assert [(one.index, one.answer) for one in found] == [(0, (said[0][0],)), (2, (said[1][0],))]
 
 
 def test_a_model_that_knows_nothing_says_what_it_says_instead() -> None:

@@ -50,7 +50,7 @@ def test_traces_equal_one_forward_pass_for_each_token_and_layer(
     width = lm.model.get_input_embeddings().weight.shape[1]
     asked_all = known(lm, prompts)
     for one, asked in zip(trace(lm, asked_all, NOISE, tuple(KINDS), window), asked_all, strict=True):
-        given = lm, torch.tensor(asked.row.ids), asked.row.subject, NOISE.draw(asked.row, width), asked.answer
+        given = lm, torch.tensor(asked.ids), asked.subject, NOISE.draw(asked, width), asked.answer[0]
         for kind in KINDS:
             expected = restored(*given, kind, window)
             torch.testing.assert_close(one.restored[kind], expected, rtol=close, atol=close)
@@ -60,8 +60,8 @@ def test_traces_equal_one_forward_pass_for_each_token_and_layer(
 def test_in_a_chat_the_template_is_part_of_the_prompt() -> None:
     lm = tiny("llama", dtype=torch.float64, chat=True)
     for one, asked in zip(traced(lm, ("states",)), known(lm), strict=True):
-        noise = NOISE.draw(asked.row, lm.d_value)
-        expected = restored(lm, torch.tensor(asked.row.ids), asked.row.subject, noise, asked.answer, "states", WINDOW)
+        noise = NOISE.draw(asked, lm.d_value)
+        expected = restored(lm, torch.tensor(asked.ids), asked.subject, noise, asked.answer[0], "states", WINDOW)
         torch.testing.assert_close(one.restored["states"], expected, rtol=1e-9, atol=1e-9)
         subject = "".join(one.tokens[one.subject.start : one.subject.stop])
         assert subject.strip() == one.prompt.subject
@@ -141,8 +141,8 @@ def test_only_what_a_restoration_reaches_runs(kind: str, attended: float, transf
         traced(lm, (kind,))
     with counted(lm) as plainly:
         for one in asked:
-            noise = NOISE.draw(one.row, lm.d_value)
-            restored(lm, torch.tensor(one.row.ids), one.row.subject, noise, one.answer, kind, WINDOW)
+            noise = NOISE.draw(one, lm.d_value)
+            restored(lm, torch.tensor(one.ids), one.subject, noise, one.answer[0], kind, WINDOW)
     assert ours["attention"] < attended * plainly["attention"]
     assert ours["mlp"] < transformed * plainly["mlp"]
     assert fewer * ours["passes"] < plainly["passes"]
@@ -230,5 +230,5 @@ def test_a_broken_model_is_named() -> None:
     asked = known(lm)
     with torch.no_grad():
         lm.weight(2).fill_(torch.nan)
-    with pytest.raises(ValueError, match="probabilities that are no numbers behind 'Danielle"):
+    with pytest.raises(ValueError, match="probabilities that are not finite after 'Danielle"):
         list(trace(lm, asked, NOISE))

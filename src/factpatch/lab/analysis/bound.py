@@ -18,14 +18,17 @@ import torch
 from torch import Tensor
 
 from factpatch.editor import Editor
-from factpatch.lab.analysis.charts import Curve, Lines, Panel, curve
-from factpatch.lab.analysis.rows import Findings, Place, Row, rows_of
+from factpatch.lab.analysis.findings import Finding, Findings, Place, findings_of
 from factpatch.lab.analysis.study import SPREADS, Study, undone
+from factpatch.lab.drawing.charts import Panel
+from factpatch.lab.drawing.shapes import Curve, lines
 from factpatch.patch.shift import LowRank, decomposed
 from factpatch.strategies.memory import Memory, Traces
 from factpatch.values.reading import SubjectRows, read_keys
 
 DISTANCE, SIZE, EARLIER = "distance", "batch size", "earlier edits"
+ALONG = {DISTANCE: "distance", SIZE: "size", EARLIER: "earlier"}
+"""The field of `Place` that each part varies."""
 
 
 def bound(study: Study) -> Findings:
@@ -38,8 +41,8 @@ def bound(study: Study) -> Findings:
       batches in Q (the paper's Q′).
     """
     study.editor.prepare()  # all layers at once
-    rows = [*_by_distance(study), *_by_size(study), *_by_earlier_edits(study)]
-    return Findings(tuple(rows), tuple(_notes(study)))
+    numbers = (*_by_distance(study), *_by_size(study), *_by_earlier_edits(study))
+    return Findings(numbers, tuple(_notes(study)))
 
 
 def sides(exact: Tensor, last: Tensor, share: float, solved: Tensor) -> dict[str, float]:
@@ -87,7 +90,7 @@ def batch_sizes(facts: int) -> list[int]:
     return [*(size for size in found if size < facts), facts]
 
 
-def _by_distance(study: Study) -> Iterator[Row]:
+def _by_distance(study: Study) -> Iterator[Finding]:
     keys = _keys(study)
     for layer in study.layers:
         solved = solve_for(study.editor.memory(layer), keys[layer])
@@ -98,7 +101,7 @@ def _by_distance(study: Study) -> Iterator[Row]:
                 yield from _rows(place, f"all {len(study.facts)} facts", found)
 
 
-def _by_size(study: Study) -> Iterator[Row]:
+def _by_size(study: Study) -> Iterator[Finding]:
     keys = _keys(study)
     for size in batch_sizes(len(study.facts)):
         for layer in study.layers:
@@ -113,7 +116,7 @@ def _by_size(study: Study) -> Iterator[Row]:
                     yield from _rows(place, _called(batch), sides(exact[batch], last[batch], share, solved))
 
 
-def _by_earlier_edits(study: Study) -> Iterator[Row]:
+def _by_earlier_edits(study: Study) -> Iterator[Finding]:
     batches = _sequence(study)
     probe = batches.pop()
     facts = study.facts[probe]
@@ -169,9 +172,9 @@ def _place(study: Study, part: str, layer: int, last: int, spread: str, size: in
     return Place(layer, None, spread, part, last, distance, size, earlier)
 
 
-def _rows(place: Place, called: str, found: Mapping[str, float]) -> Iterator[Row]:
+def _rows(place: Place, called: str, found: Mapping[str, float]) -> Iterator[Finding]:
     for measure, value in found.items():
-        yield from rows_of(place, measure, [called], [value])
+        yield from findings_of(place, measure, [called], [value])
 
 
 def _called(batch: slice) -> str:
@@ -191,98 +194,67 @@ def _ratio(one: float, other: float) -> float:
 
 
 _SIDES = {"error": "‖Δ* − Δ‖", "bound": "bound"}
+_GAIN = {"amplification": "‖Q‖"}
 _GAINS = {"amplification": "‖Q′‖", "amplification_alone": "‖Q‖, no earlier keys"}
 
 
 def panels(findings: Findings) -> list[Panel]:
     """Both sides by distance, batch size and earlier edits; and ‖Q‖, which the paper says grows with the latter two."""
     last, first = max(findings.among("last")), min(findings.among("layer"))
-    away = f"from layer {last}"
-    drawn = (
-        _lines(findings, f"Residual distributed {away}", "layers left − 1", "distance", DISTANCE, last=last),
-        _lines(
-            findings,
-            f"Layer {first}, ever later residuals",
-            "layers left − 1",
-            "distance",
-            DISTANCE,
-            layer=first,
-        ),
-        _lines(findings, f"Layer {first}, batches of a size", "facts in the batch", "size", SIZE, layer=first),
-        _lines(findings, f"Layer {first}, after other edits", "facts edited before", "earlier", EARLIER, layer=first),
-        _drawn_by_size(findings, first),
-        _by_earlier(findings, first),
+    left, size, earlier = "layers left − 1", "facts in the batch", "facts edited before"
+    shown: tuple[tuple[str, str, str, Mapping[str, str], dict[str, int]], ...] = (
+        (f"Residual distributed from layer {last}", left, DISTANCE, _SIDES, {"last": last}),
+        (f"Layer {first}, ever later residuals", left, DISTANCE, _SIDES, {"layer": first}),
+        (f"Layer {first}, batches of a size", size, SIZE, _SIDES, {"layer": first}),
+        (f"Layer {first}, after other edits", earlier, EARLIER, _SIDES, {"layer": first}),
+        (f"‖Q‖ at layer {first}, by batch", size, SIZE, _GAIN, {"layer": first}),
+        (f"‖Q‖ at layer {first}, by edits", earlier, EARLIER, _GAINS, {"layer": first}),
     )
-    return [panel for panel in drawn if panel.curves]
+    drawn = []
+    for title, x, part, measures, where in shown:
+        spreads = findings.among("spread")
+        # On unedited weights, ‖Q‖ does not depend on the spread.
+        curves = [
+            Curve(name if measures is _GAIN else f"{name}, {spread}", points)
+            for spread in (spreads[:1] if measures is _GAIN else spreads)
+            for measure, name in measures.items()
+            if len(points := findings.curve(measure, ALONG[part], part=part, spread=spread, **where)) > 1
+        ]
+        if curves:
+            drawn.append(lines(title, x, "spectral norm", curves, log_x=part == SIZE))
+    return drawn
 
 
-def _lines(findings: Findings, title: str, x: str, along: str, part: str, **where: int) -> Lines:
-    curves = [
-        curve(f"{name}, {spread}", findings.curve(measure, along, part=part, spread=spread, **where))
-        for spread in findings.among("spread")
-        for measure, name in _SIDES.items()
-    ]
-    return Lines(title, x, "spectral norm", _several(curves), log_x=part == SIZE)
-
-
-def _drawn_by_size(findings: Findings, layer: int) -> Lines:
-    """‖Q‖ by the number of facts. It does not depend on the spread: one curve shows it."""
-    where = {"part": SIZE, "layer": layer, "spread": findings.among("spread")[0]}
-    curves = [curve("‖Q‖", findings.curve("amplification", "size", **where))]
-    title = f"‖Q‖ at layer {layer}, by batch"
-    return Lines(title, "facts in the batch", "spectral norm", _several(curves), log_x=True)
-
-
-def _by_earlier(findings: Findings, layer: int) -> Lines:
-    """‖Q′‖ with and without the earlier keys. They do depend on the spread, by the weights that keys are read on."""
-    curves = [
-        curve(f"{name}, {spread}", findings.curve(measure, "earlier", part=EARLIER, spread=spread, layer=layer))
-        for spread in findings.among("spread")
-        for measure, name in _gains(EARLIER).items()
-    ]
-    title = f"‖Q‖ at layer {layer}, by edits"
-    return Lines(title, "facts edited before", "spectral norm", _several(curves))
-
-
-def _several(curves: list[Curve]) -> tuple[Curve, ...]:
-    """Those with more than one point: a curve of one says nothing of growth."""
-    return tuple(one for one in curves if len(one.points) > 1)
-
-
-def say(findings: Findings) -> list[str]:
-    """Whether the bound holds, how tight it is and how both sides grow, in words."""
-    found = {(row.place, row.measure, row.of): row.value for row in findings.rows}
-    pairs = [(value, found[place, "bound", of]) for (place, name, of), value in found.items() if name == "error"]
+def in_words(findings: Findings) -> list[str]:
+    """Whether the bound holds, how tight it is and how both sides grow."""
+    values = {
+        name: {(one.place, one.of): one.value for one in findings.numbers if one.measure == name}
+        for name in ("error", "bound", "ratio")
+    }
+    pairs = [(error, values["bound"][case]) for case, error in values["error"].items()]
     held = sum(error is not None and limit is not None and holds(error, limit) for error, limit in pairs)
-    said = [f"The bound holds in {held} of {len(pairs)} cases."]
-    ratios = [value for (_, name, _), value in found.items() if name == "ratio" and value is not None]
+    found = [f"The bound holds in {held} of {len(pairs)} cases."]
+    ratios = [value for value in values["ratio"].values() if value is not None]
     if ratios:
-        said.append(
+        found.append(
             f"Where it is not zero, the error is {100 * min(ratios):.0f} to {100 * max(ratios):.0f} % of the bound, "
             f"{100 * median(ratios):.0f} % in the median."
         )
     last, first = max(findings.among("last")), min(findings.among("layer"))
     for spread in findings.among("spread"):
-        for part, along, where, what in (
-            (DISTANCE, "distance", {"last": last}, f"By distance from layer {last}"),
-            (DISTANCE, "distance", {"layer": first}, f"At layer {first}, by distance of the residual"),
-            (SIZE, "size", {"layer": first}, f"At layer {first}, by batch size"),
-            (EARLIER, "earlier", {"layer": first}, f"At layer {first}, by facts edited before"),
+        for part, where, what in (
+            (DISTANCE, {"last": last}, f"By distance from layer {last}"),
+            (DISTANCE, {"layer": first}, f"At layer {first}, by distance of the residual"),
+            (SIZE, {"layer": first}, f"At layer {first}, by batch size"),
+            (EARLIER, {"layer": first}, f"At layer {first}, by facts edited before"),
         ):
-            told = [
-                f"{name} {_course(findings, measure, along, part=part, spread=spread, **where)}"
-                for measure, name in {**_SIDES, "relative": "‖Δ* − Δ‖ / ‖Δ*‖", **_gains(part)}.items()
-                if len(findings.curve(measure, along, part=part, spread=spread, **where)) > 1
+            gains = _GAINS if part == EARLIER else _GAIN
+            courses = [
+                f"{name} " + ", ".join(f"{mean.value:.3g} at {place}" for place, mean in points)
+                for measure, name in {**_SIDES, "relative": "‖Δ* − Δ‖ / ‖Δ*‖", **gains}.items()
+                # A single point shows no growth.
+                if len(points := findings.curve(measure, ALONG[part], part=part, spread=spread, **where)) > 1
             ]
-            if told:
-                said.append(f"{what}, {spread}: {'; '.join(told)}.")
-    return said
-
-
-def _gains(part: str) -> dict[str, str]:
-    return _GAINS if part == EARLIER else {"amplification": "‖Q‖"}
-
-
-def _course(findings: Findings, measure: str, along: str, **where: object) -> str:
-    """As `0.12 at 1, 0.31 at 2`: the means, and where along the field each is."""
-    return ", ".join(f"{found.value:.3g} at {x}" for x, found in findings.curve(measure, along, **where))
+            if courses:
+                found.append(f"{what}, {spread}: {'; '.join(courses)}.")
+    return found

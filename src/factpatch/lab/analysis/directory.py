@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from factpatch.lab.analysis.rows import Findings
+from factpatch.lab.analysis.findings import Findings
 from factpatch.support.directory import ResultDirectory
 from factpatch.support.files import atomic_write, write_json
 

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from factpatch.data.records import DataFileError
-from factpatch.lab.analysis.charts import figure
 from factpatch.lab.analysis.directory import AnalysisDirectory
+from factpatch.lab.analysis.findings import Findings
 from factpatch.lab.analysis.report import section, write_report
-from factpatch.lab.analysis.rows import Findings
 from factpatch.lab.analysis.study import Study
 from factpatch.lab.analysis.table import ANALYSES, Analysis, Outcome
-from factpatch.lab.drawing.plots import figure_files, save_figure
+from factpatch.lab.drawing.charts import figure, figure_files, save_figure
 from factpatch.model.memory import FAILURES
 from factpatch.support.directory import DirectoryError
 from factpatch.values.shared import SharedTargets

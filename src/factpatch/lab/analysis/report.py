@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from factpatch.lab.analysis.charts import charts, keys
-from factpatch.lab.analysis.rows import Findings, Place, number
-from factpatch.lab.analysis.table import Analysis, Outcome
-from factpatch.lab.drawing.charts import Chart, Key
+from factpatch.lab.analysis.findings import Findings, number
+from factpatch.lab.analysis.table import Outcome
+from factpatch.lab.drawing.charts import Chart, charts, legend, styles_of
 from factpatch.lab.drawing.render import render, write_page
 
 
@@ -20,17 +19,12 @@ from factpatch.lab.drawing.render import render, write_page
 class Section:
     """What the page says of one analysis."""
 
-    analysis: Analysis
-    failed: str | None
-    sentences: list[str]
-    notes: tuple[str, ...]
-    charts: list[Chart]
-    keys: list[Key]
-    columns: list[str]
-    """What a line of the table is about."""
-    measures: list[str]
-    lines: list[tuple[list[str], list[str]]]
-    """What each line is about, and its means with their standard errors."""
+    outcome: Outcome
+    sentences: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    legend: list[Chart] = field(default_factory=list)
+    lines: list[tuple[list[str], list[str]]] = field(default_factory=list)
+    """The table: what each line is about, and its means with their standard errors."""
 
 
 def write_report(path: Path, sections: Sequence[Section], about: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
@@ -48,30 +42,18 @@ def write_report(path: Path, sections: Sequence[Section], about: Mapping[str, An
 
 def section(outcome: Outcome) -> Section:
     """What a page says of an analysis, its charts drawn."""
-    analysis, findings = outcome.analysis, outcome.findings
-    if findings is None:
-        return Section(analysis, outcome.failed, [], (), [], [], [], [], [])
-    panels = analysis.panels(findings)
-    return Section(
-        analysis,
-        None,
-        analysis.say(findings),
-        findings.notes,
-        charts(panels),
-        keys(panels),
-        findings.columns,
-        findings.measures,
-        _lines(findings),
-    )
+    if outcome.findings is None:
+        return Section(outcome)
+    panels = outcome.analysis.panels(outcome.findings)
+    sentences = outcome.analysis.in_words(outcome.findings)
+    return Section(outcome, sentences, charts(panels), legend(styles_of(panels)), _lines(outcome.findings))
 
 
 def _lines(findings: Findings) -> list[tuple[list[str], list[str]]]:
-    means = findings.means()
-    places: dict[Place, None] = dict.fromkeys(place for place, _ in means)
     return [
         (
             ["" if (value := getattr(place, name)) is None else str(value) for name in findings.columns],
-            [number(means.get((place, measure))) for measure in findings.measures],
+            [number(findings.means.get((place, measure))) for measure in findings.measures],
         )
-        for place in places
+        for place in dict.fromkeys(place for place, _ in findings.means)
     ]

@@ -7,20 +7,28 @@ from dataclasses import dataclass
 from functools import partial
 
 from factpatch.evaluation.generation import generate_texts
-from factpatch.evaluation.intervals import Mean
-from factpatch.evaluation.rows import rows as reading_rows
-from factpatch.evaluation.rows import text_rows
+from factpatch.evaluation.rows import rows, text_rows
 from factpatch.evaluation.verify import read_facts
-from factpatch.lab.analysis.charts import Panel, Radar
-from factpatch.lab.analysis.rows import DIRECT, UNEDITED, Findings, Place, Row, gap, number, rows_of
+from factpatch.lab.analysis.findings import DIRECT, Finding, Findings, Place, findings_of, gap, number
 from factpatch.lab.analysis.study import Study, undone
+from factpatch.lab.drawing.charts import UNEDITED, Panel
+from factpatch.lab.drawing.shapes import radar
 from factpatch.strategies import Spread, Step
 
-# What the paper shows; where facts have no true object, the tokens of their new one tell instead.
+# What the paper shows; where facts have no true object, the tokens of their new one decide instead.
 COMPARED = ("efficacy", "generalization", "specificity")
 BY_TOKEN = tuple(f"token_{name}" for name in COMPARED)
 # In other units than percent.
 TEXT = ("fluency", "consistency")
+
+MISSING = {
+    "efficacy": "no fact has a true object, so the tokens of the new one decide what is a success",
+    "generalization": "no fact has paraphrases and a true object",
+    "specificity": "no fact has neighbors",
+    "fluency": "no fact has generation prompts, or none was asked for",
+    "consistency": "it compares with reference texts, and there are none for these facts",
+}
+"""Why a metric has no values."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +44,15 @@ class Alone(Spread):
 def single_layer(study: Study) -> Findings:
     """Edit all facts in one batch at each critical layer alone, with each residual, and measure the model each time.
 
-    The metrics are those of docs/metrics.md. Specificity, fluency and consistency say what the edit does besides.
+    The metrics are those of docs/metrics.md. Specificity, fluency and consistency show side effects of the edit.
     """
     study.editor.prepare()  # once for the editors of all layers and residuals
     places = [Place(residual=UNEDITED), *(place for layer in study.layers for place, _ in study.residuals(layer))]
-    rows: list[Row] = []
+    numbers: list[Finding] = []
     for place in places:
         name = "-".join(str(part) for part in (place.layer, place.residual, place.spread) if part is not None)
-        rows += study.keep(name, partial(_edited, study, place)).rows
-    return Findings(tuple(rows), tuple(_missing(rows)))
+        numbers += study.keep(name, partial(_edited, study, place)).numbers
+    return Findings(tuple(numbers), tuple(_missing(numbers)))
 
 
 def step_at(study: Study, place: Place) -> Step:
@@ -64,39 +72,26 @@ def _edited(study: Study, place: Place) -> Findings:
         return Findings(tuple(_measured(study, place)))
 
 
-def _measured(study: Study, place: Place) -> Iterator[Row]:
-    found = reading_rows(study.facts, read_facts(study.lm, study.facts, answers=False))
-    for one in found:
-        if one.metric in (*COMPARED, *BY_TOKEN):
-            yield from rows_of(place, one.metric, [one.fact], [one.value])
-    options = study.texts
+def _measured(study: Study, place: Place) -> Iterator[Finding]:
+    options, found = study.texts, rows(study.facts, read_facts(study.lm, study.facts, answers=False))
     chosen = study.facts[: options.facts]
-    if not any(fact.generation_prompts for fact in chosen):
-        return
-    references, tfidf = study.references
-    texts = generate_texts(
-        study.lm, [fact.generation_prompts for fact in chosen], max_new_tokens=options.tokens, seed=options.seed
-    )
-    given = None if references is None else [references.for_fact(fact) for fact in chosen]
-    # The names of all facts: one without an id is called by its place.
-    for one in text_rows(chosen, texts, given, tfidf):
-        if one.metric in TEXT:
-            yield from rows_of(place, one.metric, [one.fact], [one.value])
+    if any(fact.generation_prompts for fact in chosen):
+        references, tfidf = study.references
+        prompts = [fact.generation_prompts for fact in chosen]
+        texts = generate_texts(study.lm, prompts, max_new_tokens=options.tokens, seed=options.seed)
+        given = None if references is None else [references.for_fact(fact) for fact in chosen]
+        found += text_rows(chosen, texts, given, tfidf)
+    for one in found:
+        if one.metric in (*COMPARED, *BY_TOKEN, *TEXT):
+            yield from findings_of(place, one.metric, [one.fact], [one.value])
 
 
-def _missing(rows: Sequence[Row]) -> Iterator[str]:
-    known = {row.measure for row in rows if row.value is not None}
-    reasons = {
-        "efficacy": "no fact has a true object, so that success is told by the tokens of the new one",
-        "generalization": "no fact has paraphrases and a true object",
-        "specificity": "no fact has neighbors",
-        "fluency": "no fact has generation prompts, or none was asked for",
-        "consistency": "it compares with reference texts, and there are none for these facts",
-    }
-    for name, reason in reasons.items():
-        if name not in known:
+def _missing(numbers: Sequence[Finding]) -> Iterator[str]:
+    for name, reason in MISSING.items():
+        facts = {one.of for one in numbers if one.measure == name and one.value is not None}
+        if not facts:
             yield f"{name} is missing: {reason}."
-        elif len({row.of for row in rows if row.measure == name and row.value is not None}) == 1:
+        elif len(facts) == 1:
             yield f"{name} is of one fact: it has no standard error, and differences have no interval."
 
 
@@ -105,42 +100,46 @@ def panels(findings: Findings) -> list[Panel]:
 
     As there, fluency and consistency are scaled for the eye: in percent of the largest that is shown anywhere.
     """
-    means = findings.means()
+    names, corners = _shown(findings), radar_corners(findings)
+    return [
+        radar(
+            f"Layer {layer} alone",
+            names,
+            [(place.label, [values[name] for name in names]) for place, values in corners.items()
+             if place.layer in (layer, None)],
+        )
+        for layer in findings.among("layer")
+    ]  # fmt: skip
+
+
+def radar_corners(findings: Findings) -> dict[Place, dict[str, float]]:
+    """What the radars show of each edit, in percent; the unedited model comes last."""
     names = _shown(findings)
-    largest = {
-        name: max(found.value or 0.0 for (_, other), found in means.items() if other == name)
-        for name in TEXT
-        if name in names
-    }
-
-    def corner(place: Place, name: str) -> float:
-        value = means[place, name].value or 0.0
-        return 100 * value / largest[name] if largest.get(name) else value
-
-    places = list(dict.fromkeys(place for place, _ in means))
-    unedited = [place for place in places if place.layer is None]
-    drawn: list[Panel] = []
-    for layer in findings.among("layer"):
-        shown = [*(place for place in places if place.layer == layer), *unedited]
-        polygons = ((place.label, tuple(corner(place, name) for name in names)) for place in shown)
-        drawn.append(Radar(f"Layer {layer} alone", tuple(names), tuple(polygons)))
-    return drawn
+    found: dict[Place, dict[str, float]] = {}
+    for place in sorted(dict.fromkeys(place for place, _ in findings.means), key=lambda place: place.layer is None):
+        found[place] = {name: findings.means[place, name].value or 0.0 for name in names}
+    for name in set(names) & set(TEXT):
+        largest = max(values[name] for values in found.values()) or 100.0
+        for values in found.values():
+            values[name] *= 100 / largest
+    return found
 
 
-def say(findings: Findings) -> list[str]:
-    """What was learned at each layer in words."""
-    means, place = findings.means(), Place(residual=UNEDITED)
-    told = ", ".join(f"{name} {number(means[place, name])}" for name in _shown(findings))
-    said = [f"Unedited: {told}."]
+def in_words(findings: Findings) -> list[str]:
+    """What was learned at each layer."""
+    names, unedited = _shown(findings), Place(residual=UNEDITED)
+    found = [f"Unedited: {', '.join(f'{name} {number(findings.means[unedited, name])}' for name in names)}."]
     for layer in findings.among("layer"):
         for spread in findings.among("spread"):
-            told = ", ".join(_compared(findings, means, name, layer, spread) for name in _shown(findings))
-            said.append(f"Layer {layer}, direct against distributed, {spread} (difference, 95 % interval): {told}.")
-    return said
+            compared = ", ".join(_compared(findings, name, layer, spread) for name in names)
+            found.append(
+                f"Layer {layer}, direct against distributed, {spread} (difference, 95 % interval): {compared}."
+            )
+    return found
 
 
-def _compared(findings: Findings, means: dict[tuple[Place, str], Mean], name: str, layer: int, spread: str) -> str:
-    direct = means[Place(layer, DIRECT), name]
+def _compared(findings: Findings, name: str, layer: int, spread: str) -> str:
+    direct = findings.means[Place(layer, DIRECT), name]
     found = gap(findings, name, layer, spread)
     distributed = None if direct.value is None or found.value is None else direct.value - found.value
     shown = "–" if distributed is None else f"{distributed:.3g}"
@@ -149,6 +148,6 @@ def _compared(findings: Findings, means: dict[tuple[Place, str], Mean], name: st
 
 def _shown(findings: Findings) -> list[str]:
     """The metrics that there are numbers of."""
-    known = {row.measure for row in findings.rows if row.value is not None}
+    known = {measure for (_, measure), found in findings.means.items() if found.value is not None}
     wanted = COMPARED if "efficacy" in known else BY_TOKEN
     return [name for name in (*wanted, *TEXT) if name in known]

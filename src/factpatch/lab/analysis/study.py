@@ -15,7 +15,7 @@ from factpatch.data.references import ReferenceTexts, Tfidf, find_references
 from factpatch.editor import Editor
 from factpatch.evaluation.rows import fact_names
 from factpatch.facts import Fact, check_batch, identity
-from factpatch.lab.analysis.rows import DIRECT, DISTRIBUTED, Findings, Place
+from factpatch.lab.analysis.findings import DIRECT, DISTRIBUTED, Findings, Place
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import model_hash
 from factpatch.strategies import Each, Even, Spread, SquareRoot, Unchanged

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from factpatch.lab.analysis import bound, contribution, distance, similarity, single_layer, steps
-from factpatch.lab.analysis.charts import Panel
-from factpatch.lab.analysis.rows import Findings
+from factpatch.lab.analysis import bound, residuals, single_layer, steps
+from factpatch.lab.analysis.findings import Findings
 from factpatch.lab.analysis.study import Study
+from factpatch.lab.drawing.charts import Panel
 from factpatch.support.words import suggestion
 
 ALL = "all"
@@ -28,7 +28,7 @@ class Analysis:
     """What the paper finds."""
     find: Callable[[Study], Findings]
     panels: Callable[[Findings], list[Panel]]
-    say: Callable[[Findings], list[str]]
+    in_words: Callable[[Findings], list[str]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ _ROWS = (
         "The score is the probability of the whole new object with it minus the probability without.",
         "With the distributed residual only the last critical layer comes near 1, those before it score ever less, the "
         "first below 0.1; with the direct residual every layer comes near 1.",
-        contribution.contribution,
-        contribution.panels,
-        contribution.say,
+        residuals.contribution,
+        residuals.contribution_panels,
+        residuals.contribution_in_words,
     ),
     Analysis(
         "similarity",
@@ -61,9 +61,9 @@ _ROWS = (
         "The cosine of the last critical layer's residual, which is what gets distributed, and the direct residual of "
         "each layer; and of the memories that the layer would store with either.",
         "The cosine falls from layer to layer, the farther the residual is distributed.",
-        similarity.similarity,
-        similarity.panels,
-        similarity.say,
+        residuals.similarity,
+        residuals.similarity_panels,
+        residuals.similarity_in_words,
     ),
     Analysis(
         "distance",
@@ -72,9 +72,9 @@ _ROWS = (
         "The norm of the difference between the direct residual of each layer and the last layer's; and how far the "
         "residual that a layer is given is from the direct one.",
         "‖R^l* − R^L‖ grows with the distance from the last layer.",
-        distance.distance,
-        distance.panels,
-        distance.say,
+        residuals.distance,
+        residuals.distance_panels,
+        residuals.distance_in_words,
     ),
     Analysis(
         "single-layer",
@@ -86,7 +86,7 @@ _ROWS = (
         "the distributed one, generalization twice, consistency a tenth higher.",
         single_layer.single_layer,
         single_layer.panels,
-        single_layer.say,
+        single_layer.in_words,
     ),
     Analysis(
         "steps",
@@ -98,7 +98,7 @@ _ROWS = (
         "update: Llama3-8B, layers 4 to 8, 25.0, 11.10, 0.63, 0.0, 0.0.",
         steps.steps,
         steps.panels,
-        steps.say,
+        steps.in_words,
     ),
     Analysis(
         "bound",
@@ -110,7 +110,7 @@ _ROWS = (
         "The bound grows with the distance, with the size of the batch and with the number of edits.",
         bound.bound,
         bound.panels,
-        bound.say,
+        bound.in_words,
     ),
 )
 ANALYSES: dict[str, Analysis] = {row.name: row for row in _ROWS}

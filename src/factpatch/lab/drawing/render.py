@@ -12,7 +12,7 @@ def render(template: str, **given: Any) -> str:
     """Fill a template in. What it is given is text, and no HTML, unless the template says otherwise.
 
     Args:
-        template: Its path in the package; it extends `page/base.html.jinja`.
+        template: Its path in the package; it extends `lab/drawing/base.html.jinja`.
         given: What the template speaks of.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -49,9 +49,9 @@ class DatasetConfig(Section):
     distinct: bool = False
     """Whether to leave out facts that ask what an earlier one asks: a batch cannot hold both."""
     skip_unusable: bool = False
-    """Whether to pass over records that are no facts, such as prompts without their subject, in place of refusing."""
+    """Whether to skip records that are no facts, such as prompts without their subject, instead of refusing."""
     batch_size: PositiveInt | None = None
-    """Facts in a batch, in place of the run's."""
+    """Facts in a batch; the run's by default."""
 
     def model_post_init(self, context: Any) -> None:
         if not self.name:
@@ -59,6 +59,13 @@ class DatasetConfig(Section):
 
 
 Sampling = Literal["top-k", "greedy"]
+T = TypeVar("T")
+
+
+def _different(what: str, values: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"a {what} stands twice")
+    return values
 
 
 def _in_a_tuple(value: Any) -> Any:
@@ -82,9 +89,7 @@ class TextConfig(Section):
     @validates("sampling")
     @classmethod
     def _samplings_differ(cls, sampling: tuple[Sampling, ...]) -> tuple[Sampling, ...]:
-        if len(set(sampling)) < len(sampling):
-            raise ValueError("a sampling stands twice")
-        return sampling
+        return _different("sampling", sampling)
 
 
 class CapabilityConfig(Section):
@@ -155,24 +160,22 @@ class RunConfig(ModelFields):
     @validates("methods")
     @classmethod
     def _labels_differ(cls, methods: tuple[MethodConfig, ...]) -> tuple[MethodConfig, ...]:
-        _check_different("label", [method.label for method in methods])
+        _check_names("label", [method.label for method in methods])
         return methods
 
     @validates("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice")
-        return seeds
+        return _different("seed", seeds)
 
     @validates("datasets")
     @classmethod
     def _names_differ(cls, datasets: tuple[DatasetConfig, ...]) -> tuple[DatasetConfig, ...]:
-        _check_different("name", [dataset.name for dataset in datasets])
+        _check_names("name", [dataset.name for dataset in datasets])
         return datasets
 
 
-def _check_different(field: str, names: list[str]) -> None:
+def _check_names(field: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)}: stands twice; give each a {field} of its own")
@@ -182,9 +185,9 @@ def _check_different(field: str, names: list[str]) -> None:
 
 
 def load_config(path: str | Path) -> RunConfig:
-    """Read a configuration from YAML. Relative paths in it are taken from where the process runs.
+    """Read a configuration from YAML. Relative paths in it start from the current directory.
 
-    A run that is found again knows its inputs by their contents: they may be elsewhere then.
+    A run identifies its inputs by their contents, so they may be elsewhere when it resumes.
 
     Raises:
         ConfigError: It cannot be read, or a field is missing, unknown or wrong.

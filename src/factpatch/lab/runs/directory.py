@@ -15,7 +15,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +23,24 @@ import torch
 
 from factpatch.data import load_facts, save_facts
 from factpatch.facts import Fact
-from factpatch.lab.runs.config import DatasetConfig, MethodConfig, RunConfig, config_from
+from factpatch.lab.runs.config import RunConfig, config_from
 from factpatch.lab.runs.inputs import facts_file, identities, select_facts
+from factpatch.lab.runs.plan import Plan
 from factpatch.support.directory import DirectoryError, KeptDirectory
 from factpatch.support.files import file_digest, plain
 from factpatch.support.words import difference
 
+_PLACES = {
+    "corpus": True,
+    "preset": True,
+    "datasets": {"__all__": {"facts"}},
+    "evaluate": {"perplexity": True, "text": {"references"}, "capability": {"data"}, "drift": {"prompts"}},
+}
+"""The fields that say where inputs are; these are identified by their contents."""
+
 
 class RunError(DirectoryError):
     """A run's directory cannot be used as asked; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One line of a run's table: a method on facts, with a seed."""
-
-    method: MethodConfig
-    dataset: DatasetConfig
-    seed: int
-    facts: tuple[Fact, ...]
-    batch_size: int
-    directory: Path
-    """Where its session and its measurements are."""
-    unedited: Path
-    """Where the measurements of the unedited model are."""
-
-    @property
-    def batches(self) -> list[tuple[Fact, ...]]:
-        size = self.batch_size
-        return [self.facts[start : start + size] for start in range(0, len(self.facts), size)]
-
-    @property
-    def name(self) -> str:
-        return f"{self.method.label} on {self.dataset.name}, seed {self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether everything is edited and measured."""
-        return (self.directory / "row.json").is_file()
 
 
 class RunDirectory(KeptDirectory):
@@ -104,7 +84,7 @@ class RunDirectory(KeptDirectory):
         # Dumped by this factpatch: an older one knew fewer fields.
         mine, its = _dump(self.config), _dump(config)
         if "inputs" in self.record:
-            self.check_same(_without_places(mine), _without_places(its))
+            self.check_same(_dump(self.config, _PLACES), _dump(config, _PLACES))
             if mine != its:
                 known = {name: _digest(self._facts_in(name)) for name in self.record["facts"]}
                 given = {name: _digest(facts) for name, facts in select_facts(config).items()}
@@ -154,28 +134,17 @@ class RunDirectory(KeptDirectory):
             )
 
     def plans(self) -> Iterator[Plan]:
-        """Every line of the table, in the order in which they are edited."""
-        for dataset in self.config.datasets:
-            for seed in self.config.seeds:
-                facts = self.facts(dataset, seed)
-                for method in self.config.methods:
-                    yield Plan(
-                        method,
-                        dataset,
-                        seed,
-                        facts,
-                        dataset.batch_size or self.config.batch_size,
-                        self.path / "rows" / dataset.name / str(seed) / method.label,
-                        self.path / "unedited" / dataset.name / str(seed),
-                    )
-
-    def facts(self, dataset: DatasetConfig, seed: int) -> tuple[Fact, ...]:
-        """The facts of one dataset as this run edits them.
+        """Every line of the table, in the order in which they are edited.
 
         Raises:
-            RunError: Their file was altered.
+            RunError: A file of facts was altered.
         """
-        return self._facts_in(facts_file(dataset, seed))
+        for dataset, seed in product(self.config.datasets, self.config.seeds):
+            facts, size = self._facts_in(facts_file(dataset, seed)), dataset.batch_size or self.config.batch_size
+            folder = Path(dataset.name, str(seed))
+            for method in self.config.methods:
+                own, unedited = self.path / "rows" / folder / method.label, self.path / "unedited" / folder
+                yield Plan(method, dataset, seed, facts, size, own, unedited)
 
     def _facts_in(self, name: str) -> tuple[Fact, ...]:
         file = self.path / "facts" / name
@@ -205,27 +174,6 @@ def _digest(facts: Iterable[Fact]) -> str:
     return hashlib.sha256(json.dumps([fact.to_dict() for fact in facts]).encode()).hexdigest()
 
 
-def _dump(config: RunConfig) -> dict[str, Any]:
-    dumped: dict[str, Any] = plain(config.model_dump(mode="json"))
+def _dump(config: RunConfig, leave_out: Any = None) -> dict[str, Any]:
+    dumped: dict[str, Any] = plain(config.model_dump(mode="json", exclude=leave_out))
     return dumped
-
-
-def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run without where its inputs are, which are known by their contents."""
-
-    def without(section: Mapping[str, Any] | None, place: str) -> dict[str, Any] | None:
-        return None if section is None else {name: value for name, value in section.items() if name != place}
-
-    evaluate = record["evaluate"]
-    sections = {"text": "references", "capability": "data", "drift": "prompts"}
-    return {
-        **record,
-        "corpus": None,
-        "preset": None,
-        "datasets": [without(dataset, "facts") for dataset in record["datasets"]],
-        "evaluate": {
-            **evaluate,
-            "perplexity": None,
-            **{name: without(evaluate[name], place) for name, place in sections.items()},
-        },
-    }

@@ -1,4 +1,4 @@
-"""What a run reads besides the model and the facts: known by its contents, and read once, before anything else."""
+"""What a run reads besides the model and the facts: identified by its contents, and read before anything else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHIPPED = "shipped"
 
 
 def identities(config: RunConfig) -> dict[str, str]:
-    """What tells every input from others: the SHA-256 of a file, or a name where it is none.
+    """What identifies every input: the SHA-256 of a file, or a name where it is none.
 
     Returns:
         By the field that names the input. It does not depend on where files are.
@@ -34,35 +34,34 @@ def identities(config: RunConfig) -> dict[str, str]:
     Raises:
         ConfigError: A file cannot be read.
     """
-    found = {}
-
-    def add(where: str, data: str | Path) -> None:
-        with _blamed(where):
-            found[where] = file_digest(resolve_data(data))
-
     wanted = config.evaluate
+    named: dict[str, str] = {}
+    files: dict[str, str | Path] = {}
     corpus = _SHIPPED if config.corpus is None else str(config.corpus)
     if corpus == _SHIPPED or corpus.startswith("hf:"):
-        found["corpus"] = corpus
+        named["corpus"] = corpus
     else:
-        add("corpus", Path(corpus))
+        files["corpus"] = Path(corpus)
     if config.preset is not None:
-        add("preset", str(config.preset))
+        files["preset"] = str(config.preset)
     if wanted.perplexity is True:
-        found["evaluate.perplexity"] = _SHIPPED
+        named["evaluate.perplexity"] = _SHIPPED
     elif wanted.perplexity:
-        add("evaluate.perplexity", wanted.perplexity)
+        files["evaluate.perplexity"] = wanted.perplexity
     if wanted.text is not None:
         if wanted.text.references == DEMO:
-            found["evaluate.text.references"] = DEMO
+            named["evaluate.text.references"] = DEMO
         for name, data in reference_files(wanted.text.references).items():
-            add(f"evaluate.text.references: {name}", data)
+            files[f"evaluate.text.references: {name}"] = data
     if wanted.capability is not None:
         for name in wanted.capability.tasks:
-            add(f"evaluate.capability.data: {name}", wanted.capability.data / task_named(name).file)
+            files[f"evaluate.capability.data: {name}"] = wanted.capability.data / task_named(name).file
     if wanted.drift is not None:
-        add("evaluate.drift.prompts", wanted.drift.prompts)
-    return found
+        files["evaluate.drift.prompts"] = wanted.drift.prompts
+    for where, data in files.items():
+        with _blamed(where):
+            named[where] = file_digest(resolve_data(data))
+    return named
 
 
 @dataclass(frozen=True)
@@ -105,9 +104,8 @@ class Inputs:
             with _blamed("evaluate.text.references"):
                 references, tfidf = find_references(wanted.text.references, facts)
         if wanted.capability is not None:
-            for name in wanted.capability.tasks:
-                with _blamed("evaluate.capability"):
-                    items[name] = load_items(task_named(name), wanted.capability.data)
+            with _blamed("evaluate.capability"):
+                items = {name: load_items(task_named(name), wanted.capability.data) for name in wanted.capability.tasks}
         if wanted.drift is not None:
             with _blamed("evaluate.drift.prompts"):
                 prompts = load_known_facts(wanted.drift.prompts, wanted.drift.limit)
@@ -117,8 +115,8 @@ class Inputs:
 
 
 @contextmanager
-def _blamed(where: str) -> Iterator[None]:
-    """Name the field in what a file has to complain about.
+def _blamed(where: str, advice: str = "") -> Iterator[None]:
+    """Name the field, and perhaps what to do, in the error that its value causes.
 
     Raises:
         ConfigError: The block raised a ValueError or an OSError.
@@ -128,7 +126,7 @@ def _blamed(where: str) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"{where}: {error.filename}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {error}{advice}") from error
 
 
 def fact_key(fact: Fact) -> str:
@@ -149,38 +147,28 @@ def select_facts(config: RunConfig) -> dict[str, list[Fact]]:
     """
     found = {}
     for dataset in config.datasets:
-        there = _load(dataset)
+        where, size = f"datasets: {dataset.name}", dataset.batch_size or config.batch_size
+        with _blamed(where):
+            facts = _load(dataset)
         for seed in config.seeds:
-            chosen = random.Random(seed).sample(there, dataset.limit or len(there)) if dataset.sample else there
-            facts = chosen[: dataset.limit]
-            _check_batches(dataset, facts, dataset.batch_size or config.batch_size)
-            found[facts_file(dataset, seed)] = facts
+            chosen = random.Random(seed).sample(facts, dataset.limit or len(facts)) if dataset.sample else facts
+            found[facts_file(dataset, seed)] = chosen = chosen[: dataset.limit]
+            with _blamed(where, " `distinct: true` leaves out facts that ask what an earlier one asks."):
+                fact_names(chosen)
+                for start in range(0, len(chosen), size):
+                    check_batch(chosen[start : start + size])
     return found
 
 
 def _load(dataset: DatasetConfig) -> list[Fact]:
     """The facts that may be edited, at least as many as are asked for."""
-    try:
-        facts = load_facts(dataset.facts, skip_unusable=dataset.skip_unusable)[dataset.skip :]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"datasets: {dataset.name}: {error}") from error
+    facts = load_facts(dataset.facts, skip_unusable=dataset.skip_unusable)[dataset.skip :]
     if dataset.distinct:
         facts = list({fact.text: fact for fact in reversed(facts)}.values())[::-1]
-    if len(facts) < (dataset.limit or 1):
-        raise ConfigError(
-            f"datasets: {dataset.name}: {dataset.facts} has {len(facts)} facts behind the first {dataset.skip}, and "
-            f"{dataset.limit or 1} are asked for; lower `limit` or `skip`."
+    wanted = dataset.limit or 1
+    if len(facts) < wanted:
+        raise ValueError(
+            f"{dataset.facts} has {len(facts)} facts after the first {dataset.skip}, and {wanted} are asked for; "
+            "lower `limit` or `skip`."
         )
     return facts
-
-
-def _check_batches(dataset: DatasetConfig, facts: Sequence[Fact], size: int) -> None:
-    """Raise ConfigError if a batch cannot be edited, or two facts cannot be told apart."""
-    try:
-        fact_names(facts)
-        for start in range(0, len(facts), size):
-            check_batch(facts[start : start + size])
-    except ValueError as error:
-        raise ConfigError(
-            f"datasets: {dataset.name}: {error} `distinct: true` leaves out facts that ask what an earlier one asks."
-        ) from error

@@ -10,12 +10,12 @@ from enum import Enum
 from pathlib import Path
 
 from factpatch.facts import Fact
-from factpatch.lab.runs.directory import Plan
-from factpatch.lab.runs.inputs import fact_key
 from factpatch.lab.runs.measures import texts_at
 from factpatch.lab.runs.pace import in_words
+from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.results import Results
 from factpatch.lab.runs.rows import When
+from factpatch.lab.runs.tables import values_of_facts
 
 Numbers = Mapping[str, float]
 """Metrics of one fact by name, as far as they have a value."""
@@ -28,7 +28,7 @@ class State(str, Enum):
     FORGOTTEN = "learned at first, then forgotten"
     FAILED = "not learned"
     LOST = "not learned at the end"
-    """Nobody asked right after it was written."""
+    """The model was not asked right after it was written."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,6 @@ class Outcome:
     @property
     def fact(self) -> Fact:
         return self.plan.facts[self.place]
-
-    @property
-    def key(self) -> str:
-        """The same for the same fact in any other row of the run, whatever the order of its facts."""
-        return fact_key(self.fact)
 
     @property
     def state(self) -> State:
@@ -83,25 +78,30 @@ class Outcome:
 
     @property
     def flawless(self) -> bool:
-        """Whether there is nothing to say against it."""
+        """Whether it is learned, all paraphrases agree and no neighbor was lost."""
         learned, agreeing, lost = self.harm
         return learned and agreeing == 100.0 and lost >= 0.0
 
 
 def outcomes(results: Results) -> dict[tuple[str, str], list[Outcome]]:
     """Return what became of every fact that was asked about at the end, by label and dataset."""
+    rows = results.rows[results.rows["place"].notna() & results.rows["value"].notna()]
+    # By label, dataset, seed and moment: for each place the metrics.
+    numbers: dict[tuple[str, str, int, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    names = ("label", "dataset", "seed", "when", "place", "metric", "value")
+    for label, dataset, seed, when, place, metric, value in zip(*(rows[name] for name in names), strict=True):
+        numbers[label, dataset, seed, when][int(place)][metric] = value
     found: dict[tuple[str, str], list[Outcome]] = {}
-    numbers = _numbers(results)
     for plan in results.directory.plans():
+        label, dataset = plan.method.label, plan.dataset.name
         before, written, end = (
-            numbers[label, plan.dataset.name, plan.seed, when.value]
-            for label, when in (("", When.BEFORE), (plan.method.label, When.WRITTEN), (plan.method.label, When.END))
+            numbers[key, dataset, plan.seed, when.value]
+            for key, when in (("", When.BEFORE), (label, When.WRITTEN), (label, When.END))
         )
-        some = [
-            Outcome(plan, place, before.get(place, {}), written.get(place, {}), end[place]) for place in sorted(end)
-        ]
-        if some:
-            found.setdefault((plan.method.label, plan.dataset.name), []).extend(some)
+        if end:
+            found.setdefault((label, dataset), []).extend(
+                Outcome(plan, place, before.get(place, {}), written.get(place, {}), end[place]) for place in sorted(end)
+            )
     return found
 
 
@@ -111,22 +111,12 @@ def worst(some: Iterable[Outcome], limit: int) -> list[Outcome]:
 
 
 def answers(file: Path) -> dict[int, str]:
-    """What the model said behind the prompt of each fact, by the fact's place; empty if that was not asked for.
+    """How the model continued the prompt of each fact, by the fact's place; empty if that was not asked for.
 
     Args:
-        file: The JSON Lines beside a measurement of the facts.
+        file: The JSON Lines that belong to a measurement of the facts.
     """
     return {one["place"]: one["said"] for one in texts_at(file) if one["form"] == "prompt"}
-
-
-def _numbers(results: Results) -> dict[tuple[str, str, int, str], dict[int, dict[str, float]]]:
-    """By label, dataset, seed and moment: for each place the metrics."""
-    rows = results.rows[results.rows["place"].notna() & results.rows["value"].notna()]
-    found: dict[tuple[str, str, int, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    names = ("label", "dataset", "seed", "when", "place", "metric", "value")
-    for label, dataset, seed, when, place, metric, value in zip(*(rows[name] for name in names), strict=True):
-        found[label, dataset, seed, when][int(place)][metric] = value
-    return found
 
 
 def _learned(numbers: Numbers) -> bool:
@@ -135,7 +125,7 @@ def _learned(numbers: Numbers) -> bool:
 
 
 def _agreeing(numbers: Numbers) -> float | None:
-    """The percentage of paraphrases that agree, as `_learned` says it of the fact; None if it brings none."""
+    """The percentage of paraphrases that agree, by the same criterion as `_learned`; None if the fact has none."""
     return numbers.get("generalization", numbers.get("strict_generalization"))
 
 
@@ -144,8 +134,8 @@ def _count(share: float | None, prompts: int) -> int | None:
     return None if share is None else round(share * prompts / 100)
 
 
-def told(results: Results, label: str, dataset: str, some: Sequence[Outcome]) -> str:
-    """What a method learned, what moved beside it and what it cost. What was not measured is left out.
+def in_a_sentence(results: Results, label: str, dataset: str, some: Sequence[Outcome]) -> str:
+    """What a method learned, its side effects and its cost. What was not measured is left out.
 
     Args:
         some: What became of the facts of this dataset under this method; those of several seeds are added up.
@@ -160,32 +150,29 @@ def told(results: Results, label: str, dataset: str, some: Sequence[Outcome]) ->
         parts.append(f"{forgotten:,} more {'was' if forgotten == 1 else 'were'} learned and then forgotten")
     agreeing = [(one.paraphrases, len(one.fact.paraphrases)) for one in some if one.paraphrases is not None]
     if agreeing:
-        parts.append(f"{sum(yes for yes, _ in agreeing):,} of {sum(all_ for _, all_ in agreeing):,} paraphrases agree")
-    beside = [one for one in some if one.neighbors is not None and one.neighbors_before is not None]
-    if beside:
-        now, was = (sum(getattr(one, name) for one in beside) for name in ("neighbors", "neighbors_before"))
-        parts.append(
-            f"{now:,} of {sum(len(one.fact.neighbors) for one in beside):,} neighbors are right, {was:,} before"
-        )
-    before, after = _perplexity(results, "", dataset), _perplexity(results, label, dataset)
+        yes, asked = map(sum, zip(*agreeing, strict=True))
+        parts.append(f"{yes:,} of {asked:,} paraphrases agree")
+    neighbors = [
+        (one.neighbors, len(one.fact.neighbors), one.neighbors_before)
+        for one in some
+        if one.neighbors is not None and one.neighbors_before is not None
+    ]
+    if neighbors:
+        now, asked, was = map(sum, zip(*neighbors, strict=True))
+        parts.append(f"{now:,} of {asked:,} neighbors are right, {was:,} before")
+    before, after = (_perplexity(results, one, dataset) for one in ("", label))
     if before is not None and after is not None:
         parts.append(f"perplexity {before:,.2f} → {after:,.2f} ({100 * (after / before - 1):+,.1f} %)")
     records = [one for one in results.records if one["label"] == label and one["dataset"] == dataset]
     took = [seconds for record in records for seconds in record.get("seconds", {}).values()]
     if took:
         shared = math.fsum(record.get("shared_seconds", 0.0) for record in records)
-        more = f", besides {in_words(shared)} for value targets that had been optimized before" if shared else ""
+        more = f", plus {in_words(shared)} for value targets that had been optimized before" if shared else ""
         parts.append(f"editing took {in_words(sum(took))}{more}")
     return "; ".join(parts)
 
 
 def _perplexity(results: Results, label: str, dataset: str) -> float | None:
-    rows = results.rows
-    when = When.END if label else When.BEFORE
-    chosen = rows[
-        (rows["metric"] == "perplexity")
-        & (rows["label"] == label)
-        & (rows["dataset"] == dataset)
-        & (rows["when"] == when.value)
-    ]["value"].dropna()
-    return float(chosen.mean()) if len(chosen) else None
+    values = values_of_facts(results.rows, label, dataset)
+    known = values["perplexity"].dropna().tolist() if "perplexity" in values else []
+    return known[0] if known else None

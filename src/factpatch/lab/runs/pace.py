@@ -1,4 +1,4 @@
-"""How long the rest of a run will probably take."""
+"""An estimate of the time that the rest of a run takes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ class Pace:
 
     def __init__(self, batches: Sequence[int]) -> None:
         self._later = list(batches)
-        """Of the lines that are still to come."""
-        self._pending = 0
-        self._done = 0
+        """Of the lines that have not begun."""
+        self._pending = self._done = 0
         self._start = time.monotonic()
 
     def begin(self) -> None:
@@ -25,11 +24,11 @@ class Pace:
         self._pending = self._later.pop(0)
 
     def skip(self, batches: int) -> None:
-        """Note that some of its batches are through already."""
+        """Note that some of its batches were edited before."""
         self._pending -= batches
 
     def advance(self) -> None:
-        """Note that one more batch is through."""
+        """Note that one more batch is edited."""
         self._pending -= 1
         self._done += 1
 

@@ -46,32 +46,27 @@ class Reproduction:
     """Edits between two measurements of capability."""
 
 
-_SEQUENTIAL = Reproduction(
+_TABLE = Reproduction(
     "Sequential batch editing", _EVEN, 2000, 100, "meta-llama/Meta-Llama-3-8B-Instruct", ("comparison",), ("text",)
 )
+_STATES = replace(_TABLE, title="Hidden states", outputs=("hidden_states",), evaluate=("drift",))
 
 REPRODUCTIONS = {
-    "table2": _SEQUENTIAL,
-    "table3": Reproduction(
-        "Average improvement by BLUE", _EVEN, 2000, 100, _SEQUENTIAL.model, ("comparison", "improvements"), ("text",)
+    "table2": _TABLE,
+    "table3": replace(_TABLE, title="Average improvement by BLUE", outputs=("comparison", "improvements")),
+    "table4": replace(_TABLE, title="Batch editing", edits=10000, batch_size=None),
+    "table5": replace(_TABLE, title="BLUE and the square-root spread", methods=("pmet",)),
+    "figure6": replace(
+        _TABLE, title="General capability", edits=3000, outputs=("capability",), evaluate=("capability",), every=500
     ),
-    "table4": Reproduction("Batch editing", _EVEN, 10000, None, _SEQUENTIAL.model, ("comparison",), ("text",)),
-    "table5": Reproduction(
-        "BLUE and the square-root spread", ("pmet",), 2000, 100, _SEQUENTIAL.model, ("comparison",), ("text",)
-    ),
-    "figure6": Reproduction(
-        "General capability", _EVEN, 3000, 100, _SEQUENTIAL.model, ("capability",), ("capability",), every=500
-    ),
-    "figure7": Reproduction("Hidden states", _EVEN, 2000, 100, _SEQUENTIAL.model, ("hidden_states",), ("drift",)),
-    "figure9": Reproduction("Hidden states", _EVEN, 2000, 100, "EleutherAI/gpt-j-6b", ("hidden_states",), ("drift",)),
-    "figure10": Reproduction(
-        "Hidden states", _EVEN, 2000, 100, "openai-community/gpt2-xl", ("hidden_states",), ("drift",)
-    ),
+    "figure7": _STATES,
+    "figure9": replace(_STATES, model="EleutherAI/gpt-j-6b"),
+    "figure10": replace(_STATES, model="openai-community/gpt2-xl"),
 }
 
 
 def reproduction_named(name: str) -> Reproduction:
-    """Look a table or a figure up.
+    """Look up a table or a figure.
 
     Raises:
         ValueError: There is none of this name; the message suggests the nearest.
@@ -104,7 +99,7 @@ def config_for(
         methods: In place of the paper's, with and without BLUE by name.
         edits, batch_size: In place of the paper's.
         variant: Of the model's preset, for every method.
-        remember_keys: Whether every method preserves the keys of earlier batches; by default those that the paper lets.
+        remember_keys: Whether every method preserves the keys of earlier batches; by default as in the paper.
         text, capability, drift: Fields of `EvaluateConfig`'s sections, for those that this one measures.
         others: Further fields of `RunConfig`.
     """
@@ -118,7 +113,10 @@ def config_for(
                 {
                     "name": name,
                     "variant": variant,
-                    "remember_keys": _remembers(name) if remember_keys is None else remember_keys,
+                    # As far as the published scripts show, AlphaEdit alone preserves earlier keys.
+                    "remember_keys": isinstance(method_named(name).solver, NullSpace)
+                    if remember_keys is None
+                    else remember_keys,
                 }
                 for name in names
             ],
@@ -130,8 +128,3 @@ def config_for(
             **others,
         }
     )
-
-
-def _remembers(method: str) -> bool:
-    """Whether earlier keys are preserved, as far as the published scripts show: by AlphaEdit alone."""
-    return isinstance(method_named(method).solver, NullSpace)

@@ -1,41 +1,22 @@
-"""Read a run back, and draw up from it what the paper shows."""
+"""Read a run back: its result rows, what is finished and what failed, and the paper's columns."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factpatch.evaluation.rows import GREEDY, TEXT_METRICS
-from factpatch.lab.runs.config import RunConfig
-from factpatch.lab.runs.directory import Plan, RunDirectory, RunError
+from factpatch.evaluation.rows import GREEDY, SCORED, TEXT_METRICS
+from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.inputs import fact_key
+from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.rows import When, read_rows
 from factpatch.lab.runs.tables import Column, Table, comparison
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# The paper's columns: what a dataset with true objects is scored by, and one without; texts have a dataset of either.
-_COMPARED = (
-    ("efficacy", "Efficacy"),
-    ("generalization", "Generalization"),
-    ("specificity", "Specificity"),
-)
-_BY_TOKEN = (
-    ("token_efficacy", "Efficacy"),
-    ("token_generalization", "Generalization"),
-    ("token_specificity", "Specificity"),
-)
-_TEXTS = (
-    ("fluency", "Fluency"),
-    ("consistency", "Consistency"),
-    (f"{GREEDY}fluency", "Greedy fluency"),
-    (f"{GREEDY}consistency", "Greedy consistency"),
-)
-_SCORED = ("Efficacy", "Generalization", "Specificity")
 
 
 @dataclass(frozen=True)
@@ -51,14 +32,24 @@ class Results:
     """The lines that are not finished."""
 
     @property
+    def datasets(self) -> list[str]:
+        """The names of the datasets, in the run's order."""
+        return [dataset.name for dataset in self.directory.config.datasets]
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """The method of each label, in the run's order."""
+        return {method.label: method.name for method in self.directory.config.methods}
+
+    @property
     def labels(self) -> list[str]:
-        """The methods with a line that is through, or failed, in the run's order."""
-        there = {record["label"] for record in self.records}
-        return [method.label for method in self.directory.config.methods if method.label in there]
+        """The methods with a finished or failed line, in the run's order."""
+        finished = {record["label"] for record in self.records}
+        return [label for label in self.methods if label in finished]
 
     @property
     def failed(self) -> dict[str, str]:
-        """Why a line of the table has no end, by what it is."""
+        """Why a line of the table failed, by what it is."""
         return {
             f"{record['label']} on {record['dataset']}, seed {record['seed']}": record["failed"]
             for record in self.records
@@ -66,29 +57,31 @@ class Results:
         }
 
     @property
-    def methods(self) -> dict[str, str]:
-        """The method of each label."""
-        return {method.label: method.name for method in self.directory.config.methods}
-
-    @property
     def mean_over_seeds(self) -> str:
         """What to say of numbers that several seeds gave; empty for one seed."""
         seeds = len(self.directory.config.seeds)
         return f"mean over {seeds} seeds" if seeds > 1 else ""
 
-    def columns(self) -> list[Column]:
-        """The paper's columns for each dataset, as far as they were measured; the score stands behind its parts."""
-        found = []
-        for dataset in self.directory.config.datasets:
-            rows = self.rows[self.rows["dataset"] == dataset.name]
-            known = set(rows["metric"][rows["value"].notna()])
-            wanted = (*(_COMPARED if "efficacy" in known else _BY_TOKEN), *_TEXTS)
-            columns = [Column(dataset.name, metric, header) for metric, header in wanted if metric in known]
-            parts = tuple(column.metric for column in columns if column.header in _SCORED)
-            if len(parts) == len(_SCORED):
-                columns.insert(len(parts), Column(dataset.name, "score", "Score", parts=parts, error=False))
-            found += columns
-        return found
+    def columns(self, dataset: str) -> list[Column]:
+        """The paper's columns for a dataset, as far as they were measured; the score follows its parts."""
+        known = self._known(dataset)
+        # A dataset without true objects is scored by tokens.
+        prefix = "" if SCORED[0] in known else "token_"
+        texts = [f"{sampling}{name}" for sampling in ("", GREEDY) for name in ("fluency", "consistency")]
+        wanted = {
+            **{f"{prefix}{name}": name.capitalize() for name in SCORED},
+            **{name: _header(name) for name in texts},
+        }
+        columns = [Column(dataset, metric, header) for metric, header in wanted.items() if metric in known]
+        parts = tuple(f"{prefix}{name}" for name in SCORED)
+        if known.issuperset(parts):
+            columns.insert(len(parts), Column(dataset, "score", "Score", parts=parts, error=False))
+        return columns
+
+    def drift_columns(self, dataset: str) -> list[Column]:
+        """How far hidden states moved."""
+        metrics = {"relative_shift": False, "cka": True, "mean_distance": False}
+        return [Column(dataset, f"drift.{one}", one.replace("_", " "), higher, 4) for one, higher in metrics.items()]
 
     def notes(self, dataset: str) -> list[str]:
         """What to know of the columns of a dataset: over how many facts their means are, and what is missing.
@@ -99,8 +92,8 @@ class Results:
         ends, before = (rows[rows["when"] == when.value] for when in (When.END, When.BEFORE))
         counts = (before if ends.empty else ends).groupby("metric")["fact"].nunique()
         by_count: dict[int, list[str]] = {}
-        for column in self.columns():
-            if column.dataset == dataset and not column.parts:
+        for column in self.columns(dataset):
+            if not column.parts:
                 by_count.setdefault(int(counts.get(column.metric, 0)), []).append(column.header)
         found = []
         if by_count:
@@ -112,15 +105,7 @@ class Results:
             found.append("Consistency is missing: there were no reference texts for these facts.")
         return found
 
-    def drift_columns(self) -> list[Column]:
-        """How far hidden states moved, for each dataset."""
-        return [
-            Column(dataset.name, f"drift.{metric}", metric.replace("_", " "), higher, 4)
-            for dataset in self.directory.config.datasets
-            for metric, higher in (("relative_shift", False), ("cka", True), ("mean_distance", False))
-        ]
-
-    def pairs(self, pairs: dict[str, str]) -> dict[str, str]:
+    def pairs(self, pairs: Mapping[str, str]) -> dict[str, str]:
         """For each label the one it should improve on, from pairs of methods."""
         found = {}
         for label, name in self.methods.items():
@@ -129,9 +114,18 @@ class Results:
                 found[label] = bases[0]
         return found
 
-    def table(self, title: str, pairs: dict[str, str]) -> Table:
+    def table(self, title: str, pairs: Mapping[str, str]) -> Table:
         """Every finished method in the paper's layout; see `comparison`."""
-        return comparison(title, self.rows, self.labels, self.columns(), self.pairs(pairs))
+        columns = [column for dataset in self.datasets for column in self.columns(dataset)]
+        return comparison(title, self.rows, self.labels, columns, self.pairs(pairs))
+
+    def _known(self, dataset: str) -> set[str]:
+        """The metrics that have values."""
+        return set(self.rows["metric"][(self.rows["dataset"] == dataset) & self.rows["value"].notna()])
+
+
+def _header(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()
 
 
 def read_results(path: str | Path) -> Results:
@@ -142,37 +136,22 @@ def read_results(path: str | Path) -> Results:
     """
     directory = RunDirectory(path)
     plans = list(directory.plans())
-    files = [file for plan in plans for file in _files(plan)]
+    folders = dict.fromkeys(folder for plan in plans for folder in (plan.unedited, plan.directory / "measured"))
+    files = [file for folder in folders for file in sorted(folder.glob("*.parquet"))]
     if not files:
-        raise RunError(f"{directory.path}: nothing has been measured there yet; factpatch run goes on with it.")
-    finished = [plan for plan in plans if plan.finished]
-    records = (json.loads((plan.directory / "row.json").read_text("utf-8")) for plan in finished)
-    missing = tuple(plan.name for plan in plans if not plan.finished)
-    rows = read_rows(list(dict.fromkeys(files)))
-    rows["fact"] = list(_names(rows, plans))
-    rows["metric"] = _metrics(rows["metric"], directory.config)
-    return Results(directory, rows, tuple(records), missing)
+        raise RunError(f"{directory.path}: nothing has been measured there yet; `factpatch run` continues it.")
+    records = [json.loads((plan.directory / "row.json").read_text("utf-8")) for plan in plans if plan.finished]
+    rows = read_rows(files)
+    rows["fact"] = list(_keys(rows, plans))
+    text = directory.config.evaluate.text
+    if text is not None and text.sampling == ("greedy",):
+        # Older versions of factpatch did not tell greedy texts from others by the names of their metrics.
+        rows["metric"] = rows["metric"].replace({name: f"{GREEDY}{name}" for name in TEXT_METRICS})
+    return Results(directory, rows, tuple(records), tuple(plan.name for plan in plans if not plan.finished))
 
 
-def _names(rows: pd.DataFrame, plans: Sequence[Plan]) -> Iterator[str | None]:
+def _keys(rows: pd.DataFrame, plans: Sequence[Plan]) -> Iterator[str | None]:
     """What each row's fact is called; a place is not enough, since with another seed another fact may be there."""
-    facts = {(plan.dataset.name, plan.seed): plan.facts for plan in plans}
+    names = {(plan.dataset.name, plan.seed): [fact.id or fact_key(fact) for fact in plan.facts] for plan in plans}
     for dataset, seed, place in zip(rows["dataset"], rows["seed"], rows["place"], strict=True):
-        if place != place:  # about the model
-            yield None
-        else:
-            fact = facts[dataset, seed][int(place)]
-            yield fact.id or fact_key(fact)
-
-
-def _metrics(names: pd.Series, config: RunConfig) -> pd.Series:
-    """What the metrics are called now: an older factpatch did not tell greedy texts from others by their names."""
-    text = config.evaluate.text
-    if text is None or text.sampling != ("greedy",):
-        return names
-    return names.replace({name: f"{GREEDY}{name}" for name in TEXT_METRICS})
-
-
-def _files(plan: Plan) -> Iterator[Path]:
-    yield from sorted(plan.unedited.glob("*.parquet"))
-    yield from sorted((plan.directory / "measured").glob("*.parquet"))
+        yield None if place != place else names[dataset, seed][int(place)]  # NaN: about the model

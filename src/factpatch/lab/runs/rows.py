@@ -1,9 +1,9 @@
-"""What was measured, as rows: one number of one metric, of one fact or of the model."""
+"""Result rows: each is one number of one metric, of one fact or of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,18 +77,5 @@ def read_rows(paths: Sequence[Path]) -> pd.DataFrame:
 def _schema() -> Any:
     import pyarrow as pa
 
-    text, whole = pa.string(), pa.int64()
-    return pa.schema(
-        [
-            ("label", text),
-            ("dataset", text),
-            ("seed", whole),
-            ("when", text),
-            ("edits", whole),
-            ("batch", whole),
-            ("place", whole),
-            ("fact", text),
-            ("metric", text),
-            ("value", pa.float64()),
-        ]
-    )
+    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    return pa.schema([(field.name, types[str(field.type).removesuffix(" | None")]) for field in fields(ResultRow)])

@@ -1,21 +1,27 @@
-"""Tables in the paper's layout: a line for each method, a column for each metric of each dataset."""
+"""Tables in the paper's layout, a line for each method and a column for each metric; and how sure differences are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from factpatch.evaluation.intervals import mean
+from factpatch.evaluation.intervals import Interval, Values, difference, mean, score, score_difference
 from factpatch.evaluation.metrics import harmonic_mean
+from factpatch.lab.drawing.charts import UNEDITED
 from factpatch.lab.runs.rows import When
-from factpatch.support.files import csv_text
+from factpatch.support.files import atomic_write, csv_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "–"
+Verdict = Literal["better", "worse", "no clear difference"]
+_MARKS = {"better": "**", "worse": "*", "no clear difference": ""}
 
 
 @dataclass(frozen=True)
@@ -76,50 +82,68 @@ class Table:
 
     def markdown(self) -> str:
         """Improvements are bold."""
-        heads = [column.head for column in self.columns]
-        rows = [f"| {self.stub} | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
-        for label, cells in self.lines:
-            texts = (
-                f"**{text}**" if cell.improved else text for cell, text in zip(cells, self._texts(cells), strict=True)
-            )
-            rows.append(f"| {label} | {' | '.join(texts)} |")
-        return "\n".join(rows) + "\n"
+        return _markdown([self.stub, *(column.head for column in self.columns)], self._texts("**{}**"))
 
     def latex(self) -> str:
         """A `tabular`; improvements are red, as in the paper, which takes the package `xcolor`."""
-        heads = " & ".join(_escaped(column.head) for column in self.columns)
-        rows = [
-            rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}",
-            r"\hline",
-            rf"{self.stub.capitalize()} & {heads} \\",
-            r"\hline",
-        ]
-        for label, cells in self.lines:
-            texts = (
-                rf"\textcolor{{red}}{{{text}}}" if cell.improved else text
-                for cell, text in zip(cells, map(_escaped, self._texts(cells)), strict=True)
-            )
-            rows.append(rf"{_escaped(label)} & {' & '.join(texts)} \\")
-        return "\n".join([*rows, r"\hline", r"\end{tabular}"]) + "\n"
+        heads = [self.stub.capitalize(), *(column.head for column in self.columns)]
+        lines = [heads, *self._texts(r"\textcolor{{red}}{{{}}}")]
+        first, *rows = (rf"{' & '.join(map(_escaped, line))} \\" for line in lines)
+        begin = rf"\begin{{tabular}}{{l{'c' * len(self.columns)}}}"
+        return "\n".join([begin, r"\hline", first, r"\hline", *rows, r"\hline", r"\end{tabular}"]) + "\n"
 
     def csv(self) -> str:
         """Numbers in full: a column for the mean and one for the standard error, if there is one."""
-        heads, lines = [self.stub], []
-        for column in self.columns:
+        heads, lines = [self.stub], list[list[object]]([label] for label, _ in self.lines)
+        for place, column in enumerate(self.columns):
             heads += [column.name, f"{column.name}.error"] if column.error else [column.name]
-        for label, cells in self.lines:
-            line: list[object] = [label]
-            for column, cell in zip(self.columns, cells, strict=True):
-                line += [cell.mean, cell.error] if column.error else [cell.mean]
-            lines.append(line)
+            for line, (_, cells) in zip(lines, self.lines, strict=True):
+                line += [cells[place].mean, cells[place].error] if column.error else [cells[place].mean]
         return csv_text(heads, lines)
 
-    def _texts(self, cells: Sequence[Cell]) -> list[str]:
-        return [cell.text(column.decimals) for column, cell in zip(self.columns, cells, strict=True)]
+    def _texts(self, improved: str) -> list[list[str]]:
+        """The label and the cells of each line; `improved` is the form of those that are."""
+        return [
+            [
+                label,
+                *(
+                    (improved if cell.improved else "{}").format(cell.text(column.decimals))
+                    for column, cell in zip(self.columns, cells, strict=True)
+                ),
+            ]
+            for label, cells in self.lines
+        ]
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [f"| {' | '.join(line)} |" for line in (heads, *lines)]
+    return "\n".join([rows[0], "|---" * len(heads) + "|", *rows[1:]]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    signs = {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", **{s: f"\\{s}" for s in "_%&#"}}
+    return "".join(signs.get(sign, sign) for sign in text)
+
+
+def values_of_facts(rows: pd.DataFrame, label: str, dataset: str) -> pd.DataFrame:
+    """The values of each metric after the last batch, a column for each metric and a line for each fact.
+
+    The facts are the sample: what several seeds give for a fact is one value, their mean. Of the unedited model, whose
+    label is empty, the facts are those that methods were asked about at the end; all, if none was yet. A line that is
+    called "" holds numbers about the model.
+    """
+    rows = rows[rows["dataset"] == dataset].assign(fact=rows["fact"].fillna(""))
+    ends = rows[rows["when"] == When.END.value]
+    chosen = ends[ends["label"] == label] if label else rows[rows["when"] == When.BEFORE.value]
+    if not label and len(ends):
+        # A fact that a later one replaced is not asked about at the end.
+        chosen = chosen[chosen["fact"].isin([*ends["fact"], ""])]
+    # In the order of the facts, which the bootstrap's draws follow.
+    return chosen.groupby(["fact", "metric"])["value"].mean().unstack().reindex(chosen["fact"].unique())
 
 
 def comparison(
-    title: str, rows: pd.DataFrame, labels: Sequence[str], columns: Sequence[Column], pairs: dict[str, str]
+    title: str, rows: pd.DataFrame, labels: Sequence[str], columns: Sequence[Column], pairs: Mapping[str, str]
 ) -> Table:
     """The unedited model and every method after the last edit.
 
@@ -128,25 +152,39 @@ def comparison(
         labels: The methods, in the order of the lines.
         pairs: For a method the one it should improve on.
     """
-    means = {label: [_mean(rows, label, column) for column in columns] for label in ("", *labels)}
+    means: dict[str, list[Cell]] = {}
+    for label in ("", *labels):
+        values = {dataset: values_of_facts(rows, label, dataset) for dataset in {one.dataset for one in columns}}
+        means[label] = [_mean(values[column.dataset], column) for column in columns]
     end = rows[rows["when"] == When.END.value]
     # With the same seeds two methods were measured on the same facts.
     seeds = end.groupby(["label", "dataset"])["seed"].agg(frozenset).to_dict()
-    lines = [("unedited", tuple(means[""]))]
-    for label in labels:
-        other = pairs.get(label, "")
-        bases = means[other] if other in labels else [Cell(None)] * len(columns)
-        cells = (
-            _beside(cell, base, column)
-            if seeds.get((label, column.dataset)) == seeds.get((other, column.dataset))
-            else cell
-            for cell, base, column in zip(means[label], bases, columns, strict=True)
-        )
-        lines.append((label, tuple(cells)))
-    return Table(title, tuple(columns), tuple(lines))
+
+    def compared(cell: Cell, label: str, place: int, column: Column) -> Cell:
+        base = pairs.get(label, "")
+        if base not in labels or seeds.get((label, column.dataset)) != seeds.get((base, column.dataset)):
+            return cell
+        other = means[base][place].mean
+        if cell.mean is None or other is None:
+            return replace(cell, base=other)
+        return replace(cell, base=other, improved=cell.mean > other if column.higher_is_better else cell.mean < other)
+
+    lines = [
+        (label, tuple(compared(means[label][place], label, place, column) for place, column in enumerate(columns)))
+        for label in labels
+    ]
+    return Table(title, tuple(columns), ((UNEDITED, tuple(means[""])), *lines))
 
 
-def improvements(table: Table, pairs: dict[str, str]) -> dict[str, float | None]:
+def _mean(values: pd.DataFrame, column: Column) -> Cell:
+    found = [
+        mean(values[metric].dropna().tolist() if metric in values else [])
+        for metric in column.parts or (column.metric,)
+    ]
+    return Cell(harmonic_mean(one.value for one in found)) if column.parts else Cell(found[0].value, found[0].error)
+
+
+def improvements(table: Table, pairs: Mapping[str, str]) -> dict[str, float | None]:
     """For each pair the average over columns of how much better the first is than the second, in percent of the second.
 
     Columns in which the second is 0 or nothing was measured are left out, those that follow from others, and those in
@@ -155,44 +193,124 @@ def improvements(table: Table, pairs: dict[str, str]) -> dict[str, float | None]
     cells = dict(table.lines)
     averages: dict[str, float | None] = {}
     for label, base in pairs.items():
-        if label not in cells or base not in cells:
-            continue
-        changes = [
-            (1 if column.higher_is_better else -1) * 100 * (cell.mean - cell.base) / abs(cell.base)
-            for column, cell in zip(table.columns, cells[label], strict=True)
-            if cell.mean is not None and cell.base and not column.parts
-        ]
-        averages[label] = math.fsum(changes) / len(changes) if changes else None
+        if label in cells and base in cells:
+            changes = [
+                (1 if column.higher_is_better else -1) * 100 * (cell.mean - cell.base) / abs(cell.base)
+                for column, cell in zip(table.columns, cells[label], strict=True)
+                if cell.mean is not None and cell.base and not column.parts
+            ]
+            averages[label] = math.fsum(changes) / len(changes) if changes else None
     return averages
 
 
-def better(new: float | None, old: float | None, column: Column) -> bool:
-    """Whether one mean is better than another."""
-    if new is None or old is None:
-        return False
-    return new > old if column.higher_is_better else new < old
+@dataclass(frozen=True)
+class Contrast:
+    """One number of a method minus that of another, with a bootstrap interval."""
+
+    label: str
+    base: str
+    column: Column
+    interval: Interval
+
+    @property
+    def pair(self) -> str:
+        return f"{self.label} − {self.base}"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the interval leaves 0 out, and on which side."""
+        low, high = self.interval.low, self.interval.high
+        if low is None or high is None or low <= 0 <= high:
+            return "no clear difference"
+        return "better" if (low > 0) == self.column.higher_is_better else "worse"
 
 
-def _beside(cell: Cell, other: Cell, column: Column) -> Cell:
-    return replace(cell, base=other.mean, improved=better(cell.mean, other.mean, column))
+def contrasts(rows: pd.DataFrame, pairs: Mapping[str, str], columns: Sequence[Column]) -> list[Contrast]:
+    """Compare methods in each metric of single facts, and in the score.
+
+    The facts are the sample, those that both methods were asked about at the end: the intervals say what other facts
+    would give, and not what other seeds would.
+
+    Args:
+        rows: As `Results.rows`.
+        pairs: The method that each label is compared with.
+        columns: The metrics.
+    """
+    found = []
+    for (label, base), dataset in product(pairs.items(), dict.fromkeys(column.dataset for column in columns)):
+        first, second = (_facts(rows, one, dataset) for one in (label, base))
+        common = first.index.intersection(second.index, sort=False)
+        for column in (one for one in columns if one.dataset == dataset and len(common)):
+            ours, theirs = (
+                [_values(some.loc[common], metric) for metric in column.parts or (column.metric,)]
+                for some in (first, second)
+            )
+            interval = score_difference(ours, theirs) if column.parts else difference(ours[0], theirs[0])
+            found.append(Contrast(label, base, column, interval))
+    return found
 
 
-def _mean(rows: pd.DataFrame, label: str, column: Column) -> Cell:
-    if column.parts:
-        parts = (_mean(rows, label, replace(column, metric=metric, parts=())) for metric in column.parts)
-        return Cell(harmonic_mean(part.mean for part in parts))
-    measured = rows[(rows["dataset"] == column.dataset) & (rows["metric"] == column.metric)]
-    when = When.END if label else When.BEFORE
-    chosen = measured[(measured["label"] == label) & (measured["when"] == when.value)].dropna(subset=["value"])
-    ends = measured[measured["when"] == When.END.value]
-    if len(ends):  # where a fact that a later one replaced is not asked about
-        chosen = chosen[chosen["fact"].isin(ends["fact"])]
-    # Facts are the sample: what several seeds give for a fact is one value.
-    by_fact = chosen.groupby("fact", dropna=False)["value"].mean()
-    found = mean(by_fact.tolist())
-    return Cell(found.value, found.error)
+def scored(rows: pd.DataFrame, label: str, columns: Sequence[Column]) -> Interval | None:
+    """The score of one method, with its interval; None if a part of it was not measured."""
+    for column in (one for one in columns if one.parts):
+        values = _facts(rows, label, column.dataset)
+        return score([_values(values, part) for part in column.parts])
+    return None
 
 
-def _escaped(text: str) -> str:
-    plain = text.replace("±", r"$\pm$").replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$").replace("–", "--")
-    return plain.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&").replace("#", r"\#")
+def _facts(rows: pd.DataFrame, label: str, dataset: str) -> pd.DataFrame:
+    """The values of facts that have any."""
+    return values_of_facts(rows, label, dataset).drop("", errors="ignore").dropna(how="all")
+
+
+def _values(values: pd.DataFrame, metric: str) -> Values:
+    column = values[metric] if metric in values else dict.fromkeys(values.index, math.nan)
+    return {fact: None if math.isnan(value) else value for fact, value in column.items()}
+
+
+def write_table(
+    table: Table, folder: Path, name: str, compared: Sequence[Contrast] = (), notes: Sequence[str] = ()
+) -> list[Path]:
+    """Write a table as Markdown, LaTeX and CSV.
+
+    Args:
+        compared: Differences between its lines, which go below the table in Markdown and into a CSV of their own.
+        notes: Sentences about its columns, which go below the table in Markdown and are comments in LaTeX.
+    """
+    markdown = table.markdown() + "".join(f"\n{note}\n" for note in notes)
+    contents = {".tex": table.latex() + "".join(f"% {note}\n" for note in notes), ".csv": table.csv()}
+    if compared:
+        markdown += f"\n{differences_markdown(table.columns, compared)}"
+        contents[".differences.csv"] = differences_csv(compared)
+    contents = {".md": markdown, **contents}
+    written = [folder / f"{name}{suffix}" for suffix in contents]
+    for path, content in zip(written, contents.values(), strict=True):
+        atomic_write(path, partial(Path.write_text, data=content, encoding="utf-8"))
+    return written
+
+
+def differences_markdown(columns: Sequence[Column], compared: Sequence[Contrast]) -> str:
+    """A line for each pair of methods, a column for each metric; what is clearly better is bold, worse is slanted."""
+    texts = {
+        (one.pair, one.column): f"{_MARKS[one.verdict]}{one.interval.text(sign=True)}{_MARKS[one.verdict]}"
+        for one in compared
+    }
+    lines = [
+        [pair, *(texts.get((pair, column), MISSING) for column in columns)]
+        for pair in dict.fromkeys(one.pair for one in compared)
+    ]
+    said = "Differences on the same facts, with 95 % bootstrap intervals; bold: clearly better, slanted: clearly worse."
+    return f"{said}\n\n{_markdown(['difference', *(column.head for column in columns)], lines)}"
+
+
+def differences_csv(compared: Sequence[Contrast]) -> str:
+    """Numbers in full: a line for each pair of methods and each metric."""
+    heads = ["method", "base", "dataset", "metric", "difference", "low", "high", "facts", "verdict"]
+    return csv_text(
+        heads,
+        (
+            [one.label, one.base, one.column.dataset, one.column.metric,
+             *(getattr(one.interval, name) for name in ("value", "low", "high", "facts")), one.verdict]
+            for one in compared
+        ),
+    )  # fmt: skip

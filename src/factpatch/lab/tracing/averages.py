@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,45 +66,34 @@ def interval(average: Mean) -> tuple[float, float] | None:
     return average.value - Z * average.error, average.value + Z * average.error
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What corrupting the subjects does, over facts.
-
-    Attributes:
-        clean: Mean P[o].
-        corrupted: Mean P*[o].
-        total_effect: ATE, the mean of their difference.
-    """
+class Totals(NamedTuple):
+    """What corrupting the subjects does: means over facts."""
 
     clean: Mean
+    """P[o]."""
     corrupted: Mean
+    """P*[o]."""
     total_effect: Mean
+    """ATE, of their difference."""
 
     @classmethod
     def of(cls, traces: Sequence[Trace]) -> Totals:
         """The totals of some facts."""
-        return cls(
-            mean([one.clean for one in traces]),
-            mean([one.corrupted for one in traces]),
-            mean([one.total_effect for one in traces]),
-        )
+        return cls(*(mean([getattr(one, name) for one in traces]) for name in cls._fields))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Averages over the facts that a model knows, and the critical layers that they propose.
-
-    Attributes:
-        traces: One for each of these facts.
-        asked: How many facts the model was asked.
-        size: How many critical layers to propose; by default after the model's depth.
-        seed: Of the resampling behind the proposal.
-    """
+    """Averages over the facts that a model knows, and the critical layers that they propose."""
 
     traces: Sequence[Trace]
+    """One for each of these facts."""
     asked: int
+    """How many facts the model was asked."""
     size: int | None = None
+    """How many critical layers to propose; by default by the model's depth."""
     seed: int = 0
+    """Of the resampling that the proposal rests on."""
 
     @cached_property
     def totals(self) -> Totals:
@@ -129,12 +118,11 @@ class Summary:
         return {
             "asked": self.asked,
             "traced": len(self.traces),
-            "totals": asdict(self.totals),
+            "totals": {name: asdict(total) for name, total in self.totals._asdict().items()},
             "averages": {
                 kind: {position: [asdict(mean) for mean in means] for position, means in positions.items()}
                 for kind, positions in self.averages.items()
             },
-            "critical_layers": None
-            if critical is None
-            else {**asdict(critical), "reason": critical.reason, "certainty": critical.certainty},
+            "critical_layers": critical
+            and {**asdict(critical), "reason": critical.reason, "certainty": critical.certainty},
         }

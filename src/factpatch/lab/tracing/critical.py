@@ -30,24 +30,21 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class CriticalLayers:
-    """Layers that are proposed for edits.
-
-    Attributes:
-        layers: The proposed ones; none where restoring MLPs does not help on average over any that may be proposed.
-        peak: The layer of the largest average indirect effect.
-        end: The last layer of the peak.
-        effect: The mean of the averages over the proposed layers, with its bootstrap interval over facts.
-        agreement: In which share of the resamples the same layers are proposed; None without an interval.
-        alternatives: The first layers of windows that cannot be told from the proposed one: the interval of the paired
-            difference reaches 0. Without an interval there is no telling, and none is listed.
-    """
+    """Layers that are proposed for edits."""
 
     layers: tuple[int, ...]
+    """The proposed ones; none where restoring MLPs does not help on average over any that may be proposed."""
     peak: int
+    """The layer of the largest average indirect effect."""
     end: int
+    """The last layer of the peak."""
     effect: Interval
+    """The mean of the averages over the proposed layers, with its bootstrap interval over facts."""
     agreement: float | None = None
+    """In which share of the resamples the same layers are proposed; None without an interval."""
     alternatives: tuple[int, ...] = ()
+    """The first layers of windows that cannot be told from the proposed one: the interval of the paired difference
+    reaches 0. Without an interval none is listed."""
 
     @property
     def reason(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from factpatch.evaluation.intervals import Mean
-from factpatch.lab.drawing.plots import save_figure
+from factpatch.lab.drawing.charts import save_figure
 from factpatch.lab.tracing.averages import Summary, interval
 from factpatch.lab.tracing.figures import average_curves, average_heat_maps, fact_heat_maps
 from factpatch.lab.tracing.prompts import Prompt

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from factpatch.evaluation.intervals import Mean
-from factpatch.lab.drawing.plots import COLORS, MARKERS, panels
+from factpatch.lab.drawing.charts import COLORS, GRAY, MARKERS, Panel, Style, Styles, figure
 from factpatch.lab.tracing.averages import interval
 from factpatch.lab.tracing.critical import CriticalLayers
 from factpatch.lab.tracing.restoring import KINDS
@@ -15,8 +16,7 @@ from factpatch.lab.tracing.trace import Trace
 
 _WIDTH = 4.2  # inches of a panel
 _ROW = 0.24
-_BAR = 1.5  # beside all panels
-_MAP = "viridis"
+_BAR = 1.5  # next to all panels
 
 Averages = Mapping[str, Mapping[str, Sequence[Mean]]]
 """By kind and position, the mean of each layer."""
@@ -31,13 +31,10 @@ def fact_heat_maps(one: Trace) -> Any:
         A figure of matplotlib.
     """
     labels = [f"{_shown(token)}{'*' if index in one.subject else ''}" for index, token in enumerate(one.tokens)]
-    figure, axes = _maps(len(one.restored), len(labels))
+    tables = {kind: table.tolist() for kind, table in one.restored.items()}
     low, high = sorted((one.corrupted, one.clean))
-    for axis, (kind, table) in zip(axes, one.restored.items(), strict=True):
-        drawn = _heat_map(axis, table.tolist(), labels, kind, low, high)
-    figure.colorbar(drawn, ax=axes).ax.set_ylabel(f"p({_shown(one.answer)})", parse_math=False)
-    figure.suptitle(f"clean {one.clean:.3f}, corrupted {one.corrupted:.3f}", fontsize=9)
-    return figure
+    title = f"clean {one.clean:.3f}, corrupted {one.corrupted:.3f}"
+    return _heat_maps(tables, labels, low, high, f"p({_shown(one.answer)})", title)
 
 
 def average_heat_maps(averages: Averages) -> Any:
@@ -46,16 +43,13 @@ def average_heat_maps(averages: Averages) -> Any:
     Returns:
         A figure of matplotlib.
     """
-    figure, axes = _maps(len(averages), len(next(iter(averages.values()))))
     tables = {
         kind: [[math.nan if mean.value is None else mean.value for mean in means] for means in positions.values()]
         for kind, positions in averages.items()
     }
     known = [value for table in tables.values() for row in table for value in row if not math.isnan(value)]
-    for axis, (kind, table) in zip(axes, tables.items(), strict=True):
-        drawn = _heat_map(axis, table, list(averages[kind]), kind, min(0.0, *known), max(known))
-    figure.colorbar(drawn, ax=axes, label="average indirect effect")
-    return figure
+    labels = list(next(iter(averages.values())))
+    return _heat_maps(tables, labels, min(0.0, *known), max(known), "average indirect effect")
 
 
 def average_curves(averages: Averages, critical: CriticalLayers | None = None) -> Any:
@@ -68,41 +62,49 @@ def average_curves(averages: Averages, critical: CriticalLayers | None = None) -
     Returns:
         A figure of matplotlib.
     """
-    figure, axes = panels(len(averages), columns=len(averages), size=(_WIDTH, 3.4), sharey=True)
-    for axis, (kind, positions) in zip(axes, averages.items(), strict=True):
-        for (position, means), color, marker in zip(positions.items(), COLORS, MARKERS, strict=False):
+
+    def draw(axis: Any, styles: Styles, positions: Mapping[str, Sequence[Mean]]) -> None:
+        for position, means in positions.items():
             known = [(layer, mean) for layer, mean in enumerate(means) if mean.value is not None]
-            layers = [layer for layer, _ in known]
-            axis.plot(
-                layers, [mean.value for _, mean in known], color=color, marker=marker, markersize=3, label=position
-            )
-            bounds = [interval(mean) for _, mean in known]
-            if bounds and None not in bounds:
-                low, high = zip(*[bound for bound in bounds if bound is not None], strict=True)
-                axis.fill_between(layers, low, high, color=color, alpha=0.2, linewidth=0)
+            layers, values = [layer for layer, _ in known], [mean.value for _, mean in known]
+            axis.plot(layers, values, label=position, **{**styles[position].line, "markersize": 3})
+            bounds = [bound for _, mean in known if (bound := interval(mean)) is not None]
+            if bounds and len(bounds) == len(known):
+                axis.fill_between(layers, *zip(*bounds, strict=True), color=styles[position].color, alpha=0.2, lw=0)
         if critical is not None and critical.layers:
-            axis.axvspan(critical.layers[0] - 0.5, critical.layers[-1] + 0.5, color="#767676", alpha=0.15, linewidth=0)
-        axis.axhline(0, color="#767676", linewidth=0.8)
-        axis.set_title(KINDS[kind].about, fontsize=9)
-        axis.set(xlabel="layer")
-    axes[0].set(ylabel="average indirect effect")
-    axes[0].legend(fontsize="x-small", frameon=False)
-    return figure
+            axis.axvspan(critical.layers[0] - 0.5, critical.layers[-1] + 0.5, color=GRAY, alpha=0.15, linewidth=0)
+        axis.axhline(0, color=GRAY, linewidth=0.8)
+        axis.set(xlabel="layer", ylabel="average indirect effect")
+
+    styles = {
+        position: Style(color, marker=marker)
+        for position, color, marker in zip(next(iter(averages.values())), COLORS, MARKERS, strict=False)
+    }
+    panels = [Panel(KINDS[kind].about, "", partial(draw, positions=positions)) for kind, positions in averages.items()]
+    return figure(panels, styles, columns=len(panels), size=(_WIDTH, 3.8), sharey=True)
 
 
-def _maps(count: int, rows: int) -> tuple[Any, list[Any]]:
-    return panels(count, columns=count, size=(_WIDTH + _BAR / count, 1.4 + _ROW * rows), sharey=True)
-
-
-def _heat_map(
-    axis: Any, table: Sequence[Sequence[float]], labels: Sequence[str], kind: str, low: float, high: float
+def _heat_maps(
+    tables: Mapping[str, Sequence[Sequence[float]]],
+    labels: Sequence[str],
+    low: float,
+    high: float,
+    unit: str,
+    title: str = "",
 ) -> Any:
-    drawn = axis.imshow(table, aspect="auto", cmap=_MAP, vmin=low, vmax=high, interpolation="nearest")
-    # A label may hold dollar signs, which are no formula.
-    axis.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
-    axis.set_title(KINDS[kind].about, fontsize=9)
-    axis.set(xlabel="layer")
-    return drawn
+    """A panel for each kind: a line for each label, a column for each layer; all have one scale from low to high."""
+
+    def draw(axis: Any, styles: Styles, table: Sequence[Sequence[float]]) -> None:
+        axis.imshow(table, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.set(xlabel="layer")
+
+    panels = [Panel(KINDS[kind].about, "", partial(draw, table=table)) for kind, table in tables.items()]
+    size = (_WIDTH + _BAR / len(panels), 1.4 + _ROW * len(labels))
+    made = figure(panels, {}, title=title, columns=len(panels), size=size, sharey=True)
+    # Text of a model may hold dollar signs, which are no formula.
+    made.colorbar(made.axes[0].images[0], ax=made.axes).ax.set_ylabel(unit, parse_math=False)
+    return made
 
 
 def _shown(token: str) -> str:

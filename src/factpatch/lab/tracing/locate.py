@@ -13,7 +13,7 @@ from factpatch.lab.tracing.averages import Summary
 from factpatch.lab.tracing.critical import check_size
 from factpatch.lab.tracing.directory import TraceDirectory
 from factpatch.lab.tracing.noise import FACTOR, SAMPLES, Noise, embedding_spread
-from factpatch.lab.tracing.prompts import KnownPrompt, Prompt, known_prompts, tokenize_prompts
+from factpatch.lab.tracing.prompts import Prompt, TokenizedPrompt, known_prompts, tokenize_prompts
 from factpatch.lab.tracing.restoring import PUBLISHED, check_kinds, check_window, scaled_window
 from factpatch.lab.tracing.trace import Trace, positions, trace
 from factpatch.model.language_model import LanguageModel
@@ -25,22 +25,20 @@ from factpatch.support.progress import bar
 class TraceSettings:
     """How facts are traced.
 
-    Attributes:
-        kinds: What is restored, by the names in `KINDS`.
-        window: How many layers of MLPs or attentions are restored at once. None scales the published number.
-        noise: The noise on the subject's embeddings, in standard deviations of these.
-        samples: How many times each subject is corrupted.
-        seed: Of the noise and of the resampling behind the proposal.
-
     Raises:
         ValueError: There is no noise.
     """
 
     kinds: tuple[str, ...] = PUBLISHED
+    """What is restored, by the names in `KINDS`."""
     window: int | None = None
+    """How many layers of MLPs or attentions are restored at once. None scales the published number."""
     noise: float = FACTOR
+    """The noise on the subject's embeddings, in standard deviations of these."""
     samples: int = SAMPLES
+    """How many times each subject is corrupted."""
     seed: int = 0
+    """Of the noise and of the resampling that the proposal rests on."""
 
     def __post_init__(self) -> None:
         if not 0 < self.noise < math.inf:
@@ -63,12 +61,12 @@ def locate(
 
     Args:
         lm: The model; it is left as it was.
-        prompts: What it is asked. Those that it does not answer as they say are left out.
+        prompts: What it is asked. Those that it answers otherwise are left out.
         settings: How facts are traced.
-        directory: Where to set down every fact as it is traced, and what was found; see
-            `factpatch.lab.tracing.directory`. If there is a trace with the same settings, it goes on there.
-        size: How many layers to propose; by default after the model's depth.
-        figures: Of how many facts to draw heat maps in the directory.
+        directory: Where to write every fact as it is traced, and the results; see `factpatch.lab.tracing.directory`. A
+            trace that was begun there with the same settings is continued.
+        size: How many layers to propose; by default by the model's depth.
+        figures: The number of facts to draw heat maps of in the directory.
         progress: Whether to show a bar on a terminal.
 
     Raises:
@@ -88,7 +86,7 @@ def locate(
     noise = Noise(settings.noise * embedding_spread(lm, rows), settings.samples, settings.seed)
     known = known_prompts(lm, rows)
 
-    def traced(left: Sequence[KnownPrompt]) -> Iterator[Trace]:
+    def traced(left: Sequence[TokenizedPrompt]) -> Iterator[Trace]:
         with bar("tracing", positions(left), progress) as advance:
             yield from trace(lm, left, noise, settings.kinds, window, advance)
 

@@ -23,18 +23,16 @@ SAMPLES = 10
 class Noise:
     """Gaussian noise for the embeddings of subjects' tokens.
 
-    Attributes:
-        scale: Its standard deviation.
-        samples: How many times each subject is corrupted.
-        seed: Of the drawing, from 0 up.
-
     Raises:
-        ValueError: One of them is out of range.
+        ValueError: A field is out of range.
     """
 
     scale: float
+    """Its standard deviation."""
     samples: int = SAMPLES
+    """How many times each subject is corrupted."""
     seed: int = 0
+    """Of the drawing, from 0 up."""
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
@@ -60,7 +58,7 @@ class Noise:
 def embedding_spread(lm: LanguageModel, rows: Sequence[TokenizedPrompt]) -> float:
     """The standard deviation of all entries of the embeddings of the subjects' tokens, each as often as it occurs.
 
-    ROME's code tokenizes subjects by themselves; here they are read where they stand, which is where noise is added.
+    ROME's code tokenizes subjects by themselves; here they are read in their prompts, where noise is added.
     """
     ids = torch.tensor([row.ids[index] for row in rows for index in row.subject])
     with torch.inference_mode():

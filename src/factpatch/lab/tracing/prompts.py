@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,26 @@ from factpatch.model.decoding import continuations
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate_spans, target_ids
 
+SHOWN = 3
+"""How many of the facts that a model does not know are quoted."""
+
 
 @dataclass(frozen=True)
 class Prompt:
     """A question about a subject, asked as a text to be continued.
-
-    Attributes:
-        text: The complete prompt, ending right before the answer.
-        subject: What it is about; the prompt contains it.
-        answer: What the model should know. None for whatever it says.
-        start: The index in `text` of the subject's first character; by default where the subject occurs first.
-        id: A name for it.
 
     Raises:
         ValueError: The subject is blank, or not in the prompt at this place.
     """
 
     text: str
+    """The complete prompt, ending right before the answer."""
     subject: str
+    """What it is about; the prompt contains it."""
     answer: str | None = None
+    """What the model should know. None for whatever it says."""
     start: int = -1
+    """The index in `text` of the subject's first character; by default where the subject occurs first."""
     id: str | None = None
 
     def __post_init__(self) -> None:
@@ -49,11 +49,6 @@ class Prompt:
                 f"{'' if self.start < 0 else f' at character {start}'}; write it as the prompt does."
             )
         object.__setattr__(self, "start", start)
-
-    @property
-    def characters(self) -> range:
-        """The indices in `text` of the subject's characters."""
-        return range(self.start, self.start + len(self.subject))
 
     @classmethod
     def of(cls, fact: Fact | KnownFact) -> Prompt:
@@ -88,20 +83,17 @@ def _prompt_from(record: Mapping[str, Any], index: int) -> Prompt:
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as a model reads it.
-
-    Attributes:
-        prompt: The prompt.
-        ids: Its token ids, special tokens and a chat's turn included.
-        subject: The indices of the subject's tokens: from the first that stands for its first character to the last
-            that stands for its last.
-        answer: Token ids of the answer; none where it is whatever the model says.
-    """
+    """A prompt as a model reads it."""
 
     prompt: Prompt
+    index: int
+    """Its place among all that are asked."""
     ids: tuple[int, ...]
+    """Its tokens, special ones and a chat's turn included."""
     subject: range
+    """The indices of the subject's tokens: from that of its first character to that of its last."""
     answer: tuple[int, ...]
+    """The tokens of the answer; none where it is whatever the model says."""
 
     @property
     def reached(self) -> range:
@@ -120,69 +112,46 @@ def tokenize_prompts(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Token
     frame = lm.frame
     texts, spans = [], []
     for prompt in prompts:
-        moved, characters = frame.offset(prompt.text), prompt.characters
+        moved = frame.offset(prompt.text) + prompt.start
         texts.append(frame.wrap(prompt.text))
-        spans.append(range(characters.start + moved, characters.stop + moved))
+        spans.append(range(moved, moved + len(prompt.subject)))
     found = []
-    for prompt, (ids, subject) in zip(prompts, locate_spans(lm.tokenizer, texts, spans, frame), strict=True):
+    for index, (ids, subject) in enumerate(locate_spans(lm.tokenizer, texts, spans, frame)):
+        prompt = prompts[index]
         lm.check_length(ids, prompt.text)
         answer = () if prompt.answer is None else target_ids(lm.tokenizer, prompt.answer, frame)
-        found.append(TokenizedPrompt(prompt, tuple(ids), subject, tuple(answer)))
+        found.append(TokenizedPrompt(prompt, index, tuple(ids), subject, tuple(answer)))
     return found
 
 
-SHOWN = 3
-"""How many of the facts that a model does not know are named."""
-
-
-@dataclass(frozen=True)
-class KnownPrompt:
-    """A prompt that a model answers as it should.
-
-    Attributes:
-        row: The prompt.
-        index: Its place among all that were asked.
-        answer: The answer's first token, whose probability is traced: the most probable one behind the prompt.
-    """
-
-    row: TokenizedPrompt
-    index: int
-    answer: int
-
-
-def known_prompts(lm: LanguageModel, rows: Sequence[TokenizedPrompt]) -> list[KnownPrompt]:
+def known_prompts(lm: LanguageModel, prompts: Sequence[TokenizedPrompt]) -> list[TokenizedPrompt]:
     """Return the prompts whose answer the model gives by itself: greedily, every token of it.
 
-    Where a prompt has no answer, what the model says counts as known. ROME's code (arXiv:2202.05262) compares the most
-    probable token with the whole answer, so that it keeps answers of one token only.
+    Where a prompt has no answer, whatever the model says counts as known. ROME's code (arXiv:2202.05262) compares the
+    most probable token with the whole answer, so it keeps answers of one token only.
 
-    Args:
-        lm: The model; it is left as it was.
-        rows: Prompts.
+    Returns:
+        With the answer's first token alone as the answer, whose probability is traced.
 
     Raises:
-        ValueError: It knows none; the message says what it says instead.
+        ValueError: The model knows none; the message quotes some of its answers.
     """
-    said = continuations(lm, [row.ids for row in rows], [max(1, len(row.answer)) for row in rows])
+    said = continuations(lm, [one.ids for one in prompts], [max(1, len(one.answer)) for one in prompts])
     known = [
-        KnownPrompt(row, index, new[0])
-        for index, (row, new) in enumerate(zip(rows, said, strict=True))
-        if tuple(new[: len(row.answer)]) == row.answer
+        replace(one, answer=(new[0],))
+        for one, new in zip(prompts, said, strict=True)
+        if tuple(new[: len(one.answer)]) == one.answer
     ]
     if not known:
-        raise ValueError(_nothing_known(lm, rows))
+        shown = [one.prompt for one in prompts[:SHOWN]]
+        answers = greedy_answers(lm, [prompt.text for prompt in shown])
+        wrong = "; ".join(
+            f"{prompt.text!r} is answered {answer!r}, not {prompt.answer!r}"
+            for prompt, answer in zip(shown, answers, strict=True)
+        )
+        raise ValueError(
+            f"{lm.name} knows none of the {len(prompts)} facts, so there is nothing to trace: {wrong}. Give more "
+            "facts, or ones that it knows, in words that it would continue; facts without target_true are traced with "
+            "whatever it says."
+        )
     return known
-
-
-def _nothing_known(lm: LanguageModel, rows: Sequence[TokenizedPrompt]) -> str:
-    shown = [row.prompt for row in rows[:SHOWN]]
-    answers = greedy_answers(lm, [prompt.text for prompt in shown])
-    wrong = "; ".join(
-        f"{prompt.text!r} is answered {answer!r}, not {prompt.answer!r}"
-        for prompt, answer in zip(shown, answers, strict=True)
-    )
-    return (
-        f"{lm.name} knows none of the {len(rows)} facts, so that there is nothing to trace: {wrong}. Give more "
-        "facts, or such as it knows, in words that it would go on with; facts without target_true are traced with "
-        "whatever it says."
-    )

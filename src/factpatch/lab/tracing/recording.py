@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from factpatch.lab.tracing.noise import Noise
-from factpatch.lab.tracing.prompts import KnownPrompt
+from factpatch.lab.tracing.prompts import TokenizedPrompt
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.hooks import adding, captured
 from factpatch.model.language_model import LanguageModel
@@ -40,7 +40,7 @@ class Recording:
     """By prompt: (samples,), that in the corrupted runs, float64."""
 
 
-def record(lm: LanguageModel, prompts: Sequence[KnownPrompt], noise: Noise, sites: Sequence[str]) -> Recording:
+def record(lm: LanguageModel, prompts: Sequence[TokenizedPrompt], noise: Noise, sites: Sequence[str]) -> Recording:
     """Run prompts as they are, and with their subjects corrupted. Call it inside `packed_attention`.
 
     Tokens before a subject are the same in both, and run once.
@@ -51,12 +51,12 @@ def record(lm: LanguageModel, prompts: Sequence[KnownPrompt], noise: Noise, site
         sites: Modules whose outputs are kept beside those of the blocks.
     """
     width = lm.model.get_input_embeddings().weight.shape[-1]
-    clean = _run(lm, [_Row(one.row.ids, (), one.answer, torch.empty(0, width)) for one in prompts], Pool(), sites)
+    clean = _run(lm, [_Row(one.ids, (), one.answer[0], torch.empty(0, width)) for one in prompts], Pool(), sites)
     rows = []
     for one, places in zip(prompts, clean.places, strict=True):
-        first = one.row.subject.start
-        for drawn in noise.draw(one.row, width):
-            rows.append(_Row(one.row.ids[first:], tuple(places[:first]), one.answer, drawn))
+        first = one.subject.start
+        for drawn in noise.draw(one, width):
+            rows.append(_Row(one.ids[first:], tuple(places[:first]), one.answer[0], drawn))
     corrupted = _run(lm, rows, clean.pool, sites)
     before = clean.pool.tokens
     shifted = [range(before + own.start, before + own.stop) for own in corrupted.places]

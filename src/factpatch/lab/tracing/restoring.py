@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from factpatch.lab.tracing.prompts import KnownPrompt
+from factpatch.lab.tracing.prompts import TokenizedPrompt
 from factpatch.lab.tracing.recording import Recording, answer_probabilities
 from factpatch.model.batching import consecutive, head_chunk
 from factpatch.model.hooks import captured, only_at, replacing
@@ -18,12 +18,12 @@ from factpatch.model.packed import PackedRow, Packing, run_packed
 from factpatch.support.words import suggestion
 
 BUNDLE_TOKENS = 64
-"""The most tokens that attention looks at together, unless one run has more: what it masks costs more than a call."""
+"""The most tokens that attention looks at together, unless one run has more: masking more costs more than a call."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One restored token in one corrupted run: it and what follows it run again, behind the restored layer."""
+    """One restored token in one corrupted run: it and what follows it run again, above the restored layer."""
 
     prompt: int
     token: int
@@ -41,7 +41,7 @@ Bundle = Sequence[Run]
 """Runs of neighboring tokens of one prompt and sample, whose prefixes are nearly the same."""
 
 
-def bundles_of(recording: Recording, prompts: Sequence[KnownPrompt]) -> list[Bundle]:
+def bundles_of(recording: Recording, prompts: Sequence[TokenizedPrompt]) -> list[Bundle]:
     """One run for each token that corrupting the subject changes and each noise sample."""
     return [
         bundle
@@ -51,13 +51,13 @@ def bundles_of(recording: Recording, prompts: Sequence[KnownPrompt]) -> list[Bun
     ]
 
 
-def _runs(recording: Recording, prompt: int, one: KnownPrompt, sample: int) -> Iterator[Run]:
-    clean, first = recording.clean[prompt], one.row.subject.start
+def _runs(recording: Recording, prompt: int, one: TokenizedPrompt, sample: int) -> Iterator[Run]:
+    clean, first = recording.clean[prompt], one.subject.start
     places = recording.corrupted[prompt][sample]
     for offset in range(len(places)):
         prefix = (*clean[:first], *places[:offset])
         token = first + offset
-        yield Run(prompt, token, sample, clean[token], places[offset:], prefix, one.answer)
+        yield Run(prompt, token, sample, clean[token], places[offset:], prefix, one.answer[0])
 
 
 def tokens_of(bundle: Bundle) -> int:
@@ -106,18 +106,18 @@ class Group:
         return answer_probabilities(self.lm, last.flatten(0, 1), answers).reshape(last.shape[:2])
 
     def _last_states(self, restoration: Restoration) -> Tensor:
-        """(runs, d_value): what the last token of each run ends with."""
+        """(runs, d_value): the last hidden state of each run."""
         lm, start, layers = self.lm, restoration.start, restoration.layers
         if restoration.state:
             state = self._recorded("block", start, self.clean)
         else:
-            # Up to the first restored output everything is as in the corrupted run: behind it, it is so for all tokens
-            # but the restored one.
+            # Up to the first restored output everything is as in the corrupted run; after it, all but the restored
+            # token is.
             start, layers = layers.start, layers[1:]
             state = self._through_first_block(restoration)
         hidden = self._recorded("block", start, self.tokens)
         hidden[self.packing.first.to(hidden.device)] = state.to(hidden.device)
-        # Nothing reads what an MLP puts out where it is replaced, nor what the last one puts out before the last token.
+        # Nothing reads an MLP's output where it is replaced, nor that of the last layer before the last token.
         needed = dict.fromkeys(layers, self.others) if restoration.site == "mlp" else {}
         if start < lm.num_layers - 1:
             needed[lm.num_layers - 1] = self.packing.last
@@ -130,7 +130,7 @@ class Group:
         return found[self.packing.last.to(found.device)]
 
     def _through_first_block(self, restoration: Restoration) -> Tensor:
-        """(runs, d_value): what the block of the first restored output puts out for the restored tokens."""
+        """(runs, d_value): the output of the block of the first restored output, for the restored tokens."""
         lm, start, layer = self.lm, restoration.start, restoration.layers.start
         given = self._given(restoration, range(layer, layer + 1))
         hidden = self._recorded("block", start, self.corrupted)
@@ -141,7 +141,7 @@ class Group:
         return found[layer].reshape(-1, found[layer].shape[-1])
 
     def _given(self, restoration: Restoration, layers: range) -> list[tuple[nn.Module, Tensor]]:
-        """Modules, and what each puts out for the restored tokens."""
+        """Modules, and the output of each for the restored tokens."""
         site = restoration.site
         if site is None:
             return []
@@ -160,21 +160,18 @@ PUBLISHED_WINDOW, PUBLISHED_LAYERS = 10, 48
 
 @dataclass(frozen=True)
 class Restoration:
-    """What one run is given at one token, beside its corrupted subject.
-
-    Attributes:
-        start: The last layer whose output is known beforehand, so that it need not run; -1 if all run.
-        state: Whether the token's output of layer `start` is the clean one.
-        site: The module whose outputs at this token are given: the name of a method of `LanguageModel`.
-        layers: Of which layers.
-        clean: Whether they are those of the clean run, or those of the corrupted one.
-    """
+    """What one run is given at one token, apart from its corrupted subject."""
 
     start: int
+    """The last layer whose output is known beforehand, so that it need not run; -1 if all run."""
     state: bool = False
+    """Whether the token's output of layer `start` is the clean one."""
     site: str | None = None
+    """The module whose outputs at this token are given: the name of a method of `LanguageModel`."""
     layers: range = range(0)
+    """Of which layers."""
     clean: bool = True
+    """Whether they are those of the clean run, or those of the corrupted one."""
 
     def __post_init__(self) -> None:
         if not self.state and not self.layers:
@@ -183,17 +180,23 @@ class Restoration:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of restoration.
-
-    Attributes:
-        about: What is restored, in words.
-        at: From a layer, the number of layers and the window to the restoration.
-        site: The module that it concerns, if any.
-    """
+    """A kind of restoration: of a state, of a module's outputs around a layer, or of a state without a module."""
 
     about: str
-    at: Callable[[int, int, int], Restoration]
+    """What is restored, in words."""
     site: str | None = None
+    """The module that it concerns, if any."""
+    severed: bool = False
+    """Whether a state is restored, and the token's later outputs of the module stay corrupted."""
+
+    def at(self, layer: int, layers: int, window: int) -> Restoration:
+        """The restoration at a layer of a model of so many layers."""
+        if self.severed:
+            return Restoration(layer, state=True, site=self.site, layers=range(layer + 1, layers), clean=False)
+        if self.site is None:
+            return Restoration(layer, state=True)
+        within = window_around(layer, layers, window)
+        return Restoration(within.start - 1, site=self.site, layers=within)
 
 
 def window_around(layer: int, layers: int, window: int) -> range:
@@ -206,31 +209,14 @@ def scaled_window(layers: int) -> int:
     return max(1, round(PUBLISHED_WINDOW * layers / PUBLISHED_LAYERS))
 
 
-def _state(layer: int, layers: int, window: int) -> Restoration:
-    return Restoration(layer, state=True)
-
-
-def _window_of(site: str) -> Kind:
-    def at(layer: int, layers: int, window: int) -> Restoration:
-        within = window_around(layer, layers, window)
-        return Restoration(within.start - 1, site=site, layers=within)
-
-    return Kind(f"{site} outputs around a layer", at, site)
-
-
-def _severed(site: str) -> Kind:
-    def at(layer: int, layers: int, window: int) -> Restoration:
-        return Restoration(layer, state=True, site=site, layers=range(layer + 1, layers), clean=False)
-
-    return Kind(f"hidden state, the token's later {site} outputs kept corrupted", at, site)
-
-
 KINDS: Mapping[str, Kind] = {
-    "states": Kind("hidden state behind a layer", _state),
-    "mlp": _window_of("mlp"),
-    "attention": _window_of("attention"),
-    "severed-mlp": _severed("mlp"),
-    "severed-attention": _severed("attention"),
+    "states": Kind("hidden state after a layer"),
+    "mlp": Kind("mlp outputs around a layer", "mlp"),
+    "attention": Kind("attention outputs around a layer", "attention"),
+    "severed-mlp": Kind("hidden state, the token's later mlp outputs kept corrupted", "mlp", severed=True),
+    "severed-attention": Kind(
+        "hidden state, the token's later attention outputs kept corrupted", "attention", severed=True
+    ),
 }
 """By name. Source: ROME (arXiv:2202.05262), sections 2.1 and 2.2; the last two, its Figure 3."""
 PUBLISHED = ("states", "mlp", "attention")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factpatch.lab.tracing.noise import Noise
-from factpatch.lab.tracing.prompts import KnownPrompt, Prompt
+from factpatch.lab.tracing.prompts import Prompt, TokenizedPrompt
 from factpatch.lab.tracing.recording import record
 from factpatch.lab.tracing.restoring import (
     KINDS,
@@ -36,27 +36,23 @@ from factpatch.values.budget import MOST_TOKENS, MOST_TOKENS_ELSEWHERE, SHARE
 
 @dataclass(frozen=True)
 class Trace:
-    """What tracing has found about one prompt. Probabilities are those of the answer's first token.
-
-    Attributes:
-        prompt: The prompt.
-        index: Its place among all that were asked.
-        tokens: Its tokens as text.
-        subject: The indices of the subject's tokens.
-        answer: The answer's first token, as text.
-        clean: Its probability P[o].
-        corrupted: P*[o], with the subject corrupted: mean over the noise samples.
-        restored: By kind (tokens, layers), float64: P*[o] with the restoration at this token and layer, likewise.
-    """
+    """The result of tracing one prompt. Probabilities are those of the answer's first token."""
 
     prompt: Prompt
     index: int
+    """Its place among all that were asked."""
     tokens: tuple[str, ...]
+    """As text."""
     subject: range
+    """The indices of the subject's tokens."""
     answer: str
+    """The answer's first token, as text."""
     clean: float
+    """Its probability P[o]."""
     corrupted: float
+    """P*[o], with the subject corrupted: mean over the noise samples."""
     restored: dict[str, Tensor]
+    """By kind (tokens, layers), float64: P*[o] with the restoration at this token and layer, likewise."""
 
     @property
     def total_effect(self) -> float:
@@ -70,15 +66,13 @@ class Trace:
 
 def trace(
     lm: LanguageModel,
-    prompts: Sequence[KnownPrompt],
+    prompts: Sequence[TokenizedPrompt],
     noise: Noise,
     kinds: Sequence[str] = PUBLISHED,
     window: int | None = None,
     progress: Callable[[int], None] = lambda restored: None,
 ) -> Iterator[Trace]:
-    """Trace prompts one batch after another.
-
-    A prompt's trace does not depend on what is traced beside it, but for rounding.
+    """Trace prompts one batch after another. Apart from rounding, a trace does not depend on its company.
 
     Args:
         lm: The model; it is left as it was, also between two traces.
@@ -86,14 +80,14 @@ def trace(
         noise: What its subjects are corrupted with.
         kinds: What is restored; see `KINDS`.
         window: How many layers of MLPs or attentions are restored at once; by default `scaled_window`.
-        progress: Called with the number of positions that are done, each in every layer; `positions` says of how many.
+        progress: Called with the number of positions that are done, each in every layer; `positions` counts them all.
 
     Returns:
         The traces, in order, as they come.
 
     Raises:
         ValueError: There is no such kind, the window is out of range, the table of architectures does not know the
-            modules of a kind, or what the model puts out is not finite.
+            modules of a kind, or an output of the model is not finite.
         OutOfMemoryError: Memory does not suffice for a single prompt.
     """
     check_kinds(kinds)
@@ -102,7 +96,7 @@ def trace(
     _check_sites(lm, kinds)
     steps = [KINDS[kind].at(layer, lm.num_layers, window) for kind in kinds for layer in range(lm.num_layers)]
 
-    def trace_batch(batch: Sequence[KnownPrompt]) -> list[Trace]:
+    def trace_batch(batch: Sequence[TokenizedPrompt]) -> list[Trace]:
         with torch.inference_mode(), lm.quiet(), packed_attention(lm):
             return _trace_batch(lm, batch, noise, kinds, steps, progress)
 
@@ -114,14 +108,14 @@ def trace(
     return each()
 
 
-def positions(prompts: Sequence[KnownPrompt]) -> int:
-    """At how many tokens something has to be restored: those that corrupting the subjects changes."""
-    return sum(len(one.row.reached) for one in prompts)
+def positions(prompts: Sequence[TokenizedPrompt]) -> int:
+    """The number of tokens at which something is restored: those that corrupting the subjects changes."""
+    return sum(len(one.reached) for one in prompts)
 
 
 def _trace_batch(
     lm: LanguageModel,
-    prompts: Sequence[KnownPrompt],
+    prompts: Sequence[TokenizedPrompt],
     noise: Noise,
     kinds: Sequence[str],
     steps: Sequence[Restoration],
@@ -132,7 +126,7 @@ def _trace_batch(
     bundles = bundles_of(recording, prompts)
     # What restores nothing changes nothing: before the subject the clean and the corrupted run are the same.
     restored = [
-        corrupted.repeat(len(one.row.ids), len(steps), 1)
+        corrupted.repeat(len(one.ids), len(steps), 1)
         for one, corrupted in zip(prompts, recording.corrupted_probability, strict=True)
     ]
 
@@ -151,16 +145,16 @@ def _trace_batch(
     for one, table in zip(prompts, restored, strict=True):
         if not bool(table.isfinite().all()):
             raise ValueError(
-                f"{lm.name} gives probabilities that are no numbers behind {one.row.prompt.text!r} with its subject "
+                f"{lm.name} gives probabilities that are not finite after {one.prompt.text!r} with its subject "
                 f"corrupted; load it in another dtype than {lm.dtype}, or lower the noise."
             )
     return [
         Trace(
-            one.row.prompt,
+            one.prompt,
             one.index,
-            tuple(lm.tokenizer.decode([token]) for token in one.row.ids),
-            one.row.subject,
-            lm.tokenizer.decode([one.answer]),
+            tuple(lm.tokenizer.decode([token]) for token in one.ids),
+            one.subject,
+            lm.tokenizer.decode(one.answer),
             recording.probability[index],
             float(recording.corrupted_probability[index].mean()),
             dict(zip(kinds, torch.split(restored[index].mean(dim=-1), lm.num_layers, dim=-1), strict=True)),
@@ -170,13 +164,13 @@ def _trace_batch(
 
 
 def _batches(
-    lm: LanguageModel, prompts: Sequence[KnownPrompt], noise: Noise, sites: int
-) -> Iterator[Sequence[KnownPrompt]]:
+    lm: LanguageModel, prompts: Sequence[TokenizedPrompt], noise: Noise, sites: int
+) -> Iterator[Sequence[TokenizedPrompt]]:
     """Neighboring prompts whose corrupted runs are as many tokens as pay, or as fit into half of the free memory."""
     # Inputs and outputs of the blocks, keys, values, and the outputs of further modules; twice while they are joined.
     per_token = 2 * lm.num_layers * lm.d_value * (3 + sites) * lm.stream_dtype.itemsize
     room = min(MOST_TOKENS.get(lm.device.type, MOST_TOKENS_ELSEWHERE), int(SHARE * free_memory(lm.device) / per_token))
-    return consecutive(prompts, lambda one: noise.samples * len(one.row.reached), room)
+    return consecutive(prompts, lambda one: noise.samples * len(one.reached), room)
 
 
 def _sites(kinds: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import PurePath
 from typing import Any
 
 from factpatch.facts import Fact, identity
-from factpatch.lab.drawing.plots import plot_tradeoff
+from factpatch.lab.drawing.shapes import plot_tradeoff
 from factpatch.lab.tuning.candidates import Candidate
 from factpatch.lab.tuning.targets import Attempt
 from factpatch.lab.tuning.trial import Trial, Workbench

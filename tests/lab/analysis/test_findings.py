@@ -9,21 +9,21 @@ import json
 import pytest
 
 from factpatch.evaluation.intervals import Mean
-from factpatch.lab.analysis.rows import DIRECT, DISTRIBUTED, Findings, Place, gap, number, rows_of
+from factpatch.lab.analysis.findings import DIRECT, DISTRIBUTED, Findings, Place, findings_of, gap, number
 
 NAMES = ["a", "b", "c"]
 FINDINGS = Findings(
     (
-        *rows_of(Place(4, DIRECT), "score", NAMES, [1.0, 0.5, float("nan")]),
-        *rows_of(Place(4, DISTRIBUTED, "even"), "score", NAMES, [0.5, 0.25, 0.0]),
-        *rows_of(Place(5, DIRECT), "score", NAMES, [None, None, None]),
+        *findings_of(Place(4, DIRECT), "score", NAMES, [1.0, 0.5, float("nan")]),
+        *findings_of(Place(4, DISTRIBUTED, "even"), "score", NAMES, [0.5, 0.25, 0.0]),
+        *findings_of(Place(5, DIRECT), "score", NAMES, [None, None, None]),
     ),
     ("a note",),
 )
 
 
 def test_a_mean_is_over_the_facts_that_have_a_value() -> None:
-    means = FINDINGS.means()
+    means = FINDINGS.means
     found = means[Place(4, DIRECT), "score"]
     assert (found.value, found.facts, found.missing) == (0.75, 2, 1)
     assert found.error == pytest.approx(0.25)
@@ -60,8 +60,8 @@ def test_a_gap_is_of_the_same_facts() -> None:
 def test_one_fact_gives_a_difference_without_an_interval() -> None:
     one = Findings(
         (
-            *rows_of(Place(4, DIRECT), "score", ["a"], [1.0]),
-            *rows_of(Place(4, DISTRIBUTED, "even"), "score", ["a"], [0.25]),
+            *findings_of(Place(4, DIRECT), "score", ["a"], [1.0]),
+            *findings_of(Place(4, DISTRIBUTED, "even"), "score", ["a"], [0.25]),
         )
     )
     assert gap(one, "score", 4, "even").text(sign=True) == "+0.75"
