@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from factpatch.editor import Edit, Editor
+from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import held_out_text, perplexity
-from factpatch.evaluation.plain import plain_summary
-from factpatch.evaluation.rows import METRICS
-from factpatch.evaluation.verify import Verification, request_count, verify
+from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
 from factpatch.patch.patch import Patch

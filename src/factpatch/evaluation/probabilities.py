@@ -11,6 +11,7 @@ from itertools import islice
 
 import torch
 
+from factpatch.evaluation.readings import Score
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
@@ -19,27 +20,6 @@ from factpatch.model.tree import Tree, run_tree, tree_batches
 
 Progress = Callable[[int], None]
 """Called with the number of requests that have been finished since the last call."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a model thinks of one target behind one prompt.
-
-    Attributes:
-        nll: Mean nats per target token.
-        probability: Probability of the whole target, in [0, 1]: exp of the summed log probabilities of its tokens.
-        matched: For each token of the target whether it is the most probable one, given the prompt and the tokens
-            before it.
-    """
-
-    nll: float
-    probability: float
-    matched: tuple[bool, ...]
-
-    @property
-    def greedy(self) -> bool:
-        """Whether every token of the target is the most probable one: greedy decoding would say the target."""
-        return all(self.matched)
 
 
 def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[Score]:

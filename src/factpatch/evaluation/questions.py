@@ -14,8 +14,6 @@ from factpatch.model.tokens import target_ids
 
 _REPEATED = 16
 """Tokens more for the answer to a question, which often repeats the question first."""
-FORMS = ("prompt", "question", "chat")
-"""The edit prompt, which the model goes on with; a question; the question in a chat, if the model is asked plainly."""
 
 
 def question(fact: Fact) -> str:

@@ -70,7 +70,7 @@ def load_language_model(
     wanted = dtype_named(dtype)
     if isinstance(model, LanguageModel):
         for name, value in (("tokenizer", tokenizer), ("device", device), ("dtype", dtype)):
-            if value is not None:
+            if value is not None and value is not model.tokenizer:
                 raise ValueError(f"{name}={value!r}: a LanguageModel is taken as it is; leave {name} out.")
         model.check_chat(chat)
         return model

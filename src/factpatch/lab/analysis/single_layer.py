@@ -8,8 +8,8 @@ from functools import partial
 
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.intervals import Mean
-from factpatch.evaluation.rows import rows as reading_rows
-from factpatch.evaluation.rows import text_rows
+from factpatch.evaluation.metrics import fact_metrics
+from factpatch.evaluation.text import text_metrics
 from factpatch.evaluation.verify import read_facts
 from factpatch.lab.analysis.charts import Panel, Radar
 from factpatch.lab.analysis.rows import DIRECT, UNEDITED, Findings, Place, Row, gap, number, rows_of
@@ -65,7 +65,7 @@ def _edited(study: Study, place: Place) -> Findings:
 
 
 def _measured(study: Study, place: Place) -> Iterator[Row]:
-    found = reading_rows(study.facts, read_facts(study.lm, study.facts, answers=False))
+    found = fact_metrics(study.facts, read_facts(study.lm, study.facts, answers=False))
     for one in found:
         if one.metric in (*COMPARED, *BY_TOKEN):
             yield from rows_of(place, one.metric, [one.fact], [one.value])
@@ -79,7 +79,7 @@ def _measured(study: Study, place: Place) -> Iterator[Row]:
     )
     given = None if references is None else [references.for_fact(fact) for fact in chosen]
     # The names of all facts: one without an id is called by its place.
-    for one in text_rows(chosen, texts, given, tfidf):
+    for one in text_metrics(chosen, texts, given, tfidf):
         if one.metric in TEXT:
             yield from rows_of(place, one.metric, [one.fact], [one.value])
 

@@ -24,7 +24,7 @@ from factpatch.data.records import DataFileError
 from factpatch.data.references import why_no_references
 from factpatch.edit_report import check_facts
 from factpatch.editor import Editor
-from factpatch.evaluation.rows import fact_names
+from factpatch.evaluation.metrics import fact_names
 from factpatch.facts import Fact
 from factpatch.lab.runs.config import RunConfig
 from factpatch.lab.runs.directory import Plan, RunDirectory, RunError

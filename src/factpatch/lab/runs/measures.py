@@ -14,15 +14,15 @@ from torch import Tensor
 
 from factpatch.data.known import KnownFact
 from factpatch.data.references import ReferenceTexts, Tfidf
-from factpatch.evaluation import metrics
 from factpatch.evaluation.capability import capability
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
+from factpatch.evaluation.metrics import FactMetric, fact_names, mean_or_none, percent
 from factpatch.evaluation.overlap import edited_neighbors
 from factpatch.evaluation.perplexity import perplexity
 from factpatch.evaluation.readings import Reading
-from factpatch.evaluation.rows import GREEDY, Row, fact_names, text_rows
 from factpatch.evaluation.tasks import Item, task_named
+from factpatch.evaluation.text import GREEDY, text_metrics
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.lab.runs.config import CapabilityConfig, RunConfig, Sampling, TextConfig
@@ -83,7 +83,11 @@ class Facts:
     def _untouched(self, facts: Sequence[Fact], readings: Sequence[Reading]) -> Iterator[Number]:
         for place, (fact, reading) in enumerate(zip(facts, readings, strict=True)):
             probes = zip(reading.neighbors, self.edited[fact], strict=True)
-            yield place, UNTOUCHED, metrics.specificity([[probe.nlls for probe, editor in probes if editor is None]])
+            yield (
+                place,
+                UNTOUCHED,
+                percent(mean_or_none(probe.prefers_true for probe, editor in probes if editor is None)),
+            )
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Texts:
                 top_k=top_k,
                 seed=self.seed,
             )
-            numbers += _numbers(chosen, text_rows(chosen, generations, given, self.tfidf, prefix))
+            numbers += _numbers(chosen, text_metrics(chosen, generations, given, self.tfidf, prefix))
             texts += [
                 (place, {"sampling": sampling, "prompt": one.prompt, "said": one.said})
                 for place, some in enumerate(generations)
@@ -186,7 +190,7 @@ class Drift:
         return Measured([(None, f"drift.{key}", float(value)) for key, value in shift.items()], (), {"states": states})
 
 
-def _numbers(facts: Sequence[Fact], rows: Sequence[Row]) -> list[Number]:
+def _numbers(facts: Sequence[Fact], rows: Sequence[FactMetric]) -> list[Number]:
     places = {name: place for place, name in enumerate(fact_names(facts))}
     return [(places[row.fact], row.metric, row.value) for row in rows]
 

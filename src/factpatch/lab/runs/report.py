@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from factpatch.evaluation.intervals import Interval
-from factpatch.evaluation.questions import FORMS
+from factpatch.evaluation.readings import FORMS
 from factpatch.lab.drawing.render import render, write_page
 from factpatch.lab.runs.contrasts import Contrast, compared, scored
 from factpatch.lab.runs.execute import check_extra

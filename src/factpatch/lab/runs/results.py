@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factpatch.evaluation.rows import GREEDY, TEXT_METRICS
+from factpatch.evaluation.text import GREEDY, TEXT_METRICS
 from factpatch.lab.runs.config import RunConfig
 from factpatch.lab.runs.directory import Plan, RunDirectory, RunError
 from factpatch.lab.runs.inputs import fact_key
