@@ -20,8 +20,8 @@ from kept import kept
 
 from factpatch import METHODS, Editor, Fact, Method, load_facts, verify
 from factpatch.evaluation.intervals import score_difference
+from factpatch.evaluation.metrics import SCORED
 from factpatch.evaluation.perplexity import perplexity
-from factpatch.evaluation.rows import SCORED
 from factpatch.facts import identity
 from factpatch.methods import parse_assignments, settings_of, with_settings
 from factpatch.model.language_model import LanguageModel

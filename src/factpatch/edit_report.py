@@ -12,10 +12,9 @@ from typing import Any
 
 from factpatch.edited import Edit
 from factpatch.editor import Editor
+from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import held_out_text, perplexity
-from factpatch.evaluation.plain import plain_summary
-from factpatch.evaluation.rows import METRICS
-from factpatch.evaluation.verify import Verification, request_count, verify
+from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
 from factpatch.patch.patch import Patch

@@ -1,53 +1,78 @@
-"""Every formula against an example worked by hand."""
+"""Every formula against an example worked by hand; and the metrics of facts, whose means they are."""
+
+import math
+import random
 
 import pytest
 
 from factpatch.evaluation import metrics
+from factpatch.evaluation.metrics import METRICS, fact_metrics, fact_names, summary
+from factpatch.evaluation.readings import FORMS, Answer, Probe, Reading, Score
+from factpatch.evaluation.verify import Verification
+from factpatch.facts import Fact, Neighbor
 
 
-def test_efficacy_counts_facts_whose_new_object_has_the_lower_nll():
-    assert metrics.efficacy([(1.0, 2.0), (2.0, 1.0), (0.5, 3.0), (4.0, 5.0)]) == 75.0
+def probe(new, true=None, matched=(False,), true_matched=(False,)):
+    return Probe("p", Score(new, 0.5, matched), None if true is None else Score(true, 0.5, true_matched))
 
 
-def test_a_tie_is_no_success_for_either_object():
-    assert metrics.efficacy([(1.0, 1.0)]) == 0.0
-    assert metrics.specificity([[(1.0, 1.0)]]) == 0.0
+NEW, TRUE, TIE, ALONE = probe(1.0, 2.0), probe(2.0, 1.0), probe(1.0, 1.0), probe(9.0)
 
 
-def test_efficacy_leaves_out_facts_without_a_true_object():
-    assert metrics.efficacy([(1.0, 2.0), (9.0, None)]) == 100.0
-    assert metrics.efficacy([(9.0, None)]) is None
-    assert metrics.efficacy([]) is None
+def over(metric, *readings):
+    return summary([Fact("{} is", "A", "b")] * len(readings), readings)[metric]
 
 
-def test_generalization_averages_within_a_fact_before_it_averages_facts():
-    # One of two, then three of three: (1/2 + 1) / 2, and not 4/5.
-    facts = [[(1.0, 2.0), (2.0, 1.0)], [(1.0, 2.0)] * 3]
-    assert metrics.generalization(facts) == 75.0
+def rewrites(*probes):
+    return [Reading(one) for one in probes]
 
 
-def test_specificity_averages_within_a_fact_before_it_averages_facts():
-    # The true object wins in one of four, then in one of one: (1/4 + 1) / 2.
-    facts = [[(2.0, 1.0), (1.0, 2.0), (1.0, 2.0), (1.0, 2.0)], [(2.0, 1.0)]]
-    assert metrics.specificity(facts) == 62.5
+def paraphrased(*groups):
+    return [Reading(ALONE, tuple(group)) for group in groups]
 
 
-def test_facts_without_probes_do_not_enter_a_mean():
-    assert metrics.generalization([[], [(1.0, 2.0)]]) == 100.0
-    assert metrics.generalization([[], []]) is None
-    assert metrics.specificity([[]]) is None
+def neighbored(*groups):
+    return [Reading(ALONE, neighbors=tuple(group)) for group in groups]
 
 
-def test_strict_metrics_want_every_token():
-    assert metrics.strict_efficacy([(True, True), (True, False), (False,), (True,)]) == 50.0
-    assert metrics.strict_generalization([[(True,), (True, False)], [(True, True)], []]) == 75.0
-    assert metrics.strict_specificity([[(True,)], [(False,)]]) == 50.0
-    assert metrics.strict_specificity([[], []]) is None
+def matched(*groups, true=False):
+    return [probe(1.0, 1.0, **{"true_matched" if true else "matched": group}) for group in groups]
 
 
-def test_token_accuracy_averages_tokens_then_prompts_then_facts():
-    # Fact 1: (1/2 + 1) / 2 = 3/4. Fact 2: 1/4. Together 1/2.
-    assert metrics.token_accuracy([[(True, False), (True,)], [(True, False, False, False)]]) == 50.0
+@pytest.mark.parametrize(
+    ("metric", "readings", "expected"),
+    [
+        # The new object has the lower NLL; a tie is no success, and a fact without a true object does not count.
+        ("efficacy", rewrites(NEW, TRUE, NEW, NEW), 75.0),
+        ("efficacy", rewrites(TIE), 0.0),
+        ("efficacy", rewrites(NEW, ALONE), 100.0),
+        ("efficacy", rewrites(ALONE), None),
+        ("efficacy", [], None),
+        # One of two, then three of three: (1/2 + 1) / 2, and not 4/5. A fact without probes does not enter the mean.
+        ("generalization", paraphrased([NEW, TRUE], [NEW] * 3), 75.0),
+        ("generalization", paraphrased([], [NEW]), 100.0),
+        ("generalization", paraphrased([], []), None),
+        # The true object wins in one of four, then in one of one: (1/4 + 1) / 2.
+        ("specificity", neighbored([TRUE, NEW, NEW, NEW], [TRUE]), 62.5),
+        ("specificity", neighbored([TIE]), 0.0),
+        ("specificity", neighbored([]), None),
+        # Every token of the wanted object is the most probable one.
+        ("strict_efficacy", rewrites(*matched((True, True), (True, False), (False,), (True,))), 50.0),
+        ("strict_generalization", paraphrased(matched((True,), (True, False)), matched((True, True)), []), 75.0),
+        ("strict_specificity", neighbored(matched((True,), true=True), matched((False,), true=True)), 50.0),
+        ("strict_specificity", neighbored([], []), None),
+        # Tokens, then prompts, then facts. Fact 1: (1/2 + 1) / 2 = 3/4. Fact 2: 1/4. Together 1/2.
+        (
+            "token_generalization",
+            paraphrased(matched((True, False), (True,)), matched((True, False, False, False))),
+            50,
+        ),
+        ("token_efficacy", rewrites(*matched((True, False), (True, True))), 75.0),
+        ("token_specificity", neighbored(matched((True, False, False, False), true=True)), 25.0),
+    ],
+)
+def test_a_metric_over_facts(metric, readings, expected):
+    assert over(metric, *readings) == expected
 
 
 @pytest.mark.parametrize(
@@ -72,14 +97,14 @@ def test_token_accuracy_averages_tokens_then_prompts_then_facts():
 def test_an_answer_matches_word_by_word(answer, target, exact, contained):
     assert metrics.exact_match(answer, target) is exact
     assert metrics.contained_match(answer, target) is contained
-    assert metrics.exact([(answer, target)]) == 100.0 * exact
-    assert metrics.contained([(answer, target)]) == 100.0 * contained
 
 
 def test_matches_leave_out_facts_that_lack_an_answer_or_an_object():
-    answers = [("Paris", "Paris"), ("Rome", "Paris"), (None, "Paris"), ("Paris", None)]
-    assert metrics.exact(answers) == metrics.contained(answers) == 50.0
-    assert metrics.exact(answers[2:]) is metrics.contained([]) is None
+    fact = Fact("The capital of {} is", "France", "Paris")
+    said = [Reading(ALONE, answers=(Answer("chat", "asked", text),)) for text in ("Paris", "Rome")] + [Reading(ALONE)]
+    found = summary([fact] * 3, said)
+    assert found["chat_exact"] == found["chat_contained"] == 50.0
+    assert found["chat_exact_true"] is found["prompt_exact"] is found["question_contained"] is None
 
 
 @pytest.mark.parametrize(
@@ -92,7 +117,7 @@ def test_matches_leave_out_facts_that_lack_an_answer_or_an_object():
     ],
 )
 def test_an_answer_may_repeat_its_prompt_first(answer, rest):
-    assert metrics.behind(answer, "The capital of France is") == rest
+    assert metrics.without_prompt(answer, "The capital of France is") == rest
 
 
 def test_harmonic_mean():
@@ -112,4 +137,61 @@ def test_percent_and_means_of_nothing_are_none():
     assert metrics.percent(0.25) == 25.0
     assert metrics.mean_or_none([None, 1.0, 2.0]) == 1.5
     assert metrics.mean_or_none([]) is None
-    assert metrics.mean_of_means([[], [None]]) is None
+
+
+def random_fact(dice, index):
+    return Fact(
+        "The capital of {} is",
+        f"Land {index}",
+        "Rome",
+        dice.choice([None, "Paris"]),
+        id=dice.choice([None, f"id {index}"]),
+        paraphrases=("p",) * dice.randrange(3),
+        neighbors=(Neighbor("n", "Bonn"),) * dice.randrange(4),
+    )
+
+
+def random_reading(dice, fact):
+    def tokens():
+        return tuple(dice.random() < 0.5 for _ in range(dice.randrange(1, 4)))
+
+    def random_probe(true):
+        return probe(dice.random(), dice.random() if true else None, tokens(), tokens())
+
+    said = ["Rome.", "Paris", "Rome or Paris", "neither", ""]
+    return Reading(
+        random_probe(fact.target_true),
+        tuple(random_probe(fact.target_true) for _ in fact.paraphrases),
+        tuple(random_probe(True) for _ in fact.neighbors),
+        tuple(Answer(form, "asked", dice.choice(said)) for form in FORMS if dice.random() < 0.8),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_metric_is_the_mean_of_those_of_facts(seed):
+    dice = random.Random(seed)
+    facts = [random_fact(dice, index) for index in range(12)]
+    readings = [random_reading(dice, fact) for fact in facts]
+    whole = summary(facts, readings)
+    assert whole.keys() == {*METRICS, "score"}
+    found = fact_metrics(facts, readings)
+    assert found == Verification(tuple(facts), tuple(readings)).rows()
+    assert {(row.fact, row.metric) for row in found} == {
+        (name, metric) for name in fact_names(facts) for metric in METRICS
+    }
+    for metric in METRICS:
+        values = [row.value for row in found if row.metric == metric and row.value is not None]
+        assert whole[metric] == (pytest.approx(math.fsum(values) / len(values)) if values else None)
+    scored = [whole[name] for name in ("efficacy", "generalization", "specificity")]
+    assert whole["score"] == metrics.harmonic_mean(scored)
+
+
+def test_a_fact_without_an_id_is_called_by_its_place():
+    facts = [Fact("{} is", "A", "b", id="x"), Fact("{} is", "C", "d")]
+    assert fact_names(facts) == ["x", "facts[1]"]
+
+
+def test_facts_with_the_same_id_are_refused():
+    facts = [Fact("{} is", "A", "b", id="7"), Fact("{} is", "B", "b"), Fact("{} is", "C", "d", id="7")]
+    with pytest.raises(ValueError, match=r"facts\[0\] and facts\[2\] both have the id '7'"):
+        fact_metrics(facts, [])

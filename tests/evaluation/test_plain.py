@@ -1,9 +1,7 @@
 """One sentence about an edit."""
 
-from factpatch.evaluation.plain import plain_summary
-from factpatch.evaluation.probabilities import Score
-from factpatch.evaluation.readings import Probe, Reading
-from factpatch.evaluation.verify import Verification
+from factpatch.evaluation.readings import Probe, Reading, Score
+from factpatch.evaluation.verify import Verification, plain_summary
 from factpatch.facts import Fact
 
 

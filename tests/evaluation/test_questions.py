@@ -5,7 +5,8 @@ import torch
 from tests.models import tiny, tiny_model, tiny_tokenizer
 
 from factpatch.evaluation.generation import greedy_answers
-from factpatch.evaluation.questions import FORMS, answers, forms, question
+from factpatch.evaluation.questions import answers, forms, question
+from factpatch.evaluation.readings import FORMS
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 

@@ -7,6 +7,7 @@ import pytest
 from factpatch.data.references import Tfidf
 from factpatch.evaluation import text
 from factpatch.evaluation.generation import Generation
+from factpatch.facts import Fact
 
 
 class WordOverlap:
@@ -83,3 +84,22 @@ def test_consistency_by_tf_idf_worked_by_hand():
 @pytest.mark.parametrize("references", [None, []])
 def test_consistency_without_references_is_missing_and_not_zero(references):
     assert text.consistency([Generation("a", " b")], references, WordOverlap()) is None
+
+
+class Constant:
+    def similarity(self, one, other):
+        return 0.25
+
+
+def test_the_metrics_of_texts_leave_missing_references_missing():
+    facts = [Fact("{} is", "A", "b", id="a"), Fact("{} is", "C", "d", id="c")]
+    texts = [[Generation("A is", " b, b and b"), Generation("A", "")], [Generation("C", " ")]]
+    found = {
+        row[:2]: row.value for row in text.text_metrics(facts, texts, [["reference"], None], Constant(), "greedy_")
+    }
+    assert found.keys() == {(fact, f"greedy_{name}") for fact in "ac" for name in text.TEXT_METRICS}
+    assert found["a", "greedy_consistency"] == 25.0
+    assert found["a", "greedy_empty_texts"] == 50.0
+    assert found["c", "greedy_consistency"] is found["c", "greedy_fluency"] is None
+    assert found["c", "greedy_empty_texts"] == 100.0
+    assert ("a", "consistency", None) in text.text_metrics(facts, texts)

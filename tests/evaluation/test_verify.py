@@ -186,7 +186,7 @@ def test_verify_refuses_what_it_cannot_read():
         verify(tiny("gpt2"), None, [])
     with pytest.raises(ValueError, match="tokenizer=None"):
         verify(tiny_model("gpt2"), None, [FULL])
-    with pytest.raises(ValueError, match="the given LanguageModel has another one"):
+    with pytest.raises(ValueError, match="a LanguageModel is taken as it is; leave tokenizer out"):
         verify(tiny("gpt2"), tiny_tokenizer(), [FULL])
 
 

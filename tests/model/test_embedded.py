@@ -276,7 +276,7 @@ def test_an_interrupted_conversion_leaves_nothing(pip: Pip, cache: Path, monkeyp
 
 
 def test_leftovers_of_a_killed_conversion_go_after_a_day(pip: Pip, cache: Path) -> None:
-    old, young, other = (cache / "models" / name for name in (".tiny-old", ".tiny-young", ".other-old"))
+    old, young, other = (cache / "models" / name for name in (".factpatch-old.tmp", ".factpatch-young.tmp", "other"))
     for path in (old, young, other):
         path.mkdir(parents=True)
     two_days_ago = time.time() - 2 * 24 * 3600

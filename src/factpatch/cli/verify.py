@@ -26,7 +26,7 @@ def verify(
 
     from factpatch.data import load_facts
     from factpatch.edit_report import ask
-    from factpatch.evaluation.plain import plain_summary
+    from factpatch.evaluation.verify import plain_summary
     from factpatch.facts import latest
     from factpatch.session import load_patch
     from factpatch.support.files import write_json

@@ -25,7 +25,7 @@ MAX_NEW_TOKENS = 16
 TEXT_TOKENS = 100
 """New tokens of a text that is judged for its fluency and consistency."""
 
-# A period behind an initial or one of these titles and places ends no sentence: "J. R. Smith", "U.S.", "St. Louis".
+# A period after an initial or one of these titles and places ends no sentence: "J. R. Smith", "U.S.", "St. Louis".
 _NO_END = r"(?<!\b[A-Z])(?<!\b(?:St|Mt|Ft|Dr|Mr|Ms|Jr|Sr))(?<!\bMrs)"
 _CLOSING = r"[.!?]+[\"')\]”’]*"
 _END_BEFORE_MORE = re.compile(rf"{_NO_END}{_CLOSING}(?=\s)|\n")
@@ -33,7 +33,7 @@ _END = re.compile(rf"{_NO_END}{_CLOSING}(?=\s|$)|\n")
 
 
 def first_sentence(text: str) -> str:
-    """The text up to the end of its first sentence or of its first line with text, without white space around it."""
+    """Return the text up to the end of its first sentence or of its first line with text, stripped."""
     text = text.strip()
     end = _END.search(text)
     return text[: end.end()].rstrip() if end else text
@@ -56,14 +56,13 @@ def greedy_answers(
         progress: Called after each batch of answers with their number.
 
     Returns:
-        One answer for each prompt, without white space around it; it may be empty.
+        One answer for each prompt, stripped; it may be empty.
 
     Raises:
         ValueError: `max_new_tokens` is below 1, or a prompt has no tokens or more than the model reads.
     """
     rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    frames = [lm.frame] * len(prompts) if frames is None else frames
-    rows = _rows(lm, prompts, frames, rooms)
+    rows = _rows(lm, prompts, [lm.frame] * len(prompts) if frames is None else frames, rooms)
 
     def ended(new: list[int]) -> bool:
         """More text cannot change the first sentence."""
@@ -71,23 +70,20 @@ def greedy_answers(
 
     unique = list(dict.fromkeys(zip(rows, rooms, strict=True)))
     progress(len(rows) - len(unique))
-    rows_and_rooms = zip(*unique, strict=True) if unique else ((), ())
-    found = continuations(lm, *rows_and_rooms, done=ended, ends=end_tokens(lm), progress=progress)
+    own_rows, own_rooms = [row for row, _ in unique], [room for _, room in unique]
+    found = continuations(lm, own_rows, own_rooms, done=ended, ends=end_tokens(lm), progress=progress)
     said = {one: first_sentence(_decode(lm.tokenizer, new)) for one, new in zip(unique, found, strict=True)}
     return [said[one] for one in zip(rows, rooms, strict=True)]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A text that a model wrote.
-
-    Attributes:
-        prompt: What it was given.
-        said: What it put behind that, white space included.
-    """
+    """A text that a model wrote."""
 
     prompt: str
+    """What it was given."""
     said: str
+    """What it wrote after that, white space included."""
 
     @property
     def text(self) -> str:
@@ -110,10 +106,10 @@ def generate_texts(
     stop: bool = False,
     progress: Progress = lambda texts: None,
 ) -> list[tuple[Generation, ...]]:
-    """Let a model write on, from some prompts for each fact.
+    """Let a model continue some prompts for each fact.
 
     A text depends on its prompt, the seed and how many equal prompts the same fact has before it, and not on what other
-    prompts there are, but for rounding: sampling has a generator for each text.
+    prompts there are, except for rounding: sampling has a generator for each text.
 
     Args:
         lm: The model; it is left as it was.
@@ -121,7 +117,7 @@ def generate_texts(
         max_new_tokens: How many tokens follow a prompt; fewer where the model's positions end.
         top_k: Each token is sampled from so many most probable ones; 1 is greedy.
         seed: Of the sampling, from 0 up.
-        stop: Whether a text ends with an end token. The published evaluation goes on behind it, without showing it.
+        stop: Whether a text ends with an end token. The published evaluation continues after it, without showing it.
         progress: Called after each batch of texts with their number.
 
     Returns:
@@ -135,8 +131,7 @@ def generate_texts(
         raise ValueError(f"top_k={top_k}: give 1 for the most probable token, or more to sample.")
     if seed < 0:
         raise ValueError(f"seed={seed}: give a number from 0 up.")
-    wanted = [(prompt, seen) for group in prompts for prompt, seen in _numbered(group)]
-    wanted = [(prompt, 0 if top_k == 1 else seen) for prompt, seen in wanted]
+    wanted = [(prompt, 0 if top_k == 1 else seen) for group in prompts for prompt, seen in _numbered(group)]
     unique = list(dict.fromkeys(wanted))
     rooms = [max_new_tokens] * len(unique)
     rows = _rows(lm, [prompt for prompt, _ in unique], [lm.frame] * len(unique), rooms)
@@ -146,7 +141,7 @@ def generate_texts(
     progress(len(wanted) - len(unique))
     ends = end_tokens(lm) if stop else ()
     new = continuations(lm, rows, rooms, pick=pick, ends=ends, progress=progress)
-    said = {one: _behind(lm, row, ids) for one, row, ids in zip(unique, rows, new, strict=True)}
+    said = {one: _continuation(lm, row, ids) for one, row, ids in zip(unique, rows, new, strict=True)}
     texts = iter(Generation(one[0], said[one]) for one in wanted)
     return [tuple(islice(texts, len(group))) for group in prompts]
 
@@ -164,9 +159,9 @@ def _noise(seed: int, prompt: str, seen: int, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.random.default_rng([seed, seen, *words.tolist()]).gumbel(size=shape))
 
 
-def _behind(lm: LanguageModel, row: Sequence[int], new: Sequence[int]) -> str:
-    """The text of new tokens behind their row."""
-    # Some tokenizers drop the space in front of a text's first word, so that the row is decoded along.
+def _continuation(lm: LanguageModel, row: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens after their row."""
+    # Some tokenizers drop the space in front of a text's first word, so the row is decoded too.
     before, whole = _decode(lm.tokenizer, row), _decode(lm.tokenizer, [*row, *new])
     said = whole.removeprefix(before) if whole.startswith(before) else _decode(lm.tokenizer, new)
     return "\n" + said.lstrip() if lm.frame.chat and said.strip() else said

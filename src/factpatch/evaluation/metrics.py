@@ -1,12 +1,12 @@
-"""The metrics of knowledge editing as pure functions of what a model said: no model, no text files.
+"""Every metric of knowledge editing by name: of one fact, and over all; docs/metrics.md lists them with their sources.
 
-Every metric is in percent; docs/metrics.md lists them with their sources. A metric is None where nothing was given that
-it could be computed from: no fact has a true object, or none brings paraphrases or neighbors. A fact without the probes
-a metric needs does not enter its mean.
+A metric is in percent, and None where there is nothing to compute it from: no fact has a true object, or none brings
+paraphrases or neighbors. Each fact counts once, however many probes it brings; one without the probes that a metric
+needs does not count.
 
-Two readings of success are in use for an object that is put into the model's mouth. The published one compares two
-objects: the NLL (mean nats per target token) of the new and of the true one. The strict one asks whether every token of
-the wanted object is the most probable token. What the model says by itself is matched word by word.
+Two readings of success are in use for the probability of an object. The published one compares two objects: the NLL
+(mean nats per target token) of the new and of the true one. The strict one asks whether every token of the wanted
+object is the most probable token. What the model answers freely is matched word by word.
 """
 
 from __future__ import annotations
@@ -14,148 +14,92 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-NllPair = tuple[float, float | None]
-"""NLL of the new object and of the true object behind one prompt; None where the true object is not known."""
-Matched = Sequence[bool]
-"""For each token of the wanted object whether it is the most probable token."""
+from factpatch.evaluation.readings import FORMS, Reading
+from factpatch.facts import Fact
+
+Share = Callable[[Fact, Reading], float | None]
+"""A metric of one fact, in [0, 1]."""
+
+
+class FactMetric(NamedTuple):
+    """One metric of one fact."""
+
+    fact: str
+    """The fact's id, or "facts[3]", its place from 0, where it has none."""
+    metric: str
+    value: float | None
+    """In percent, but for fluency; None where the fact lacks what it takes. The metric is the mean of all others."""
+
+
+def fact_metrics(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[FactMetric]:
+    """Return every metric of every fact, one reading for each fact.
+
+    The harmonic mean S is not among them: it is one of metrics, not of facts.
+
+    Raises:
+        ValueError: Two facts have the same id.
+    """
+    return [
+        FactMetric(name, metric, percent(share(fact, reading)))
+        for name, fact, reading in zip(fact_names(facts), facts, readings, strict=True)
+        for metric, share in METRICS.items()
+    ]
+
+
+def summary(facts: Sequence[Fact], readings: Sequence[Reading]) -> dict[str, float | None]:
+    """Return every metric over all facts, and `score`, the harmonic mean of efficacy, generalization, specificity."""
+    pairs = list(zip(facts, readings, strict=True))
+    found = {name: percent(mean_or_none(share(*pair) for pair in pairs)) for name, share in METRICS.items()}
+    return {**found, "score": harmonic_mean(found[name] for name in SCORED)}
+
+
+def fact_names(facts: Sequence[Fact]) -> list[str]:
+    """Return the name of each fact among others: its id, or its place.
+
+    Raises:
+        ValueError: Two facts have the same id.
+    """
+    places: dict[str, int] = {}
+    for index, fact in enumerate(facts):
+        name = f"facts[{index}]" if fact.id is None else fact.id
+        if places.setdefault(name, index) != index:
+            raise ValueError(
+                f"facts[{places[name]}] and facts[{index}] both have the id {name!r}; give each an id of its own."
+            )
+    return list(places)
 
 
 def percent(share: float | None) -> float | None:
-    """A share in [0, 1] in percent."""
+    """Return a share in [0, 1] in percent."""
     return None if share is None else 100.0 * share
 
 
 def mean_or_none(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are not None; None if there is none."""
+    """Return the mean of the values that are not None; None if there is none."""
     known = [float(value) for value in values if value is not None]
     return math.fsum(known) / len(known) if known else None
 
 
-def mean_of_means(groups: Iterable[Iterable[float | None]]) -> float | None:
-    """The mean over groups of the mean within a group: each fact counts once, however many probes it brings."""
-    return mean_or_none(mean_or_none(group) for group in groups)
-
-
 def harmonic_mean(values: Iterable[float | None]) -> float | None:
-    """n / Σ 1/x; 0 if a value is 0, None if a value is None or there is none.
+    """Return n / Σ 1/x; 0 if a value is 0, None if a value is None or there is none.
 
     Raises:
         ValueError: A value is negative.
     """
-    known = []
-    for value in values:
-        if value is None:
-            return None
-        if value < 0:
-            raise ValueError(f"values: {value} is negative; a harmonic mean is taken of values from 0 up.")
-        known.append(value)
-    if not known:
+    known = list(values)
+    if not known or None in known:
         return None
-    return 0.0 if min(known) == 0 else len(known) / sum(1 / value for value in known)
-
-
-def prefers_new(nlls: NllPair) -> bool | None:
-    """Whether the new object has the lower NLL; a tie is no success. None without a true object."""
-    new, true = nlls
-    return None if true is None else new < true
-
-
-def prefers_true(nlls: NllPair) -> bool | None:
-    """Whether the true object has the lower NLL; a tie is no success. None without a true object."""
-    new, true = nlls
-    return None if true is None else true < new
-
-
-def efficacy(rewrites: Iterable[NllPair]) -> float | None:
-    """Percentage of facts whose new object has a lower NLL than the true one behind the edit prompt.
-
-    Source: MEMIT (arXiv:2210.07229), eq. 24.
-
-    Args:
-        rewrites: One pair for each fact.
-    """
-    return percent(mean_or_none(prefers_new(nlls) for nlls in rewrites))
-
-
-def generalization(paraphrases: Iterable[Iterable[NllPair]]) -> float | None:
-    """As `efficacy`, behind paraphrases: mean over facts of the mean over the fact's paraphrases.
-
-    Source: MEMIT (arXiv:2210.07229), eq. 25.
-
-    Args:
-        paraphrases: For each fact one pair for each paraphrase.
-    """
-    return percent(mean_of_means((prefers_new(nlls) for nlls in prompts) for prompts in paraphrases))
-
-
-def specificity(neighbors: Iterable[Iterable[NllPair]]) -> float | None:
-    """Percentage of neighborhood prompts that still prefer their true object to the fact's new one: mean of means.
-
-    Source: MEMIT (arXiv:2210.07229), eq. 26.
-
-    Args:
-        neighbors: For each fact one pair for each neighbor: the fact's new object, the neighbor's true object.
-    """
-    return percent(mean_of_means((prefers_true(nlls) for nlls in prompts) for prompts in neighbors))
-
-
-def strict_efficacy(rewrites: Iterable[Matched]) -> float | None:
-    """Percentage of facts whose new object is the most probable continuation in every one of its tokens.
-
-    Args:
-        rewrites: For each fact what holds of the tokens of its new object.
-    """
-    return percent(mean_or_none(all(tokens) for tokens in rewrites))
-
-
-def strict_generalization(paraphrases: Iterable[Iterable[Matched]]) -> float | None:
-    """As `strict_efficacy`, behind paraphrases: mean over facts of the mean over the fact's paraphrases."""
-    return percent(mean_of_means((all(tokens) for tokens in prompts) for prompts in paraphrases))
-
-
-def strict_specificity(neighbors: Iterable[Iterable[Matched]]) -> float | None:
-    """Percentage of neighborhood prompts whose true object is most probable in every token: mean of means.
-
-    Args:
-        neighbors: For each fact and neighbor what holds of the tokens of the neighbor's true object.
-    """
-    return percent(mean_of_means((all(tokens) for tokens in prompts) for prompts in neighbors))
-
-
-def token_accuracy(probes: Iterable[Iterable[Matched]]) -> float | None:
-    """Percentage of the wanted object's tokens that are the most probable ones: mean over facts, prompts, tokens.
-
-    This is how zsRE is scored, which names no true object. Source: MEMIT (arXiv:2210.07229), eq. 21 to 23, which the
-    published code counts token by token.
-
-    Args:
-        probes: For each fact and prompt what holds of the tokens of the wanted object.
-    """
-    return percent(mean_of_means((mean_or_none(tokens) for tokens in prompts) for prompts in probes))
-
-
-def exact(answers: Iterable[tuple[str | None, str | None]]) -> float | None:
-    """Percentage of answers that are the object and nothing else; see `exact_match`.
-
-    Args:
-        answers: For each fact the answer and the object; a fact that lacks one of them does not count.
-    """
-    return percent(mean_or_none(_matches(exact_match, pair) for pair in answers))
-
-
-def contained(answers: Iterable[tuple[str | None, str | None]]) -> float | None:
-    """Percentage of answers in which the object occurs; see `contained_match`.
-
-    Args:
-        answers: For each fact the answer and the object; a fact that lacks one of them does not count.
-    """
-    return percent(mean_or_none(_matches(contained_match, pair) for pair in answers))
+    numbers = [value for value in known if value is not None]
+    if min(numbers) < 0:
+        raise ValueError(f"values: {min(numbers)} is negative; a harmonic mean is taken of values from 0 up.")
+    return 0.0 if min(numbers) == 0 else len(numbers) / sum(1 / value for value in numbers)
 
 
 def exact_match(answer: str, target: str) -> bool:
-    """Whether an answer is a target, word by word, but for case, punctuation and the articles a, an, the.
+    """Whether an answer is a target, word by word, except for case, punctuation and the articles a, an, the.
 
     Source: the exact match of SQuAD (arXiv:1606.05250), section 6.1.
     """
@@ -168,16 +112,11 @@ def contained_match(answer: str, target: str) -> bool:
     return any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1))
 
 
-def behind(answer: str, prompt: str) -> str:
-    """An answer without the prompt that it repeats first: "French." of "The mother tongue of Ada is French."."""
+def without_prompt(answer: str, prompt: str) -> str:
+    """Return an answer without the prompt that it repeats first: "Rome." of "The capital of Italy is Rome."."""
     said, asked = (" ".join(text.split()) for text in (answer, prompt))
     repeated = re.match(rf"{re.escape(asked)}(?!\w)", said, re.IGNORECASE)
     return said[repeated.end() :].lstrip() if repeated else answer
-
-
-def _matches(match: Callable[[str, str], bool], pair: tuple[str | None, str | None]) -> bool | None:
-    answer, target = pair
-    return None if answer is None or target is None else match(answer, target)
 
 
 # Scripts that put no space between words: there every character is a word.
@@ -190,3 +129,43 @@ def _words(text: str) -> list[str]:
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     # "The The" keeps its articles, and "?!" its marks: a target of no words would be in every answer.
     return [word for word in words if word not in _ARTICLES] or words or [text.strip()]
+
+
+def _answered(form: str, match: Callable[[str, str], bool], true: bool) -> Share:
+    def share(fact: Fact, reading: Reading) -> float | None:
+        said, target = reading.said(form), fact.target_true if true else fact.target_new
+        return None if said is None or target is None else match(without_prompt(said, fact.text), target)
+
+    return share
+
+
+def _answer_metrics() -> Iterator[tuple[str, Share]]:
+    for form in FORMS:
+        for name, match in (("exact", exact_match), ("contained", contained_match)):
+            yield f"{form}_{name}", _answered(form, match, true=False)
+            yield f"{form}_{name}_true", _answered(form, match, true=True)
+
+
+SCORED = ("efficacy", "generalization", "specificity")
+"""What the harmonic mean S is taken of."""
+
+METRICS: Mapping[str, Share] = {
+    # MEMIT (arXiv:2210.07229), eq. 24 to 26: of the objects after the edit prompt, the paraphrases and the neighbors,
+    # the wanted one has the lower NLL; of neighbors that is the true one.
+    "efficacy": lambda fact, said: said.rewrite.prefers_new,
+    "generalization": lambda fact, said: mean_or_none(probe.prefers_new for probe in said.paraphrases),
+    "specificity": lambda fact, said: mean_or_none(probe.prefers_true for probe in said.neighbors),
+    # Every token of the wanted object is the most probable one.
+    "strict_efficacy": lambda fact, said: said.rewrite.new.greedy,
+    "strict_generalization": lambda fact, said: mean_or_none(probe.new.greedy for probe in said.paraphrases),
+    "strict_specificity": lambda fact, said: mean_or_none(probe.true.greedy for probe in said.neighbors if probe.true),
+    # The share of its tokens that are: how zsRE is scored, which names no true object. MEMIT, eq. 21 to 23, which the
+    # published code counts token by token.
+    "token_efficacy": lambda fact, said: mean_or_none(said.rewrite.new.matched),
+    "token_generalization": lambda fact, said: mean_or_none(mean_or_none(one.new.matched) for one in said.paraphrases),
+    "token_specificity": lambda fact, said: mean_or_none(
+        mean_or_none(probe.true.matched) for probe in said.neighbors if probe.true
+    ),
+    **dict(_answer_metrics()),
+}
+"""Every metric that a reading gives, by name."""

@@ -1,4 +1,4 @@
-"""How probable a model finds a target behind a prompt: exact, batched, and nothing computed twice."""
+"""How probable a model finds a target after a prompt: exact, batched, and nothing computed twice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import islice
 
 import torch
 
+from factpatch.evaluation.readings import Score
 from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
@@ -21,41 +22,19 @@ Progress = Callable[[int], None]
 """Called with the number of requests that have been finished since the last call."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """What a model thinks of one target behind one prompt.
-
-    Attributes:
-        nll: Mean nats per target token.
-        probability: Probability of the whole target, in [0, 1]: exp of the summed log probabilities of its tokens.
-        matched: For each token of the target whether it is the most probable one, given the prompt and the tokens
-            before it.
-    """
-
-    nll: float
-    probability: float
-    matched: tuple[bool, ...]
-
-    @property
-    def greedy(self) -> bool:
-        """Whether every token of the target is the most probable one: greedy decoding would say the target."""
-        return all(self.matched)
-
-
 def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[Score]:
-    """Score targets behind prompts.
+    """Score targets after prompts.
 
     Prompt and target are tokenized together, as `prompt + " " + target`, with the tokenizer's default special tokens.
-    In a chat, they are the user's turn and the beginning of the answer.
-    The target's tokens are those that stand for a character behind the prompt; a token that reaches over the boundary
-    is one of them.
+    In a chat, they are the user's turn and the beginning of the answer. The target's tokens are those that stand for a
+    character after the prompt; a token that crosses the boundary is one of them.
 
-    The last token of a text is predicted and never read. What texts of a batch begin with in common is run once: the
+    The last token of a text is predicted and never read. What the texts of a batch begin with in common runs once: the
     prompt for its two objects, and the words that a fact's neighbors share.
 
     Args:
         lm: The model; it is left as it was.
-        requests: Prompts and targets. White space around a target does not count.
+        requests: Prompts and targets. White space around a target is dropped.
         progress: Called after each batch.
 
     Returns:
@@ -113,10 +92,10 @@ def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_T
     for (prompt, target), (text, answer) in zip(requests, whole, strict=True):
         ids, offsets = encoded["input_ids"][place[text]], encoded["offset_mapping"][place[text]]
         lm.check_length(ids[:-1], prompt)
-        # Token ends ascend, special tokens in front end at 0: the first token that ends behind the prompt.
+        # Token ends ascend, special tokens in front end at 0: the first token that ends after the prompt.
         start = bisect_right([end for _, end in offsets], answer)
         if not target.strip() or start == len(ids):
-            raise ValueError(f"target={target!r} has no tokens behind {prompt!r}; give another target.")
+            raise ValueError(f"target={target!r} has no tokens after {prompt!r}; give another target.")
         if start == 0:
             raise ValueError(
                 f"prompt={prompt!r}: nothing precedes the first token of {target!r}, so it has no probability; give a "

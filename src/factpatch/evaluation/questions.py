@@ -1,4 +1,4 @@
-"""The forms in which a model is asked about a fact when it answers by itself."""
+"""The forms in which a model is asked about a fact when it answers freely."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
 
 _REPEATED = 16
-"""Tokens more for the answer to a question, which often repeats the question first."""
-FORMS = ("prompt", "question", "chat")
-"""The edit prompt, which the model goes on with; a question; the question in a chat, if the model is asked plainly."""
+"""More tokens for the answer to a question, which often repeats the question first."""
 
 
 def question(fact: Fact) -> str:
-    """The fact as a question: its prompt if that is one, else its first paraphrase that is one, else a task."""
+    """Return the fact as a question: its prompt if that is one, else its first paraphrase that is one, else a task."""
     own = (text.strip() for text in (fact.text, *fact.paraphrases))
     return next((text for text in own if text.endswith("?")), f"Complete the sentence: {fact.text} ...")
 
@@ -27,9 +25,9 @@ def question(fact: Fact) -> str:
 def answers(
     lm: LanguageModel, facts: Sequence[Fact], progress: Progress = lambda answers: None
 ) -> list[tuple[Answer, ...]]:
-    """What a model says of facts by itself, asked in every form that suits it.
+    """Return what a model answers freely about facts, asked in every form that suits it.
 
-    In a chat, the prompt and the question are turns of a user. Plainly, a question stands between "Question:" and
+    In a chat, the prompt and the question are turns of a user. Otherwise a question stands between "Question:" and
     "Answer:", and is asked in a chat as well if the tokenizer has a usable chat template.
 
     Args:
@@ -51,7 +49,7 @@ def answers(
 
 
 def forms(lm: LanguageModel) -> dict[str, Frame]:
-    """The forms in which a model can be asked, each with what stands around the prompt."""
+    """Return the forms in which a model can be asked, each with what stands around the prompt."""
     plainly = {"prompt": lm.frame, "question": lm.frame}
     if lm.frame.chat:
         return plainly
@@ -68,6 +66,6 @@ def _asked(form: str, frame: Frame, fact: Fact) -> str:
 
 
 def _room(lm: LanguageModel, fact: Fact, form: str, frame: Frame) -> int:
-    """Enough tokens for the new object, so that a long one is not missed for want of room."""
+    """Enough tokens for the new object, so that a long one is not cut."""
     room = max(MAX_NEW_TOKENS, len(target_ids(lm.tokenizer, fact.target_new, frame)) + 1)
     return room if form == "prompt" else room + _REPEATED

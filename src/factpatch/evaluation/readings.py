@@ -1,17 +1,38 @@
-"""What a model says of one fact: the scores of its probes and the answers it gives by itself."""
+"""What a model says of one fact: the scores of its probes and the answers it gives freely."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from factpatch.evaluation import metrics
-from factpatch.evaluation.probabilities import Score
+FORMS = ("prompt", "question", "chat")
+"""How a model is asked: with the edit prompt, which it continues; with a question; with the question in a chat."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How probable a model finds one target after one prompt.
+
+    Attributes:
+        nll: Mean nats per target token.
+        probability: Probability of the whole target, in [0, 1]: exp of the summed log probabilities of its tokens.
+        matched: For each token of the target whether it is the most probable one, given the prompt and the tokens
+            before it.
+    """
+
+    nll: float
+    probability: float
+    matched: tuple[bool, ...]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token of the target is the most probable one: greedy decoding would give the target."""
+        return all(self.matched)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model says behind one prompt of the two objects that compete there.
+    """How probable a model finds, after one prompt, the two objects that compete there.
 
     Attributes:
         prompt: The complete prompt.
@@ -42,8 +63,14 @@ class Probe:
         return None if self.true is None else self.true.nll
 
     @property
-    def nlls(self) -> metrics.NllPair:
-        return self.nll_new, self.nll_true
+    def prefers_new(self) -> bool | None:
+        """Whether the new object has the lower NLL; a tie is no success. None without a true object."""
+        return None if self.true is None else self.new.nll < self.true.nll
+
+    @property
+    def prefers_true(self) -> bool | None:
+        """Whether the true object has the lower NLL; a tie is no success. None without a true object."""
+        return None if self.true is None else self.true.nll < self.new.nll
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able record."""
@@ -60,10 +87,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of a fact by itself: greedily, up to the end of the first sentence or line.
+    """What a model answers freely: greedily, up to the end of the first sentence or line.
 
     Attributes:
-        form: How it was asked, one of `questions.FORMS`.
+        form: How it was asked, one of `FORMS`.
         asked: The text that it continues; in a chat, what the user says.
         said: The answer; it may be empty.
     """
@@ -83,9 +110,9 @@ class Reading:
 
     Attributes:
         rewrite: The edit prompt, filled with the subject.
-        paraphrases: The same question in other words, as the fact brings them.
-        neighbors: Prompts about other subjects, as the fact brings them. Their true object is their own, their new
-            object the fact's.
+        paraphrases: The same question in other words, as given in the fact.
+        neighbors: Prompts about other subjects, as given in the fact. Their true object is their own, their new object
+            the fact's.
         answers: What the model says greedily, one answer for each form of the question; none if that was not asked for.
     """
 
@@ -114,20 +141,20 @@ class Reading:
 
     @property
     def answer(self) -> str | None:
-        """What the model says greedily behind the edit prompt; None if that was not asked for."""
+        """What the model says greedily after the edit prompt; None if that was not asked for."""
         return self.said("prompt")
 
     def said(self, form: str) -> str | None:
-        """The answer to one form of the question; None if it was not asked so."""
+        """Return the answer to one form of the question; None if it was not asked in that form."""
         return next((answer.said for answer in self.answers if answer.form == form), None)
 
     @property
     def learned(self) -> bool:
         """Whether the new object is more probable per token than the true one, which is what efficacy counts.
 
-        Without a true object: whether greedy decoding says the new object.
+        Without a true object: whether greedy decoding gives the new object.
         """
-        preferred = metrics.prefers_new(self.rewrite.nlls)
+        preferred = self.rewrite.prefers_new
         return self.greedy_match if preferred is None else preferred
 
     @property

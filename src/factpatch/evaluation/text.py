@@ -13,49 +13,79 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from factpatch.evaluation.generation import Generation
-from factpatch.evaluation.metrics import mean_or_none, percent
+from factpatch.evaluation.metrics import FactMetric, fact_names, mean_or_none, percent
+from factpatch.facts import Fact
 
 # A number or a word with what joins its parts ("3.14", "don't", "well-known", "U.S"); any other mark by itself.
 _WORD = re.compile(r"\w+(?:[.,'’-]\w+)*|[^\w\s]")
+TEXT_METRICS = ("fluency", "consistency", "empty_texts")
+GREEDY = "greedy_"
+"""What the names of these begin with where the most probable token was always taken."""
 
 
 class Similarity(Protocol):
     """Compares texts by the words in them."""
 
     def similarity(self, one: str, other: str) -> float:
-        """The cosine of the texts' TF-IDF vectors, in [0, 1]; 0 where a text has no known word."""
+        """Return the cosine of the texts' TF-IDF vectors, in [0, 1]; 0 where a text has no known word."""
+
+
+def text_metrics(
+    facts: Sequence[Fact],
+    generations: Sequence[Sequence[Generation]],
+    references: Sequence[Sequence[str] | None] | None = None,
+    tfidf: Similarity | None = None,
+    prefix: str = "",
+) -> list[FactMetric]:
+    """Return fluency, consistency and the share of empty texts of every fact.
+
+    Args:
+        facts: The facts.
+        generations: For each fact the texts that a model wrote about its subject.
+        references: For each fact its reference texts, or None where there are none: consistency is None there.
+        tfidf: Compares texts; without it, consistency is None.
+        prefix: What the metrics' names begin with, such as `GREEDY` for texts that were not sampled.
+
+    Raises:
+        ValueError: Two facts have the same id, or the lists differ in length.
+    """
+    references = [None] * len(facts) if references is None else references
+    found = []
+    for name, texts, given in zip(fact_names(facts), generations, references, strict=True):
+        compared = None if tfidf is None else consistency(texts, given, tfidf)
+        values = (fluency(texts), compared, empty_texts(texts))
+        found += [FactMetric(name, prefix + metric, value) for metric, value in zip(TEXT_METRICS, values, strict=True)]
+    return found
 
 
 def words(text: str) -> list[str]:
-    """The words and marks of a text, in their own case."""
+    """Return the words and marks of a text, in their own case."""
     return _WORD.findall(text)
 
 
 def ngram_entropy(text: str, n: int) -> float:
-    """−Σ p log₂ p over the relative frequencies p of the text's n-grams of `words`, in bits; 0 if there are none."""
+    """Return −Σ p log₂ p over the relative frequencies p of the text's n-grams of `words`, in bits; 0 without any."""
     found = words(text)
     counts = Counter(zip(*(found[start:] for start in range(n)), strict=False))
     return math.fsum(-count / counts.total() * math.log2(count / counts.total()) for count in counts.values())
 
 
 def weighted_entropy(text: str) -> float:
-    """(2/3 · H₂ + 4/3 · H₃) / 2, in bits: H₂ and H₃ are the entropies of the text's 2- and 3-grams."""
+    """Return (2/3 · H₂ + 4/3 · H₃) / 2, in bits: H₂ and H₃ are the entropies of the text's 2- and 3-grams."""
     return (2 / 3 * ngram_entropy(text, 2) + 4 / 3 * ngram_entropy(text, 3)) / 2
 
 
 def fluency(generations: Sequence[Generation]) -> float | None:
-    """The mean `weighted_entropy` of a fact's texts, prompts included, in bits × 100, as in the published tables.
+    """Return the mean `weighted_entropy` of a fact's texts, prompts included, in bits × 100, as in published tables.
 
-    Repetition lowers it. An empty generation has no entropy of its own and does not count; see `empty_texts`.
-
-    Returns:
-        None if all generations are empty or there are none.
+    Repetition lowers it. An empty generation has no entropy of its own and does not count; see `empty_texts`. None if
+    all generations are empty or there are none.
     """
     return percent(mean_or_none(weighted_entropy(one.text) for one in generations if not one.empty))
 
 
 def consistency(generations: Sequence[Generation], references: Sequence[str] | None, tfidf: Similarity) -> float | None:
-    """Cosine, in percent, of the TF-IDF vectors of a fact's generated texts and its reference texts, each joined.
+    """Return the cosine, in percent, of the TF-IDF vectors of a fact's texts and its reference texts, each joined.
 
     Args:
         generations: What the model says of the subject. Empty generations do not count.
@@ -73,5 +103,5 @@ def consistency(generations: Sequence[Generation], references: Sequence[str] | N
 
 
 def empty_texts(generations: Sequence[Generation]) -> float | None:
-    """Percentage of a fact's generations that are empty: the model ended the text at once, or said white space."""
+    """Return the percentage of a fact's generations that are empty: the model ended the text at once."""
     return percent(mean_or_none(one.empty for one in generations))

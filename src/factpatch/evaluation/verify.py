@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from factpatch.evaluation.metrics import FactMetric, fact_metrics, summary
 from factpatch.evaluation.probabilities import Progress, check_requests, score
-from factpatch.evaluation.questions import answers as asked_freely
+from factpatch.evaluation.questions import answers as free_answers
 from factpatch.evaluation.questions import forms
 from factpatch.evaluation.readings import Probe, Reading
-from factpatch.evaluation.rows import Row, rows, summary
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.loading import load_language_model
+from factpatch.support.words import counted
 from factpatch.values.rows import optimization_rows
 
 
@@ -34,28 +36,28 @@ class Verification:
         """Return the metrics, each as {"before": percent, "after": percent}; docs/metrics.md says what each is.
 
         A number is None where it cannot be computed: there is no earlier verification, no fact has a true object, or no
-        fact brings the probes.
+        fact has the probes.
         """
         after = summary(self.facts, self.after)
         before = {} if self.before is None else summary(self.facts, self.before)
         return {name: {"before": before.get(name), "after": value} for name, value in after.items()}
 
-    def rows(self) -> list[Row]:
-        """Return every metric of every fact, of what the model says now; see `rows.rows`.
+    def rows(self) -> list[FactMetric]:
+        """Return every metric of every fact, of what the model says now; see `metrics.fact_metrics`.
 
         Raises:
             ValueError: Two facts have the same id.
         """
-        return rows(self.facts, self.after)
+        return fact_metrics(self.facts, self.after)
 
     def unlearned(self) -> list[Fact]:
         """Return the facts that the model does not hold now; see `Reading.learned`."""
         return [fact for fact, reading in zip(self.facts, self.after, strict=True) if not reading.learned]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able record: the summary and a row for each fact."""
+        """Return a JSON-able record: the summary, and the readings of each fact."""
         before = (None,) * len(self.facts) if self.before is None else self.before
-        rows = [
+        facts = [
             {
                 "id": fact.id,
                 "prompt": fact.text,
@@ -67,7 +69,7 @@ class Verification:
             }
             for fact, earlier, now in zip(self.facts, before, self.after, strict=True)
         ]
-        return {"summary": self.summary(), "facts": rows}
+        return {"summary": self.summary(), "facts": facts}
 
 
 def verify(
@@ -82,14 +84,14 @@ def verify(
 ) -> Verification:
     """Ask a model about facts: the probability of the new and the old object and the greedy answer, before and after.
 
-    Paraphrases and neighbors are asked where the facts bring them.
+    Paraphrases and neighbors are asked where the facts have them.
 
     Args:
         model: A transformers model or a `LanguageModel`; it is left as it was.
         tokenizer: Its tokenizer; None with a `LanguageModel`, which has one.
         facts: What to ask about.
         before: An earlier verification of the same facts, made before an edit.
-        chat: Whether to ask every prompt as a user's turn of a chat; a `LanguageModel` knows for itself.
+        chat: Whether to ask every prompt as a user's turn of a chat; a `LanguageModel` has that setting already.
         answers: Whether to ask for greedy answers: to the prompt, to a question and, where that suits, in a chat.
         progress: Called after each batch of probes and answers with their number.
 
@@ -101,8 +103,15 @@ def verify(
         raise ValueError("facts=[]: there is nothing to ask about; give at least one fact.")
     if before is not None and before.facts != facts:
         raise ValueError(f"before: {_difference(before.facts, facts)}; give an earlier verification of the same facts.")
-    readings = read_facts(_language_model(model, tokenizer, chat), facts, answers=answers, progress=progress)
+    readings = read_facts(load_language_model(model, tokenizer, chat=chat), facts, answers=answers, progress=progress)
     return Verification(facts=facts, after=tuple(readings), before=None if before is None else before.after)
+
+
+def _difference(earlier: Sequence[Fact], now: Sequence[Fact]) -> str:
+    if len(earlier) != len(now):
+        return f"it is about {len(earlier)} facts instead of {len(now)}"
+    index = next(i for i, (a, b) in enumerate(zip(earlier, now, strict=True)) if a != b)
+    return f"its fact {index}, {earlier[index].text!r}, is not the given one, {now[index].text!r}"
 
 
 def read_facts(
@@ -114,71 +123,42 @@ def read_facts(
         lm: The model; it is left as it was.
         facts: What to ask about.
         answers: Whether to ask for greedy answers; see `questions.answers`.
-        progress: Called after each batch of requests with their number; `request_count` tells how many there are.
+        progress: Called after each batch of requests with their number; `request_count` gives their total.
 
     Returns:
         One reading for each fact, in the same order.
     """
-    scores = iter(score(lm, [request for fact in facts for request in _scored(fact)], progress))
-    said = asked_freely(lm, facts, progress or (lambda answers: None)) if answers else [()] * len(facts)
+    scores = iter(score(lm, [request for fact in facts for request in _requests(fact)], progress))
+    answered = free_answers(lm, facts, progress or (lambda answers: None)) if answers else [()] * len(facts)
     readings = []
-    for fact, of_fact in zip(facts, said, strict=True):
+    for fact, of_fact in zip(facts, answered, strict=True):
         probes = [Probe(prompt, next(scores), None if true is None else next(scores)) for prompt, true in _probes(fact)]
-        behind = 1 + len(fact.paraphrases)
-        readings.append(Reading(probes[0], tuple(probes[1:behind]), tuple(probes[behind:]), of_fact))
+        first_neighbor = 1 + len(fact.paraphrases)
+        readings.append(Reading(probes[0], tuple(probes[1:first_neighbor]), tuple(probes[first_neighbor:]), of_fact))
     return readings
 
 
 def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True) -> int:
-    """How many requests `read_facts` makes, answers included: the sum of what it reports as progress."""
-    scored = sum(len(_scored(fact)) for fact in facts)
+    """Return how many requests `read_facts` makes, answers included: the sum of what it reports as progress."""
+    scored = sum(len(_requests(fact)) for fact in facts)
     return scored + (len(forms(lm)) * len(facts) if answers else 0)
-
-
-def check_probes(lm: LanguageModel, fact: Fact) -> None:
-    """Raise ValueError if the probes of a fact cannot be scored: one of them is too long for the model, say."""
-    check_requests(lm, _scored(fact))
-
-
-def _scored(fact: Fact) -> list[tuple[str, str]]:
-    return [request for prompt, true in _probes(fact) for request in _requests(fact, prompt, true)]
 
 
 def _probes(fact: Fact) -> Iterator[tuple[str, str | None]]:
     """The prompts to ask, each with the true object there: the edit prompt, the paraphrases, the neighbors."""
-    yield fact.text, fact.target_true
-    for paraphrase in fact.paraphrases:
-        yield paraphrase, fact.target_true
+    for prompt in (fact.text, *fact.paraphrases):
+        yield prompt, fact.target_true
     for neighbor in fact.neighbors:
         yield neighbor.prompt, neighbor.target_true
 
 
-def _requests(fact: Fact, prompt: str, true: str | None) -> list[tuple[str, str]]:
-    return [(prompt, target) for target in (fact.target_new, true) if target is not None]
-
-
-def _language_model(model: Any, tokenizer: Any, chat: bool) -> LanguageModel:
-    if isinstance(model, LanguageModel):
-        if tokenizer is not None and tokenizer is not model.tokenizer:
-            raise ValueError("tokenizer: the given LanguageModel has another one; give tokenizer=None.")
-        model.check_chat(chat)
-        return model
-    if tokenizer is None:
-        raise ValueError(
-            "tokenizer=None: a transformers model comes without a tokenizer; give the one it was made with."
-        )
-    return LanguageModel(model, tokenizer, chat)
-
-
-def _difference(earlier: Sequence[Fact], now: Sequence[Fact]) -> str:
-    if len(earlier) != len(now):
-        return f"it is about {len(earlier)} facts instead of {len(now)}"
-    index = next(i for i, (a, b) in enumerate(zip(earlier, now, strict=True)) if a != b)
-    return f"its fact {index}, {earlier[index].text!r}, is not the given one, {now[index].text!r}"
+def _requests(fact: Fact) -> list[tuple[str, str]]:
+    pairs = ((prompt, target) for prompt, true in _probes(fact) for target in (fact.target_new, true))
+    return [(prompt, target) for prompt, target in pairs if target is not None]
 
 
 def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> tuple[list[Fact], list[str]]:
-    """The facts that one batch can hold and the model can be edited on and asked, and why each other is left out.
+    """Return the facts that one batch can hold and the model can be edited on and asked, and why others are left out.
 
     Raises:
         ValueError: There are facts, and none is left.
@@ -191,7 +171,7 @@ def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) ->
             if fact.key in asked:
                 raise ValueError("an earlier fact asks the same")
             optimization_rows(lm, [fact], contexts)
-            check_probes(lm, fact)
+            check_requests(lm, _requests(fact))
         except ValueError as error:
             name = "" if fact.id is None else f"{fact.id}: "
             reasons.append(f"left out: {name}{fact.text!r}: {error}")
@@ -201,3 +181,52 @@ def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) ->
     if facts and not kept:
         raise ValueError(f"none of the {len(facts)} facts can be edited; the first is {reasons[0]}")
     return kept, reasons
+
+
+def plain_summary(
+    verification: Verification,
+    perplexity: tuple[float | None, float | None] = (None, None),
+    seconds: float | None = None,
+) -> str:
+    """Return what was learned, what else moved and what it cost in a sentence that uses none of the metrics.
+
+    A fact is learned as in `Reading.learned`, and a paraphrase agrees if the new object is likelier than the true one.
+    A neighbor has moved if its true object was likelier than the new one before and is not now; without an earlier
+    verification, the sentence counts those that are wrong now.
+
+    Args:
+        verification: What a model says of the facts.
+        perplexity: On ordinary text, before and after.
+        seconds: What the edit took.
+
+    Returns:
+        For example "38 of 40 facts learned; 70 of 80 paraphrases agree; 3 of 360 neighbors moved; perplexity +1.2 %;
+        editing took 40 s". What is not known is left out.
+    """
+    now = verification.after
+    parts = [f"{sum(reading.learned for reading in now)} of {counted(len(now), 'fact')} learned"]
+    agree = [probe.prefers_new for reading in now for probe in reading.paraphrases]
+    known = [one for one in agree if one is not None]
+    if known:
+        parts.append(f"{sum(known)} of {counted(len(known), 'paraphrase')} agree{'s' if len(known) == 1 else ''}")
+    parts += _neighbors(verification)
+    before, after = perplexity
+    if before is not None and after is not None:
+        parts.append(f"perplexity {100 * (after / before - 1):+.1f} %")
+    if seconds is not None:
+        parts.append(f"editing took {seconds:.0f} s")
+    return "; ".join(parts)
+
+
+def _neighbors(verification: Verification) -> list[str]:
+    """How many of the neighbors that were right moved, or how many are wrong."""
+    now = [probe.prefers_true for reading in verification.after for probe in reading.neighbors]
+    if not now:
+        return []
+    if verification.before is None:
+        return [f"{len(now) - sum(map(bool, now))} of {counted(len(now), 'neighbor')} wrong"]
+    was = [probe.prefers_true for reading in verification.before for probe in reading.neighbors]
+    right = [still for earlier, still in zip(was, now, strict=True) if earlier]
+    if not right:
+        return [f"none of {counted(len(now), 'neighbor')} was right before"]
+    return [f"{len(right) - sum(map(bool, right))} of {counted(len(right), 'neighbor')} moved"]

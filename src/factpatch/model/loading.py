@@ -16,28 +16,26 @@ DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float1
 
 
 def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
-    """A dtype by name; None and 'auto' mean the checkpoint's own.
+    """Return a dtype by name; None and 'auto' mean the checkpoint's own.
 
     Raises:
-        ValueError: no such dtype.
+        ValueError: No such dtype.
     """
     if name is None or name == "auto":
         return None
-    if isinstance(name, torch.dtype):
-        if name not in DTYPES.values():
-            raise ValueError(f"dtype={name}: editing works in {', '.join(DTYPES)}.")
-        return name
+    if name in DTYPES.values():
+        return name  # type: ignore[return-value]
     if name not in DTYPES:
-        raise ValueError(f"dtype={name!r}: no such dtype.{suggestion(name, ['auto', *DTYPES])}")
+        raise ValueError(f"dtype={name!r}: no such dtype.{suggestion(str(name), ['auto', *DTYPES])}")
     dtype: torch.dtype = DTYPES[name]
     return dtype
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """A device that can be used.
+    """Return a device that can be used.
 
     Raises:
-        ValueError: its name is not one of PyTorch's, or it is not on this machine.
+        ValueError: Its name is not one of PyTorch's, or it is not on this machine.
     """
     try:
         chosen = torch.device(device)
@@ -58,19 +56,19 @@ def load_language_model(
     """Load what the user named, or wrap what the user loaded.
 
     Args:
-        model: an embedded model's name, a directory, an id of the Hugging Face Hub, or a loaded transformers model.
-        tokenizer: the tokenizer of a loaded model; else it is loaded beside the model.
-        device: where to put the model, as PyTorch writes it; 'auto' spreads it over the devices there are.
+        model: An embedded model's name, a directory, an id of the Hugging Face Hub, or a loaded transformers model.
+        tokenizer: The tokenizer of a loaded model; else it is loaded with the model.
+        device: Where to put the model, as PyTorch writes it; 'auto' spreads it over the devices there are.
         dtype: float32, bfloat16, float16 or float64 (exact mode); the checkpoint's own by default.
-        chat: ask every prompt as a user's turn of a chat; a `LanguageModel` knows for itself.
+        chat: Ask every prompt as a user's turn of a chat; a `LanguageModel` has that setting already.
 
     Raises:
-        ValueError: nothing of that name can be loaded, or it cannot be edited; the message says why.
+        ValueError: Nothing of that name can be loaded, or it cannot be edited; the message says why.
     """
     wanted = dtype_named(dtype)
     if isinstance(model, LanguageModel):
         for name, value in (("tokenizer", tokenizer), ("device", device), ("dtype", dtype)):
-            if value is not None:
+            if value is not None and value is not model.tokenizer:
                 raise ValueError(f"{name}={value!r}: a LanguageModel is taken as it is; leave {name} out.")
         model.check_chat(chat)
         return model
@@ -106,5 +104,5 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) ->
         kind = "directory of a model" if Path(name).is_dir() else "directory, and no model that the Hub gave"
         raise ValueError(
             f"model={name!r} cannot be loaded: it is no {kind}. It is not embedded either.{suggestion(name, EMBEDDED)} "
-            f"What loading it said: {error}"
+            f"The error was: {error}"
         ) from error

@@ -3,12 +3,24 @@
 Every matrix product then sees real tokens only, and tokens that many rows begin with are run once: their keys and
 values lie in a pool, from which every row's attention reads its own. Only attention itself looks at rows one by one, or
 at bundles of them, in groups of equal length.
+
+    pool (ran before)         sequence (runs now)
+    0   1   2   3   4    |    5   6    7   8    9
+    The dog The cat sat  |    ran off  lay down on
+                              row A    row B    row C
+
+    row A = PackedRow(2, prefix=(0, 1))         tokens 5, 6 attend to 0, 1 and to themselves, causally
+    row B = PackedRow(2, prefix=(2, 3))         tokens 7, 8 attend to 2, 3 and to themselves
+    row C = PackedRow(1, prefix=(2, 3, 4))      a prefix may also point into the sequence: see `Tree`
+
+    groups: [A, B] of length 2, one attention call of (2, heads, 2, ...); [C] of length 1, another
+    mask of a row: | its prefix, padded to the group's longest | its own tokens, lower triangle |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby, islice
@@ -38,13 +50,13 @@ class Pool:
         return next((keys.shape[1] for keys in self.keys.values()), 0)
 
     def behind(self, start: int) -> Pool:
-        """The part for the layers behind `start`."""
+        """Return the part for the layers above `start`."""
         keys = {layer: keys for layer, keys in self.keys.items() if layer > start}
         return Pool(keys, {layer: self.values[layer] for layer in keys})
 
     @classmethod
     def joined(cls, pools: Sequence[Pool]) -> Pool:
-        """The tokens of several pools, one behind the other. The pools are emptied, so that nothing is held twice."""
+        """Return the tokens of several pools, one after another. The pools are emptied: nothing is held twice."""
         full = [pool for pool in pools if pool.tokens]
         layers = list(full[0].keys) if full else []
         keys, values = (
@@ -60,7 +72,7 @@ class PackedRow:
 
     tokens: int
     prefix: tuple[int, ...] = ()
-    """Places in the pool, in the order of the text; behind the pool's last place come those of the sequence itself."""
+    """Places in the pool, in the order of the text; after the pool's last place come those of the sequence itself."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +90,13 @@ class _Group:
     _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Prefix and mask on a device: a model that is spread over several takes them to each once."""
+        """Return prefix and mask on a device: a model that is spread over several moves them to each once."""
         if device not in self._moved:
             self._moved[device] = self.prefix.to(device), self.mask.to(device)
         return self._moved[device]
 
     def bundles_of(self, tokens: Tensor) -> Tensor:
-        """(heads, tokens, d_head) of this group as (bundles, heads, length, d_head)."""
+        """Return (heads, tokens, d_head) of this group as (bundles, heads, length, d_head)."""
         return tokens.reshape(tokens.shape[0], self.bundles, self.length, -1).transpose(0, 1)
 
 
@@ -111,27 +123,22 @@ class Packing:
         *begins, self.tokens = accumulate((row.tokens for row in rows), initial=0)
         self.first = torch.tensor(begins, device=device)
         """(rows,): where each row begins."""
-        self.last = torch.tensor(
-            [begin + row.tokens - 1 for begin, row in zip(begins, rows, strict=True)], device=device
-        )
+        self.last = self.first + torch.tensor([row.tokens - 1 for row in rows], device=device)
         """(rows,): where each row ends."""
         self._positions = torch.cat([len(row.prefix) + torch.arange(row.tokens) for row in rows])
         self._inputs: dict[torch.device, dict[str, Tensor]] = {}
         remaining = iter(rows)
         bundles = [tuple(islice(remaining, count)) for count in together or [1] * len(self.rows)]
-        self.groups = [_group(length, list(members), dtype, device) for length, members in groupby(bundles, _tokens_of)]
+        by_length = groupby(bundles, lambda bundle: sum(row.tokens for row in bundle))
+        self.groups = [_group(length, list(members), dtype, device) for length, members in by_length]
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
-        """What a forward pass over these tokens is called with besides its mask, on a device; moved there once."""
+        """Return the arguments of a forward pass over these tokens, except its mask, on a device; moved there once."""
         if device not in self._inputs:
             positions = self._positions[None].to(device)
             # Unless a caller has ids, the embeddings are never used: the blocks that would read them do not run.
             self._inputs[device] = {"input_ids": torch.zeros_like(positions), "position_ids": positions}
         return self._inputs[device]
-
-
-def _tokens_of(bundle: Sequence[PackedRow]) -> int:
-    return sum(row.tokens for row in bundle)
 
 
 def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dtype, device: torch.device) -> _Group:
@@ -168,7 +175,7 @@ def _keep_apart(bundle: Sequence[PackedRow], places: Sequence[int], seen: Tensor
 
 @dataclass(frozen=True)
 class _Pass:
-    """What attention has to know during one forward pass."""
+    """What attention needs during one forward pass."""
 
     packing: Packing
     pool: Pool
@@ -190,17 +197,18 @@ def run_packed(
     start: int = -1,
     collect: bool = False,
 ) -> tuple[Tensor, Pool]:
-    """Run rows side by side through the model, or through the layers behind `start`. Call it inside `packed_attention`.
+    """Run rows side by side through the model, or through the layers above `start`. Call it inside `packed_attention`.
 
     Args:
-        packing: the rows.
-        pool: what they read, for every layer that runs.
+        packing: The rows.
+        pool: What they read, for every layer that runs.
         ids: (tokens,): their token ids; or
-        hidden: (tokens, d_value): what layer `start` puts out for them.
-        collect: whether to return their own keys and values.
+        hidden: (tokens, d_value): the output of layer `start` for them.
+        start: The layer whose output is given; -1 to run all.
+        collect: Whether to return their own keys and values.
 
     Returns:
-        (tokens, d_value), the last hidden states behind the final norm; and the pool of these tokens, or an empty one.
+        (tokens, d_value), the last hidden states after the final norm; and the pool of these tokens, or an empty one.
     """
     collected = Pool() if collect else None
     inputs = packing.inputs(lm.device)
@@ -209,7 +217,12 @@ def run_packed(
     present = _Pass(packing, pool, collected)
     token = _present.set(present)
     try:
-        with _entering(lm, start, hidden):
+        entering = (
+            nullcontext()
+            if hidden is None
+            else starting_after(lm.blocks, start, hidden[None], lm.architecture.returns_tuple)
+        )
+        with entering:
             last = lm.body(
                 **inputs,
                 # A mask of this shape is taken as it is, and packed attention has its own.
@@ -232,17 +245,8 @@ def _no_interface(lm: LanguageModel) -> str:
 
 
 @contextmanager
-def _entering(lm: LanguageModel, start: int, hidden: Tensor | None) -> Iterator[None]:
-    if hidden is None:
-        yield
-        return
-    with starting_after(lm.blocks, start, hidden[None], lm.architecture.returns_tuple):
-        yield
-
-
-@contextmanager
 def packed_attention(lm: LanguageModel) -> Iterator[None]:
-    """Let the model's attention read packed rows; restored afterwards."""
+    """Let the model's attention read packed rows; it is restored afterwards."""
     method = lm.architecture.attends
     if method is None:
         before = lm.model.config._attn_implementation
@@ -260,7 +264,7 @@ def packed_attention(lm: LanguageModel) -> Iterator[None]:
 
 
 def _packed_method(module: nn.Module, attends: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
-    """An attention method (query, key, value, mask), all (bundles, heads, tokens, d_head), for packed rows."""
+    """Wrap an attention method (query, key, value, mask), all (bundles, heads, tokens, d_head), for packed rows."""
 
     def inner(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, None]:
         return attends(query, key, value, mask)[0].transpose(1, 2), None
@@ -303,7 +307,7 @@ def _attend(
     """Let each row attend to its prefix in the pool and to itself.
 
     Args:
-        inner: attends with (bundles, heads, tokens, d_head) and gives (bundles, tokens, heads, d_head).
+        inner: Attends, with (bundles, heads, tokens, d_head) and gives (bundles, tokens, heads, d_head).
         query, key, value: (1, heads, tokens, d_head) of all rows.
 
     Returns:

@@ -64,10 +64,10 @@ def precision_for(lm: LanguageModel, name: str | None = None) -> Precision:
     factpatch never asks for it.
 
     Args:
-        name: a key of `PRECISIONS`, or None or 'auto' for the default.
+        name: A key of `PRECISIONS`, or None or 'auto' for the default.
 
     Raises:
-        ValueError: no such precision.
+        ValueError: No such precision.
     """
     check_precision(name)
     if name == "fast" and lm.device.type == "cpu" and _has_no_short_products():

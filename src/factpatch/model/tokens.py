@@ -1,4 +1,4 @@
-"""Where the subject and the target sit in a tokenized text.
+"""Where the subject and the target are in a tokenized text.
 
 Special tokens are those the tokenizer adds by default, for keys, targets, statistics and evaluation alike; in a chat,
 those that its template writes.
@@ -7,7 +7,7 @@ those that its template writes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from factpatch.model.frame import PLAIN, Frame
@@ -17,11 +17,7 @@ _SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level vocabularies write a
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that cannot say which characters a token stands for, or that closes every text.
-
-    Raises:
-        ValueError: no offsets (a slow tokenizer), or special tokens appended behind the text.
-    """
+    """Raise ValueError for a tokenizer that has no character offsets, or that appends a token to every text."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"tokenizer={type(tokenizer).__name__}: the subject's last token is found from character offsets, which "
@@ -37,13 +33,13 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
 
 
 def target_ids(tokenizer: Tokenizer, target: str, frame: Frame = PLAIN) -> list[int]:
-    """Token ids of a target, without special tokens: alone with one leading space, or those it has as a chat's answer.
+    """Return the token ids of a target, without special tokens: alone after one space, or those of it as an answer.
 
     Raises:
-        ValueError: it has none.
+        ValueError: It has none.
     """
     target = target.strip()
-    ids = _behind(tokenizer, target, frame) if frame.chat else _alone(tokenizer, target)
+    ids = _after_frame(tokenizer, target, frame) if frame.chat else _alone(tokenizer, target)
     if not ids:
         raise ValueError(f"target={target!r} has no tokens under this tokenizer; give another target.")
     return ids
@@ -54,20 +50,19 @@ def _alone(tokenizer: Tokenizer, target: str) -> list[int]:
     bare: list[int] = tokenizer(target, add_special_tokens=False)["input_ids"]
     if bare and ids[1:] == bare and tokenizer.convert_ids_to_tokens(bare[0]).startswith(_SPACES):
         # This tokenizer puts a space before every text by itself; ours became a token of its own.
-        ids = bare
+        return bare
     return ids
 
 
-def _behind(tokenizer: Tokenizer, target: str, frame: Frame) -> list[int]:
-    # Not alone: some tokenizers put a space before every text, but none behind a template's line break.
-    text = frame.after + frame.space + target
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+def _after_frame(tokenizer: Tokenizer, target: str, frame: Frame) -> list[int]:
+    # Not alone: some tokenizers put a space before every text, but none after a template's line break.
+    encoded = tokenizer(frame.after + frame.space + target, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     return ids[bisect_right([end for _, end in encoded["offset_mapping"]], len(frame.after)) :]
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], frame: Frame = PLAIN) -> list[list[int]]:
-    """Token ids of whole texts, with the tokenizer's default special tokens unless they are a chat's."""
+    """Return the token ids of whole texts, with the tokenizer's default special tokens unless they are a chat's."""
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=not frame.chat)["input_ids"]
     return ids
 
@@ -75,25 +70,13 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], frame: Frame = PLAIN) -
 def locate(
     tokenizer: Tokenizer, texts: Sequence[str], characters: Sequence[int], frame: Frame = PLAIN
 ) -> list[tuple[list[int], int]]:
-    """Tokenize texts and find in each the last token that stands for a given character.
+    """Tokenize texts and find in each the last token that stands for a given character; see `locate_spans`.
 
     A character may be spread over several tokens (byte-level tokenizers do so outside Latin script); the last of them
     has seen the whole character.
-
-    Args:
-        texts: Complete texts, wrapped by `frame` already.
-        characters: For each text the index of the character.
-
-    Returns:
-        For each text its token ids and the index of that token.
-
-    Raises:
-        ValueError: no token stands for the character: the tokenizer drops or normalizes it away.
     """
-    return [
-        (ids, _holders(text, character, offsets)[-1])
-        for text, character, (ids, offsets) in zip(texts, characters, _encoded(tokenizer, texts, frame), strict=True)
-    ]
+    spans = [range(character, character + 1) for character in characters]
+    return [(ids, span[-1]) for ids, span in locate_spans(tokenizer, texts, spans, frame)]
 
 
 def locate_spans(
@@ -102,26 +85,22 @@ def locate_spans(
     """Tokenize texts and find in each the tokens from the first of a span's first character to the last of its last.
 
     Args:
+        tokenizer: A fast tokenizer.
         texts: Complete texts, wrapped by `frame` already.
         spans: For each text the indices of some neighboring characters, at least one.
+        frame: What was put around them.
 
     Returns:
-        For each text its token ids and the indices of these tokens; the last is the one that `locate` finds.
+        For each text its token ids and the indices of these tokens.
 
     Raises:
-        ValueError: as `locate`.
+        ValueError: No token stands for a character: the tokenizer drops or normalizes it away.
     """
+    encoded = tokenizer(list(texts), add_special_tokens=not frame.chat, return_offsets_mapping=True)
     return [
         (ids, range(_holders(text, span[0], offsets)[0], _holders(text, span[-1], offsets)[-1] + 1))
-        for text, span, (ids, offsets) in zip(texts, spans, _encoded(tokenizer, texts, frame), strict=True)
+        for text, span, ids, offsets in zip(texts, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
-
-
-def _encoded(
-    tokenizer: Tokenizer, texts: Sequence[str], frame: Frame
-) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    encoded = tokenizer(list(texts), add_special_tokens=not frame.chat, return_offsets_mapping=True)
-    return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
 
 def _holders(text: str, character: int, offsets: Sequence[tuple[int, int]]) -> list[int]:

@@ -17,7 +17,7 @@ class Tree:
     """Texts whose common beginnings are run once, in one pass.
 
     Args:
-        texts: token ids, at least one in each.
+        texts: Token ids, at least one in each.
     """
 
     def __init__(self, texts: Iterable[tuple[int, ...]]) -> None:
@@ -55,9 +55,9 @@ def tree_batches(
     """Sort texts and split them so that the tree of each batch has at most `budget` tokens; a text stays whole.
 
     Args:
-        texts: token ids.
-        budget: by default `TOKEN_BUDGET`.
-        room: tokens that are to follow each text, which count.
+        texts: Token ids.
+        budget: By default `TOKEN_BUDGET`.
+        room: Tokens that are to follow each text, which count.
     """
     budget = TOKEN_BUDGET if budget is None else budget
     batch: list[tuple[int, ...]] = []

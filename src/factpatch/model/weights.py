@@ -66,7 +66,7 @@ def add_shift(weight: Tensor, shift: Tensor) -> None:
     """Add a (d_value, d_key) shift in place: accumulated in float32 or wider, cast once.
 
     Raises:
-        FloatingPointError: the sum is not finite in the weight's dtype; the weight is unchanged.
+        FloatingPointError: The sum is not finite in the weight's dtype; the weight is unchanged.
     """
     accumulator = torch.promote_types(torch.promote_types(weight.dtype, shift.dtype), torch.float32)
     total = (weight.to(accumulator) + shift.to(weight.device, accumulator)).to(weight.dtype)

@@ -62,13 +62,13 @@ class SecondMoment:
         with the same arguments goes on there and returns, on the same machine, the same bits as without interruption.
 
         Args:
-            tokens: how many tokens to read; 10 per key dimension by default. A shorter corpus is read to its end.
-            cache: the folder of cached moments; the user's cache by default. False neither reads nor keeps anything.
-            progress: called with the number of tokens read since the last call, or by the pass that is resumed.
+            tokens: How many tokens to read; 10 per key dimension by default. A shorter corpus is read to its end.
+            cache: The folder of cached moments; the user's cache by default. False neither reads nor keeps anything.
+            progress: Called with the number of tokens read since the last call, or by the pass that is resumed.
 
         Raises:
-            ValueError: the corpus is empty.
-            FloatingPointError: a key is not finite.
+            ValueError: The corpus is empty.
+            FloatingPointError: A key is not finite.
         """
         tokens = TOKENS_PER_DIMENSION * lm.d_key if tokens is None else tokens
         if tokens < 1:

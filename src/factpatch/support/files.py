@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 _ADVICE = {
@@ -33,7 +34,7 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A file of numbers; None is an empty cell."""
+    """Return a table as CSV; None is an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(heads)
@@ -48,7 +49,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     `path` before is still there. A symbolic link at `path` stays; what it points to is replaced.
 
     Args:
-        path: Where the file goes; its folder must exist. A file that is there is replaced.
+        path: Where the file goes; its folder must exist. An existing file is replaced.
         write: Given the temporary path, at which there is no file yet; it has to make one and close it.
 
     Raises:
@@ -59,21 +60,15 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     # Replacing a device or a pipe such as /dev/null by a file would break the system.
     if final.exists() and not final.is_file():
         raise FileExistsError(errno.EEXIST, "not a regular file, so it is not replaced; choose another name", str(path))
-    draft = _draft(final)
-    try:
-        with _explained(path, draft):
-            write(draft)
-            _sync(draft)
-            os.replace(draft, final)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync_folder(final.parent)
+    with _draft(path, final) as draft:
+        write(draft)
+        _sync(draft)
+        os.replace(draft, final)
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty directory beside `path` that becomes `path` when the block ends well.
+    """Yield an empty directory next to `path` that becomes `path` when the block ends without an error.
 
     If the block fails, or the directory cannot be put in place, it is removed with all it holds.
 
@@ -86,31 +81,24 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """
     final = Path(os.path.realpath(path))
     _check_vacant(path, final)
-    draft = _draft(final)
-    try:
-        with _explained(path, draft):
-            draft.mkdir()
-            yield draft
-            for file in sorted(draft.rglob("*")):
-                if file.is_file():
-                    _sync(file)
-                elif file.is_dir():
-                    _sync_folder(file)
-            _sync_folder(draft)
+    with _draft(path, final) as draft:
+        draft.mkdir()
+        yield draft
+        for file in sorted(draft.rglob("*")):
+            if file.is_file():
+                _sync(file)
+            elif file.is_dir():
+                _sync_folder(file)
+        _sync_folder(draft)
         # Again, since writing a model takes long enough for another process to come first.
         _check_vacant(path, final)
-        with _explained(path, draft):
-            if final.exists():
-                final.rmdir()
-            draft.rename(final)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    _sync_folder(final.parent)
+        if final.exists():
+            final.rmdir()
+        draft.rename(final)
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add bytes to the end of a file that is there, all of them or none; when it returns, they are on the disk.
+    """Add bytes to the end of an existing file, all of them or none; when it returns, they are on the disk.
 
     Raises:
         OSError: They cannot be written; the message says why and what to do.
@@ -139,7 +127,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON gives it back: lists for tuples, text for keys, infinity and NaN."""
+    """Return a value as JSON gives it back: lists for tuples, text for keys, infinity and NaN."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -148,7 +136,7 @@ def plain(value: Any) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in blocks: a model's file may be larger than the memory."""
+    """Return the SHA-256 of a file's bytes, read in blocks: a model's file may be larger than the memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -156,21 +144,25 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yield an empty directory in a folder, which is removed with all it holds when the block ends."""
+    begin, end = _DRAFT.split("{}")
+    with TemporaryDirectory(dir=folder, prefix=begin, suffix=end) as made:
+        yield Path(made)
+
+
 def remove_drafts(folder: Path, older_than: float = 0.0) -> None:
     """Remove what a process that was killed had not put in place.
 
     Args:
         folder: Where the files go. Unless `older_than` says otherwise, nobody else may be writing files there.
-        older_than: Leave drafts that were written to in the last so many seconds: somebody may still be at them.
+        older_than: Keep drafts that were written to in the last so many seconds: somebody may still be at work.
     """
     for draft in folder.glob(_DRAFT.format("*")):
         with suppress(FileNotFoundError):
-            if older_than and time.time() - draft.stat().st_mtime <= older_than:
-                continue
-            if draft.is_dir():
-                shutil.rmtree(draft)
-            else:
-                draft.unlink()
+            if not older_than or time.time() - draft.stat().st_mtime > older_than:
+                _remove(draft)
 
 
 def is_draft(path: Path) -> bool:
@@ -178,9 +170,34 @@ def is_draft(path: Path) -> bool:
     return path.match(_DRAFT.format("*"))
 
 
-def _draft(final: Path) -> Path:
+def error_number(error: Exception) -> int | None:
+    """Return the number of an error of the system, also of one that a library reports in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    reported = _RUST_ERROR.search(str(error))
+    return int(reported[1]) if reported else None
+
+
+@contextmanager
+def _draft(path: str | Path, final: Path) -> Iterator[Path]:
+    """Yield a temporary name in the folder of `final`; if the block fails, what it made there is removed."""
     # Not derived from the name, which may already be as long as the file system allows.
-    return final.with_name(_DRAFT.format(secrets.token_hex(8)))
+    draft = final.with_name(_DRAFT.format(secrets.token_hex(8)))
+    try:
+        with _explained(path, draft):
+            yield draft
+    except BaseException:
+        with suppress(FileNotFoundError):
+            _remove(draft)
+        raise
+    _sync_folder(final.parent)
+
+
+def _remove(draft: Path) -> None:
+    if draft.is_dir():
+        shutil.rmtree(draft, ignore_errors=True)
+    else:
+        draft.unlink()
 
 
 def _check_vacant(path: str | Path, final: Path) -> None:
@@ -199,7 +216,7 @@ def _explained(path: str | Path, draft: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = _errno(error)
+        number = error_number(error)
         if number is None or not _concerns(error, number, draft):
             raise
         if number == errno.ENOENT and not draft.parent.is_dir():
@@ -209,15 +226,8 @@ def _explained(path: str | Path, draft: Path) -> Iterator[None]:
         raise OSError(number, f"could not be written: {reason}. Nothing was left behind", str(path)) from error
 
 
-def _errno(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    said = _RUST_ERROR.search(str(error))
-    return int(said[1]) if said else None
-
-
 def _concerns(error: Exception, number: int, draft: Path) -> bool:
-    """Whether the error is about `draft`, and not about some other file that was read on the way."""
+    """Whether the error is about `draft`, and not about some other file that was read meanwhile."""
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     if not isinstance(error, OSError):

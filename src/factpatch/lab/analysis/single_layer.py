@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from factpatch.evaluation.generation import generate_texts
-from factpatch.evaluation.rows import rows, text_rows
+from factpatch.evaluation.metrics import fact_metrics
+from factpatch.evaluation.text import text_metrics
 from factpatch.evaluation.verify import read_facts
 from factpatch.lab.analysis.findings import DIRECT, Finding, Findings, Place, findings_of, gap, number
 from factpatch.lab.analysis.study import Study, undone
@@ -73,14 +74,14 @@ def _edited(study: Study, place: Place) -> Findings:
 
 
 def _measured(study: Study, place: Place) -> Iterator[Finding]:
-    options, found = study.texts, rows(study.facts, read_facts(study.lm, study.facts, answers=False))
+    options, found = study.texts, fact_metrics(study.facts, read_facts(study.lm, study.facts, answers=False))
     chosen = study.facts[: options.facts]
     if any(fact.generation_prompts for fact in chosen):
         references, tfidf = study.references
         prompts = [fact.generation_prompts for fact in chosen]
         texts = generate_texts(study.lm, prompts, max_new_tokens=options.tokens, seed=options.seed)
         given = None if references is None else [references.for_fact(fact) for fact in chosen]
-        found += text_rows(chosen, texts, given, tfidf)
+        found += text_metrics(chosen, texts, given, tfidf)
     for one in found:
         if one.metric in (*COMPARED, *BY_TOKEN, *TEXT):
             yield from findings_of(place, one.metric, [one.fact], [one.value])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from factpatch.data.references import ReferenceTexts, Tfidf, find_references
 from factpatch.editor import Editor
-from factpatch.evaluation.rows import fact_names
+from factpatch.evaluation.metrics import fact_names
 from factpatch.facts import Fact, check_batch, identity
 from factpatch.lab.analysis.findings import DIRECT, DISTRIBUTED, Findings, Place
 from factpatch.model.language_model import LanguageModel

@@ -14,8 +14,8 @@ from factpatch.data.known import KnownFact, load_known_facts
 from factpatch.data.references import DEMO, ReferenceTexts, Tfidf, find_references, reference_files
 from factpatch.data.sources import resolve_data
 from factpatch.evaluation.capability import load_items
+from factpatch.evaluation.metrics import fact_names
 from factpatch.evaluation.perplexity import held_out_text
-from factpatch.evaluation.rows import fact_names
 from factpatch.evaluation.tasks import Item, task_named
 from factpatch.facts import Fact, check_batch
 from factpatch.lab.runs.config import ConfigError, DatasetConfig, RunConfig

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from factpatch.data.known import KnownFact
 from factpatch.data.references import ReferenceTexts, Tfidf
-from factpatch.evaluation import metrics
 from factpatch.evaluation.capability import capability
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
+from factpatch.evaluation.metrics import FactMetric, fact_names, mean_or_none, percent
 from factpatch.evaluation.overlap import edited_neighbors
 from factpatch.evaluation.perplexity import perplexity
 from factpatch.evaluation.readings import Reading
-from factpatch.evaluation.rows import GREEDY, Row, fact_names, text_rows
 from factpatch.evaluation.tasks import Item, task_named
+from factpatch.evaluation.text import GREEDY, text_metrics
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.lab.runs.config import CapabilityConfig, RunConfig, Sampling, TextConfig
@@ -161,7 +161,8 @@ class Facts(Measure):
     def _untouched(self, facts: Sequence[Fact], readings: Sequence[Reading]) -> Iterator[Number]:
         for index, (fact, reading) in enumerate(zip(facts, readings, strict=True)):
             probes = zip(reading.neighbors, self.edited[fact], strict=True)
-            yield index, UNTOUCHED, metrics.specificity([[probe.nlls for probe, editor in probes if editor is None]])
+            kept = mean_or_none(probe.prefers_true for probe, editor in probes if editor is None)
+            yield index, UNTOUCHED, percent(kept)
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class Texts(Measure):
         for sampling in self.config.sampling:
             prefix, top_k = _SAMPLINGS[sampling]
             written = generate_texts(lm, prompts, max_new_tokens=self.config.tokens, top_k=top_k, seed=self.seed)
-            numbers += _numbers(chosen, text_rows(chosen, written, given, self.tfidf, prefix))
+            numbers += _numbers(chosen, text_metrics(chosen, written, given, self.tfidf, prefix))
             texts += [
                 (index, {"sampling": sampling, "prompt": one.prompt, "said": one.said})
                 for index, some in enumerate(written)
@@ -250,7 +251,7 @@ class Drift(Measure):
         return Measured([(None, f"drift.{key}", float(value)) for key, value in shift.items()], (), {"states": states})
 
 
-def _numbers(facts: Sequence[Fact], rows: Sequence[Row]) -> list[Number]:
+def _numbers(facts: Sequence[Fact], rows: Sequence[FactMetric]) -> list[Number]:
     indices = {name: index for index, name in enumerate(fact_names(facts))}
     return [(indices[row.fact], row.metric, row.value) for row in rows]
 

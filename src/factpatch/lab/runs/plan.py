@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from factpatch.evaluation.rows import fact_names
+from factpatch.evaluation.metrics import fact_names
 from factpatch.facts import Fact
 from factpatch.lab.runs.config import DatasetConfig, MethodConfig
 from factpatch.lab.runs.rows import When

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from factpatch.evaluation.questions import FORMS
+from factpatch.evaluation.readings import FORMS
 from factpatch.lab.drawing.charts import charts, legend
 from factpatch.lab.drawing.render import render, write_page
 from factpatch.lab.drawing.shapes import STATES

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factpatch.evaluation.rows import GREEDY, SCORED, TEXT_METRICS
+from factpatch.evaluation.metrics import SCORED
+from factpatch.evaluation.text import GREEDY, TEXT_METRICS
 from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.inputs import fact_key
 from factpatch.lab.runs.plan import Plan

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from factpatch.editor import Editor
-from factpatch.evaluation.metrics import harmonic_mean
+from factpatch.evaluation.metrics import SCORED, harmonic_mean
 from factpatch.evaluation.perplexity import perplexity
-from factpatch.evaluation.rows import SCORED
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.lab.tuning.candidates import Candidate
