@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tests.cli.conftest import FACTS, Run, interrupt, invoke
+from tests.processes import command, killed, start, wait
 from tests.support.test_files_atomic import largest_file
 from transformers import AutoModelForCausalLM
 
@@ -421,35 +422,15 @@ def test_a_model_that_was_changed_since_is_refused(
     assert "other weights there: 2. Load the model that the session began with." in " ".join(result.output.split())
 
 
-# Runs the command and ends itself, without a chance to clean up, in the nth call of a function.
-KILLED = """
-import os, signal, sys
-from importlib import import_module
-module, name, count, *sys.argv[1:] = sys.argv[1:]
-module = import_module(module)
-function, calls = getattr(module, name), [0]
-
-def killed(*given, **options):
-    calls[0] += 1
-    if calls[0] == int(count):
-        if name == "append":
-            path, line = given
-            with open(path, "ab") as journal:
-                journal.write(line[: len(line) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*given, **options)
-
-setattr(module, name, killed)
-import factpatch.cli.main
-factpatch.cli.main.main()
-"""
-
-
 @pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_thread() -> None:
     """Here as in the processes that are started: other numbers of threads may round otherwise."""
     torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def half_a_line(path: Path, line: bytes) -> None:
+    with open(path, "ab") as journal:
+        journal.write(line[: len(line) // 2])
 
 
 @pytest.mark.slow
@@ -466,29 +447,28 @@ def test_a_process_killed_again_and_again_loses_nothing(
     plain[plain.index(directory)] = whole
     assert run(*plain, "--out", tmp_path / "whole.safetensors").exit_code == 0
 
-    resume: list[object] = ["edit", "--resume", directory]
-    for command, moment, done in (
-        ([*arguments, "--out", out], ("factpatch.editor", "optimize_values", 1), 0),
-        (resume, ("factpatch.journal", "append", 2), 1),  # in the middle of a line
-        (resume, ("factpatch.session", "read_facts", 1), 1),  # the patch is written and its line is not
+    resume = command("edit", "--resume", directory)
+    for edit, target, call, first, done in (
+        (command(*arguments, "--out", out), "factpatch.editor.optimize_values", 1, None, 0),
+        (resume, "factpatch.journal.append", 2, half_a_line, 1),
+        (resume, "factpatch.session.read_facts", 1, None, 1),  # the patch is written and its line is not
     ):
-        killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, (*moment, *command))], check=False)
-        assert killed.returncode == -9
+        assert killed(edit, target, call, first) == -signal.SIGKILL
         assert len(Session(directory).finished) == done
         assert not out.exists()
 
     journal = directory / "journal.jsonl"
     lines = journal.read_bytes().count(b"\n")
-    process = subprocess.Popen([sys.executable, "-m", "factpatch", *map(str, resume)], stdout=subprocess.DEVNULL)
+    process = start(resume)
     deadline = time.monotonic() + 120
-    while journal.read_bytes().count(b"\n") == lines and process.poll() is None and time.monotonic() < deadline:
+    while journal.read_bytes().count(b"\n") == lines and time.monotonic() < deadline:
         time.sleep(0.002)
     time.sleep(random.Random(0).random() / 10)
-    process.kill()
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    wait(process)
     assert len(Session(directory).finished) >= 2
 
-    result = run(*resume)
+    result = run("edit", "--resume", directory)
     assert result.exit_code == 0, result.output
     assert patches(directory) == patches(whole)
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
@@ -503,8 +483,7 @@ def test_a_process_killed_before_the_patch_is_written_writes_it_when_resumed(
     out = tmp_path / "p"
     assert run(*arguments[:-3], "--no-verify", "--out", tmp_path / "whole").exit_code == 0
     # Two patches of batches, then the one that was asked for.
-    command = [sys.executable, "-c", KILLED, "factpatch.patch.patch", "write_patch_file", "3", *map(str, arguments)]
-    assert subprocess.run([*command, "--out", str(out)], check=False).returncode == -9
+    assert killed(command(*arguments, "--out", out), "factpatch.patch.patch.write_patch_file", 3) == -signal.SIGKILL
     assert not out.exists()
     assert run("edit", "--resume", directory).exit_code == 0
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
