@@ -28,64 +28,16 @@ class SpreadChoice(str, Enum):
 @options.with_recipe("remember_keys", method="memit")
 def analyze(
     recipe: Recipe,
-    what: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="WHAT…",
-            help="contribution, similarity, distance, single-layer, steps, bound; several of them, or all.",
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="An embedded model (see `factpatch models`), a directory, or an id of the Hugging Face Hub.",
-            show_default=False,
-        ),
-    ],
-    facts: Annotated[
-        str,
-        typer.Option(
-            "--facts",
-            metavar="FILE|N",
-            help="Facts in any format that `factpatch edit` reads, or the name of a data set that was fetched. Or a "
-            "number: the first N facts of CounterFact if it was fetched, else of those that the package ships.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where to write; a new directory, or one to go on in. Default: analysis-MODEL in this folder.",
-        ),
-    ] = None,
+    what: Annotated[list[str], typer.Argument(metavar="WHAT…")],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL")],
+    facts: Annotated[str, typer.Option("--facts", metavar="FILE|N")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR")] = None,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
-    spread: Annotated[
-        SpreadChoice,
-        typer.Option("--spread", help="The shares that are compared: 1/m, 1/√m, or both, with m layers left."),
-    ] = SpreadChoice.BOTH,
-    batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", min=1, metavar="N", help="How many facts a batch of successive edits has."),
-    ] = 10,
-    text_facts: Annotated[
-        int,
-        typer.Option("--text-facts", min=0, metavar="N", help="Facts that texts are written for; 0 for none."),
-    ] = 20,
-    references: Annotated[
-        str | None,
-        typer.Option(
-            "--references",
-            metavar="DIR",
-            help="Folder with the reference texts and TF-IDF files that consistency is measured against, or demo. "
-            "Default: the published ones, if they were fetched.",
-        ),
-    ] = None,
+    spread: Annotated[SpreadChoice, typer.Option("--spread")] = SpreadChoice.BOTH,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N")] = 10,
+    text_facts: Annotated[int, typer.Option("--text-facts", min=0, metavar="N")] = 20,
+    references: Annotated[str | None, typer.Option("--references", metavar="DIR")] = None,
 ) -> None:
     """Analyze what distributing a residual over layers does to an edit, as section 4 of the paper of BLUE does.
 
@@ -93,6 +45,18 @@ def analyze(
     again after it was stopped, it goes on where it was. The model's own files are left as they are.
 
     It needs the extra `runs`; consistency needs `evaluate` as well.
+
+    Args:
+        what: contribution, similarity, distance, single-layer, steps, bound; several of them, or all.
+        model: An embedded model (see `factpatch models`), a directory, or an id of the Hugging Face Hub.
+        facts: Facts in any format that `factpatch edit` reads, or the name of a data set that was fetched. Or a number:
+            the first N facts of CounterFact if it was fetched, else of those that the package ships.
+        out: Where to write; a new directory, or one to go on in. Default: analysis-MODEL in this folder.
+        spread: The shares that are compared: 1/m, 1/√m, or both, with m layers left.
+        batch_size: How many facts a batch of successive edits has.
+        text_facts: Facts that texts are written for; 0 for none.
+        references: Folder with the reference texts and TF-IDF files that consistency is measured against, or demo.
+            Default: the published ones, if they were fetched.
     """
     from factpatch.evaluation.verify import usable
     from factpatch.lab.analysis.directory import AnalysisDirectory

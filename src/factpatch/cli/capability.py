@@ -19,41 +19,18 @@ if TYPE_CHECKING:
 _SHOWN = (("f1", 1), ("accuracy", 1), ("mcc", 1), ("invalid", 0))
 
 
+@options.documented
 def capability(
     model: options.Model,
     patch: options.PatchToMeasure = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="DIR", help="The folder with the tasks' items: glue_sst2.json and so on."),
-    ] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            "--tasks", metavar="T,T,...", help="Of sst2, mrpc, mmlu, rte, cola and nli. Default: all, with --data."
-        ),
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Ask this many items of each task.")] = 100,
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            "--shots", min=0, metavar="N", help="Examples before each question. Default: none, or what the harness has."
-        ),
-    ] = None,
-    generate: Annotated[
-        bool, typer.Option("--generate/--no-generate", help="Also let the model say its answers to the --tasks.")
-    ] = True,
-    harness: Annotated[
-        str | None,
-        typer.Option(
-            "--harness",
-            metavar="T,T,...",
-            help="Tasks of lm-evaluation-harness: names that `lm-eval ls tasks` lists, or files of your own in YAML.",
-        ),
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None,
+    tasks: Annotated[str | None, typer.Option("--tasks", metavar="T,T,...")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N")] = 100,
+    shots: Annotated[int | None, typer.Option("--shots", min=0, metavar="N")] = None,
+    generate: Annotated[bool, typer.Option("--generate/--no-generate")] = True,
+    harness: Annotated[str | None, typer.Option("--harness", metavar="T,T,...")] = None,
     chat: options.Chat = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE.json", help="Write the results, item by item, as JSON.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.json")] = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
 ) -> None:
@@ -61,6 +38,15 @@ def capability(
 
     Needs the extra `evaluate`; --harness needs the extra `harness`. The first ten items of a task's file serve as
     examples and are never asked.
+
+    Args:
+        data: The folder with the tasks' items: glue_sst2.json and so on.
+        tasks: Of sst2, mrpc, mmlu, rte, cola and nli. Default: all, with --data.
+        limit: Ask this many items of each task.
+        shots: Examples before each question. Default: none, or what the harness has.
+        generate: Also let the model say its answers to the --tasks.
+        harness: Tasks of lm-evaluation-harness: names that `lm-eval ls tasks` lists, or files of your own in YAML.
+        out: Write the results, item by item, as JSON.
     """
     checks.check_output_file("--out", out)
     checks.check_distinct(out=out, patch=patch)

@@ -8,55 +8,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from factpatch.cli import checks, render
+from factpatch.cli import checks, options, render
 from factpatch.support.words import counted
 
 if TYPE_CHECKING:
     from factpatch.patch.patch import Patch
 
 
+@options.documented
 def compose(
-    patches: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PATCH...",
-            help="Patches of one model, in the order in which they were edited: one after the other, or each on the "
-            "unedited model.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="PATCH", help="Where to write the sum.", show_default=False)],
-    rank: Annotated[
-        int | None, typer.Option("--rank", min=1, metavar="N", help="Keep at most N singular values of each layer.")
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(
-            "--energy",
-            metavar="X",
-            help="Keep as many singular values of each layer as hold the share X of the sum of their squares.",
-        ),
-    ] = None,
-    rebase: Annotated[
-        str | None,
-        typer.Option(
-            "--rebase",
-            metavar="MODEL",
-            help="Make the patch fit the weights of this model, whatever they are, and note what it leaves in them. "
-            "Only done when asked for: on other weights than those that were edited nothing tells whether the facts "
-            "hold, so verify them afterwards.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype", metavar="D", help="Load the model of --rebase in this dtype. Default: the dtype of the patches."
-        ),
-    ] = None,
+    patches: Annotated[list[Path], typer.Argument(metavar="PATCH...")],
+    out: Annotated[Path, typer.Option("--out", metavar="PATCH")],
+    rank: Annotated[int | None, typer.Option("--rank", min=1, metavar="N")] = None,
+    energy: Annotated[float | None, typer.Option("--energy", metavar="X")] = None,
+    rebase: Annotated[str | None, typer.Option("--rebase", metavar="MODEL")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="D")] = None,
 ) -> None:
     """Sum several patches into one; with --rank or --energy into a smaller one that does almost the same.
 
     One patch may be given alone, to make it smaller or to rebase it.
+
+    Args:
+        patches: Patches of one model, in the order in which they were edited: one after the other, or each on the
+            unedited model.
+        out: Where to write the sum.
+        rank: Keep at most N singular values of each layer.
+        energy: Keep as many singular values of each layer as hold the share X of the sum of their squares.
+        rebase: Make the patch fit the weights of this model, whatever they are, and note what it leaves in them. Only
+            done when asked for: on other weights than those that were edited nothing tells whether the facts hold, so
+            verify them afterwards.
+        dtype: Load the model of --rebase in this dtype. Default: the dtype of the patches.
     """
     checks.check_output_file("--out", out)
     for path in patches:

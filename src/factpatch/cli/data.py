@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from factpatch.cli import checks, render
+from factpatch.cli import checks, options, render
 
 app = typer.Typer(no_args_is_help=True, help="List published data sets, and download them.")
 
@@ -29,17 +29,17 @@ def list_data() -> None:
 
 
 @app.command("fetch")
+@options.documented
 def fetch_data(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME...", help="Files that `factpatch data list` names.", show_default=False),
-    ],
-    to: Annotated[
-        Path | None,
-        typer.Option("--to", metavar="DIR", help="Put them into this directory. Default: the cache, where names work."),
-    ] = None,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR")] = None,
 ) -> None:
-    """Download published files from their homes, and check them."""
+    """Download published files from their homes, and check them.
+
+    Args:
+        names: Files that `factpatch data list` names.
+        to: Put them into this directory. Default: the cache, where names work.
+    """
     from factpatch.data.sources import fetch, source_named
 
     with checks.argument("NAME"):

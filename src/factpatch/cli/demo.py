@@ -13,16 +13,18 @@ from factpatch.cli import checks, options, render
 MODEL = "smollm2-135m"
 
 
+@options.documented
 def demo(
     method: Annotated[str, options.recipe_option("method")] = "memit-blue",
-    facts: Annotated[
-        int | None, typer.Option("--facts", min=1, metavar="N", help="Only the first N facts. Default: all.")
-    ] = None,
+    facts: Annotated[int | None, typer.Option("--facts", min=1, metavar="N")] = None,
     report: options.Report = None,
 ) -> None:
     """Edit the embedded model with facts that the package ships, show what changed, and undo it.
 
     Nothing has to be prepared. The facts are wrong on purpose, so that no model can know them beforehand.
+
+    Args:
+        facts: Only the first N facts. Default: all.
     """
     checks.check_output_file("--report", report)
 

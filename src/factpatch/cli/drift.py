@@ -19,42 +19,33 @@ class Place(str, Enum):
     PROMPT = "prompt"
 
 
+@options.documented
 def drift(
     model: options.Model,
-    patch: Annotated[Path, typer.Option("--patch", metavar="PATCH", help="The patch.", show_default=False)],
-    prompts: Annotated[
-        str,
-        typer.Option(
-            "--prompts",
-            metavar="FILE",
-            help="Prompts with their subjects, in the format of known_1000.json, or its name.",
-        ),
-    ] = "known_1000",
-    limit: Annotated[int, typer.Option("--limit", min=2, metavar="N", help="Read only the first N prompts.")] = 1000,
-    layer: Annotated[
-        int | None,
-        typer.Option(
-            "--layer", min=0, metavar="L", help="The layer whose output is read. Default: the patch's last layer."
-        ),
-    ] = None,
-    at: Annotated[
-        Place, typer.Option("--at", help="At the last token of the subject, where edits write, or of the prompt.")
-    ] = Place.SUBJECT,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw a map of the states with t-SNE: .png, .svg or .pdf."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the map.")] = 0,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="FILE.json", help="Write the numbers, and the map if drawn, as JSON."),
-    ] = None,
+    patch: Annotated[Path, typer.Option("--patch", metavar="PATCH")],
+    prompts: Annotated[str, typer.Option("--prompts", metavar="FILE")] = "known_1000",
+    limit: Annotated[int, typer.Option("--limit", min=2, metavar="N")] = 1000,
+    layer: Annotated[int | None, typer.Option("--layer", min=0, metavar="L")] = None,
+    at: Annotated[Place, typer.Option("--at")] = Place.SUBJECT,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.json")] = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
 ) -> None:
     """Measure how far a patch moves the hidden states of factual prompts. The model stays as it is.
 
     --plot needs the extras `evaluate` and `plots`.
+
+    Args:
+        patch: The patch.
+        prompts: Prompts with their subjects, in the format of known_1000.json, or its name.
+        limit: Read only the first N prompts.
+        layer: The layer whose output is read. Default: the patch's last layer.
+        at: At the last token of the subject, where edits write, or of the prompt.
+        plot: Draw a map of the states with t-SNE: .png, .svg or .pdf.
+        seed: Seed of the map.
+        out: Write the numbers, and the map if drawn, as JSON.
     """
     checks.check_output_file("--out", out)
     checks.check_output_file("--plot", plot)

@@ -27,42 +27,16 @@ def edit(
     recipe: Recipe,
     model: options.OptionalModel = None,
     facts: options.OptionalFacts = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="PATCH", help="Where to write the patch. Only a session can do without."),
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PATCH")] = None,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, metavar="N", help="Edit N facts at a time, in file order. Default: all."),
-    ] = None,
-    session: Annotated[
-        Path | None,
-        typer.Option(
-            "--session",
-            metavar="DIR",
-            help="Record every batch in this directory as it is edited: a new one, or a session to continue.",
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            "--resume",
-            metavar="DIR",
-            help="Continue a session that was interrupted. DIR says what it edits and how; give only outputs.",
-        ),
-    ] = None,
-    save_model: Annotated[
-        Path | None,
-        typer.Option("--save-model", metavar="DIR", help="Also write the edited model, to a new or empty directory."),
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, metavar="N")] = None,
+    session: Annotated[Path | None, typer.Option("--session", metavar="DIR")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="DIR")] = None,
+    save_model: Annotated[Path | None, typer.Option("--save-model", metavar="DIR")] = None,
     report: options.Report = None,
     perplexity_text: options.PerplexityText = None,
-    no_verify: Annotated[
-        bool,
-        typer.Option("--no-verify", help="Neither ask the model before and after the edit nor measure perplexity."),
-    ] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify")] = False,
 ) -> None:
     """Edit a model so that it knows new facts, and write the change as a patch.
 
@@ -70,6 +44,14 @@ def edit(
     are; with --save-model, the edited model is written beside them.
 
     With --session, a run that is killed can be continued: factpatch edit --resume DIR.
+
+    Args:
+        out: Where to write the patch. Only a session can do without.
+        batch_size: Edit N facts at a time, in file order. Default: all.
+        session: Record every batch in this directory as it is edited: a new one, or a session to continue.
+        resume: Continue a session that was interrupted. DIR says what it edits and how; give only outputs.
+        save_model: Also write the edited model, to a new or empty directory.
+        no_verify: Neither ask the model before and after the edit nor measure perplexity.
     """
     outputs: dict[str, Any] = {
         "out": out,

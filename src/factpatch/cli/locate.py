@@ -14,62 +14,20 @@ if TYPE_CHECKING:
     from factpatch.lab.tracing import Summary
 
 
+@options.documented
 def locate(
     model: options.Model,
-    facts: Annotated[
-        str,
-        typer.Option(
-            "--facts",
-            metavar="FILE",
-            help="What the model may know: prompts in the format of known_1000.json, or its name; or facts in any "
-            "format that `factpatch edit` reads, whose true object the model should know.",
-        ),
-    ] = "known_1000",
+    facts: Annotated[str, typer.Option("--facts", metavar="FILE")] = "known_1000",
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
-    kinds: Annotated[
-        str,
-        typer.Option(
-            "--kinds",
-            metavar="K,K,...",
-            help="What is restored: states, mlp, attention, severed-mlp, severed-attention. Layers are proposed from "
-            "mlp.",
-        ),
-    ] = "states,mlp,attention",
-    window: Annotated[
-        int | None,
-        typer.Option(
-            "--window",
-            min=1,
-            metavar="N",
-            help="How many layers of MLPs or attentions are restored at once. Default: 10 of 48, scaled to the model.",
-        ),
-    ] = None,
-    noise: Annotated[
-        float,
-        typer.Option("--noise", metavar="F", help="Noise, in standard deviations of the embeddings of subjects."),
-    ] = 3.0,
-    samples: Annotated[
-        int, typer.Option("--samples", min=1, metavar="N", help="How many times each subject is corrupted.")
-    ] = 10,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the noise.")] = 0,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size", min=1, metavar="N", help="How many layers to propose. Default: 5, fewer of a shallow model."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Keep every fact's trace, averages and heat maps in this directory, new or begun before.",
-        ),
-    ] = None,
-    figures: Annotated[
-        int, typer.Option("--figures", min=0, metavar="N", help="Of how many facts to draw heat maps in it.")
-    ] = 10,
+    kinds: Annotated[str, typer.Option("--kinds", metavar="K,K,...")] = "states,mlp,attention",
+    window: Annotated[int | None, typer.Option("--window", min=1, metavar="N")] = None,
+    noise: Annotated[float, typer.Option("--noise", metavar="F")] = 3.0,
+    samples: Annotated[int, typer.Option("--samples", min=1, metavar="N")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N")] = 0,
+    size: Annotated[int | None, typer.Option("--size", min=1, metavar="N")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR")] = None,
+    figures: Annotated[int, typer.Option("--figures", min=0, metavar="N")] = 10,
     chat: options.Chat = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -80,6 +38,18 @@ def locate(
     is how much of the answer's probability comes back. Called again with --out after it was stopped, it goes on.
 
     --out needs the extra `plots`.
+
+    Args:
+        facts: What the model may know: prompts in the format of known_1000.json, or its name; or facts in any format
+            that `factpatch edit` reads, whose true object the model should know.
+        kinds: What is restored: states, mlp, attention, severed-mlp, severed-attention. Layers are proposed from mlp.
+        window: How many layers of MLPs or attentions are restored at once. Default: 10 of 48, scaled to the model.
+        noise: Noise, in standard deviations of the embeddings of subjects.
+        samples: How many times each subject is corrupted.
+        seed: Seed of the noise.
+        size: How many layers to propose. Default: 5, fewer of a shallow model.
+        out: Keep every fact's trace, averages and heat maps in this directory, new or begun before.
+        figures: Of how many facts to draw heat maps in it.
     """
     checks.check_directory_to_go_on("--out", out)
     checks.check_place(device, dtype)

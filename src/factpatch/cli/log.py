@@ -7,18 +7,23 @@ from typing import Annotated
 
 import typer
 
-from factpatch.cli import checks, render
+from factpatch.cli import checks, options, render
 from factpatch.support.words import counted
 
 
+@options.documented
 def log(
-    session: Annotated[Path, typer.Argument(metavar="DIR", help="The directory of a session.", show_default=False)],
-    facts: Annotated[bool, typer.Option("--facts", help="Also show every fact, and whether it was learned.")] = False,
+    session: Annotated[Path, typer.Argument(metavar="DIR")],
+    facts: Annotated[bool, typer.Option("--facts")] = False,
 ) -> None:
     """Show a session's batches: when each was finished, how many of its facts the model then held, how long it took.
 
     The last column counts a fact that a later batch replaced as well. A batch can be gone back to with
     `factpatch undo DIR --to N`.
+
+    Args:
+        session: The directory of a session.
+        facts: Also show every fact, and whether it was learned.
     """
     from factpatch.journal import Journal
 

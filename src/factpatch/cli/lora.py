@@ -10,22 +10,19 @@ import typer
 from factpatch.cli import checks, options, render
 
 
+@options.documented
 def lora(
     patch: options.PatchFile,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", metavar="DIR", help="Where to write the adapter; a new or empty directory.", show_default=False
-        ),
-    ],
-    rank: Annotated[
-        int | None,
-        typer.Option("--rank", min=1, metavar="N", help="The largest rank to write. Default: exact to rounding."),
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR")],
+    rank: Annotated[int | None, typer.Option("--rank", min=1, metavar="N")] = None,
 ) -> None:
     """Write a patch as a LoRA adapter, which peft and servers load on the unedited model.
 
     No model is needed. A patch that has no low rank, such as RECT's, needs --rank, and loses what is beyond it.
+
+    Args:
+        out: Where to write the adapter; a new or empty directory.
+        rank: The largest rank to write. Default: exact to rounding.
     """
     checks.check_output_directory("--out", out)
 

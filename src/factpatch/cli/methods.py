@@ -9,15 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from factpatch.cli import render
+from factpatch.cli import options, render
 
 
+@options.documented
 def methods(
-    settings: Annotated[
-        bool, typer.Option("--settings", help="Also list the settings of every strategy, with their defaults.")
-    ] = False,
+    settings: Annotated[bool, typer.Option("--settings")] = False,
 ) -> None:
-    """List the methods: the four strategies that each consists of, and its source."""
+    """List the methods: the four strategies that each consists of, and its source.
+
+    Args:
+        settings: Also list the settings of every strategy, with their defaults.
+    """
     from dataclasses import fields
 
     from factpatch.methods import METHODS, STRATEGIES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -83,8 +84,20 @@ PatchDtype = Annotated[
 ]
 
 
+def documented(command: Callable[..., None]) -> Callable[..., None]:
+    """Take the help of a command's options from the "Args:" of its docstring, which its own help leaves out."""
+    about, helps = _split(inspect.getdoc(command) or "")
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        if parameter.name in helps:
+            parameter.annotation.__metadata__[0].help = helps.pop(parameter.name)
+    assert not helps, f"{command.__name__}: Args has {', '.join(helps)}, which are no parameters"
+    command.__doc__ = about
+    return _signed(command, list(signature.parameters.values()))
+
+
 def with_recipe(*left_out: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a recipe, and the recipe that they describe as its argument `recipe`.
+    """As `documented`, and give a command the options of a recipe; it gets the recipe that they describe as `recipe`.
 
     Args:
         left_out: Fields that the command does not need.
@@ -93,18 +106,30 @@ def with_recipe(*left_out: str, **defaults: Any) -> Callable[[Callable[..., None
     fields = [name for name in dict.fromkeys(("method", *Recipe.model_fields)) if name not in left_out]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        documented(command)
+        own = [parameter for name, parameter in inspect.signature(command).parameters.items() if name != "recipe"]
+
         @wraps(command)
         def run(**given: Any) -> None:
             command(recipe=recipe_from({name: given.pop(name) for name in fields}), **given)
 
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for parameter in signature.parameters.values() if parameter.name != "recipe"]
-        added = [_parameter(name, defaults) for name in fields]
-        run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
-        return run
+        return _signed(run, [*own, *(_parameter(name, defaults) for name in fields)])
 
     return decorate
+
+
+def _signed(command: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
+    """Let a command show these parameters to whoever looks at its signature or its annotations."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _split(docstring: str) -> tuple[str, dict[str, str]]:
+    """What a docstring says before "Args:", and the text of each argument."""
+    about, _, arguments = docstring.partition("\n\nArgs:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", arguments, re.MULTILINE)
+    return about, {name: " ".join(text.split()) for name, text in entries}
 
 
 def recipe_from(given: dict[str, Any]) -> Recipe:

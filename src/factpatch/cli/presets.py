@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from factpatch.cli import checks, render
+from factpatch.cli import checks, options, render
 
 if TYPE_CHECKING:
     from factpatch.presets.preset import Preset
 
 
+@options.documented
 def presets(
-    name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[NAME]", help="A model: show the settings of every method. Default: list all.", show_default=False
-        ),
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None,
 ) -> None:
-    """List the models with settings of their own; with a name, show these method by method."""
+    """List the models with settings of their own; with a name, show these method by method.
+
+    Args:
+        name: A model: show the settings of every method. Default: list all.
+    """
     from factpatch.presets.preset import load_presets, preset_named
 
     if name is not None:

@@ -7,21 +7,23 @@ from typing import Annotated
 
 import typer
 
-from factpatch.cli import checks, render
+from factpatch.cli import checks, options, render
 
 
+@options.documented
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="Directories of runs, finished or not.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.html", help="The page.")] = Path("report.html"),
-    worst: Annotated[
-        int, typer.Option("--worst", min=1, metavar="N", help="Show N of the worst facts of each method and dataset.")
-    ] = 5,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.html")] = Path("report.html"),
+    worst: Annotated[int, typer.Option("--worst", min=1, metavar="N")] = 5,
 ) -> None:
     """Write a page about runs: a summary, tables with intervals, curves, the worst facts and the settings.
 
     The page is one file of HTML with its charts inside. It needs the extra `runs`.
+
+    Args:
+        runs: Directories of runs, finished or not.
+        out: The page.
+        worst: Show N of the worst facts of each method and dataset.
     """
     checks.check_output_file("--out", out)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from factpatch.cli import checks, render
+from factpatch.cli import checks, options, render
 
 if TYPE_CHECKING:
     from factpatch.lab.runs.config import RunConfig
@@ -33,10 +33,9 @@ OtherVersions = Annotated[
 ]
 
 
+@options.documented
 def run(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG.yaml", help="What to edit and to measure.", show_default=False)
-    ],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
     out: Out,
     other_versions: OtherVersions = False,
 ) -> None:
@@ -44,6 +43,9 @@ def run(
 
     Patches, measurements and texts are kept in the run's directory. Called again after it was stopped, the command goes
     on where it was and ends with the same numbers.
+
+    Args:
+        config: What to edit and to measure.
     """
     from factpatch.lab.runs.config import load_config
 

@@ -14,27 +14,16 @@ from factpatch.recipe import Recipe, choose
 def second_moment(
     model: options.Model,
     recipe: Recipe,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--tokens",
-            min=1,
-            metavar="N",
-            help="How many tokens to read. Default: the preset's, or 10 per key dimension.",
-        ),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            metavar="X",
-            help="Count the eigenvalues below X, as AlphaEdit does. Default: the threshold of alphaedit.",
-        ),
-    ] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", metavar="X")] = None,
 ) -> None:
     """Compute and cache the second moment of the keys of every critical layer, and show its spectrum.
 
     A run that was interrupted continues when it is started again with the same options.
+
+    Args:
+        tokens: How many tokens to read. Default: the preset's, or 10 per key dimension.
+        threshold: Count the eigenvalues below X, as AlphaEdit does. Default: the threshold of alphaedit.
     """
     if threshold is not None and not threshold > 0:
         raise checks.BadArgumentError(f"--threshold {threshold}: must be positive.")

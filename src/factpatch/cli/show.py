@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 
-from factpatch.cli import checks, render
+from factpatch.cli import checks, options, render
 
 
+@options.documented
 def show(
-    patch: Annotated[
-        Path, typer.Argument(metavar="PATCH", help="A file that `factpatch edit` wrote.", show_default=False)
-    ],
+    patch: Annotated[Path, typer.Argument(metavar="PATCH")],
 ) -> None:
-    """Show what a patch holds, from its header alone: the model, the method, its settings and the facts."""
+    """Show what a patch holds, from its header alone: the model, the method, its settings and the facts.
+
+    Args:
+        patch: A file that `factpatch edit` wrote.
+    """
     from factpatch.patch.file import asked_in_chat, describe
 
     with checks.argument("PATCH"):

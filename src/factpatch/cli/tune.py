@@ -20,56 +20,34 @@ if TYPE_CHECKING:
 def tune(
     model: options.Model,
     recipe: Recipe,
-    facts: Annotated[
-        Path | None,
-        typer.Option(
-            "--facts",
-            metavar="FILE",
-            help="Probe facts, in any format that `factpatch edit` reads, or the name of a data set that was fetched. "
-            "Default: those that the package ships, which are few.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Where to write preset.yaml, what it rests on as tuning.json, and a plot. With the same directory, a "
-            "search that was interrupted finds again what it had measured. Default: tuned-MODEL in this folder.",
-        ),
-    ] = None,
-    exclude: Annotated[
-        Path | None,
-        typer.Option("--exclude", metavar="FILE", help="The facts that you will edit: their subjects are not probed."),
-    ] = None,
-    skip: Annotated[int, typer.Option("--skip", min=0, metavar="N", help="Leave out the first N facts.")] = 0,
+    facts: Annotated[Path | None, typer.Option("--facts", metavar="FILE")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR")] = None,
+    exclude: Annotated[Path | None, typer.Option("--exclude", metavar="FILE")] = None,
+    skip: Annotated[int, typer.Option("--skip", min=0, metavar="N")] = 0,
     limit: options.Limit = None,
-    minutes: Annotated[
-        float,
-        typer.Option("--minutes", min=0.1, metavar="M", help="After how long nothing more begins but the last check."),
-    ] = 20.0,
-    windows: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layers",
-            metavar="L,L,...",
-            help="Critical layers to try, as 4,5,6,7,8; may be given several times. Default: windows of five in the "
-            "lower half of the model.",
-        ),
-    ] = None,
-    max_perplexity: Annotated[
-        float,
-        typer.Option("--max-perplexity", min=1.0, metavar="X", help="On ordinary text, edited over unedited."),
-    ] = 1.03,
-    steps: Annotated[
-        int, typer.Option("--steps", min=2, metavar="N", help="Evaluations of the value optimization at most.")
-    ] = 20,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, metavar="M")] = 20.0,
+    windows: Annotated[list[str] | None, typer.Option("--layers", metavar="L,L,...")] = None,
+    max_perplexity: Annotated[float, typer.Option("--max-perplexity", min=1.0, metavar="X")] = 1.03,
+    steps: Annotated[int, typer.Option("--steps", min=2, metavar="N")] = 20,
     perplexity_text: options.PerplexityText = None,
 ) -> None:
     """Find critical layers and settings for a model by editing probe facts, and write a preset.
 
     The facts need a true object, paraphrases and neighbors, as CounterFact has them. A third is kept aside to check the
     result. The model's own files stay as they are; use the preset with factpatch edit --preset DIR/preset.yaml.
+
+    Args:
+        facts: Probe facts, in any format that `factpatch edit` reads, or the name of a data set that was fetched.
+            Default: those that the package ships, which are few.
+        out: Where to write preset.yaml, what it rests on as tuning.json, and a plot. With the same directory, a search
+            that was interrupted finds again what it had measured. Default: tuned-MODEL in this folder.
+        exclude: The facts that you will edit: their subjects are not probed.
+        skip: Leave out the first N facts.
+        minutes: After how long nothing more begins but the last check.
+        windows: Critical layers to try, as 4,5,6,7,8; may be given several times. Default: windows of five in the lower
+            half of the model.
+        max_perplexity: On ordinary text, edited over unedited.
+        steps: Evaluations of the value optimization at most.
     """
     out = checks.default_directory("tuned", model) if out is None else out
     with checks.recipe_errors():

@@ -14,38 +14,13 @@ if TYPE_CHECKING:
     from factpatch.patch.patch import Patch
 
 
+@options.documented
 def undo(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL|SESSION",
-            help="A model that holds the patch, or the directory of a session.",
-            show_default=False,
-        ),
-    ],
-    patch: Annotated[
-        Path | None,
-        typer.Argument(metavar="[PATCH]", help="The patch that the model holds.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Where to write the model; a new or empty directory."),
-    ] = None,
-    to: Annotated[
-        int | None,
-        typer.Option(
-            "--to", min=0, metavar="N", help="Go back to where the session was after batch N; 0: the beginning."
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="MODEL",
-            help="The unedited model, to take its weights from bit for bit. Default: the patch is subtracted, which "
-            "restores the weights to rounding.",
-        ),
-    ] = None,
+    model: Annotated[str, typer.Argument(metavar="MODEL|SESSION")],
+    patch: Annotated[Path | None, typer.Argument(metavar="[PATCH]", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR")] = None,
+    to: Annotated[int | None, typer.Option("--to", min=0, metavar="N")] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL")] = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
 ) -> None:
@@ -53,6 +28,14 @@ def undo(
 
     factpatch undo MODEL PATCH --out DIR writes the model without the patch. factpatch undo SESSION --to N puts the
     batches after N out of force; it needs no model.
+
+    Args:
+        model: A model that holds the patch, or the directory of a session.
+        patch: The patch that the model holds.
+        out: Where to write the model; a new or empty directory.
+        to: Go back to where the session was after batch N; 0: the beginning.
+        base: The unedited model, to take its weights from bit for bit. Default: the patch is subtracted, which restores
+            the weights to rounding.
     """
     if to is not None:
         if patch is not None or out is not None or base is not None:

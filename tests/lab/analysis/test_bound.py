@@ -62,7 +62,7 @@ def test_the_bound_holds_and_its_sides_are_those_of_the_dense_formulas(
     before = random(earlier, D_KEY, seed=100 + seed)
     exact, last = random(facts, D_VALUE, seed=200 + seed), 3 * random(facts, D_VALUE, seed=300 + seed)
     memory = EarlierKeys(solver.prepare(moment))
-    memory.follow([before] if earlier else [])
+    memory.follow([{"keys": before}] if earlier else [])
     solved = solve_for(memory, keys)
     torch.testing.assert_close(solved, dense(solver, moment, keys, before), rtol=1e-8, atol=1e-10)
     for place, step in enumerate(SPREADS[spread].steps(layers)):
@@ -104,7 +104,7 @@ def test_the_shifts_are_those_that_an_editor_writes(method: str) -> None:
             with undone(study.editor.with_spread(Alone(Step(layer, last, 0.5)))) as editor:
                 if earlier:
                     editor.edit(FACTS[:earlier])
-                editor.method = replace(editor.method, spread=Alone(Step(layer, target, part)))
+                editor._method = replace(editor.method, spread=Alone(Step(layer, target, part)))
                 memory = editor.memory(layer)
                 memory.follow([edit.traces[layer] for edit in editor.edits])
                 solved = solve_for(memory, read_keys(study.lm, SubjectRows.of(study.lm, batch, editor.contexts), layer))
