@@ -124,7 +124,7 @@ def test_an_interruption_costs_no_more_than_what_was_going_on(
     monkeypatch.setattr(execute, "save_figure", draw)
     with monkeypatch.context() as patched:
         # During the fifth of the seven measurements of edits of a single layer.
-        interrupt(patched, "factpatch.lab.analysis.single_layer.read_facts", calls=4)
+        interrupt(patched, "factpatch.lab.analysis.edits.read_facts", calls=4)
         assert analyze("all").exit_code == 130
     out = tmp_path / "out"
     assert (out / "distance.json").is_file()
@@ -134,7 +134,7 @@ def test_an_interruption_costs_no_more_than_what_was_going_on(
     assert drawn == ["contribution", "similarity", "distance"]
     drawn.clear()
     with monkeypatch.context() as patched:
-        interrupt(patched, "factpatch.lab.analysis.single_layer.read_facts", calls=3)
+        interrupt(patched, "factpatch.lab.analysis.edits.read_facts", calls=3)
         result = analyze("all")
     assert result.exit_code == 0, result.output
     assert drawn == ["single-layer", "steps", "bound"]
@@ -212,7 +212,9 @@ def test_a_number_stands_for_so_many_facts_at_hand(
     monkeypatch.chdir(tmp_path)
     result = run("analyze", "distance", "--facts", 2, *options)
     assert result.exit_code == 0, result.output
-    assert "--facts 2: 2 of the facts that the package ships, since CounterFact was not fetched" in result.output
+    assert (
+        "--facts 2: 2 of the facts that come with the package, since CounterFact has not been fetched" in result.output
+    )
     record = json.loads((tmp_path / "analysis-tiny" / "analysis.json").read_text("utf-8"))
     assert record["about"]["facts"] == identity(demo_facts()[:2])
     # A file of that name is meant where there is one; a name stands for a data set.

@@ -24,8 +24,8 @@ from factpatch.lab.analysis.bound import (
     sides,
     solve_for,
 )
+from factpatch.lab.analysis.edits import Alone
 from factpatch.lab.analysis.findings import Findings
-from factpatch.lab.analysis.single_layer import Alone
 from factpatch.lab.analysis.study import SPREADS, undone
 from factpatch.strategies import NullSpace, Ridge, Solver, Step
 from factpatch.strategies.least_squares import EarlierKeys

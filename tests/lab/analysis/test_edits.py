@@ -9,7 +9,7 @@ import pytest
 from tests.lab.analysis.tiny import FACTS, LAYERS, same, state, tiny_editor, tiny_study
 
 from factpatch import Each, verify
-from factpatch.lab.analysis import single_layer, steps
+from factpatch.lab.analysis import edits
 from factpatch.lab.analysis.findings import DIRECT, DISTRIBUTED, Findings
 from factpatch.lab.analysis.study import SPREADS, Study, TextOptions
 from factpatch.lab.drawing.charts import UNEDITED
@@ -26,7 +26,7 @@ def study() -> Study:
 @pytest.fixture(scope="module")
 def findings(study: Study) -> Findings:
     before = state(study)
-    found = single_layer.single_layer(study)
+    found = edits.single_layer(study)
     assert same(study, before)
     return found
 
@@ -55,25 +55,25 @@ def test_at_the_last_layer_both_residuals_give_the_same_edit(findings: Findings)
 
 def test_a_step_writes_one_layer_with_its_share(study: Study) -> None:
     places = [place for place, _ in study.residuals(LAYERS[0])]
-    assert [single_layer.step_at(study, place) for place in places] == [
+    assert [edits.step_at(study, place) for place in places] == [
         Step(0, 0, 1.0), Step(0, 2, 1 / 3), Step(0, 2, 3**-0.5),
     ]  # fmt: skip
 
 
 def test_radars_have_a_corner_for_each_metric_that_was_measured(findings: Findings) -> None:
-    drawn = single_layer.panels(findings)
+    drawn = edits.single_layer_panels(findings)
     assert [panel.title for panel in drawn] == ["Layer 0 alone", "Layer 1 alone", "Layer 2 alone"]
     for panel in drawn:
         assert panel.labels == ["direct", "distributed, even", "distributed, sqrt", "unedited"]
-    corners = list(single_layer.radar_corners(findings).values())
+    corners = list(edits.radar_corners(findings).values())
     for values in corners:
         # There are no reference texts: consistency is missing, and a note says so.
         assert list(values) == ["efficacy", "generalization", "specificity", "fluency"]
         assert all(0 <= value <= 100 for value in values.values())
     assert max(values["fluency"] for values in corners) == 100
     assert any(note.startswith("consistency is missing") for note in findings.notes)
-    assert "difference" not in single_layer.in_words(findings)[0]
-    assert "[" in single_layer.in_words(findings)[1]
+    assert "difference" not in edits.single_layer_in_words(findings)[0]
+    assert "[" in edits.single_layer_in_words(findings)[1]
 
 
 def test_a_part_that_is_kept_is_not_edited_again() -> None:
@@ -88,18 +88,18 @@ def test_a_part_that_is_kept_is_not_edited_again() -> None:
 
     study = tiny_study(facts=FACTS[:2], texts=TextOptions(facts=0))
     study.keep = keep
-    first = single_layer.single_layer(study)
+    first = edits.single_layer(study)
     kinds = ("direct", "distributed-even", "distributed-sqrt")
     assert made == ["unedited", *(f"{layer}-{kind}" for layer in LAYERS for kind in kinds)]
     kept.pop("1-direct")
-    assert single_layer.single_layer(study) == first
+    assert edits.single_layer(study) == first
     assert made[10:] == ["1-direct"]
 
 
 def test_steps_are_those_of_an_edit_of_every_layer() -> None:
     study = tiny_study(settings={"target.steps": 6})
     before = state(study)
-    found = steps.steps(study)
+    found = edits.steps(study)
     assert same(study, before)
     editor = tiny_editor(settings={"target.steps": 6}).with_spread(Each())
     editor.edit(FACTS)
@@ -110,9 +110,9 @@ def test_steps_are_those_of_an_edit_of_every_layer() -> None:
 
 
 def test_facts_that_are_known_take_no_step() -> None:
-    found = steps.steps(tiny_study(settings={"target.stop_loss": 1000.0}))
+    found = edits.steps(tiny_study(settings={"target.stop_loss": 1000.0}))
     for layer in LAYERS:
         assert set(found.of_facts("updates", layer=layer).values()) == {0.0}
         assert set(found.of_facts("done", layer=layer).values()) == {100.0}
         assert set(found.of_facts("unfinished", layer=layer).values()) == {0.0}
-    assert steps.in_words(found)[0] == "Layers [0–2]: [0.00, 0.00, 0.00] updates on average."
+    assert edits.steps_in_words(found)[0] == "Layers [0–2]: [0.00, 0.00, 0.00] updates on average."

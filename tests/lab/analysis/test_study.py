@@ -16,7 +16,7 @@ from tests.models import SENTENCES
 import factpatch.values.shared as shared
 from factpatch import Even
 from factpatch.editor import Editor
-from factpatch.lab.analysis import bound, single_layer, steps
+from factpatch.lab.analysis import bound, edits
 from factpatch.lab.analysis.study import Study, TextOptions
 from factpatch.methods import METHODS
 from factpatch.statistics.second_moment import SecondMoment
@@ -58,7 +58,7 @@ def test_the_corpus_is_read_once_and_each_layer_factored_once(
     corpus = [" ".join(random.Random(place).choices(words, k=30)) for place in range(60)]
     editor = tiny_editor(method, second_moments=None, corpus=corpus, settings={"target.steps": 2})
     study = Study(editor, FACTS[:2], ["even"], 1, TextOptions(facts=0))
-    for find in (single_layer.single_layer, steps.steps, bound.bound):
+    for find in (edits.single_layer, edits.steps, bound.bound):
         find(study)
     assert passes == [list(LAYERS)]
     assert len(factored) == len(LAYERS)

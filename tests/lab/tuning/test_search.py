@@ -201,7 +201,7 @@ def test_facts_that_cannot_be_used_are_left_out_before_the_facts_are_split(
     (_, checked), *_ = found.checked
     assert (checked.facts, checked.error) == (4, None)
     assert caplog.text.count("left out: ") == 3
-    with pytest.raises(ValueError, match="11 of 13 can be edited and asked; a search needs 12"):
+    with pytest.raises(ValueError, match="11 of 13 can be edited and asked; a search needs at least 12"):
         tune(searched.lm, [*probes(11), long, near], CORPUS, tmp_path / "other", **QUICK)
     assert not (tmp_path / "other").exists()
 
@@ -315,7 +315,7 @@ def test_an_edit_that_fails_is_a_trial_with_its_reason() -> None:
 
 
 def test_too_few_probe_facts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"11 of 11 have a true object.* needs\s+12"):
+    with pytest.raises(ValueError, match=r"11 of 11 have a true object.* needs at least\s+12"):
         tune(tiny("llama"), probes(11), CORPUS, tmp_path / "tuned")
 
 

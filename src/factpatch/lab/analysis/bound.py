@@ -1,4 +1,4 @@
-"""How wrong a shift is whose residual was distributed, and the bound on it: the paper's theorem 4.1 and lemma 4.2.
+"""The error of a shift whose residual was distributed, and the bound on it: the paper's theorem 4.1 and lemma 4.2.
 
 A layer whose direct residual is R* gets a share s of the residual R of a later layer instead. Both shifts have the same
 Q, so that with facts as rows Δ* − Δ = (R* − sR)ᵀ Q, and by the triangle inequality
@@ -12,6 +12,7 @@ s = 1/√m makes it √m − 1. All norms are spectral.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from statistics import median
 
 import torch
@@ -32,7 +33,7 @@ ALONG = {DISTANCE: "distance", SIZE: "size", EARLIER: "earlier"}
 
 
 def bound(study: Study) -> Findings:
-    """Compare both sides for the shifts that an edit of one layer alone gives, and vary what the paper says matters.
+    """Compare both sides for the shifts that an edit of one layer alone gives, and vary what matters in the paper.
 
     - distance: all facts in one batch, with the residual of every later critical layer;
     - batch size: ever larger batches, as many of each size as the facts give;
@@ -46,7 +47,7 @@ def bound(study: Study) -> Findings:
 
 
 def sides(exact: Tensor, last: Tensor, share: float, solved: Tensor) -> dict[str, float]:
-    """Both sides of the bound, and what they are made of.
+    """Both sides of the bound, and their parts.
 
     Args:
         exact: R*, (n, d_value).
@@ -75,7 +76,7 @@ def sides(exact: Tensor, last: Tensor, share: float, solved: Tensor) -> dict[str
 
 
 def holds(error: float, limit: float) -> bool:
-    """Whether the bound holds, but for rounding in float64."""
+    """Whether the bound holds, apart from rounding in float64."""
     return error <= limit * (1 + 1e-9)
 
 
@@ -91,34 +92,28 @@ def batch_sizes(facts: int) -> list[int]:
 
 
 def _by_distance(study: Study) -> Iterator[Finding]:
-    keys = _keys(study)
-    for layer in study.layers:
+    keys, everything = _keys(study), slice(0, len(study.facts))
+    for place, layer in enumerate(study.layers):
         solved = solve_for(study.editor.memory(layer), keys[layer])
-        for last in study.layers[study.layers.index(layer) :]:
-            for spread in study.spreads:
-                place = _place(study, DISTANCE, layer, last, spread, len(study.facts))
-                found = sides(study.residual(layer), study.residual(last), study.share(spread, layer, last), solved)
-                yield from _rows(place, f"all {len(study.facts)} facts", found)
+        for last, spread in product(study.layers[place:], study.spreads):
+            found = sides(study.residual(layer), study.residual(last), study.share(spread, layer, last), solved)
+            yield from _findings(study, DISTANCE, layer, spread, everything, found, last=last)
 
 
 def _by_size(study: Study) -> Iterator[Finding]:
-    keys = _keys(study)
-    for size in batch_sizes(len(study.facts)):
-        for layer in study.layers:
-            memory = study.editor.memory(layer)
-            exact, last = study.residual(layer), study.residual(study.last)
-            for start in range(0, len(study.facts) - size + 1, size):
-                batch = slice(start, start + size)
-                solved = solve_for(memory, keys[layer][batch])
-                for spread in study.spreads:
-                    place = _place(study, SIZE, layer, study.last, spread, size)
-                    share = study.share(spread, layer)
-                    yield from _rows(place, _called(batch), sides(exact[batch], last[batch], share, solved))
+    keys, facts = _keys(study), len(study.facts)
+    for size, layer in product(batch_sizes(facts), study.layers):
+        memory = study.editor.memory(layer)
+        exact, last = study.residual(layer), study.residual(study.last)
+        for batch in _batches(facts, size):
+            solved = solve_for(memory, keys[layer][batch])
+            for spread in study.spreads:
+                found = sides(exact[batch], last[batch], study.share(spread, layer), solved)
+                yield from _findings(study, SIZE, layer, spread, batch, found)
 
 
 def _by_earlier_edits(study: Study) -> Iterator[Finding]:
-    batches = _sequence(study)
-    probe = batches.pop()
+    *batches, probe = _batches(len(study.facts), study.batch_size) or [slice(0, len(study.facts))]
     facts = study.facts[probe]
     for spread in study.spreads:
         with undone(study.editor.with_spread(SPREADS[spread])) as editor:
@@ -128,37 +123,24 @@ def _by_earlier_edits(study: Study) -> Iterator[Finding]:
                 if batch is not None:
                     editor.edit(study.facts[batch])
                 exact = {layer: editor.target_values(facts, layer).delta.double().cpu() for layer in study.layers}
-                earlier = sum(len(traces["keys"]) for traces in _earlier(editor, study.last))
                 for layer in study.layers:
-                    keys = read_keys(study.lm, subjects, layer).cpu().double()
-                    memories[layer].follow(_earlier(editor, layer))
+                    keys, earlier = read_keys(study.lm, subjects, layer).cpu().double(), _earlier(editor, layer)
+                    memories[layer].follow(earlier)
                     solved = solve_for(memories[layer], keys)
                     found = sides(exact[layer], exact[study.last], study.share(spread, layer), solved)
                     found["amplification_alone"] = _spectral(solve_for(editor.memory(layer), keys))
-                    place = _place(study, EARLIER, layer, study.last, spread, len(facts), earlier)
-                    yield from _rows(place, _called(probe), found)
+                    before = sum(len(traces["keys"]) for traces in earlier)
+                    yield from _findings(study, EARLIER, layer, spread, probe, found, earlier=before)
 
 
-def _sequence(study: Study) -> list[slice]:
-    """Whole batches of successive facts, all facts if there are too few for one."""
-    size, facts = study.batch_size, len(study.facts)
-    return [slice(start, start + size) for start in range(0, facts - size + 1, size)] or [slice(0, facts)]
+def _batches(facts: int, size: int) -> list[slice]:
+    """Whole batches of successive facts."""
+    return [slice(start, start + size) for start in range(0, facts - size + 1, size)]
 
 
 def _earlier(editor: Editor, layer: int) -> list[Traces]:
     """What the editor's solver remembers of each batch in a layer."""
     return [edit.traces[layer] for edit in editor.edits]
-
-
-def _notes(study: Study) -> Iterator[str]:
-    facts = len(study.facts)
-    if facts < 2 * study.batch_size:
-        yield (
-            f"{facts} facts make no second batch of {study.batch_size}, so that nothing is said of earlier edits; give "
-            "more facts, or smaller batches."
-        )
-    if len(study.layers) < 2:
-        yield f"The only critical layer is {study.last}: nothing is distributed, and both sides are zero."
 
 
 def _keys(study: Study) -> dict[int, Tensor]:
@@ -167,18 +149,33 @@ def _keys(study: Study) -> dict[int, Tensor]:
     return {layer: read_keys(study.lm, subjects, layer).cpu().double() for layer in study.layers}
 
 
-def _place(study: Study, part: str, layer: int, last: int, spread: str, size: int, earlier: int = 0) -> Place:
+def _findings(
+    study: Study,
+    part: str,
+    layer: int,
+    spread: str,
+    batch: slice,
+    found: Mapping[str, float],
+    last: int | None = None,
+    earlier: int = 0,
+) -> Iterator[Finding]:
+    last = study.last if last is None else last
     distance = study.layers.index(last) - study.layers.index(layer)
-    return Place(layer, None, spread, part, last, distance, size, earlier)
-
-
-def _rows(place: Place, called: str, found: Mapping[str, float]) -> Iterator[Finding]:
+    place = Place(layer, None, spread, part, last, distance, batch.stop - batch.start, earlier)
+    name = f"all {batch.stop} facts" if part == DISTANCE else f"facts {batch.start + 1} to {batch.stop}"
     for measure, value in found.items():
-        yield from findings_of(place, measure, [called], [value])
+        yield from findings_of(place, measure, [name], [value])
 
 
-def _called(batch: slice) -> str:
-    return f"facts {batch.start + 1} to {batch.stop}"
+def _notes(study: Study) -> Iterator[str]:
+    facts = len(study.facts)
+    if facts < 2 * study.batch_size:
+        yield (
+            f"{facts} facts make no second batch of {study.batch_size}, so nothing is known of earlier edits; give "
+            "more facts, or smaller batches."
+        )
+    if len(study.layers) < 2:
+        yield f"The only critical layer is {study.last}: nothing is distributed, and both sides are zero."
 
 
 def _spectral(matrix: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Carry analyses out: find, write, draw, and go on where a process that was stopped was."""
+"""Carry analyses out: find, write, draw, and resume where a process that was stopped left off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from factpatch.data.records import DataFileError
 from factpatch.lab.analysis.directory import AnalysisDirectory
-from factpatch.lab.analysis.findings import Findings
 from factpatch.lab.analysis.report import section, write_report
 from factpatch.lab.analysis.study import Study
 from factpatch.lab.analysis.table import ANALYSES, Analysis, Outcome
@@ -29,38 +28,39 @@ def analyze(
     notes: Sequence[str] = (),
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Path]:
-    """Do what is left of some analyses, and write a page about all that the directory has.
+    """Do the rest of some analyses, and write a page about all that the directory has.
 
-    Value targets and what is found are on the disk as soon as they are there: called again after it was stopped, this
-    goes on. An analysis that fails does not keep the others from being done.
+    Value targets and findings are written as soon as they exist, so a second call continues an interrupted one. An
+    analysis that fails does not keep the others from being done.
 
     Args:
-        notes: what a reader of the page should know of the whole.
-        done: called after each of the analyses.
+        notes: What a reader of the page should know of the whole.
+        done: Called after each of the analyses.
 
     Returns:
         The files that were written, the page last.
 
     Raises:
-        DirectoryError: another process is using the directory, or a file there cannot be read.
+        DirectoryError: Another process is using the directory, or a file there cannot be read.
     """
     written: list[Path] = []
     with directory.locked():
         study = study.kept(directory.part, SharedTargets(directory.path / "targets", directory.about["weights"]))
+        kept = {name: Outcome(row, found) for name, row in ANALYSES.items() if (found := directory.found(name))}
         # Each is drawn once, however often the page is written.
-        there = {name: directory.found(name) for name in ANALYSES}
-        sections = {name: section(Outcome(ANALYSES[name], found)) for name, found in there.items() if found is not None}
+        sections = {name: section(outcome) for name, outcome in kept.items()}
         for analysis in analyses:
             name = analysis.name
-            outcome = _outcome(study, analysis, there[name], directory.path)
-            new = name not in sections
+            outcome = kept.get(name) or _found(study, analysis)
+            if name in kept:
+                logger.info("%s: found in %s", name, directory.path)
             if outcome.findings is not None:
-                # The figure before the numbers, which say that an analysis is done.
-                if new or not all(path.is_file() for path in figure_files(directory.path, name)):
+                # The figure before the numbers, which mark an analysis as done.
+                if name not in kept or not all(path.is_file() for path in figure_files(directory.path, name)):
                     panels = analysis.panels(outcome.findings)
                     written += save_figure(figure(panels), directory.path, name) if panels else []
-                written += directory.write(name, outcome.findings) if new else []
-            if new:
+                written += [] if name in kept else directory.write(name, outcome.findings)
+            if name not in kept:
                 sections[name] = section(outcome)
             ordered = [sections[known] for known in ANALYSES if known in sections]
             write_report(directory.path / PAGE, ordered, directory.about, notes)
@@ -68,10 +68,7 @@ def analyze(
     return [*written, directory.path / PAGE]
 
 
-def _outcome(study: Study, analysis: Analysis, findings: Findings | None, path: Path) -> Outcome:
-    if findings is not None:
-        logger.info("%s: found again in %s", analysis.name, path)
-        return Outcome(analysis, findings)
+def _found(study: Study, analysis: Analysis) -> Outcome:
     try:
         findings = analysis.find(study)
     except FAILURES as error:

@@ -1,4 +1,4 @@
-"""What the analyses of one model share: its facts, their value targets, the spreads that are looked at."""
+"""What the analyses of one model share: its facts, their value targets, the spreads that are compared."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SPREADS: Mapping[str, Spread] = {"even": Even(), "sqrt": SquareRoot()}
 """The spreads that distribute one residual over several layers: MEMIT's, and PMET's (the paper's appendix F)."""
 
 Keep = Callable[[str, Callable[[], Findings]], Findings]
-"""Given a name and what finds something, returns what was found, now or before."""
+"""Given a name and a function that finds something, returns what was found, now or before."""
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What is generated for fluency and consistency."""
+    """The texts that are generated for fluency and consistency."""
 
     facts: int = 20
     """Of how many facts; 0 leaves both out."""
@@ -43,20 +43,18 @@ class TextOptions:
 
 
 class Study:
-    """One model and its facts, before any analysis has looked at them.
-
-    Every analysis leaves the model as it was. What several of them need is found once.
+    """One model and its facts, before any analysis. Every analysis leaves the model as it was.
 
     Args:
-        editor: of the unedited model. Its method says which values are optimized and how a layer is solved; its spread
+        editor: Of the unedited model. Its method says which values are optimized and how a layer is solved; its spread
             does not matter.
-        facts: what is edited.
-        spreads: names from `SPREADS`.
-        batch_size: how many facts a batch of a sequence has.
-        texts: what is generated.
+        facts: What is edited.
+        spreads: Names from `SPREADS`.
+        batch_size: How many facts a batch of a sequence has.
+        texts: What is generated.
 
     Raises:
-        ValueError: the editor holds edits, or something that `check_study` refuses.
+        ValueError: The editor holds edits, or `check_study` refuses an argument.
     """
 
     def __init__(
@@ -79,11 +77,11 @@ class Study:
         self._direct: dict[int, TargetValues] = {}
 
     def kept(self, keep: Keep, optimize: Callable[..., TargetValues]) -> Study:
-        """The same study with something that remembers.
+        """The same study with a memory.
 
         Args:
-            keep: parts of an analysis that take long.
-            optimize: target values, as `SharedTargets`; it is asked for those of one batch at a time.
+            keep: Of parts of an analysis that take long.
+            optimize: Target values, as `SharedTargets`; it is asked for those of one batch at a time.
         """
         made = copy(self)
         made.keep = keep
@@ -92,10 +90,10 @@ class Study:
         return made
 
     def about(self, **more: Any) -> dict[str, Any]:
-        """All that findings depend on, JSON-able.
+        """Everything the findings depend on, JSON-able.
 
         Args:
-            more: what a study cannot tell by itself, such as the corpus of the second moment.
+            more: What a study does not know, such as the corpus of the second moment.
         """
         # What every analysis replaces, and what is not known before it is read.
         left_out = ("spread", "second_moment")
@@ -131,7 +129,7 @@ class Study:
         return find_references(self.texts.references, self.facts[: self.texts.facts])
 
     def direct(self, layer: int) -> TargetValues:
-        """The value targets of all facts at a layer, on unedited weights; found on first use."""
+        """The value targets of all facts at a layer, on unedited weights; optimized on first use."""
         if layer not in self._direct:
             self._direct[layer] = self.editor.target_values(self.facts, layer)
         return self._direct[layer]
@@ -146,7 +144,7 @@ class Study:
         return (found.values - found.delta).double().cpu()
 
     def share(self, spread: str, layer: int, last: int | None = None) -> float:
-        """What share of the residual of `last` falls to a layer, if no layer below took any: equation 6."""
+        """The share of the residual of `last` that a layer gets if no layer below took any: equation 6."""
         last = self.last if last is None else last
         steps = SPREADS[spread].steps([one for one in self.layers if one <= last])
         return next(step.share for step in steps if step.layer == layer)
@@ -159,18 +157,18 @@ class Study:
 
 
 def check_study(editor: Editor, facts: Sequence[Fact], spreads: Sequence[str], batch_size: int) -> None:
-    """Check what a study is made of, without reading anything.
+    """Check the arguments of a study, without reading anything.
 
     Raises:
-        ValueError: the editor's method has a regularizer, it forgets the keys of what it edited, a spread is not known,
-            or the facts are no batch or cannot be told apart.
+        ValueError: The editor's method has a regularizer, it forgets the keys of what it edited, a spread is not known,
+            or the facts are no batch or have ids in common.
     """
     check_batch(facts)
     fact_names(facts)
     if not isinstance(editor.method.regularizer, Unchanged):
         raise ValueError(
             f"method={editor.method.name!r}: its regularizer changes the shifts that are compared; analyze the "
-            "method that it regularizes, as memit."
+            "method that it regularizes, such as memit."
         )
     if not editor.recipe.remember_keys:
         raise ValueError(

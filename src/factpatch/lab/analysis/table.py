@@ -1,11 +1,11 @@
-"""The table of analyses: what each is called, what it measures and how it is shown."""
+"""The table of analyses: the name of each, what it measures and how it is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from factpatch.lab.analysis import bound, residuals, single_layer, steps
+from factpatch.lab.analysis import bound, edits, residuals
 from factpatch.lab.analysis.findings import Findings
 from factpatch.lab.analysis.study import Study
 from factpatch.lab.drawing.charts import Panel
@@ -33,7 +33,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one analysis."""
+    """The outcome of one analysis."""
 
     analysis: Analysis
     findings: Findings | None = None
@@ -84,21 +84,21 @@ _ROWS = (
         "residual. Fluency and consistency are drawn in percent of the largest shown.",
         "Specificity and fluency hardly differ. Efficacy with the direct residual is on average three times that with "
         "the distributed one, generalization twice, consistency a tenth higher.",
-        single_layer.single_layer,
-        single_layer.panels,
-        single_layer.in_words,
+        edits.single_layer,
+        edits.single_layer_panels,
+        edits.single_layer_in_words,
     ),
     Analysis(
         "steps",
         "Optimization steps",
         "section 4.3, table 1",
-        "Every critical layer is written toward its own target, in ascending order, and the updates that each target "
-        "takes are counted.",
+        "Every critical layer is written toward its own target, in ascending order, and the updates of each target are "
+        "counted.",
         "The first layer takes most of the updates; at the last ones nearly all facts are known before the first "
         "update: Llama3-8B, layers 4 to 8, 25.0, 11.10, 0.63, 0.0, 0.0.",
-        steps.steps,
-        steps.panels,
-        steps.in_words,
+        edits.steps,
+        edits.steps_panels,
+        edits.steps_in_words,
     ),
     Analysis(
         "bound",
@@ -117,10 +117,10 @@ ANALYSES: dict[str, Analysis] = {row.name: row for row in _ROWS}
 
 
 def analyses_named(names: list[str]) -> list[Analysis]:
-    """Look analyses up, in the order of the table; "all" names all.
+    """Look up analyses, in the order of the table; "all" names all.
 
     Raises:
-        ValueError: there is no such analysis; the message suggests the nearest name.
+        ValueError: There is no such analysis; the message suggests the nearest name.
     """
     for name in names:
         if name not in ANALYSES and name != ALL:

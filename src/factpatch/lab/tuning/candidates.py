@@ -34,8 +34,8 @@ def windows(depth: int, length: int = LENGTH) -> list[tuple[int, ...]]:
     """Windows of critical layers that begin at `STARTS`, without repetition, the most usual one first.
 
     Args:
-        depth: how many layers the model has.
-        length: of a window; shorter where the model has fewer layers.
+        depth: How many layers the model has.
+        length: Of a window; shorter where the model has fewer layers.
     """
     length = min(length, depth)
     starts = dict.fromkeys(min(round(start * depth), depth - length) for start in STARTS)
@@ -47,7 +47,7 @@ def grid(
 ) -> list[Candidate]:
     """All combinations, those first that differ from the first ones in the fewest choices.
 
-    So that a search which runs out of time has tried each choice beside the usual ones.
+    A search that runs out of time has then tried each choice with the others as usual.
     """
     places = product(range(len(layers)), range(len(targets)), range(len(shares)))
     ordered = sorted(places, key=lambda place: (sum(index > 0 for index in place), place))

@@ -56,12 +56,12 @@ class TuningDirectory(ResultDirectory):
         return self.read(file, Trial.from_dict)
 
     def write(self, found: Tuning) -> None:
-        """Write what there is so far; each file appears whole.
+        """Write what was found so far; each file appears whole.
 
-        While a search goes on, the preset of an earlier one and what it rests on stay beside each other.
+        During a search, the preset of an earlier one stays, and so does the record of what it rests on.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: A file cannot be written.
         """
         preset = self.path / PRESET
         if found.preset is None and preset.exists():
@@ -85,7 +85,7 @@ class TuningDirectory(ResultDirectory):
 
 
 def remarks(found: Tuning) -> list[str]:
-    """What stands above the preset's numbers."""
+    """The comment above the preset's numbers."""
     lines = [
         f"Written by factpatch tune, which measured {found.method}. The rows of other methods are derived: the same",
         "layers and value optimization, and weights that write the same share of a residual.",
@@ -103,15 +103,11 @@ def remarks(found: Tuning) -> list[str]:
     return lines
 
 
-DIGITS = 3
-"""Of a number that was derived."""
-
-
 def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -> Preset:
     """A preset with a row for every method.
 
-    The method that was searched has what was chosen. The others are given the same critical layers and value
-    optimization, and weights that write the same share of a residual (`Solver.scaled`): that is derived, not measured.
+    The method that was searched has what was chosen. The others have the same critical layers and value optimization,
+    and weights that write the same share of a residual (`Solver.scaled`): that is derived, not measured.
     """
     rows = {}
     for name, method in METHODS.items():
@@ -119,14 +115,13 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
         settings = settings_of(replace(method, solver=solver))["solver"]
         rows[name] = {f"solver.{field}": _rounded(value) for field, value in settings.items() if field != "class"}
     known: dict[str, Any] = {field.name: getattr(bench.lm.config, field.name, None) for field in fields(Match)}
-    match = Match(**known)
     return Preset(
         model=PurePath(bench.lm.name).name or "model",
-        match=match,
+        match=Match(**known),
         critical_layers=list(chosen.critical_layers),
         source=source,
         corpus_tokens=tokens,
-        # The text that the numbers rest on, if the package has it and it is good enough for this model.
+        # Whether the numbers rest on the text of the package, and it is good enough for this model.
         shipped_corpus=preset_for(bench.lm).shipped_corpus and bench.corpus.identity == corpus_from(None).identity,
         common=dict(chosen.target),
         methods=rows,
@@ -134,18 +129,19 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+    """A derived number has three digits."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 @dataclass
 class Tuning:
-    """What a search has found, and what it rests on. It fills while the search goes on."""
+    """What a search has found, and what it rests on. It fills during the search."""
 
     method: str
     attempts: list[Attempt] = field(default_factory=list)
     """Settings of the value optimization."""
     candidates: int = 0
-    """How many there were to try; 0 before they are known."""
+    """How many there are to try; 0 before they are known."""
     trials: list[Trial] = field(default_factory=list)
     """Edits of probe facts, in the order in which they were made."""
     chosen: Candidate | None = None
@@ -158,7 +154,7 @@ class Tuning:
     unedited: dict[str, float] = field(default_factory=dict)
     """Efficacy, generalization and specificity of the unedited model on the facts kept aside."""
     checked: list[tuple[str, Trial]] = field(default_factory=list)
-    """The choice, and what one would have begun with, on facts that the search has not seen."""
+    """The choice, and the usual settings, on facts that the search has not seen."""
     preset: Preset | None = None
     seconds: float = 0.0
 
@@ -183,7 +179,7 @@ class Tuning:
         """A JSON-able record."""
         return {
             "method": self.method,
-            "value_optimization": [asdict(made) for made in self.attempts],
+            "value_optimization": [asdict(attempt) for attempt in self.attempts],
             "candidates": self.candidates,
             "tried": self.tried,
             "trials": [trial.to_dict() for trial in self.trials],

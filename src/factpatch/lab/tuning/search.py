@@ -7,7 +7,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +48,13 @@ TARGETS, SEARCH, STATISTICS = 0.25, 0.75, 0.4
 MULTIPLES = (5, 20)
 # Fewer tokens per key dimension harm the model: docs/results.md.
 LEAST = 5
+# Of each round one in so many survives, on this many times as many facts. Source: arXiv:1502.07943, with η = 3.
+KEPT = 3
+GROWTH = 2
+ROUNDS = 3
+
+Order = Callable[[Sequence[Trial]], list[Trial]]
+"""Puts trials in the order of preference."""
 
 
 def tune(
@@ -68,23 +78,23 @@ def tune(
     No number is taken from any preset. The model is as it was afterwards.
 
     Args:
-        facts: probe facts with a true object, paraphrases and neighbors, which are asked and never optimized on. Not
-            the facts that will be edited: what is measured on those would flatter. A third is kept aside for the check.
-            Those that the model cannot be edited on or asked are left out, with a warning.
-        corpus: ordinary text for second moments, as `corpus_from` takes it; None for the text that the package ships,
+        facts: Probe facts with a true object, paraphrases and neighbors, which are asked and never optimized on. Not
+            the facts that will be edited: results on those would flatter. A third is kept aside for the check. Those
+            that the model cannot be edited on or asked are left out, with a warning.
+        corpus: Ordinary text for second moments, as `corpus_from` takes it; None for the text that the package ships,
             of a model whose preset says that it is good enough.
-        folder: the directory of the search, see `factpatch.lab.tuning.directory`: new, or one of the same search, which
-            finds again what it had measured.
-        exclude: facts whose subjects are not probed.
-        minutes: what the search may take. What has begun is finished; afterwards nothing begins but what a preset
+        folder: The directory of the search, see `factpatch.lab.tuning.directory`: new, or one of the same search, whose
+            measurements are used again.
+        exclude: Facts whose subjects are not probed.
+        minutes: What the search may take. What has begun is finished; afterwards nothing begins but what a preset
             cannot do without: one attempt, one trial, and the check of the choice.
-        layers: windows of critical layers to try, the most likely one first; by default `windows`.
-        most_perplexity: on ordinary text, edited over unedited.
-        changed: called whenever something has been found, with the stage.
+        layers: Windows of critical layers to try, the most likely one first; by default `windows`.
+        most_perplexity: On ordinary text, edited over unedited.
+        changed: Called after every result, with the stage.
 
     Raises:
-        ValueError: too few facts have what is asked for, no edit succeeded, or the directory holds something else.
-        OSError: the directory cannot be written.
+        ValueError: Too few facts have what is asked for, no edit succeeded, or the directory holds something else.
+        OSError: The directory cannot be written.
     """
     start = time.monotonic()
     facts = probes(facts, exclude)
@@ -118,63 +128,53 @@ def tune(
     with directory.locked():
         targets = SharedTargets(directory.path / "targets", weights)
         bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts)
-        return _Search(bench, directory, start, 60 * minutes, most_perplexity, steps, changed).run(choices, aside)
+        found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * lm.d_key)
+        search = _Search(bench, directory, start + 60 * minutes, most_perplexity, steps, changed, found)
+        search.run(choices, aside)
+        failed = found.checked[0][1].error
+        if failed is not None:
+            logger.warning("the choice could not be checked on the facts kept aside: %s", failed)
+        assert found.chosen is not None
+        found.seconds = time.monotonic() - start
+        found.preset = preset_from(bench, found.chosen, found.tokens, found.source)
+        directory.write(found)
+    return found
 
 
+@dataclass
 class _Search:
-    """One search: its stages share the bench, the clock, and where everything is kept."""
+    """One search: its stages share the bench, the clock, and what was found."""
 
-    def __init__(
-        self,
-        bench: Workbench,
-        directory: TuningDirectory,
-        start: float,
-        seconds: float,
-        most_perplexity: float,
-        steps: int,
-        changed: Callable[[Tuning, str], None],
-    ) -> None:
-        self.bench = bench
-        self.directory = directory
-        self.start = start
-        self.end = start + seconds
-        self.most_perplexity = most_perplexity
-        self.steps = steps
-        self.changed = changed
-        self.found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * bench.lm.d_key)
+    bench: Workbench
+    directory: TuningDirectory
+    end: float
+    """When the time is over, by `time.monotonic`."""
+    most_perplexity: float
+    steps: int
+    changed: Callable[[Tuning, str], None]
+    found: Tuning
 
-    def run(self, choices: Sequence[tuple[int, ...]], aside: Sequence[Fact]) -> Tuning:
+    def run(self, choices: Sequence[tuple[int, ...]], aside: Sequence[Fact]) -> None:
         """Search windows of critical layers, and check the choice on facts kept aside."""
-        bench, found = self.bench, self.found
+        found = self.found
         self._read_statistics(sorted({layer for window in choices for layer in window}))
-        found.unedited = bench.unchanged(aside)
+        found.unedited = self.bench.unchanged(aside)
         targets = self._targets(sorted({choices[0][0], choices[0][-1]}))
         best = self._best(grid(choices, [made.settings for made in targets[:2]]))
         found.chosen, found.facts = best.candidate, best.facts
         self._statistics(best)
         usual = Candidate(choices[0], tuple(usual_settings(self.steps).items()), SHARES[0])
         for what, candidate in (("chosen", best.candidate), ("without a search", usual)):
-            if found.checked and self.over:
-                break
-            found.checked.append((what, self._measure(candidate, aside)))
-            self._tell("check")
-        failed = found.checked[0][1].error
-        if failed is not None:
-            logger.warning("the choice could not be checked on the facts kept aside: %s", failed)
-        found.seconds = time.monotonic() - self.start
-        found.preset = preset_from(bench, found.chosen, found.tokens, found.source)
-        self.directory.write(found)
-        return found
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self.end
+            if not found.checked or time.monotonic() < self.end:
+                self._add("check", found.checked, (what, self._measure(candidate, aside)))
 
     def _until(self, share: float) -> float:
         """When a share of the time that is left will have passed."""
         return time.monotonic() + share * (self.end - time.monotonic())
 
-    def _tell(self, stage: str) -> None:
+    def _add(self, stage: str, to: list[Any], result: Any) -> None:
+        """Keep a result and report it."""
+        to.append(result)
         self.directory.write(self.found)
         self.changed(self.found, stage)
 
@@ -193,27 +193,20 @@ class _Search:
         found.tokens = bench.held[found.tokens]
         if found.tokens < LEAST * wide:
             raise ValueError(
-                f"corpus: it holds {found.tokens} tokens, and the second moment of {wide} key dimensions needs "
-                f"{TOKENS_PER_DIMENSION * wide}, about; give a longer text."
+                f"corpus: it holds {found.tokens} tokens, and the second moment of {wide} key dimensions needs about "
+                f"{TOKENS_PER_DIMENSION * wide}; give a longer text."
             )
         bench.read(layers, found.tokens)
 
     def _targets(self, layers: Sequence[int]) -> list[Attempt]:
-        def tried(made: Attempt) -> None:
-            self.found.attempts.append(made)
-            self._tell("value optimization")
-
+        tried = partial(self._add, "value optimization", self.found.attempts)
         facts = self.bench.facts[:FOR_TARGETS]
         return attempts(self.bench, layers, facts, self.steps, self._until(TARGETS), tried)
 
     def _best(self, candidates: Sequence[Candidate]) -> Trial:
         found = self.found
-
-        def tried(trial: Trial) -> None:
-            found.trials.append(trial)
-            self._tell("layers and weights")
-
         found.candidates = len(candidates)
+        tried = partial(self._add, "layers and weights", found.trials)
         best = halving(candidates, self.bench.facts, self._measure, self._order, self._until(SEARCH), tried)[0]
         if best.error is not None:
             raise ValueError(f"no settings edited the probe facts; the last attempt failed with: {best.error}")
@@ -233,12 +226,10 @@ class _Search:
         """Edit again with other amounts of text, as long as there is time and text."""
         bench, found, until = self.bench, self.found, self._until(STATISTICS)
         found.statistics = [(found.tokens, best)]
-        for multiple in MULTIPLES:
-            tokens = multiple * bench.lm.d_key
+        for tokens in (multiple * bench.lm.d_key for multiple in MULTIPLES):
             if time.monotonic() < until and bench.has_text(best.candidate.critical_layers, tokens):
                 trial = self._measure(best.candidate, bench.facts[: best.facts], tokens)
-                found.statistics.append((tokens, trial))
-                self._tell("text for the statistics")
+                self._add("text for the statistics", found.statistics, (tokens, trial))
         found.tokens = enough_tokens(found.statistics, self._order)
 
 
@@ -246,7 +237,7 @@ def probes(facts: Sequence[Fact], exclude: Sequence[Fact] = ()) -> list[Fact]:
     """The facts that a search can be measured on, without those whose subject, in whatever case, is excluded.
 
     Raises:
-        ValueError: there are fewer than `FEWEST`.
+        ValueError: There are fewer than `FEWEST`.
     """
     subjects = {fact.subject.casefold() for fact in exclude}
     left = [fact for fact in facts if fact.subject.casefold() not in subjects]
@@ -260,40 +251,33 @@ def probes(facts: Sequence[Fact], exclude: Sequence[Fact] = ()) -> list[Fact]:
 def _check_enough(facts: Sequence[Fact], what: str, given: int) -> None:
     if len(facts) < FEWEST:
         raise ValueError(
-            f"facts: {len(facts)} of {given} {what}; a search needs {FEWEST} at least. CounterFact has all that it "
+            f"facts: {len(facts)} of {given} {what}; a search needs at least {FEWEST}. CounterFact has all that it "
             "takes: docs/data.md."
         )
 
 
-def enough_tokens(trials: Sequence[tuple[int, Trial]], order: Callable[[Sequence[Trial]], list[Trial]]) -> int:
+def enough_tokens(trials: Sequence[tuple[int, Trial]], order: Order) -> int:
     """The least text whose trial is as good as the best, where good includes perplexity."""
     best = order([trial for _, trial in trials])[0]
-    good = [
+    return min(
         tokens
         for tokens, trial in trials
         if trial.error is None
         and trial.score >= best.score - NEAR
         and trial.perplexity - 1 <= 1.1 * max(best.perplexity - 1, 0.001)
-    ]
-    return min(good)
-
-
-# Of each round one in so many goes on, on this many times as many facts. Source: arXiv:1502.07943, with η = 3.
-KEPT = 3
-GROWTH = 2
-ROUNDS = 3
+    )
 
 
 def best_of(trials: Sequence[Trial], most_perplexity: float, near: float) -> list[Trial]:
     """Trials in the order of preference.
 
     First those that keep to the perplexity allowed. Among these, those within `near` points of the best S count as
-    equally good, since so few facts do not tell them apart, and the one with the lowest perplexity is preferred; behind
-    them come the others by S. Trials over the limit come last, by perplexity.
+    equally good, since so few facts do not tell them apart, and the one with the lowest perplexity is preferred; the
+    others follow by S. Trials over the limit come last, by perplexity.
 
     Args:
-        most_perplexity: edited over unedited.
-        near: points of S.
+        most_perplexity: Edited over unedited.
+        near: Points of S.
     """
     allowed = [trial for trial in trials if trial.error is None and trial.perplexity <= most_perplexity]
     highest = max((trial.score for trial in allowed), default=0.0)
@@ -310,24 +294,23 @@ def halving(
     candidates: Sequence[Candidate],
     facts: Sequence[Fact],
     measure: Callable[[Candidate, Sequence[Fact]], Trial],
-    order: Callable[[Sequence[Trial]], list[Trial]],
+    order: Order,
     until: float,
     tried: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Trial]:
     """Measure candidates in rounds and return the trials of the last round that has any that succeeded, best first.
 
     Args:
-        candidates: the most usual first. Where time runs out, those at the end are not tried.
-        facts: the last round takes all of them, each round before it `GROWTH` times fewer.
-        measure: makes a trial.
-        order: puts trials in the order of preference.
-        until: when, by `time.monotonic`, all rounds should be over; each gets an equal part of the time, and what
+        candidates: The most usual first. Where time runs out, those at the end are not tried.
+        facts: The last round takes all of them, each round before it `GROWTH` times fewer.
+        measure: Makes a trial.
+        order: Puts trials in the order of preference.
+        until: When, by `time.monotonic`, all rounds should be over; each gets an equal part of the time, and what
             earlier ones left. A trial that has begun is finished, and none begins afterwards but the first of all.
-        tried: called after each trial.
+        tried: Called after each trial.
     """
     best: list[Trial] = []
-    for number in range(ROUNDS):
-        left = ROUNDS - number
+    for left in range(ROUNDS, 0, -1):
         part = facts[: max(2, len(facts) // GROWTH ** (left - 1))]
         stop = time.monotonic() + (until - time.monotonic()) / left
         trials: list[Trial] = []

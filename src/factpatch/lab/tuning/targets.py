@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from factpatch.facts import Fact
@@ -48,16 +49,16 @@ def attempts(
     """Try learning rates, then larger clamps with the best of them, as long as there is time.
 
     Args:
-        layers: where values are wanted.
-        steps: evaluations at most.
-        until: when, by `time.monotonic`, no further attempt begins; the usual one is always made.
-        tried: called after each attempt.
+        layers: Where values are wanted.
+        steps: Evaluations at most.
+        until: When, by `time.monotonic`, no further attempt begins; the usual one is always made.
+        tried: Called after each attempt.
 
     Returns:
         The attempts with the clamp that is worth it, the lowest loss first; one that failed is left out.
 
     Raises:
-        one of `FAILURES`: of the usual attempt.
+        Exception: One of `FAILURES`, in the usual attempt.
     """
 
     def attempt(rate: float, clamp: float) -> Attempt:
@@ -70,9 +71,6 @@ def attempts(
         tried(made)
         return made
 
-    def loss(made: Attempt) -> float:
-        return made.loss
-
     def several(rates: Iterable[float], clamp: float) -> list[Attempt]:
         made = []
         for rate in rates:
@@ -83,10 +81,11 @@ def attempts(
                     logger.warning("learning rate %s with clamp %s is left out: %s", rate, clamp, error)
         return made
 
+    by_loss = attrgetter("loss")
     usual = attempt(LEARNING_RATES[0], CLAMPS[0])
-    best = sorted([usual, *several(LEARNING_RATES[1:], CLAMPS[0])], key=loss)
+    best = sorted([usual, *several(LEARNING_RATES[1:], CLAMPS[0])], key=by_loss)
     for clamp in CLAMPS[1:]:
-        wider = sorted(several([made.settings["target.learning_rate"] for made in best[:2]], clamp), key=loss)
+        wider = sorted(several([made.settings["target.learning_rate"] for made in best[:2]], clamp), key=by_loss)
         if not wider or wider[0].loss > WORTH * best[0].loss:
             break
         best = wider

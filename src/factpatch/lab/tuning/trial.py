@@ -31,12 +31,12 @@ PERPLEXITY = "perplexity"
 
 @dataclass(frozen=True)
 class Trial:
-    """What an edit with some settings gave."""
+    """The results of an edit with some settings."""
 
     candidate: Candidate
     facts: int
     settings: dict[str, Any]
-    """What the candidate comes to in this model, by dotted name."""
+    """What the candidate changes in this model, by dotted name."""
     efficacy: float
     """Percent, as the others; 0 where the edit failed."""
     generalization: float
@@ -74,12 +74,12 @@ class Workbench:
     """A model and what all trials on it share: contexts, second moments, value targets, the unedited measurements.
 
     Args:
-        method: the method to be tried; its own settings are the starting point.
-        facts: whose keys say what λ or L2 is for a share of a residual, in every trial.
-        optimize: what finds target values, as `SharedTargets`.
-        text: for perplexity; the package's held-out text by default.
-        seed: of the contexts.
-        contexts: as those of an editor; by default the model generates them.
+        method: The method to be tried; its own settings are the starting point.
+        facts: Their keys determine λ or L2 for a share of a residual, in every trial.
+        optimize: What finds target values, as `SharedTargets`.
+        text: For perplexity; the package's held-out text by default.
+        seed: Of the contexts.
+        contexts: As those of an editor; by default the model generates them.
     """
 
     def __init__(
@@ -133,8 +133,7 @@ class Workbench:
     def resolve(self, candidate: Candidate, tokens: int, method: Method | None = None) -> Method:
         """The method, or another, with a candidate's settings; λ, or L2 and the threshold, from the facts' keys."""
         method = method or self.method
-        target = {name: value for name, value in candidate.target if has_setting(method, name)}
-        method = with_settings(method, target)
+        method = with_settings(method, {name: value for name, value in candidate.target if has_setting(method, name)})
         layers = sorted({step.layer for step in method.spread.steps(candidate.critical_layers)})
         moments = self.read(layers, tokens)
         solver = method.solver.scaled([moments[layer] for layer in layers], self.read_keys(layers), candidate.written)
@@ -159,7 +158,7 @@ class Workbench:
         return Trial(candidate, len(facts), settings, seconds=seconds, error=error, **numbers)
 
     def _edited(self, method: Method, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> dict[str, float]:
-        """What an edit gives; it is taken back."""
+        """Edit, measure and undo."""
         editor = Editor(
             self.lm,
             method=method,

@@ -1,4 +1,4 @@
-"""What an edit of one layer alone does, with either residual: the paper's figures 4 and 8."""
+"""What edits do: of one layer alone with either residual (the paper's figures 4 and 8), and of all (its table 1)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.metrics import fact_metrics
 from factpatch.evaluation.text import text_metrics
 from factpatch.evaluation.verify import read_facts
-from factpatch.lab.analysis.findings import DIRECT, Finding, Findings, Place, findings_of, gap, number
+from factpatch.lab.analysis.findings import (
+    DIRECT,
+    Finding,
+    Findings,
+    Place,
+    by_layer,
+    findings_of,
+    gap,
+    number,
+    over_layers,
+)
 from factpatch.lab.analysis.study import Study, undone
 from factpatch.lab.drawing.charts import UNEDITED, Panel
 from factpatch.lab.drawing.shapes import radar
-from factpatch.strategies import Spread, Step
+from factpatch.strategies import Each, Spread, Step
 
 # What the paper shows; where facts have no true object, the tokens of their new one decide instead.
 COMPARED = ("efficacy", "generalization", "specificity")
@@ -96,7 +106,7 @@ def _missing(numbers: Sequence[Finding]) -> Iterator[str]:
             yield f"{name} is of one fact: it has no standard error, and differences have no interval."
 
 
-def panels(findings: Findings) -> list[Panel]:
+def single_layer_panels(findings: Findings) -> list[Panel]:
     """A radar for each layer, as figures 4 and 8.
 
     As there, fluency and consistency are scaled for the eye: in percent of the largest that is shown anywhere.
@@ -126,7 +136,7 @@ def radar_corners(findings: Findings) -> dict[Place, dict[str, float]]:
     return found
 
 
-def in_words(findings: Findings) -> list[str]:
+def single_layer_in_words(findings: Findings) -> list[str]:
     """What was learned at each layer."""
     names, unedited = _shown(findings), Place(residual=UNEDITED)
     found = [f"Unedited: {', '.join(f'{name} {number(findings.means[unedited, name])}' for name in names)}."]
@@ -152,3 +162,45 @@ def _shown(findings: Findings) -> list[str]:
     known = {measure for (_, measure), found in findings.means.items() if found.value is not None}
     wanted = COMPARED if "efficacy" in known else BY_TOKEN
     return [name for name in (*wanted, *TEXT) if name in known]
+
+
+def steps(study: Study) -> Findings:
+    """Write every critical layer toward its own target, ascending, and count the updates of each target: table 1.
+
+    A fact stops when its loss is below the target's `stop_loss`, 0.05 unless it was set otherwise. One that is already
+    known takes no update. At most `steps − 1` are made: a fact that needs more is counted with that.
+    """
+    study.editor.prepare()  # what other analyses then find prepared
+    target = study.editor.method.target
+    with undone(study.editor.with_spread(Each())) as editor:
+        editor.edit(study.facts)
+        found = editor.edits[-1].targets
+    numbers: list[Finding] = []
+    for layer, values in found.items():
+        unfinished = (values.evaluations == target.steps) & ~(values.loss < target.stop_loss)
+        for measure, value in (
+            ("updates", values.updates),
+            ("done", 100.0 * (values.updates == 0)),
+            ("unfinished", 100.0 * unfinished),
+            ("loss", values.loss),
+        ):
+            numbers += findings_of(Place(layer), measure, study.names, value.double().tolist())
+    note = f"A fact stops below a loss of {target.stop_loss} nats, and takes at most {target.steps - 1} updates."
+    return Findings(tuple(numbers), (note,))
+
+
+steps_panels = over_layers(
+    ("updates", "Updates that a target takes", "mean updates"),
+    ("done", "Facts known at the first evaluation", "facts, %"),
+)
+
+
+def steps_in_words(findings: Findings) -> list[str]:
+    """What the paper's table 1 says."""
+    layers = findings.among("layer")
+    updates = ", ".join(f"{found.value:.2f}" for _, found in findings.curve("updates"))
+    return [
+        f"Layers [{layers[0]}–{layers[-1]}]: [{updates}] updates on average.",
+        by_layer(findings, "Known at the first evaluation, percent of the facts", "done"),
+        by_layer(findings, "Stopped by the largest number of updates, percent of the facts", "unfinished"),
+    ]
