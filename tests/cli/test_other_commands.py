@@ -175,7 +175,7 @@ def test_second_moment_says_that_it_goes_on_where_it_was_interrupted(
     assert len(read) == 2
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert f"goes on where it was interrupted, after {read[-1]} tokens" in result.stderr
+    assert f"resuming the second moment where it was interrupted, after {read[-1]} tokens" in result.stderr
     assert len(list((tmp_path / "cache" / "second_moment").iterdir())) == 2
 
 

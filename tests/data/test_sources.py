@@ -71,7 +71,7 @@ def publish(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "sample.json",
             f"http://127.0.0.1:{server.server_port}{path}",
             "a sample",
-            **{"sha256": None, **about},
+            **about,
         )
         monkeypatch.setitem(SOURCES, "sample", made)
         return made
@@ -133,7 +133,7 @@ def test_a_failed_download_leaves_the_earlier_file(publish: Callable[..., Source
 
 def test_a_server_that_cannot_be_reached_is_named(publish: Callable[..., Source], monkeypatch: Any) -> None:
     publish("/whole")
-    nowhere = Source("sample", "sample.json", "http://127.0.0.1:9/whole", "a sample", None)
+    nowhere = Source("sample", "sample.json", "http://127.0.0.1:9/whole", "a sample")
     monkeypatch.setitem(SOURCES, "sample", nowhere)
     with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/whole could not be downloaded: .*refused"):
         fetch("sample")

@@ -18,13 +18,10 @@ def test_no_rows_make_no_batches():
     assert batching.batches([]) == []
 
 
-def test_padding_goes_to_the_side_that_is_asked_for():
-    ids, mask = batching.padded([[5, 6, 7], [8]], padding=9)
-    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+def test_padding_follows_the_tokens_and_is_masked():
+    ids, mask = batching.padded([[5, 6, 7], [8]])
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    ids, mask = batching.padded([[5, 6, 7], [8]], left=True, padding=9)
-    assert ids.tolist() == [[5, 6, 7], [9, 9, 8]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def test_head_in_chunks_equals_the_head_at_once(monkeypatch):

@@ -99,7 +99,7 @@ def test_rows_can_enter_behind_any_layer_with_prefixes_of_different_length(famil
             rest = [PackedRow(len(rows[0]) - 2, (0, 1)), PackedRow(len(rows[1]) - 3, (2, 3, 4))]
             entering = torch.cat([hidden[0][2:], hidden[1][3:]])
             packing = Packing(rest, lm.dtype, lm.device)
-            found, _ = run_packed(lm, packing, pool.behind(start), hidden=entering, start=start)
+            found, _ = run_packed(lm, packing, pool.above(start), hidden=entering, start=start)
     expected = torch.cat([alone(lm, rows[0])[2:], alone(lm, rows[1])[3:]])
     torch.testing.assert_close(found, expected, **CLOSE)
 
@@ -117,7 +117,7 @@ def test_attention_is_as_it_was_afterwards(family: str) -> None:
 
 def test_pools_of_successive_passes_are_one_pool() -> None:
     one = Pool({1: torch.ones(2, 3, 4), 2: torch.ones(2, 3, 4)}, {1: torch.ones(2, 3, 4), 2: torch.ones(2, 3, 4)})
-    joined = Pool.joined([one.behind(1), Pool(), one.behind(1)])
+    joined = Pool.joined([one.above(1), Pool(), one.above(1)])
     assert joined.tokens == 6
     assert set(joined.keys) == set(joined.values) == {2}
     assert Pool.joined([]).tokens == 0

@@ -105,7 +105,7 @@ def test_a_pass_interrupted_again_and_again_comes_to_its_end(
         assert read_header(held)["read"] == str(sum(steps[:batch]))
     with caplog.at_level(logging.INFO, "factpatch"):
         assert same(read(tmp_path, Progress()), expected)
-    assert f"goes on where it was interrupted, after {sum(steps[:-1])} tokens" in caplog.text
+    assert f"resuming the second moment where it was interrupted, after {sum(steps[:-1])} tokens" in caplog.text
 
 
 def read_header(path: Path) -> dict[str, str]:

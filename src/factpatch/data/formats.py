@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -82,9 +81,7 @@ def demo_facts() -> list[Fact]:
     Each has two paraphrases, four neighbors, three generation prompts and the ids of its reference texts; see
     `factpatch.data.references.demo_references`.
     """
-    resource = importlib.resources.files("factpatch.data").joinpath("demo_facts.json")
-    with importlib.resources.as_file(resource) as path:
-        return load_facts(path)
+    return load_facts(Path(__file__).with_name("demo_facts.json"))
 
 
 def facts_at_hand(count: int) -> tuple[list[Fact], str]:

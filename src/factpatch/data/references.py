@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,9 +148,7 @@ def _vectorizer(vocabulary: dict[str, int] | None = None) -> Any:
 
 def demo_references() -> ReferenceTexts:
     """Return the texts that come with the package, three for each of the demo facts."""
-    resource = importlib.resources.files("factpatch.data").joinpath("demo_references.json")
-    with importlib.resources.as_file(resource) as path:
-        return ReferenceTexts.load(path)
+    return ReferenceTexts.load(Path(__file__).with_name("demo_references.json"))
 
 
 def find_references(source: str | Path | None, facts: Collection[Fact]) -> tuple[ReferenceTexts | None, Tfidf | None]:

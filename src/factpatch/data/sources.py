@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from factpatch.data.records import DataFileError
 from factpatch.support.cache import cache_directory
 from factpatch.support.files import atomic_write, file_digest, remove_drafts
 from factpatch.support.progress import bar
-from factpatch.support.words import suggestion
+from factpatch.support.words import named, suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -40,104 +41,55 @@ class Source:
     """Its home."""
     about: str
     """What it holds."""
-    sha256: str | None
-    """Its checksum. None where none is known: the first download is recorded, and later ones must be equal."""
     size: int | None = None
     """In bytes, where it is known."""
+    sha256: str | None = None
+    """Its checksum. None where none is known: the first download is recorded, and later ones must be equal."""
 
 
 # The homes publish no checksums. That of counterfact.json is stated alike by many who use it; those of known_1000.json
-# and zsre_mend_eval.json by several; those of the other files of ROME by one public repository each that holds or pins
-# the file. Those of KnowEdit are stated for its newest revision only, and not for this one.
-_FIRST_DOWNLOAD = None
-SOURCES: dict[str, Source] = {
-    source.name: source
-    for source in (
-        Source(
-            "counterfact",
-            "counterfact.json",
-            f"{_ROME}/counterfact.json",
-            "CounterFact: 21,919 facts (ROME)",
-            "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
-            45_108_470,
-        ),
-        Source(
-            "multi_counterfact",
-            "multi_counterfact.json",
-            f"{_ROME}/multi_counterfact.json",
-            "MultiCounterFact: facts that can be edited together (MEMIT)",
-            "977a6acce4705507b5fd6bfcea8f61cd78f9ed0f9cd9c9a6bcd6c8a3ed61c833",
-        ),
-        Source(
-            "zsre",
-            "zsre_mend_eval.json",
-            f"{_ROME}/zsre_mend_eval.json",
-            "zsRE, the evaluation part of MEND: 19,086 questions",
-            "8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd",
-            8_091_864,
-        ),
-        Source(
-            "known_1000",
-            "known_1000.json",
-            f"{_ROME}/known_1000.json",
-            "1,209 facts that GPT2-XL knows, for tracing and hidden states (ROME)",
-            "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a",
-            343_229,
-        ),
-        Source(
-            "attribute_snippets",
-            "attribute_snippets.json",
-            f"{_ROME}/attribute_snippets.json",
-            "reference texts of CounterFact's new objects, for consistency (ROME)",
-            "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b",
-            926_285_719,
-        ),
-        Source(
-            "tfidf_idf",
-            "idf.npy",
-            f"{_ROME}/idf.npy",
-            "weights of the words in these texts (ROME)",
-            "c073d642589d4ac6432f467230329b36364a01e72de63a77a3624b745b923dda",
-            11_042_168,
-        ),
-        Source(
-            "tfidf_vocab",
-            "tfidf_vocab.json",
-            f"{_ROME}/tfidf_vocab.json",
-            "the words that the weights are of (ROME)",
-            "8a78c4f20d8d85dadfd14e283d71af255482ff18aa0eb8a81716024c05ff888b",
-            31_639_072,
-        ),
-        Source(
-            "knowedit_recent",
-            "knowedit_recent_test.json",
-            f"{_KNOWEDIT}/wiki_recent/recent_test.json",
-            "KnowEdit, WikiData_recent: 1,266 facts",
-            _FIRST_DOWNLOAD,
-        ),
-        Source(
-            "knowedit_counterfact",
-            "knowedit_test_cf.json",
-            f"{_KNOWEDIT}/wiki_counterfact/test_cf.json",
-            "KnowEdit, WikiData_counterfact: 885 facts",
-            _FIRST_DOWNLOAD,
-        ),
-        Source(
-            "knowedit_wikibio",
-            "knowedit_wikibio_test_all.json",
-            f"{_KNOWEDIT}/WikiBio/wikibio-test-all.json",
-            "KnowEdit, WikiBio: 1,392 sentences",
-            _FIRST_DOWNLOAD,
-        ),
-        Source(
-            "knowedit_zsre",
-            "knowedit_zsre_test_all.json",
-            f"{_KNOWEDIT}/ZsRE/ZsRE-test-all.json",
-            "KnowEdit, ZsRE: 1,301 questions",
-            _FIRST_DOWNLOAD,
-        ),
-    )
+# and zsre_mend_eval.json by several; the others by one public repository each that holds or pins the file. For KnowEdit
+# they are stated for its newest revision only, and not for this one, so that its files have none here.
+REGISTRY = {
+    "counterfact.json": "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f",
+    "multi_counterfact.json": "977a6acce4705507b5fd6bfcea8f61cd78f9ed0f9cd9c9a6bcd6c8a3ed61c833",
+    "zsre_mend_eval.json": "8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd",
+    "known_1000.json": "61daca55318bb5260c1e62e133debef9102c7b278bbc7b19dd2ac655543f333a",
+    "attribute_snippets.json": "10b5c1cd105e54d5983c72de1b45bfc88bc7af786f7b99def2557886ff23385b",
+    "idf.npy": "c073d642589d4ac6432f467230329b36364a01e72de63a77a3624b745b923dda",
+    "tfidf_vocab.json": "8a78c4f20d8d85dadfd14e283d71af255482ff18aa0eb8a81716024c05ff888b",
 }
+_OF_ROME = (
+    ("counterfact", "counterfact.json", 45_108_470, "CounterFact: 21,919 facts (ROME)"),
+    ("multi_counterfact", "multi_counterfact.json", None, "MultiCounterFact: facts to edit together (MEMIT)"),
+    ("zsre", "zsre_mend_eval.json", 8_091_864, "zsRE, the evaluation part of MEND: 19,086 questions"),
+    ("known_1000", "known_1000.json", 343_229, "1,209 facts that GPT2-XL knows, for tracing and hidden states (ROME)"),
+    (
+        "attribute_snippets",
+        "attribute_snippets.json",
+        926_285_719,
+        "reference texts of CounterFact's new objects, for consistency (ROME)",
+    ),
+    ("tfidf_idf", "idf.npy", 11_042_168, "weights of the words in these texts (ROME)"),
+    ("tfidf_vocab", "tfidf_vocab.json", 31_639_072, "the words that the weights are of (ROME)"),
+)
+_OF_KNOWEDIT = (
+    ("recent", "wiki_recent/recent_test.json", "WikiData_recent: 1,266 facts"),
+    ("counterfact", "wiki_counterfact/test_cf.json", "WikiData_counterfact: 885 facts"),
+    ("wikibio", "WikiBio/wikibio-test-all.json", "WikiBio: 1,392 sentences"),
+    ("zsre", "ZsRE/ZsRE-test-all.json", "ZsRE: 1,301 questions"),
+)
+
+
+def _sources() -> Iterator[Source]:
+    for name, file, size, about in _OF_ROME:
+        yield Source(name, file, f"{_ROME}/{file}", about, size, REGISTRY[file])
+    for part, path, about in _OF_KNOWEDIT:
+        file = f"knowedit_{Path(path).name.replace('-', '_').lower()}"
+        yield Source(f"knowedit_{part}", file, f"{_KNOWEDIT}/{path}", f"KnowEdit, {about}")
+
+
+SOURCES: dict[str, Source] = {source.name: source for source in _sources()}
 
 
 def data_directory() -> Path:
@@ -146,14 +98,8 @@ def data_directory() -> Path:
 
 
 def source_named(name: str) -> Source:
-    """Return a published file by its name.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
-    if name not in SOURCES:
-        raise ValueError(f"unknown data set {name!r}.{suggestion(name, SOURCES)}")
-    return SOURCES[name]
+    """Look a published file up by its name; a ValueError suggests the nearest one."""
+    return named(SOURCES, name, "data set")
 
 
 def resolve_data(data: str | Path) -> Path:

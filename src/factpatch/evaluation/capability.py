@@ -1,4 +1,4 @@
-"""What a model can do beside the facts: tasks of GLUE's kind and MMLU, by likelihood and by what it says."""
+"""What a model can do apart from the facts: tasks of GLUE's kind and MMLU, by likelihood and by what it says."""
 
 from __future__ import annotations
 
@@ -24,23 +24,20 @@ ANSWER_TOKENS = 5
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model answered to one item.
-
-    Attributes:
-        item: The item's place in its file, from 0.
-        right: The right answer.
-        nll: Mean nats per token of each answer behind the question.
-        text: What the model said greedily; None if that was not asked for.
-        said: The answer in it; None if there is none.
-        shots: How many examples stood before the question: fewer than wanted where not all fitted.
-    """
+    """What a model answered to one item."""
 
     item: int
+    """The item's place in its file, from 0."""
     right: str
+    """The right answer."""
     nll: Mapping[str, float]
+    """Mean nats per token of each answer after the question."""
     text: str | None
+    """What the model said greedily; None if that was not asked for."""
     said: str | None
+    """The answer in it; None if there is none."""
     shots: int
+    """How many examples stood before the question: fewer than wanted where not all fitted."""
 
     @property
     def likeliest(self) -> str | None:
@@ -54,19 +51,16 @@ class Answered:
 
 @dataclass(frozen=True)
 class Classification:
-    """How good the answers to a task are. An answer that is none of the task's counts as wrong.
-
-    Attributes:
-        f1: Mean over the right answers' kinds of their F1, weighted by how often each is right, in percent.
-        accuracy: Right answers, in percent.
-        mcc: Matthews correlation coefficient (Gorodkin's for several kinds) times 100, from -100 to 100; 0 is chance.
-        invalid: How many answers are none of the task's.
-    """
+    """How good the answers to a task are. An answer that is none of the task's counts as wrong."""
 
     f1: float
+    """Mean over the right answers' kinds of their F1, weighted by how often each is right, in percent."""
     accuracy: float
+    """Right answers, in percent."""
     mcc: float
+    """Matthews correlation coefficient (Gorodkin's for several kinds) times 100, from -100 to 100; 0 is chance."""
     invalid: int
+    """How many answers are none of the task's."""
 
     @classmethod
     def of(cls, right: Sequence[str], given: Sequence[str | None]) -> Classification:
@@ -76,7 +70,7 @@ class Classification:
             ImportError: scikit-learn is not installed.
             ValueError: There are no answers, or another number of right ones.
         """
-        measures = _measures()
+        measures = check_extra()
         if not right or len(right) != len(given):
             raise ValueError(f"right, given: {len(right)} and {len(given)} answers; give equally many, at least one.")
         named = ["" if answer is None else answer for answer in given]
@@ -90,18 +84,15 @@ class Classification:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a model answered to the items of one task.
-
-    Attributes:
-        task: The task's name.
-        rows: One row for each item that was asked.
-    """
+    """What a model answered to the items of one task."""
 
     task: str
+    """The task's name."""
     rows: tuple[Answered, ...]
+    """One for each item that was asked."""
 
     def metrics(self) -> dict[str, Classification]:
-        """How good the answers are: "likelihood" for those with the lowest NLL, and "generated" if they were said."""
+        """Return how good the likeliest answers are ("likelihood") and, if asked for, the "generated" ones."""
         right = [row.right for row in self.rows]
         found = {"likelihood": Classification.of(right, [row.likeliest for row in self.rows])}
         if all(row.text is not None for row in self.rows):
@@ -109,7 +100,7 @@ class TaskResult:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able record: the metrics and a row for each item."""
+        """Return a JSON-able record: the metrics, and the answers to each item."""
         return {
             "task": self.task,
             "items": len(self.rows),
@@ -129,7 +120,7 @@ def capability(
 ) -> TaskResult:
     """Ask a model the items of a task.
 
-    The likeliest answer is the one with the lowest NLL per token behind the question. The generated one is the first of
+    The likeliest answer is the one with the lowest NLL per token after the question. The generated one is the first of
     the task's answers in what the model says greedily. As published (AlphaEdit, arXiv:2410.02355), 100 items are asked
     without examples; the first ten items of a file are examples and never asked.
 
@@ -147,7 +138,7 @@ def capability(
         ValueError: `shots` or `limit` is out of range, there are too few items, or an item is not one of the task, or
             too long.
     """
-    check_extra()  # now, and not after the model has worked for an hour
+    check_extra()  # now, and not after an hour of work
     if not 0 <= shots <= RESERVED:
         raise ValueError(f"shots={shots}: give 0 to {RESERVED}; the first {RESERVED} items are kept for them.")
     if limit is not None and limit < 1:
@@ -179,7 +170,7 @@ def capability(
 
 
 def _prompt(lm: LanguageModel, task: Task, examples: Sequence[str], item: Item) -> tuple[str, int]:
-    """The question behind as many examples as fit, and how many these are."""
+    """The question after as many examples as fit, and how many these are."""
     question = task.question(item)
     for count in range(len(examples), -1, -1):
         text = "".join(examples[:count]) + question
@@ -206,12 +197,8 @@ def load_items(task: Task, folder: str | Path) -> list[Item]:
     return items
 
 
-def check_extra() -> None:
-    """Raise ImportError unless scikit-learn is installed, which measures answers."""
-    _measures()
-
-
-def _measures() -> Any:
+def check_extra() -> Any:
+    """Return scikit-learn's metrics, or raise ImportError where it is not installed."""
     try:
         from sklearn import metrics
     except ImportError:

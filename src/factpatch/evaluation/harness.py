@@ -21,27 +21,23 @@ from factpatch.support.words import suggestion
 
 @dataclass(frozen=True)
 class HarnessScore:
-    """One metric of one task, in the unit that the harness gives it: most are shares in [0, 1].
-
-    Attributes:
-        task: The task's name, or that of a group of tasks.
-        metric: What the harness calls the metric.
-        filter: How answers were extracted, in the harness's words; "none" where they were taken as they are.
-        value: The metric.
-        standard_error: Its standard error over items; None where the harness gives none.
-        items: How many items were asked; None for a group.
-        shots: How many examples stood before a question; None for a group.
-        version: The version of the task, as text.
-    """
+    """One metric of one task, in the unit that the harness gives it: most are shares in [0, 1]."""
 
     task: str
+    """The task's name, or that of a group of tasks."""
     metric: str
+    """What the harness calls the metric."""
     filter: str
+    """How answers were extracted, in the harness's words; "none" where they were taken as they are."""
     value: float
     standard_error: float | None
+    """Over items; None where the harness gives none."""
     items: int | None
+    """How many items were asked; None for a group."""
     shots: int | None
+    """How many examples stood before a question; None for a group."""
     version: str | None
+    """The version of the task, as text."""
 
 
 def harness(
@@ -67,7 +63,7 @@ def harness(
         seed: Seed of the choice of examples and of sampled answers.
 
     Returns:
-        One row for each task and metric.
+        One score for each task and metric.
 
     Raises:
         ImportError: The harness is not installed.
@@ -93,10 +89,10 @@ def harness(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    return [row for task, values in found["results"].items() for row in _rows(task, values, found)]
+    return [score for task, values in found["results"].items() for score in _scores(task, values, found)]
 
 
-def _rows(task: str, values: dict[str, Any], found: dict[str, Any]) -> Iterator[HarnessScore]:
+def _scores(task: str, values: dict[str, Any], found: dict[str, Any]) -> Iterator[HarnessScore]:
     for key, value in values.items():
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
@@ -120,7 +116,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def _manager(tasks: Sequence[str]) -> Any:
-    """What the harness finds these tasks with."""
+    """The harness's index, once it is known to hold these tasks."""
     files = [task for task in tasks if task.endswith((".yaml", ".yml"))]
     names = [task for task in tasks if task not in files]
     manager = _index(bool(names))
@@ -137,7 +133,7 @@ def _manager(tasks: Sequence[str]) -> Any:
 
 @cache
 def _index(shipped: bool) -> Any:
-    """The harness's own index; with the tasks that it ships, whose thousands of files it reads, which takes a while."""
+    """The harness's own index; with the tasks that it ships, it reads thousands of files, which takes a while."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -155,7 +151,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Let the block seed the global random generators, and keep its hints to itself; all restored afterwards."""
+    """Let the block seed the global random generators, without its hints in the log; all is restored afterwards."""
     log = logging.getLogger("lm_eval")
     level, of_python, of_numpy = log.level, random.getstate(), np.random.get_state()
     try:

@@ -22,7 +22,7 @@ def hidden_states(lm: LanguageModel, prompts: Sequence[str], layer: int, ends: S
         prompts: Texts.
         layer: The layer, counted from 0; an edit of this layer and of those below it shows here.
         ends: For each prompt the index of the character at whose token to read, such as the last one of its subject,
-            where editing methods write; by default it is read at the prompt's last token.
+            where editing methods write; by default the prompt's last token.
 
     Returns:
         (n, d_value), in the work dtype.
@@ -38,9 +38,13 @@ def hidden_states(lm: LanguageModel, prompts: Sequence[str], layer: int, ends: S
     if ends is None:
         rows = tokenize(lm.tokenizer, texts, lm.frame)
     else:
-        _check_ends(prompts, ends)
+        if len(ends) != len(prompts):
+            raise ValueError(f"ends: {len(ends)} for {len(prompts)} prompts; give one for each.")
+        for prompt, end in zip(prompts, ends, strict=True):
+            if not 0 <= end < len(prompt):
+                raise ValueError(f"ends: {end} is no index of a character of {prompt!r}.")
         places = [lm.frame.offset(prompt) + end for prompt, end in zip(prompts, ends, strict=True)]
-        # Nothing behind such a token reaches it.
+        # Nothing after such a token reaches it.
         rows = [ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, places, lm.frame)]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
@@ -49,30 +53,19 @@ def hidden_states(lm: LanguageModel, prompts: Sequence[str], layer: int, ends: S
     return read_last(lm, rows, layer, "block", "outputs")
 
 
-def _check_ends(prompts: Sequence[str], ends: Sequence[int]) -> None:
-    if len(ends) != len(prompts):
-        raise ValueError(f"ends: {len(ends)} for {len(prompts)} prompts; give one for each.")
-    for prompt, end in zip(prompts, ends, strict=True):
-        if not 0 <= end < len(prompt):
-            raise ValueError(f"ends: {end} is no index of a character of {prompt!r}.")
-
-
 @dataclass(frozen=True)
 class HiddenShift:
-    """How far hidden states h moved to h', in numbers that depend on no random map.
-
-    Attributes:
-        prompts: How many prompts there are.
-        relative_shift: Mean over prompts of ‖h' − h‖ / ‖h‖; 0 is no shift.
-        cka: Linear centered kernel alignment of h and h', in [0, 1]; 1 if h' is h turned, scaled and moved as a whole.
-            Source: arXiv:1905.00414.
-        mean_distance: ‖mean h' − mean h‖ over the spread of h, √(mean ‖h − mean h‖²); 0 if the center stays.
-    """
+    """How far hidden states h moved to h', in numbers that depend on no random map."""
 
     prompts: int
+    """How many prompts there are."""
     relative_shift: float
+    """Mean over prompts of ‖h' − h‖ / ‖h‖; 0 is no shift."""
     cka: float
+    """Linear centered kernel alignment of h and h', in [0, 1]; 1 if h' is h turned, scaled and moved as a whole.
+    Source: arXiv:1905.00414."""
     mean_distance: float
+    """‖mean h' − mean h‖ over the spread of h, √(mean ‖h − mean h‖²); 0 if the center stays."""
 
     @classmethod
     def between(cls, before: Tensor, after: Tensor) -> HiddenShift:
@@ -96,10 +89,13 @@ class HiddenShift:
             if not states.any():
                 raise ValueError(f"{name}: all states are the same, so they have no spread; give other prompts.")
         moved = (after.mean(0) - before.mean(0)).norm()
+        # ‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) in the Frobenius norm, by the products of prompts with each other: ‖XᵀY‖² =
+        # tr(XXᵀ YYᵀ) and ‖XᵀX‖ = ‖XXᵀ‖.
+        one, other = centered @ centered.T, centered_after @ centered_after.T
         return cls(
             prompts=len(before),
             relative_shift=float(((after - before).norm(dim=-1) / length).mean()),
-            cka=_linear_cka(centered, centered_after),
+            cka=float((one * other).sum() / (one.norm() * other.norm())),
             mean_distance=float(moved / centered.square().sum(-1).mean().sqrt()),
         )
 
@@ -149,10 +145,3 @@ def _check(before: Tensor, after: Tensor) -> None:
     for name, states in (("before", before), ("after", after)):
         if not states.isfinite().all():
             raise ValueError(f"{name}: some hidden states are not finite; this model is broken.")
-
-
-def _linear_cka(centered: Tensor, centered_after: Tensor) -> float:
-    """‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) in the Frobenius norm, of (n, d_value) centered states."""
-    # By the products of prompts with each other: ‖XᵀY‖² = tr(XXᵀ YYᵀ) and ‖XᵀX‖ = ‖XXᵀ‖.
-    one, other = centered @ centered.T, centered_after @ centered_after.T
-    return float((one * other).sum() / (one.norm() * other.norm()))

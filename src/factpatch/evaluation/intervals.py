@@ -1,7 +1,7 @@
 """How sure a mean over facts is: standard errors, and bootstrap intervals of scores and differences.
 
-Facts are the sample, whatever number of prompts each brings: values of single facts come in, and facts are what is
-drawn again. Nothing here covers what another seed of the edit would give.
+Facts are the sample, however many prompts each has: values of single facts are given, and facts are resampled. Nothing
+here covers what another seed of the edit would give.
 """
 
 from __future__ import annotations
@@ -25,47 +25,41 @@ _ENTRIES = 2**22
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over facts.
-
-    Attributes:
-        value: The mean; None without facts.
-        error: Its standard error: the sample standard deviation (n − 1) over √n. None for fewer than 2 facts.
-        facts: n, how many facts have a value.
-        missing: How many have none.
-    """
+    """A mean over facts."""
 
     value: float | None
+    """The mean; None without facts."""
     error: float | None
+    """Its standard error: the sample standard deviation (n − 1) over √n. None for fewer than 2 facts."""
     facts: int
+    """n, how many facts have a value."""
     missing: int = 0
+    """How many have none."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval of a number that is computed from facts.
-
-    Attributes:
-        value: The number itself; None where it cannot be computed.
-        low: The interval's lower end; None where there is none.
-        high: Its upper end.
-        facts: How many facts it rests on.
-        level: The share of resampled numbers between the ends.
-        resamples: How often the facts were drawn again.
-        seed: Of the drawing.
-        reason: Why there is no interval; None where there is one.
-    """
+    """A bootstrap interval of a number that is computed from facts."""
 
     value: float | None
+    """The number itself; None where it cannot be computed."""
     low: float | None
+    """The interval's lower end; None where there is none."""
     high: float | None
+    """Its upper end."""
     facts: int
+    """How many facts it rests on."""
     level: float
+    """The share of resampled numbers between the ends."""
     resamples: int
+    """How often the facts were resampled."""
     seed: int
+    """Of the resampling."""
     reason: str | None = None
+    """Why there is no interval; None where there is one."""
 
     def text(self, form: str = ".2f", sign: bool = False) -> str:
-        """As `+3.10 [0.42, 5.91]`; the number alone if there is no interval, a dash if there is no number.
+        """Return `+3.10 [0.42, 5.91]`; the number alone if there is no interval, a dash if there is no number.
 
         Args:
             form: The format of each number.
@@ -93,20 +87,20 @@ def difference(
 ) -> Interval:
     """Return first − second, the difference of the means of two methods on the same facts, with its interval.
 
-    Facts are drawn in pairs, so that what makes a fact hard for both methods cancels. A fact that lacks a value on
+    Facts are resampled in pairs, so that what makes a fact hard for both methods cancels. A fact that lacks a value on
     either side does not count.
 
     Raises:
         ValueError: The two are about different facts, or `level` or `resamples` is out of range.
     """
-    pairs = _paired([first], [second])
+    pairs = _table([first, second])
     return _bootstrap(pairs[:, :1] - pairs[:, 1:], lambda means: means[:, 0], seed, level, resamples)
 
 
 def score(metrics: Sequence[Values], *, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
     """Return the harmonic mean S of some metrics' means, with its interval.
 
-    Every draw of facts gives all metrics, which are correlated. A metric's mean is over the facts that have it.
+    Every resample of facts gives all metrics, which are correlated. A metric's mean is over the facts that have it.
 
     Args:
         metrics: Efficacy, generalization and specificity of the same facts.
@@ -125,34 +119,29 @@ def score_difference(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Return S of one method − S of another on the same facts, with its interval; facts are drawn in pairs.
+    """Return S of one method − S of another on the same facts, with its interval; facts are resampled in pairs.
 
     Raises:
         ValueError: The metrics are about different facts, or `level` or `resamples` is out of range.
     """
     half = len(first)
+    if half != len(second):
+        raise ValueError(f"second: has {len(second)} metrics and first {half}; give the same ones.")
 
     def apart(means: Floats) -> Floats:
         return _harmonic(means[:, :half]) - _harmonic(means[:, half:])
 
-    return _bootstrap(_paired(first, second), apart, seed, level, resamples)
-
-
-def _paired(first: Sequence[Values], second: Sequence[Values]) -> Floats:
-    if len(first) != len(second):
-        raise ValueError(f"second: has {len(second)} metrics and first {len(first)}; give the same ones.")
-    return _table([*first, *second])
+    return _bootstrap(_table([*first, *second]), apart, seed, level, resamples)
 
 
 def _table(metrics: Sequence[Values]) -> Floats:
-    """(facts, metrics), NaN for None."""
+    """Metrics as (facts, metrics), NaN for None."""
     if not metrics:
         raise ValueError("metrics=[]: give at least one.")
     names = list(metrics[0])
-    for values in metrics[1:]:
-        other = next(iter({*names} ^ {*values}), None)
-        if other is not None:
-            raise ValueError(f"the metrics are about different facts: {other!r} is not among all; give the same facts.")
+    if different := {name for values in metrics for name in {*names} ^ {*values}}:
+        other = min(different)
+        raise ValueError(f"the metrics are about different facts: {other!r} is not among all; give the same facts.")
     columns = [[math.nan if values[name] is None else values[name] for name in names] for values in metrics]
     return np.array(columns, dtype=np.float64).reshape(len(metrics), len(names)).T
 
@@ -167,7 +156,7 @@ def _harmonic(means: Floats) -> Floats:
 def _bootstrap(
     table: Floats, statistic: Callable[[Floats], Floats], seed: int, level: float, resamples: int
 ) -> Interval:
-    """The percentile interval of a statistic of column means.
+    """Return the percentile interval of a statistic of column means.
 
     Args:
         table: (facts, columns), NaN where a fact lacks a value.

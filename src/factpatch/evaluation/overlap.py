@@ -13,12 +13,12 @@ def edited_neighbors(facts: Sequence[Fact]) -> list[tuple[Fact | None, ...]]:
     """Find the neighbors whose own answer is edited in the same run.
 
     A neighbor's answer must not move when its fact is edited. If another fact of the run edits it on purpose, that is
-    no fault of the edit, and specificity is better reported apart for it. That is so where a neighbor asks, up to case,
+    no fault of the edit, and specificity is better reported without it. That is so where a neighbor asks, up to case,
     punctuation and white space,
 
     - the question of a fact, or one of its paraphrases; or
     - the question of a fact that has the same relation as the neighbor's own, in words in which the run asks about that
-      relation elsewhere: the prompts, and the generation prompts, of its facts. It takes a `relation_id`.
+      relation elsewhere: the prompts, and the generation prompts, of its facts. This needs a `relation_id`.
 
     Args:
         facts: All facts that are edited together, one after another or at once.

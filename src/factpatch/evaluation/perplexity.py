@@ -16,7 +16,7 @@ from factpatch.model.tokens import tokenize
 
 
 def held_out_text() -> str:
-    """The text that the package ships for measuring perplexity; no statistics are collected from it."""
+    """Return the text that the package ships for measuring perplexity; no statistics are collected from it."""
     return resources.files("factpatch").joinpath("corpora", "held_out.txt").read_text(encoding="utf-8")
 
 
@@ -25,7 +25,7 @@ WINDOW = 512
 
 
 def perplexity(lm: LanguageModel, text: str | None = None, window: int | None = None) -> float:
-    """exp of the mean NLL per predicted token.
+    """Return exp of the mean NLL per predicted token.
 
     Blank lines separate documents. Each document is tokenized with the tokenizer's default special tokens and cut into
     windows; the first token of a window is not predicted.
@@ -41,8 +41,7 @@ def perplexity(lm: LanguageModel, text: str | None = None, window: int | None = 
     window = lm.window(WINDOW) if window is None else window
     if window < 2:
         raise ValueError(f"window={window}: the first token of a window is not predicted; give at least 2.")
-    if text is None:
-        text = held_out_text()
+    text = held_out_text() if text is None else text
     documents = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     rows = []
     for document in tokenize(lm.tokenizer, documents) if documents else []:
@@ -51,8 +50,7 @@ def perplexity(lm: LanguageModel, text: str | None = None, window: int | None = 
     if not rows:
         raise ValueError(f"text={text[:40]!r}: no document has two tokens; give a longer text.")
     longest = max(len(row) for row in rows)
-    positions = getattr(lm.config, "max_position_embeddings", None)
-    if positions is not None and longest > positions:
+    if longest > (positions := lm.window(longest)):
         raise ValueError(
             f"window={window}: {lm.name} reads at most {positions} tokens; give window={positions} or less."
         )

@@ -14,7 +14,7 @@ from string import Formatter
 from typing import Any
 
 from factpatch.data.records import convert_records
-from factpatch.support.words import suggestion
+from factpatch.support.words import named
 
 Item = Mapping[str, Any]
 """A record of a task's file."""
@@ -22,23 +22,19 @@ Item = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One task: every item is a question with the same few answers.
-
-    Attributes:
-        name: What the task is called.
-        template: The question, up to where its answer begins. `{field}` and `{field[0]}` stand for texts of the item.
-        answers: The answer for each value of the item's label.
-        source: Where the task comes from.
-        label: The field that holds the label.
-        exact_case: Whether an answer that is said in another case is not that answer, as for single letters.
-    """
+    """One task: every item is a question with the same few answers."""
 
     name: str
     template: str
+    """The question, up to where its answer begins. `{field}` and `{field[0]}` stand for texts of the item."""
     answers: Mapping[Any, str]
+    """The answer for each value of the item's label."""
     source: str
+    """Where the task comes from."""
     label: str = "label"
+    """The field that holds the label."""
     exact_case: bool = False
+    """Whether an answer in another case is not that answer, as for single letters."""
 
     @property
     def file(self) -> str:
@@ -46,12 +42,14 @@ class Task:
         return f"glue_{self.name}.json"
 
     def question(self, item: Item) -> str:
-        """The template filled with an item's texts.
+        """Return the template filled with an item's texts.
 
         Raises:
             ValueError: A text is missing or is no text.
         """
-        for field in self._fields():
+        for _, field, _, _ in Formatter().parse(self.template):
+            if not field:
+                continue
             try:
                 value, _ = Formatter().get_field(field, (), item)
             except (LookupError, TypeError, AttributeError):
@@ -61,7 +59,7 @@ class Task:
         return self.template.format(**item)
 
     def answer(self, item: Item) -> str:
-        """The right answer.
+        """Return the right answer.
 
         Raises:
             ValueError: The label is missing, or is none of the task's.
@@ -76,7 +74,7 @@ class Task:
         raise ValueError(f"field {self.label!r} is {label!r}; it must be one of {known}.")
 
     def said(self, text: str) -> str | None:
-        """The answer that stands first in a text, as a whole word; None if there is none."""
+        """Return the answer that stands first in a text, as a whole word; None if there is none."""
         words = "|".join(map(re.escape, self.answers.values()))
         found = re.search(rf"(?<!\w)(?:{words})(?!\w)", text, 0 if self.exact_case else re.IGNORECASE)
         if found is None:
@@ -89,18 +87,16 @@ class Task:
         Raises:
             DataFileError: The file cannot be read or is not such a list, or a record is no item of this task.
         """
-        return convert_records(Path(path), self._checked)
 
-    def _checked(self, item: Item, index: int) -> Item:
-        try:
-            self.question(item)
-            self.answer(item)
-        except ValueError as error:
-            raise ValueError(f"is no item of {self.name}: {error}") from error
-        return item
+        def checked(item: Item, index: int) -> Item:
+            try:
+                self.question(item)
+                self.answer(item)
+            except ValueError as error:
+                raise ValueError(f"is no item of {self.name}: {error}") from error
+            return item
 
-    def _fields(self) -> list[str]:
-        return [field for _, field, _, _ in Formatter().parse(self.template) if field]
+        return convert_records(Path(path), checked)
 
 
 _YES_NO = {1: "Yes", 0: "No"}
@@ -153,11 +149,5 @@ TASKS: dict[str, Task] = {
 
 
 def task_named(name: str) -> Task:
-    """Look a task up.
-
-    Raises:
-        ValueError: There is no such task; the message suggests the nearest name.
-    """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}.{suggestion(name, TASKS)}")
-    return TASKS[name]
+    """Look a task up; a ValueError suggests the nearest name."""
+    return named(TASKS, name, "task")

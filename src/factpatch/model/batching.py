@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from factpatch.model.language_model import LanguageModel
 
@@ -39,7 +40,7 @@ def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> list[list[int
 
 
 def consecutive(items: Iterable[T], size: Callable[[T], int], budget: int) -> Iterator[list[T]]:
-    """Split items where they stand, so that each piece stays within a budget; an item that is larger stands alone."""
+    """Split items in their order, so that each piece stays within a budget; an item that is larger stands alone."""
     piece: list[T] = []
     taken = 0
     for item in items:
@@ -53,27 +54,15 @@ def consecutive(items: Iterable[T], size: Callable[[T], int], budget: int) -> It
         yield piece
 
 
-def padded(
-    rows: Sequence[Sequence[int]], left: bool = False, padding: int = 0, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one rectangle.
-
-    Returns:
-        The ids, (rows, tokens), and a mask of the same shape with 1 at real tokens and 0 at padding; both on `device`,
-        by default the CPU.
-    """
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), padding, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        real = slice(width - len(row), width) if left else slice(len(row))
-        ids[index, real] = torch.tensor(row, dtype=torch.long)
-        mask[index, real] = 1
+def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return rows of token ids as one rectangle, (rows, tokens), and a mask with 1 at real tokens and 0 at padding."""
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     return ids.to(device), mask.to(device)
 
 
 def head_chunk(lm: LanguageModel) -> int:
-    """How many positions the head is applied to at a time."""
+    """Return how many positions the head is applied to at a time."""
     vocabulary: int = lm.model.get_output_embeddings().weight.shape[0]
     return max(1, HEAD_ENTRIES // vocabulary)
 

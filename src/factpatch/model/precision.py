@@ -30,7 +30,7 @@ class Precision:
 
     name: str
     products: torch.dtype
-    """Of matrix products: the linear maps in the blocks and the output head, what goes in and what comes out."""
+    """Of matrix products: the linear maps in the blocks and the output head, their inputs and outputs."""
     stream: torch.dtype
     """Of everything else: hidden states, norms, attention, losses, δ and Adam's state."""
 
@@ -47,21 +47,21 @@ _STORED = {torch.float64: "exact", torch.float32: "float32"}
 
 
 def check_precision(name: str | None) -> None:
-    """Raise ValueError unless there is a precision of this name; None and 'auto' are what the model is stored in."""
+    """Raise ValueError unless there is a precision of this name; None and 'auto' follow what the model is stored in."""
     if name is not None and name not in (AUTO, *PRECISIONS):
         raise ValueError(f"precision={name!r}: no such precision.{suggestion(str(name), [AUTO, *PRECISIONS])}")
 
 
 def precision_for(lm: LanguageModel, name: str | None = None) -> Precision:
-    """The precision of a name, for a model.
+    """Return the precision of a name, for a model.
 
     `exact` is float64 and `float32` is float32 throughout. `fast` has 16-bit products, in float16 for a model that is
-    stored so and else in bfloat16, and everything small in float32. The default is what the model is stored in: exact
-    for float64, float32 for float32, fast for 16 bits.
+    stored so and else in bfloat16, and everything small in float32. The default follows what the model is stored in:
+    exact for float64, float32 for float32, fast for 16 bits.
 
-    What PyTorch multiplies as float32 is float32 on every device by default. A program may allow it less, by
-    `torch.set_float32_matmul_precision` or `torch.backends`: TF32 on CUDA, bfloat16 on some CPUs. That is followed;
-    factpatch never asks for it.
+    What PyTorch multiplies as float32 is float32 on every device by default. A program may allow less, by
+    `torch.set_float32_matmul_precision` or `torch.backends`: TF32 on CUDA, bfloat16 on some CPUs. factpatch respects
+    that and never asks for it.
 
     Args:
         name: A key of `PRECISIONS`, or None or 'auto' for the default.
@@ -78,7 +78,7 @@ def precision_for(lm: LanguageModel, name: str | None = None) -> Precision:
 
 
 def _has_no_short_products() -> bool:
-    """Whether this CPU is known to have no instructions for products in bfloat16; of others than x86 nothing is."""
+    """Whether this CPU is known to have no instructions for products in bfloat16, which can only be known of x86."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     # Not public, and not in every version.
@@ -92,7 +92,7 @@ def _warn_of_slow_products() -> None:
     """Once in a process."""
     logger.warning(
         "precision='fast' is slower on this CPU than precision='float32', since it has no instructions for products in "
-        "bfloat16. The result is of the same kind as where it is fast."
+        "bfloat16. The result is as good as where it is fast."
     )
 
 
@@ -113,7 +113,7 @@ def computing(lm: LanguageModel, precision: Precision) -> Iterator[LanguageModel
 
 
 def _replacements(model: nn.Module, precision: Precision) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
-    """The modules that would compute otherwise by themselves, the method that computes, and another for its place."""
+    """The modules that would compute in another dtype, the method that computes, and its replacement."""
     for module in model.modules():
         # accelerate's `forward` brings the weights and calls this one.
         method = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
@@ -157,7 +157,7 @@ def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 
 
 def _cast(forward: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    """Embeddings put out what they store, and other norms the wider of two dtypes."""
+    """Embeddings return what they store, and other norms the wider of two dtypes."""
 
     def cast(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)

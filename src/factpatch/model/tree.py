@@ -1,4 +1,4 @@
-"""Texts as a tree: what several begin with is run once, in the same pass as what follows it."""
+"""Texts as a tree: what several begin with runs once, in the same pass as what follows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
 
 
 class Tree:
-    """Texts whose common beginnings are run once, in one pass.
+    """Texts whose common beginnings run once, all in one pass.
 
     Args:
         texts: Token ids, at least one in each.
@@ -23,7 +23,7 @@ class Tree:
     def __init__(self, texts: Iterable[tuple[int, ...]]) -> None:
         self._segments: list[tuple[int, tuple[int, ...], list[tuple[int, ...]]]] = []
         self._grow(sorted(set(texts)), 0, -1)
-        # Rows of equal length are neighbors; what a segment follows may well come behind it.
+        # Rows of equal length are neighbors; the segment that one continues may well come after it.
         order = sorted(range(len(self._segments)), key=lambda index: len(self._segments[index][1]))
         self.ids = [token for index in order for token in self._segments[index][1]]
         """The token ids of all rows, side by side."""
@@ -74,12 +74,12 @@ def tree_batches(
 
 
 def common_beginning(texts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest tuple that all begin with."""
+    """Return the longest tuple that all begin with."""
     low, high = min(texts), max(texts)
     differing = (index for index, (one, other) in enumerate(zip(low, high, strict=False)) if one != other)
     return low[: next(differing, min(len(low), len(high)))]
 
 
 def run_tree(lm: LanguageModel, tree: Tree) -> Tensor:
-    """(tokens, d_value): the last hidden states of a tree's tokens. Call it inside `packed_attention`."""
+    """Return the last hidden states of a tree's tokens, (tokens, d_value). Call it inside `packed_attention`."""
     return run_packed(lm, Packing(tree.rows, lm.stream_dtype, lm.device), Pool(), ids=torch.tensor(tree.ids))[0]

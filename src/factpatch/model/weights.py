@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 def oriented(projection: nn.Module, transposed: bool) -> Tensor:
-    """The weight of a down-projection as a (d_value, d_key) view; writing to the view writes to the model."""
+    """Return the weight of a down-projection as a (d_value, d_key) view; writing to the view writes to the model."""
     weight = stored_weight(projection).detach()
     return weight.T if transposed else weight
 
 
 def stored_weight(module: nn.Module) -> Tensor:
-    """The weight of a module where it is kept between forward passes.
+    """Return the weight of a module where it is kept between forward passes.
 
     accelerate keeps the weights of offloaded modules aside, and a placeholder without data in the module. Those in
     memory can be written there; those on disk are read anew each time, so that for them the placeholder is returned.
@@ -32,7 +32,7 @@ def stored_weight(module: nn.Module) -> Tensor:
 
 
 def content_hash(weight: Tensor) -> str:
-    """SHA-256 of a weight's dtype, shape and bytes."""
+    """Return the SHA-256 of a weight's dtype, shape and bytes."""
     contiguous = weight.detach().to("cpu").contiguous()
     digest = hashlib.sha256(f"{contiguous.dtype}{tuple(contiguous.shape)}".encode())
     digest.update(contiguous.reshape(-1).view(torch.uint8).numpy().data)
@@ -40,7 +40,7 @@ def content_hash(weight: Tensor) -> str:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights of a model with their names. It takes as long as reading them once.
+    """Return the SHA-256 of all weights of a model with their names. It takes as long as reading them once.
 
     Of a weight that accelerate has put aside, its name, dtype and shape count, and not what it holds.
     """
@@ -52,7 +52,7 @@ def model_hash(model: nn.Module) -> str:
 
 
 def snapshot(weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """Copies of weights, by layer."""
+    """Return copies of weights, by layer."""
     return {layer: weight.clone() for layer, weight in weights.items()}
 
 
@@ -76,5 +76,5 @@ def add_shift(weight: Tensor, shift: Tensor) -> None:
 
 
 def changed_layers(weights: Mapping[int, Tensor], expected: Mapping[int, str], layers: Iterable[int]) -> list[int]:
-    """Layers whose weight does not have the expected content hash."""
+    """Return the layers whose weight does not have the expected content hash."""
     return [layer for layer in layers if content_hash(weights[layer]) != expected[layer]]

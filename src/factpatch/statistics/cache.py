@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 _UNFINISHED = ".unfinished"
 _DAY = 24 * 3600.0
 _KEPT = 30 * _DAY
-"""How long the cache keeps a pass that nobody goes on with: it may take gigabytes."""
+"""How long the cache keeps a pass that nobody resumes: it may take gigabytes."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """A file of the cache, which need not exist.
 
-    Reading and writing warn instead of failing: what is not there, or not to be trusted, is computed again.
+    Reading and writing warn instead of failing: what is absent, or not to be trusted, is computed again.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Entry:
     identity: Mapping[str, str]
     """All that the matrices depend on. An entry with another identity is another file, and never taken for this one."""
     unfinished: bool = False
-    """Whether it serves only to go on with a pass, and is removed after a month."""
+    """Whether it serves only to resume a pass, and is removed after a month."""
 
     @property
     def path(self) -> Path:
@@ -47,7 +47,7 @@ class Entry:
         return self.folder / f"{name}{_UNFINISHED if self.unfinished else ''}.safetensors"
 
     def read(self, numbers: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, int]] | None:
-        """The matrices, mapped from the file, and the named numbers; None if they are absent, damaged or another's."""
+        """Return the matrices, mapped from the file, and the named numbers; None if they cannot be trusted."""
         if not self.path.is_file():
             return None
         try:
@@ -68,7 +68,7 @@ class Entry:
         return tensors, {name: int(metadata[name]) for name in numbers}
 
     def write(self, tensors: Mapping[str, Tensor], **numbers: int) -> bool:
-        """Put matrices and numbers into the file, all or nothing; whether it went well."""
+        """Put matrices and numbers into the file, all or nothing; False if it cannot be written."""
         metadata = {
             **self.identity,
             **{name: str(number) for name, number in numbers.items()},

@@ -1,4 +1,4 @@
-"""Text for statistics: files, datasets, lists of documents and what the package ships, as streams."""
+"""Text for statistics: files, datasets, lists of documents and the text that comes with the package, as streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Corpus:
 
 
 def documents_in(lines: Iterable[str]) -> Iterator[str]:
-    """Documents of a text: separated by blank lines."""
+    """Yield the documents of a text, which blank lines separate."""
     held: list[str] = []
     for line in chain(lines, ["\n"]):
         if line.strip():

@@ -36,6 +36,9 @@ CHECKPOINT_SECONDS = 600.0
 _DOCUMENTS_AT_ONCE = 64
 # Of a matrix, at once: few enough for little work above the diagonal, enough for products at full speed.
 _ROWS = 512
+Progress = Callable[[int], None]
+Batch = list[list[int]]
+"""Token windows that are run together."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,17 @@ class SecondMoment:
         corpus: Corpus,
         tokens: int | None = None,
         cache: Path | Literal[False] | None = None,
-        progress: Callable[[int], None] = lambda tokens: None,
+        progress: Progress = lambda tokens: None,
     ) -> dict[int, SecondMoment]:
         """Return the second moment of every layer, from the cache where it holds them, else in one pass for all others.
 
-        Every `CHECKPOINT_SECONDS` the pass sets down in the cache how far it is. If it is interrupted, the next call
-        with the same arguments goes on there and returns, on the same machine, the same bits as without interruption.
+        Every `CHECKPOINT_SECONDS` the pass records its state in the cache. If it is interrupted, the next call with the
+        same arguments resumes it and returns, on the same machine, the same bits as without interruption.
 
         Args:
+            lm: The model; it is left as it was.
+            layers: The layers whose keys are read.
+            corpus: The text.
             tokens: How many tokens to read; 10 per key dimension by default. A shorter corpus is read to its end.
             cache: The folder of cached moments; the user's cache by default. False neither reads nor keeps anything.
             progress: Called with the number of tokens read since the last call, or by the pass that is resumed.
@@ -76,7 +82,8 @@ class SecondMoment:
         if cache is False:
             return _read(lm, layers, corpus, tokens, progress, None)
         entries, unfinished = _entries(cache or cache_directory() / "second_moment", lm, layers, corpus, tokens)
-        found = {layer: moment for layer in layers if (moment := _cached(entries[layer])) is not None}
+        held = {layer: entries[layer].read(["read"]) for layer in layers}
+        found = {layer: SecondMoment(it[0]["matrix"], it[1]["read"]) for layer, it in held.items() if it is not None}
         missing = [layer for layer in layers if layer not in found]
         if missing:
             computed = _read(lm, missing, corpus, tokens, progress, unfinished)
@@ -92,7 +99,7 @@ class CorpusError(ValueError):
 
 
 def no_corpus(lm: LanguageModel) -> str:
-    """What to say where a text is needed and none is given: the shipped one is not good enough for every model."""
+    """Return the message for a model that needs a text where none is given: the shipped one does not do for all."""
     return (
         f"corpus=None: {lm.name} needs a text for its second moment; give a file, or hf:NAME for a dataset. About "
         f"{TOKENS_PER_DIMENSION * lm.d_key} tokens of ordinary text are enough."
@@ -102,7 +109,7 @@ def no_corpus(lm: LanguageModel) -> str:
 def _entries(
     folder: Path, lm: LanguageModel, layers: Sequence[int], corpus: Corpus, tokens: int
 ) -> tuple[dict[int, Entry], Entry]:
-    """Where the moment of each layer is kept, and where a pass for all of them is while it lasts."""
+    """Where the moment of each layer is kept, and the state of an unfinished pass for all of them."""
     prints = fingerprints(lm, layers)
     about = {
         "corpus": corpus.identity,
@@ -110,31 +117,30 @@ def _entries(
         "window": str(lm.window(WINDOW)),
         "dtype": str(lm.dtype).removeprefix("torch."),
     }
-    entries = {}
-    for layer in layers:
-        identity = {"model": prints[layer], "layer": str(layer), **about}
-        entries[layer] = Entry(folder, f"the second moment of layer {layer}", identity)
+    entries = {
+        layer: Entry(
+            folder,
+            f"the second moment of layer {layer}",
+            {"model": prints[layer], "layer": str(layer), **about},
+        )
+        for layer in layers
+    }
     # All layers that were asked for, though a pass may be for fewer: those that the cache does not hold.
     asked = {"model": prints[max(layers)], "layers": " ".join(map(str, sorted(layers)))}
     batching = {"batching": f"{TOKEN_BUDGET} tokens of {_DOCUMENTS_AT_ONCE} documents"}
     return entries, Entry(folder, "the unfinished second moment", {**asked, **about, **batching}, unfinished=True)
 
 
-def _cached(entry: Entry) -> SecondMoment | None:
-    held = entry.read(["read"])
-    return None if held is None else SecondMoment(held[0]["matrix"], held[1]["read"])
-
-
 def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
-    """For each layer a digest of all its keys depend on: config, tokenizer, embeddings and the blocks up to it."""
+    """Return for each layer a digest of all its keys depend on: config, tokenizer, embeddings and lower blocks."""
     config = {name: value for name, value in lm.config.to_dict().items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(lm.tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr(tokenize(lm.tokenizer, [""])).encode())  # special tokens can also be set outside the backend
     in_blocks = {id(parameter) for block in lm.blocks for parameter in block.parameters()}
 
-    def add(named: Iterable[tuple[str, Tensor]]) -> None:
-        for name, parameter in named:
+    def add(weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, parameter in weights:
             digest.update(f"{name}:{content_hash(parameter)}".encode())
 
     add((name, parameter) for name, parameter in lm.model.named_parameters() if id(parameter) not in in_blocks)
@@ -145,8 +151,8 @@ def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
     return {layer: prints[layer] for layer in layers}
 
 
-def _windows(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[list[list[int]]]:
-    """Token windows of the corpus in lists of documents, `tokens` in all."""
+def _batches(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[Batch]:
+    """Token windows of the corpus, `tokens` in all, in the same batches each time, so that their number is a place."""
     left = tokens
     size = lm.window(WINDOW)
     documents = (document for document in corpus.documents() if document.strip())
@@ -154,16 +160,9 @@ def _windows(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[list[li
         windows = []
         for ids in tokenize(lm.tokenizer, some):
             for start in range(0, len(ids), size):
-                window = ids[start : start + size][:left]
-                if window:
+                if window := ids[start : start + size][:left]:
                     windows.append(window)
                     left -= len(window)
-        yield windows
-
-
-def _batches(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[list[list[int]]]:
-    """The windows in the batches they are run in: the same ones each time, so that their number tells the place."""
-    for windows in _windows(lm, corpus, tokens):
         for group in batches([len(window) for window in windows], TOKEN_BUDGET):
             yield [windows[index] for index in group]
 
@@ -189,13 +188,13 @@ class _Sums:
                 raise FloatingPointError(f"keys of layer {layer} are not finite on the corpus")
 
 
-def _resumed(entry: Entry, layers: Sequence[int], stream: Iterator[list[list[int]]]) -> _Sums | None:
-    """The sums of an interrupted pass, with the stream moved on to its place; None if there is none to go on with."""
+def _resumed(entry: Entry, layers: Sequence[int], stream: Iterator[Batch]) -> _Sums | None:
+    """The sums of an interrupted pass, with the stream moved to its place; None if there is nothing to resume."""
     held = entry.read(["read", "batches"])
     if held is None or not {str(layer) for layer in layers} <= held[0].keys():
         return None
     tensors, numbers = held
-    logger.info("the second moment goes on where it was interrupted, after %d tokens", numbers["read"])
+    logger.info("resuming the second moment where it was interrupted, after %d tokens", numbers["read"])
     done = islice(stream, numbers["batches"])
     if sum(len(window) for batch in done for window in batch) != numbers["read"]:
         logger.warning("%s in the cache is of other text; it is computed again", entry.what)
@@ -209,7 +208,7 @@ def _read(
     layers: Sequence[int],
     corpus: Corpus,
     tokens: int,
-    progress: Callable[[int], None],
+    progress: Progress,
     unfinished: Entry | None,
 ) -> dict[int, SecondMoment]:
     stream = _batches(lm, corpus, tokens)

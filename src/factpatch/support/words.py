@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: object, known: Iterable[str]) -> str:
     """Return " Did you mean …? Known: ….", which follows the sentence that names the unknown word."""
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1)
+    near = difflib.get_close_matches(str(word), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+def named(table: Mapping[str, T], name: str, what: str) -> T:
+    """Look something up by its name; a ValueError suggests the nearest one."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}.{suggestion(name, table)}")
+    return table[name]
 
 
 def counted(number: int, thing: str) -> str:

@@ -71,7 +71,7 @@ def freeze(
         found = [own for batch in micro_batches(rows, tokens) for _, own in in_pieces(own_tokens, batch)]
     ends = list(accumulate((own.pool.tokens for own in found), initial=shared.tokens))
     # Out of inference mode, joining makes tensors that can take part in a backward pass.
-    pool = Pool.joined([shared.behind(start), *(own.pool for own in found)])
+    pool = Pool.joined([shared.above(start), *(own.pool for own in found)])
     by_row: dict[int, tuple[PackedRow, Tensor]] = {}
     for own, offset in zip(found, ends, strict=False):
         for row, places, hidden in zip(own.rows, own.places, own.hidden, strict=True):
@@ -146,5 +146,5 @@ def _own_tokens(
         end = places[index].stop
     packing = Packing([PackedRow(before[index], prefixes[index]) for index in order], lm.stream_dtype, lm.device)
     heads = torch.cat([outputs[index][: before[index]] for index in order])
-    _, pool = run_packed(lm, packing, shared.behind(start), hidden=heads, start=start, collect=True)
+    _, pool = run_packed(lm, packing, shared.above(start), hidden=heads, start=start, collect=True)
     return _Own(rows, pool, places, hidden)
