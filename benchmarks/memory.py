@@ -44,7 +44,7 @@ from factpatch.model.loading import DTYPES
 from factpatch.model.packed import packed_attention
 from factpatch.model.precision import PRECISIONS, computing, precision_for
 from factpatch.model.weights import snapshot
-from factpatch.patch.patch import write_shift
+from factpatch.patch.history import write
 from factpatch.patch.shift import LowRank
 from factpatch.strategies.least_squares import EarlierKeys
 from factpatch.values import budget
@@ -235,7 +235,7 @@ def on_the_cpu(planned: Planned, facts: int) -> tuple[float, float]:
         memory = EarlierKeys(Ridge().prepare(moment))
         prepared = watch.live.total()
         shift = memory.solve(keys, residual)
-        write_shift(weight, LowRank(shift.up.float(), shift.down.float()), torch.float32)
+        write({0: weight}, {0: LowRank(shift.up.float(), shift.down.float())}, torch.float32)
     scale = (planned.d_key / SMALL) ** 2
     return prepared * scale, watch.peak.total() * scale
 

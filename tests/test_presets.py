@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.models import tiny
 
-from factpatch import METHODS
+from factpatch import METHODS, Recipe, Ridge
 from factpatch.methods import Method, settings_of, with_settings
 from factpatch.presets.preset import (
     Match,
     Preset,
-    choose,
     load_presets,
     nearest,
     preset_for,
     preset_named,
     read_preset,
 )
+from factpatch.recipe import Choice, choose
 
 PRESETS = {preset.model: preset for preset in load_presets()}
 
@@ -298,12 +298,16 @@ def test_a_model_without_a_preset_gets_the_nearest_one_without_its_corpus() -> N
     assert not PRESETS["SmolLM2-135M"].assumed
 
 
-def warnings(caplog: Any, **given: Any) -> list[str]:
-    arguments: dict[str, Any] = {"method": "memit-blue", "variant": None, "settings": {}, "critical_layers": None}
-    assumed = replace(read_preset(MADE_UP), assumed=True)
-    lm: Any = SimpleNamespace(name="mine", num_layers=20)
+def chosen(preset: Preset, method: str | None, depth: int = 20, **fields: Any) -> Choice:
+    """What a recipe comes to for a model that the preset fits."""
+    config = SimpleNamespace(**asdict(preset.match))
+    lm: Any = SimpleNamespace(name="mine", num_layers=depth, config=config, check_layers=lambda layers: layers)
+    return choose(Recipe(method=method or METHODS["memit"], preset=preset, **fields), lm)
+
+
+def warnings(caplog: Any, preset: Preset | None = None, method: str | None = "memit-blue", **fields: Any) -> list[str]:
     caplog.clear()
-    choose(**{"preset": assumed, "lm": lm, **arguments, **given})
+    chosen(preset or replace(read_preset(MADE_UP), assumed=True), method, **fields)
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -335,31 +339,30 @@ def test_nothing_assumed_is_nothing_to_warn_of(caplog: Any) -> None:
 
 def test_the_solver_of_an_assumed_preset_is_scaled_unless_something_is_said_of_it() -> None:
     assumed = replace(read_preset(MADE_UP), assumed=True)
-    lm: Any = SimpleNamespace(name="mine", num_layers=20)
-    found = choose(assumed, lm, "memit", None, {}, None)
+    found = chosen(assumed, "memit")
     assert found.scaled
-    assert "solver.weight" not in found.settings
-    given = choose(assumed, lm, "memit", None, {"solver.weight": 2}, None)
-    assert (given.scaled, given.settings["solver.weight"]) == (False, 2)
-    named = choose(assumed, lm, "memit", "other", {}, None)
-    assert (named.scaled, named.settings["solver.weight"]) == (False, 5)
-    assert not choose(read_preset(MADE_UP), lm, "memit", None, {}, None).scaled
-    assert not choose(assumed, lm, None, None, {}, None).scaled
+    assert found.method.solver == METHODS["memit"].solver
+    given = chosen(assumed, "memit", settings={"solver.weight": 2})
+    assert (given.scaled, given.method.solver) == (False, Ridge(weight=2))
+    named = chosen(assumed, "memit", variant="other")
+    assert (named.scaled, named.method.solver) == (False, Ridge(weight=5))
+    assert not chosen(read_preset(MADE_UP), "memit").scaled
+    assert not chosen(assumed, None).scaled
 
 
 def test_a_choice_says_where_it_is_from() -> None:
-    lm: Any = SimpleNamespace(name="mine", num_layers=10)
     preset = read_preset(MADE_UP)
-    choice = choose(preset, lm, "memit", "other", {"target.clamp": 1}, None)
-    assert choice.settings == {"target.steps": 8, "solver.weight": 5, "target.clamp": 1}
+    choice = chosen(preset, "memit", 10, variant="other", settings={"target.clamp": 1})
+    target = replace(METHODS["memit"].target, steps=8, clamp=1)
+    assert choice.method == replace(METHODS["memit"], target=target, solver=Ridge(weight=5))
     assert choice.critical_layers == (2, 4)
     assert choice.origin == {"model": "Made-up", "variant": "other", "assumed": False}
-    by_hand = choose(preset, lm, None, None, {"target.clamp": 1}, [3])
-    assert (by_hand.settings, by_hand.critical_layers, by_hand.origin) == ({"target.clamp": 1}, (3,), None)
+    by_hand = chosen(preset, None, 10, settings={"target.clamp": 1}, critical_layers=[3])
+    assert by_hand.method.target == replace(METHODS["memit"].target, clamp=1)
+    assert (by_hand.critical_layers, by_hand.origin) == ((3,), None)
 
 
 def test_a_variant_that_does_not_concern_the_method_is_said_to_change_nothing(caplog: Any) -> None:
-    lm: Any = SimpleNamespace(name="mine", num_layers=28)
     with caplog.at_level("INFO", logger="factpatch"):
-        choose(PRESETS["GPT-J-6B"], lm, "memit", "large-batch-zsre", {}, None)
+        chosen(PRESETS["GPT-J-6B"], "memit", 28, variant="large-batch-zsre")
     assert "the variant large-batch-zsre of the preset changes nothing for memit" in caplog.text

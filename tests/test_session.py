@@ -469,7 +469,7 @@ def test_an_editor_of_another_model_or_other_settings_or_with_edits_is_refused(s
     for editor, message in (
         (make(weights_seed=1), "other critical layers or other weights there: 1, 2, 3"),
         (make(critical_layers=(1, 2)), "other critical layers or other weights there: 3"),
-        (make(settings={"solver.weight": 6.0}), r"other settings: solver; .*5\.0.*6\.0"),
+        (make(settings={"solver.weight": 6.0}), r"other settings: solver is .*5\.0.*6\.0"),
         (make("memit"), "other settings: method, source, spread"),
         (make(remember_keys=False), "other settings: remember_keys; remember_keys is True there and False here"),
         (make(precision="fast"), "other settings: precision; precision is 'float32' there and 'fast' here"),
@@ -486,7 +486,7 @@ def test_an_editor_of_another_model_or_other_settings_or_with_edits_is_refused(s
 
 def test_other_settings_are_refused_before_the_first_batch_too(tmp_path: Path) -> None:
     begin(tmp_path / "session")
-    with pytest.raises(SessionError, match="other settings: seed; seed is 0 there and 1 here"):
+    with pytest.raises(SessionError, match="other settings: seed is 0 there and 1 here"):
         Session(tmp_path / "session").attach(make(seed=1))
 
 

@@ -170,36 +170,34 @@ def edit_and_report(
 ) -> EditReport:
     """Edit a model in place, one batch after another, and measure before and after.
 
-    A later batch may answer a question again, which is an update: the facts in force are the ones that are verified.
+    Of two facts that answer the same question, the later one is verified.
 
     Args:
         editor: One that has not edited anything yet.
         batches: The facts of each call of `Editor.edit`; with a session, its own batches are edited.
-        session: Where each batch is set down as soon as it is edited; locked by the caller. What it has finished is
-            written again first.
+        session: Records each batch as soon as it is edited; locked by the caller.
         text: What to measure perplexity on; the package's held-out text by default.
-        out: Where to save the patch, which happens as soon as the last batch is edited.
-        save_model: Where to write the edited model, a new or empty directory; right after the patch.
+        out: Where to save the patch as soon as the last batch is edited.
+        save_model: Where to write the edited model next, a new or empty directory.
         measure: Whether to verify the facts and to measure perplexity.
         seconds: What earlier stages took, such as {"load": 2.0}; it counts toward the total.
-        progress: Show bars on a terminal.
+        progress: Show how far the work is.
 
     Raises:
         ValueError: The editor has edited before, or a fact cannot be edited; in any batch, nothing was changed.
         FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
         OSError: `out` or `save_model` cannot be written; the model stays edited.
     """
-    batches = [tuple(batch) for batch in batches] if session is None else session.batches
     if editor.edits:
         raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
-    lm = editor.lm
+    batches, lm = [tuple(batch) for batch in batches] if session is None else session.batches, editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
     earlier = sum(spent.values())
     start = time.perf_counter()
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
     measuring = _Measuring(lm, latest(batches)[0], held_out_text() if text is None else text, spent, progress)
-    before = measuring.measure("before") if measure else None
+    before = measuring.measure("before") if measure else _Measured()
     _edit_all(editor, batches, session, measure, spent)
     patch = editor.patch
     if out is not None:
@@ -207,19 +205,23 @@ def edit_and_report(
     if save_model is not None:
         with timed(spent, "save_model"):
             editor.save_pretrained(save_model)
-    after = measuring.measure("after", before) if measure else None
+    after = measuring.measure("after", before.verification) if measure else _Measured()
     return EditReport(
         model=lm.name,
         patch=patch,
         settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
-        steps={layer: Steps.of(editor.edits, layer) for layer in sorted({*chain(*(e.targets for e in editor.edits))})},
+        steps=_steps(editor.edits),
         seconds={**spent, "total": earlier + time.perf_counter() - start},
-        verification=None if after is None else after.verification,
-        perplexity_before=None if before is None else before.perplexity,
-        perplexity_after=None if after is None else after.perplexity,
+        verification=after.verification,
+        perplexity_before=before.perplexity,
+        perplexity_after=after.perplexity,
         patch_file=out,
         editing=_editing(editor.edits),
     )
+
+
+def _steps(edits: Sequence[Edit]) -> dict[int, Steps]:
+    return {layer: Steps.of(edits, layer) for layer in sorted({*chain(*(edit.targets for edit in edits))})}
 
 
 def _edit_all(
@@ -241,8 +243,8 @@ def _edit_all(
 
 @dataclass(frozen=True)
 class _Measured:
-    verification: Verification
-    perplexity: float
+    verification: Verification | None = None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -255,10 +257,9 @@ class _Measuring:
     spent: dict[str, float]
     progress: bool
 
-    def measure(self, when: str, before: _Measured | None = None) -> _Measured:
+    def measure(self, when: str, before: Verification | None = None) -> _Measured:
         with timed(self.spent, f"verify_{when}"):
-            earlier = None if before is None else before.verification
-            verification = ask(self.lm, self.facts, f"asking {when} the edit", earlier, self.progress)
+            verification = ask(self.lm, self.facts, f"asking {when} the edit", before, self.progress)
         with timed(self.spent, "perplexity"), bar("measuring perplexity", 1, self.progress):
             return _Measured(verification, perplexity(self.lm, self.text))
 

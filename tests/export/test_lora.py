@@ -20,7 +20,6 @@ from tests.patch.test_patch import edit
 from torch import Tensor
 
 from factpatch import Editor, Fact, Patch
-from factpatch.export.lora import write_lora
 from factpatch.model.language_model import editable_names
 from factpatch.patch.shift import Dense, LowRank, Masked
 
@@ -94,7 +93,7 @@ def test_layers_of_different_ranks_are_all_exact(family: str, tmp_path: Path) ->
     patch = low_rank_patch({0: 1, 2: 5, 3: 2}, family)
     model = tiny_model(family)
     patch.apply(model)
-    assert write_lora(patch, tmp_path / "lora") == {0: 1, 2: 5, 3: 2}
+    assert patch.to_lora(tmp_path / "lora") == {0: 1, 2: 5, 3: 2}
     torch.testing.assert_close(logits(adapted(family, tmp_path / "lora")), logits(model), **TINY)
 
 
@@ -179,18 +178,18 @@ def test_singular_values_that_are_rounding_are_left_out(tmp_path: Path) -> None:
     patch = low_rank_patch({1: 2})
     batch = patch.batches[0]
     dense = replace(batch, shifts={1: Dense(batch.shifts[1].matrix().float())})
-    assert write_lora(replace(patch, batches=(dense,)), tmp_path / "dense") == {1: 2}
+    assert replace(patch, batches=(dense,)).to_lora(tmp_path / "dense") == {1: 2}
     up, down = (tensor.double() for tensor in batch.shifts[1].tensors().values())
     tiny = LowRank(torch.cat([up, 1e-9 * up[:, :1]], dim=1), torch.cat([down, torch.ones(1, 64).double()])).to(
         torch.float32
     )
-    assert write_lora(replace(patch, batches=(replace(batch, shifts={1: tiny}),)), tmp_path / "tiny") == {1: 2}
+    assert replace(patch, batches=(replace(batch, shifts={1: tiny}),)).to_lora(tmp_path / "tiny") == {1: 2}
 
 
 def test_a_shift_of_zeros_is_an_adapter_that_does_nothing(tmp_path: Path) -> None:
     patch = low_rank_patch({1: 1})
     zeros = replace(patch.batches[0], shifts={1: LowRank(torch.zeros(32, 1), torch.zeros(1, 64))})
-    assert write_lora(replace(patch, batches=(zeros,)), tmp_path / "lora") == {1: 1}
+    assert replace(patch, batches=(zeros,)).to_lora(tmp_path / "lora") == {1: 1}
     assert torch.equal(logits(adapted("llama", tmp_path / "lora")), logits(tiny_model("llama")))
 
 
@@ -233,7 +232,7 @@ def test_with_a_rank_the_nearest_adapter_is_written_and_its_error_logged(
     for rank in (4, 16, 32):
         caplog.clear()
         with caplog.at_level(logging.INFO, "factpatch.export.lora"):
-            assert write_lora(patch, tmp_path / str(rank), rank) == dict.fromkeys(LAYERS, rank)
+            assert patch.to_lora(tmp_path / str(rank), rank) == dict.fromkeys(LAYERS, rank)
         tensors = load_file(tmp_path / str(rank) / "adapter_model.safetensors")
         for layer in LAYERS:
             name = f"base_model.model.model.layers.{layer}.mlp.down_proj"
@@ -251,7 +250,7 @@ def test_with_a_rank_the_nearest_adapter_is_written_and_its_error_logged(
 
 def test_a_rank_beyond_what_is_needed_changes_nothing(tmp_path: Path) -> None:
     patch = low_rank_patch({1: 2, 2: 3})
-    assert write_lora(patch, tmp_path / "lora", rank=100) == {1: 2, 2: 3}
+    assert patch.to_lora(tmp_path / "lora", rank=100) == {1: 2, 2: 3}
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 3
 
 
@@ -263,7 +262,7 @@ def test_successive_batches_of_another_form_are_summed_first(tmp_path: Path) -> 
     assert isinstance(masked, Masked)
     first = replace(patch.batches[0], shifts={1: masked})
     both = replace(patch, batches=(first, patch.batches[1]))
-    write_lora(both, tmp_path / "lora", rank=32)
+    both.to_lora(tmp_path / "lora", rank=32)
     tensors = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.mlp.down_proj"
     product = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]

@@ -17,8 +17,10 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.model.language_model import editable_weights
 from factpatch.model.weights import content_hash
+from factpatch.patch.batch import Batch
 from factpatch.patch.compatibility import PatchMismatchError
-from factpatch.patch.patch import Batch, Patch, write_shift
+from factpatch.patch.history import write
+from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Dense, LowRank, Masked, Shift, Sparse
 
 LAYERS = (1, 2, 3)
@@ -43,8 +45,7 @@ def with_shifts(model: Any, shifts: Mapping[int, Shift]) -> Patch:
     """A patch of one batch that shifts a model, which stays as it is, by these."""
     weights = {layer: weight.clone() for layer, weight in editable_weights(model, list(shifts)).items()}
     before = {layer: content_hash(weight) for layer, weight in weights.items()}
-    for layer, shift in shifts.items():
-        write_shift(weights[layer], shift, torch.float32)
+    write(weights, shifts, torch.float32)
     after = {layer: content_hash(weight) for layer, weight in weights.items()}
     batch = Batch((Fact("{} lives in", "Zoë", "Rome"),), dict(shifts), before, after)
     return replace(edit(deepcopy(model), [(1,)]), batches=(batch,))

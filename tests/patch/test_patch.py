@@ -24,9 +24,11 @@ from transformers import AutoModelForCausalLM
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights
 from factpatch.model.weights import content_hash
+from factpatch.patch.batch import Batch
 from factpatch.patch.compatibility import PatchMismatchError
 from factpatch.patch.file import FORMAT, PatchFileError, describe
-from factpatch.patch.patch import Batch, Patch, write_shift
+from factpatch.patch.history import write
+from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Dense, LowRank, Shift
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -57,8 +59,7 @@ def edit(model: Any, batches: Sequence[Sequence[int]] = BATCHES, seed: int = 0) 
             layer: random_shift(weight, generator, stored, dense=layer == layers[-1])
             for layer, weight in weights.items()
         }
-        for layer, shift in shifts.items():
-            write_shift(weights[layer], shift, stored)
+        write(weights, shifts, stored)
         after = {layer: content_hash(weight) for layer, weight in weights.items()}
         facts = (Fact("{} lives in", "Zoë", f"Rome {index}"), Fact("{} speaks", f"Person {index}", "Finnish"))
         made.append(Batch(facts, shifts, before, after))
