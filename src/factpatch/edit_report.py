@@ -170,8 +170,6 @@ def edit_and_report(
 ) -> EditReport:
     """Edit a model in place, one batch after another, and measure before and after.
 
-    Of two facts that answer the same question, the later one is verified.
-
     Args:
         editor: One that has not edited anything yet.
         batches: The facts of each call of `Editor.edit`; with a session, its own batches are edited.

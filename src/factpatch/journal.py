@@ -109,11 +109,7 @@ class Journal(KeptDirectory):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the session's editor.
-
-        Raises:
-            ValueError: A field names what is no longer there.
-        """
+        """The recipe of the session's editor; raises RecipeError if a field names what is no longer there."""
         from factpatch.recipe import Recipe
 
         options = self.record.get("about", {})
@@ -122,11 +118,7 @@ class Journal(KeptDirectory):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out while the block runs; the lock of a process that dies is released.
-
-        Raises:
-            SessionError: Another process is at work here, or it has been since this session was read.
-        """
+        """Keep other processes out; raise SessionError if one is in, or has been since this session was read."""
         with super().locked():
             cut_unfinished(self.path / JOURNAL)
             self.check_current()
@@ -134,11 +126,7 @@ class Journal(KeptDirectory):
 
     @property
     def pending(self) -> list[tuple[Fact, ...]]:
-        """What is planned and not edited yet.
-
-        Raises:
-            SessionError: The file of these facts is missing or was altered.
-        """
+        """What is planned and not edited yet; raises SessionError if the file of these facts is missing or altered."""
         if not self.waiting or self._plan is None:
             return []
         path, digest = self._plan
@@ -161,7 +149,7 @@ class Journal(KeptDirectory):
         return [*done, *self.pending]
 
     def plan(self, batches: Sequence[Sequence[Fact]], outputs: Mapping[str, Any] | None = None) -> None:
-        """Set down which batches are to be edited next. Call it inside `locked`.
+        """Record which batches are to be edited next. Call it inside `locked`.
 
         Args:
             outputs: JSON-able data for whoever resumes.
@@ -179,15 +167,9 @@ class Journal(KeptDirectory):
         self.check_current()  # the name of the file below may be another's by now
         name = f"facts/{self._files['facts'] + 1:04d}.json"
         save_facts([fact for batch in batches for fact in batch], self.path / name)
-        self._append(
-            {
-                "event": "plan",
-                "facts": name,
-                "sha256": file_digest(self.path / name),
-                "batches": [len(batch) for batch in batches],
-                "outputs": dict(outputs or {}),
-            }
-        )
+        sizes, digest = [len(batch) for batch in batches], file_digest(self.path / name)
+        outputs = dict(outputs or {})
+        self._append({"event": "plan", "facts": name, "sha256": digest, "batches": sizes, "outputs": outputs})
 
     def check_idle(self) -> None:
         """Raise SessionError if batches are pending."""
@@ -198,24 +180,16 @@ class Journal(KeptDirectory):
             )
 
     def undo(self, to: int) -> None:
-        """Go back to where the session was after batch `to`, 0 for the beginning. Call it inside `locked`.
+        """Return to where the session was after batch `to`, 0 for the beginning. Call it inside `locked`.
 
         What was pending is dropped. The patches of the undone batches stay in the directory, out of force.
-
-        Raises:
-            SessionError: There is no such batch.
         """
         if not 0 <= to <= len(self.finished):
             raise SessionError(f"to={to}: the session has {len(self.finished)} batches; give a number from 0 to that.")
         self._append({"event": "undo", "to": to})
 
     def settle(self) -> None:
-        """Set down that everything is edited and the outputs of the last plan are written. Call it inside `locked`.
-
-        Raises:
-            SessionError: Batches are pending.
-            OSError: The directory cannot be written.
-        """
+        """Record that the outputs of the last plan are written too. Call it inside `locked`."""
         self.check_idle()
         if self.outputs:
             self._append({"event": "settle"})
@@ -257,16 +231,9 @@ class Journal(KeptDirectory):
         elif kind == "batch":
             if self.waiting[0] != event["facts"]:
                 raise ValueError(f"{self.waiting[0]} facts were planned and {event['facts']} edited")
-            batch = FinishedBatch(
-                patch=event["patch"],
-                sha256=event["sha256"],
-                facts=event["facts"],
-                learned=tuple(event["learned"]),
-                seconds=dict(event["seconds"]),
-                time=event["time"],
-                traces=event.get("traces"),
-            )
-            self.finished.append(batch)
+            given = {name: event[name] for name in ("patch", "sha256", "facts", "time")}
+            learned, seconds = tuple(event["learned"]), dict(event["seconds"])
+            self.finished.append(FinishedBatch(**given, learned=learned, seconds=seconds, traces=event.get("traces")))
             self.waiting.pop(0)
             self._files["patches"] += 1
         elif kind == "undo":
@@ -293,18 +260,14 @@ class Journal(KeptDirectory):
             except ValueError as error:
                 raise SessionError(
                     f"{path}, line {number}: cannot be read ({error}). Restore the file from a copy; the patches it "
-                    "speaks of are in patches/."
+                    "mentions are in patches/."
                 ) from error
             if not isinstance(event, dict) or _line(event) != line + b"\n":
                 raise SessionError(f"{path}, line {number}: was altered. Restore the file from a copy.")
             self._length += len(line) + 1
             yield event
         if cut:
-            logger.warning(
-                "%s, line %d: was cut short when it was written, so what it speaks of counts as not done.",
-                path,
-                len(lines) + 1,
-            )
+            logger.warning("%s, line %d: was cut short, so what it says counts as not done.", path, len(lines) + 1)
 
     def _append(self, event: dict[str, Any]) -> None:
         """Write a line of the journal, whole or not at all, and follow it."""

@@ -23,10 +23,7 @@ from factpatch.support.words import difference
 
 
 class Session(Journal):
-    """A session's directory together with an editor: it edits what is planned, and records it.
-
-    Args:
-        path: One that `create` made.
+    """A session's directory, as `create` made it: an editor that is attached edits what is planned, and it is recorded.
 
     Raises:
         SessionError: It is no session, or its files do not fit together.
@@ -76,11 +73,7 @@ class Session(Journal):
         return cls(path)
 
     def patches(self) -> Iterator[Patch]:
-        """The patches of the batches in force, one after another.
-
-        Raises:
-            SessionError: One is missing, altered, or not the one that the journal mentions.
-        """
+        """The patches of the batches in force; raises SessionError if one is not what the journal mentions."""
         self.check_patches()
         return (self._load(number) for number in range(1, len(self.finished) + 1))
 
@@ -202,12 +195,7 @@ class Session(Journal):
 
 
 def load_patch(path: str | Path) -> Patch:
-    """A patch from its file, or from the directory of a session.
-
-    Raises:
-        PatchFileError: It is no patch that can be read.
-        SessionError: It is a session without a patch.
-    """
+    """A patch from its file, or from the directory of a session; raises PatchFileError or SessionError."""
     return Session(path).patch() if Path(path).is_dir() else Patch.load(path)
 
 
