@@ -119,11 +119,7 @@ def _run(lm: LanguageModel, rows: Sequence[_Row], pool: Pool, sites: Sequence[st
 
 
 def answer_probabilities(lm: LanguageModel, hidden: Tensor, answers: Tensor) -> Tensor:
-    """Read the probability of one token after each of some texts.
-
-    Args:
-        hidden: (texts, d_value), the last hidden state of each.
-        answers: (texts,), the tokens.
+    """Read the probability of one token, of (texts,), after each text, whose last hidden states are (texts, d_value).
 
     Returns:
         (texts,), float64, on the CPU.
