@@ -147,7 +147,7 @@ def test_a_directory_of_something_else_is_refused(analyze: Analyze, tmp_path: Pa
     result = analyze("distance", "--limit", "1")
     assert result.exit_code == 2
     assert "--out: " in result.output
-    assert "holds an analysis with other settings: facts; facts is" in result.output
+    assert "holds an analysis with other settings: facts is" in result.output
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("Dear", "utf-8")
     result = analyze("distance", out="other")
@@ -238,7 +238,7 @@ def test_what_a_corpus_holds_counts_and_not_its_name(
     text.write_text(corpus.read_text("utf-8") + "\n\nAda Lovelace works in London.", "utf-8")
     result = run(*given)
     assert result.exit_code == 2
-    assert "holds an analysis with other settings: corpus; corpus is 'file:" in result.output
+    assert "holds an analysis with other settings: corpus is 'file:" in result.output
 
 
 def test_what_is_in_the_way_is_named_before_a_text_is_read(

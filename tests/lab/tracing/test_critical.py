@@ -71,14 +71,14 @@ def test_nothing_above_the_end_of_the_peak_is_proposed() -> None:
     # A peak lower than the window leaves no choice.
     low = propose(steep[:, ::-1][:, 4:], size=3)
     assert (low.end, low.layers) == (0, (0, 1, 2))
-    assert "no window of 3 layers ends there or before, so that the lowest one is taken, layers 0 to 2" in low.reason
+    assert "no window of 3 layers ends there or before, so the lowest one is taken, layers 0 to 2" in low.reason
 
 
 def test_equals_go_to_the_lowest_and_cannot_be_told_apart() -> None:
     found = propose(np.tile([0.1, 0.3, 0.3, 0.3, 0.3], (4, 1)), size=2)
     assert found.layers == (1, 2)
     assert found.alternatives == (2, 3)
-    assert "Cannot be told from it: layers 2 to 3, layers 3 to 4." in found.certainty
+    assert "Equally good, as far as these facts show: layers 2 to 3, layers 3 to 4." in found.certainty
 
 
 def test_an_uncertain_peak_is_said_to_be_uncertain() -> None:
@@ -112,7 +112,7 @@ def test_a_window_that_does_harm_is_not_proposed_even_if_one_of_its_layers_helps
 @pytest.mark.parametrize(("facts", "said"), [(2, True), (9, True), (10, False)])
 def test_few_facts_do_not_sound_certain(facts: int, said: bool) -> None:
     certainty = propose(curve(30, 10, 2.5, facts=facts, noise=0.001), size=5).certainty
-    assert ("So few facts cannot say how sure that is" in certainty) == said
+    assert ("So few facts do not show how sure that is" in certainty) == said
 
 
 def test_the_same_facts_and_seed_give_the_same_proposal() -> None:

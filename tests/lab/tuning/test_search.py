@@ -159,7 +159,7 @@ def test_a_search_that_is_repeated_measures_nothing_again(searched: Searched, mo
     assert again.trials == searched.found.trials
     assert again.checked == searched.found.checked
     assert again.preset == searched.found.preset
-    with pytest.raises(ValueError, match="holds a search with other settings: seed; seed is 0 there and 1 here"):
+    with pytest.raises(ValueError, match="holds a search with other settings: seed is 0 there and 1 here"):
         tune(searched.lm, probes(), CORPUS, searched.folder, seed=1, **QUICK)
 
 

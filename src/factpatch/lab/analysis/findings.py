@@ -176,11 +176,7 @@ def by_layer(findings: Findings, name: str, measure: str, **where: Any) -> str:
 
 
 def over_layers(*shown: tuple[str, str, str]) -> Callable[[Findings], list[Panel]]:
-    """Panels of a measure over the layers, with a curve for each residual and spread.
-
-    Args:
-        shown: The measure, the title and the vertical axis of each panel.
-    """
+    """Panels over the layers with a curve for each residual and spread, given measures, titles and vertical axes."""
 
     def panels(findings: Findings) -> list[Panel]:
         return [lines(title, "layer", y, curves(findings, measure)) for measure, title, y in shown]

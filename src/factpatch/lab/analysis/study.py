@@ -77,12 +77,7 @@ class Study:
         self._direct: dict[int, TargetValues] = {}
 
     def kept(self, keep: Keep, optimize: Callable[..., TargetValues]) -> Study:
-        """The same study with a memory.
-
-        Args:
-            keep: Of parts of an analysis that take long.
-            optimize: Target values, as `SharedTargets`; it is asked for those of one batch at a time.
-        """
+        """The same study with a memory of parts that take long, and of target values, a batch at a time."""
         made = copy(self)
         made.keep = keep
         made.editor = self.editor.with_spread(Each(), InBatches(optimize, self.batch_size))
@@ -90,11 +85,7 @@ class Study:
         return made
 
     def about(self, **more: Any) -> dict[str, Any]:
-        """Everything the findings depend on, JSON-able.
-
-        Args:
-            more: What a study does not know, such as the corpus of the second moment.
-        """
+        """Everything the findings depend on, JSON-able; `more` is what a study does not know, such as the corpus."""
         # What every analysis replaces, and what is not known before it is read.
         left_out = ("spread", "second_moment")
         return {

@@ -150,6 +150,7 @@ def save_plot(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib as one file, whole or not at all.
 
     Raises:
+        ImportError: matplotlib is not installed.
         ValueError: The extension is unknown; `FORMATS` lists them.
         OSError: The file cannot be written.
     """

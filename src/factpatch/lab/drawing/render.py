@@ -9,12 +9,7 @@ from factpatch.support.files import atomic_write
 
 
 def render(template: str, **given: Any) -> str:
-    """Fill a template in. What it is given is text, and no HTML, unless the template says otherwise.
-
-    Args:
-        template: Its path in the package; it extends `lab/drawing/base.html.jinja`.
-        given: What the template speaks of.
-    """
+    """Fill in a template by its path in the package. What it is given is text, not HTML, unless it says otherwise."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

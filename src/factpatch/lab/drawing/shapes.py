@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from factpatch.lab.drawing.charts import AFTER, BEFORE, Panel, Style, Styles, check_plot_file, figure, save_plot
+from factpatch.lab.drawing.charts import AFTER, BEFORE, Panel, Style, Styles, figure, save_plot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,20 +83,7 @@ def states(title: str, alt: str, before: Tensor, after: Tensor) -> Panel:
 
 
 def plot_hidden_shift(path: Path, before: Tensor, after: Tensor, title: str = "") -> None:
-    """Draw a map of hidden states before and after an edit, with the distribution along each axis, as Figure 7.
-
-    Args:
-        path: Where to write; `FORMATS` lists the extensions. The file appears whole or not at all.
-        before: (n, 2), as `tsne_map` gives them.
-        after: (n, 2).
-        title: Text above the plot.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: The extension is unknown.
-        OSError: The file cannot be written.
-    """
-    check_plot_file(path)
+    """Draw the map of `states` with the distribution along each axis, as Figure 7; raise as `save_plot` does."""
 
     def draw(main: Any, styles: Styles) -> None:
         _states(main, before, after, size=7)
@@ -112,20 +99,12 @@ def plot_hidden_shift(path: Path, before: Tensor, after: Tensor, title: str = ""
 
 
 def plot_tradeoff(path: Path, points: Sequence[tuple[float, float]], chosen: Sequence[bool], title: str = "") -> None:
-    """Draw what settings gain against what they cost, the best of each cost joined by a line.
+    """Draw what settings gain against what they cost, the best of each cost joined by a line; raise as `save_plot`.
 
     Args:
-        path: Where to write; `FORMATS` lists the extensions. The file appears whole or not at all.
         points: The rise of perplexity in percent and S of each setting.
         chosen: Which of them was chosen.
-        title: Text above the plot.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: The extension is unknown.
-        OSError: The file cannot be written.
     """
-    check_plot_file(path)
     styles = {"best at its cost": Style("#999999", marker=""), "tried": Style(BEFORE, ""), "chosen": Style(AFTER, "")}
     front: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):

@@ -120,11 +120,7 @@ class RunDirectory(KeptDirectory):
             self.add_versions()
 
     def check_model(self, weights: str) -> None:
-        """Raise RunError unless the model is the one that the run began with. Call it inside `locked`.
-
-        Args:
-            weights: `model_hash` of the unedited model.
-        """
+        """Raise RunError unless the run began with a model of this `model_hash`. Call it inside `locked`."""
         if "weights" not in self.record:
             self.update(weights=weights)
         elif self.record["weights"] != weights:

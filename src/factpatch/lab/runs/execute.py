@@ -53,11 +53,7 @@ PACKAGES = {
 
 
 def check_extra(what: str) -> None:
-    """Raise ImportError unless the packages of the extra `runs` are installed.
-
-    Args:
-        what: What they are needed for, as "a run".
-    """
+    """Raise ImportError unless the packages of the extra `runs`, which `what` needs, are installed."""
     absent = [package for name, package in PACKAGES.items() if find_spec(name) is None]
     if absent:
         raise ImportError(f"{what} needs {', '.join(absent)}; pip install 'factpatch[runs]'.")

@@ -116,11 +116,7 @@ class Inputs:
 
 @contextmanager
 def _blamed(where: str, advice: str = "") -> Iterator[None]:
-    """Name the field, and perhaps what to do, in the error that its value causes.
-
-    Raises:
-        ConfigError: The block raised a ValueError or an OSError.
-    """
+    """Turn a ValueError or OSError of the block into a ConfigError that names the field, and perhaps what to do."""
     try:
         yield
     except OSError as error:

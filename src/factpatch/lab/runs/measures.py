@@ -86,13 +86,7 @@ def is_saved(path: Path) -> bool:
 
 
 def save_part(source: Path, target: Path, moment: Moment) -> None:
-    """Save a measurement of the model and of the facts of one batch: a part of one of the same weights and more facts.
-
-    Args:
-        source: The measurement that exists.
-        target: Where the part goes.
-        moment: After which batch it is.
-    """
+    """Save the part of a measurement that is about the model and one batch as a measurement right after that batch."""
     of_moment = (None, moment.batch)
     rows = [replace(row, when=moment.when.value) for row in load_rows(_file(source, "parquet"))]
     texts = texts_at(_file(source, "jsonl"))
@@ -132,10 +126,9 @@ class Measure(ABC):
 
     @abstractmethod
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
-        """Measure the model as it is.
+        """Measure the model as it is, on the facts of the moment.
 
         Args:
-            facts: Those of the moment.
             unedited: Where the same measurement of the unedited model is; None if this is that one.
         """
 
@@ -257,14 +250,7 @@ def _numbers(facts: Sequence[Fact], rows: Sequence[FactMetric]) -> list[Number]:
 
 
 def measures(config: RunConfig, inputs: Inputs, facts: Sequence[Fact], seed: int, last_layer: int) -> list[Measure]:
-    """What a configuration asks for.
-
-    Args:
-        inputs: What it names, read.
-        facts: All that are edited.
-        seed: Of the texts.
-        last_layer: The last critical layer, whose hidden states are compared.
-    """
+    """What a configuration asks for, of a run that edits these facts, the last critical layer being `last_layer`."""
     wanted = config.evaluate
     edited = dict(zip(facts, edited_neighbors(facts), strict=True))
     found: list[Measure] = [Facts(wanted.written, wanted.generation, edited)]

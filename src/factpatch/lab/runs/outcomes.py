@@ -111,11 +111,7 @@ def worst(some: Iterable[Outcome], limit: int) -> list[Outcome]:
 
 
 def answers(file: Path) -> dict[int, str]:
-    """How the model continued the prompt of each fact, by the fact's place; empty if that was not asked for.
-
-    Args:
-        file: The JSON Lines that belong to a measurement of the facts.
-    """
+    """How the model continued the prompt of each fact, by its place, from the texts of a measurement."""
     return {one["place"]: one["said"] for one in texts_at(file) if one["form"] == "prompt"}
 
 
@@ -135,10 +131,7 @@ def _count(share: float | None, prompts: int) -> int | None:
 
 
 def in_a_sentence(results: Results, label: str, dataset: str, some: Sequence[Outcome]) -> str:
-    """What a method learned, its side effects and its cost. What was not measured is left out.
-
-    Args:
-        some: What became of the facts of this dataset under this method; those of several seeds are added up.
+    """What a method learned on a dataset, its side effects and its cost. What was not measured is left out.
 
     Returns:
         For example "178 of 200 facts learned; 12 more were learned and then forgotten; 350 of 400 paraphrases agree;

@@ -27,9 +27,8 @@ def write_report(runs: Sequence[Results], path: Path, limit: int) -> None:
     """Write a page about some runs, whole or not at all. The same runs give the same page.
 
     Args:
-        runs: As `read_results` gives them, finished or not.
-        path: The file.
-        limit: How many of the worst facts of each method and dataset are shown.
+        runs: From `read_results`, finished or not.
+        limit: How many of the worst facts of each method and dataset to show.
 
     Raises:
         ImportError: A package of the extra `runs` is not installed.
@@ -38,7 +37,6 @@ def write_report(runs: Sequence[Results], path: Path, limit: int) -> None:
 
 
 def report_page(runs: Sequence[Results], limit: int) -> str:
-    """Return the page that `write_report` writes."""
     check_extra("a report")
     return render("lab/runs/report.html.jinja", sections=[_section(run, limit) for run in runs], State=State)
 

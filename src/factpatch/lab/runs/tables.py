@@ -145,13 +145,7 @@ def values_of_facts(rows: pd.DataFrame, label: str, dataset: str) -> pd.DataFram
 def comparison(
     title: str, rows: pd.DataFrame, labels: Sequence[str], columns: Sequence[Column], pairs: Mapping[str, str]
 ) -> Table:
-    """The unedited model and every method after the last edit.
-
-    Args:
-        rows: As `read_rows` gives them.
-        labels: The methods, in the order of the lines.
-        pairs: For a method the one it should improve on.
-    """
+    """The unedited model and every method after the last edit; `pairs` says which one each should improve on."""
     means: dict[str, list[Cell]] = {}
     for label in ("", *labels):
         values = {dataset: values_of_facts(rows, label, dataset) for dataset in {one.dataset for one in columns}}
@@ -226,15 +220,10 @@ class Contrast:
 
 
 def contrasts(rows: pd.DataFrame, pairs: Mapping[str, str], columns: Sequence[Column]) -> list[Contrast]:
-    """Compare methods in each metric of single facts, and in the score.
+    """Compare each method with another one in each metric of single facts, and in the score.
 
     The facts are the sample, those that both methods were asked about at the end: the intervals say what other facts
     would give, and not what other seeds would.
-
-    Args:
-        rows: As `Results.rows`.
-        pairs: The method that each label is compared with.
-        columns: The metrics.
     """
     found = []
     for (label, base), dataset in product(pairs.items(), dict.fromkeys(column.dataset for column in columns)):
@@ -271,12 +260,7 @@ def _values(values: pd.DataFrame, metric: str) -> Values:
 def write_table(
     table: Table, folder: Path, name: str, compared: Sequence[Contrast] = (), notes: Sequence[str] = ()
 ) -> list[Path]:
-    """Write a table as Markdown, LaTeX and CSV.
-
-    Args:
-        compared: Differences between its lines, which go below the table in Markdown and into a CSV of their own.
-        notes: Sentences about its columns, which go below the table in Markdown and are comments in LaTeX.
-    """
+    """Write a table as Markdown, LaTeX and CSV, with notes, and differences between its lines in a CSV of their own."""
     markdown = table.markdown() + "".join(f"\n{note}\n" for note in notes)
     contents = {".tex": table.latex() + "".join(f"% {note}\n" for note in notes), ".csv": table.csv()}
     if compared:

@@ -38,7 +38,7 @@ def effects(traces: Sequence[Trace], kind: str, position: str) -> Floats:
 
     Returns:
         (facts, layers), float64: of each fact the mean over its tokens there, NaN where it has none. ROME's code
-        averages tokens of all facts instead, so that facts with long subjects weigh more in the middle ones.
+        averages the tokens of all facts instead, which weights facts with long subjects more in the middle ones.
     """
     found = []
     for one in traces:

@@ -21,7 +21,7 @@ from factpatch.evaluation.intervals import Floats, Interval, difference
 MOST_LAYERS = 5
 """How many layers published settings write: 5 of GPT2-XL and Llama-3-8B, 6 of GPT-J."""
 SHARE_OF_DEPTH = 6
-"""At most one layer in so many: a shallow model gets fewer."""
+"""At most one layer in six: a shallow model gets fewer."""
 FEW_FACTS = 10
 """With fewer, drawing them again says little about other facts."""
 RESAMPLES = 2000
@@ -43,8 +43,8 @@ class CriticalLayers:
     agreement: float | None = None
     """In which share of the resamples the same layers are proposed; None without an interval."""
     alternatives: tuple[int, ...] = ()
-    """The first layers of windows that cannot be told from the proposed one: the interval of the paired difference
-    reaches 0. Without an interval none is listed."""
+    """The first layers of windows that the data do not distinguish from the proposed one: the interval of the paired
+    difference reaches 0. Without an interval none is listed."""
 
     @property
     def reason(self) -> str:
@@ -54,23 +54,22 @@ class CriticalLayers:
                 "Restoring MLPs at the last subject token does not raise the probability of the answers over any "
                 "neighboring layers up to the peak: nothing is proposed."
             )
-        said = (
-            f"Restored MLPs at the last subject token help most in layer {self.peak}, and at least half as much up to "
-            f"layer {self.end}; "
-        )
+        size, span, effect = len(self.layers), _span(self.layers), self.effect
         if self.end < self.layers[-1]:
-            said += (
-                f"no window of {len(self.layers)} layers ends there or before, so that the lowest one is taken, "
-                f"{_span(self.layers)}, with an average indirect effect of {self.effect.value:.3f}"
+            window = (
+                f"no window of {size} layers ends there or before, so the lowest one is taken, {span}, with an average "
+                "indirect effect of"
             )
         else:
-            said += (
-                f"of the windows of {len(self.layers)} layers that end there or before, {_span(self.layers)} has the "
-                f"highest average indirect effect, {self.effect.value:.3f}"
+            window = (
+                f"of the windows of {size} layers that end there or before, {span} has the highest average indirect "
+                "effect,"
             )
-        if self.effect.low is None or self.effect.high is None:
-            return f"{said}."
-        return f"{said} (95 % interval {self.effect.low:.3f} to {self.effect.high:.3f})."
+        interval = "" if effect.low is None else f" (95 % interval {effect.low:.3f} to {effect.high:.3f})"
+        return (
+            f"Restored MLPs at the last subject token help most in layer {self.peak}, and at least half as much up to "
+            f"layer {self.end}; {window} {effect.value:.3f}{interval}."
+        )
 
     @property
     def certainty(self) -> str:
@@ -78,20 +77,20 @@ class CriticalLayers:
         if not self.layers:
             return ""
         if self.agreement is None or self.effect.low is None:
-            return f"How sure this is cannot be said: {self.effect.reason}."
-        said = (
+            return f"How sure this is remains unknown: {self.effect.reason}."
+        sentences = [
             f"Drawing the {self.effect.facts} facts again gives the same layers in {100 * self.agreement:.0f} % of "
             f"{RESAMPLES} draws."
-        )
+        ]
         if self.effect.facts < FEW_FACTS:
-            said += " So few facts cannot say how sure that is: trace more."
+            sentences.append("So few facts do not show how sure that is: trace more.")
         if self.effect.low <= 0:
-            said += " The effect itself cannot be told from 0: take more facts."
+            sentences.append("The effect itself may be 0: take more facts.")
         if self.alternatives:
             size = len(self.layers)
             windows = ", ".join(_span(range(first, first + size)) for first in self.alternatives)
-            said += f" Cannot be told from it: {windows}."
-        return said
+            sentences.append(f"Equally good, as far as these facts show: {windows}.")
+        return " ".join(sentences)
 
 
 def proposed_size(layers: int) -> int:
@@ -100,7 +99,7 @@ def proposed_size(layers: int) -> int:
 
 
 def check_size(size: int, layers: int) -> None:
-    """Raise ValueError unless a model of some depth has so many layers."""
+    """Raise ValueError unless a model of this depth has so many layers."""
     if not 1 <= size <= layers:
         raise ValueError(f"size={size}: propose from 1 to {layers} layers.")
 
@@ -134,18 +133,15 @@ def propose(effects: Floats, size: int | None = None, seed: int = 0) -> Critical
     random = np.random.default_rng(seed)
     draws = (effects[random.integers(facts, size=facts)].mean(axis=0) for _ in range(RESAMPLES))
     agreement = sum(_first(draw, size) == first for draw in draws) / RESAMPLES
-    alternatives = tuple(
-        other
-        for other in range(_last_first(end, size) + 1)
-        if other != first and _reaches_zero(windows[:, first] - windows[:, other], seed)
-    )
+    others = (other for other in range(_last_first(end, size) + 1) if other != first)
+    lows = {other: _interval(windows[:, first] - windows[:, other], seed).low for other in others}
+    alternatives = tuple(other for other, low in lows.items() if low is None or low <= 0 or math.isnan(low))
     return CriticalLayers(chosen, peak, end, effect, agreement, alternatives)
 
 
 def _peak(curve: Floats) -> tuple[int, int]:
     """The layer of the largest value, and the last one around it with at least half of that."""
-    peak = int(curve.argmax())
-    end = peak
+    peak = end = int(curve.argmax())
     while end + 1 < len(curve) and curve[end + 1] >= curve[peak] / 2:
         end += 1
     return peak, end
@@ -165,13 +161,8 @@ def _first(curve: Floats, size: int) -> int | None:
 
 def _interval(values: Floats, seed: int) -> Interval:
     """The bootstrap interval of a mean over facts."""
-    known = dict(zip(map(str, range(len(values))), values.tolist(), strict=True))
+    known = {str(fact): value for fact, value in enumerate(values.tolist())}
     return difference(known, dict.fromkeys(known, 0.0), seed=seed, level=LEVEL, resamples=RESAMPLES)
-
-
-def _reaches_zero(values: Floats, seed: int) -> bool:
-    found = _interval(values, seed)
-    return found.low is None or found.low <= 0 or math.isnan(found.low)
 
 
 def _span(layers: Sequence[int]) -> str:

@@ -38,11 +38,10 @@ class TraceDirectory(ResultDirectory):
 
     @contextmanager
     def opened(self) -> Iterator[list[Trace]]:
-        """Keep other processes out of the directory while the block runs, and yield the traces it has.
+        """Lock the directory, and yield the traces it has.
 
         Raises:
             DirectoryError: Another process is using it, or a line is damaged.
-            OSError: It cannot be written.
         """
         with self.locked():
             file = self.path / _FACTS
@@ -56,16 +55,7 @@ class TraceDirectory(ResultDirectory):
         append(self.path / _FACTS, line.encode("utf-8", "surrogatepass"))
 
     def write(self, summary: Summary, figures: int) -> None:
-        """Write what was found: as data, and drawn.
-
-        Args:
-            summary: What was found.
-            figures: Of how many facts, from the first, to draw heat maps.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-            OSError: Something cannot be written.
-        """
+        """Write the results as data and drawn, with heat maps of the first `figures` facts."""
         write_json(self.path / "summary.json", summary.record())
         table = _table(summary.averages)
         # Bytes, so that every system writes the same line ends.

@@ -1,4 +1,4 @@
-"""Heat maps of traces, of one fact and of the average, and the averages as curves with their intervals."""
+"""Figures of matplotlib: heat maps of one trace and of the averages, and the averages as curves with intervals."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ def fact_heat_maps(one: Trace) -> Any:
     """The probability of the answer with each state restored, a panel for each kind, as the paper's Figure 1.
 
     The scale goes from the probability with the subject corrupted to that of the clean run. Subject tokens are starred.
-
-    Returns:
-        A figure of matplotlib.
     """
     labels = [f"{_shown(token)}{'*' if index in one.subject else ''}" for index, token in enumerate(one.tokens)]
     tables = {kind: table.tolist() for kind, table in one.restored.items()}
@@ -38,11 +35,7 @@ def fact_heat_maps(one: Trace) -> Any:
 
 
 def average_heat_maps(averages: Averages) -> Any:
-    """The average indirect effect by position and layer, a panel for each kind, all on one scale.
-
-    Returns:
-        A figure of matplotlib.
-    """
+    """The average indirect effect by position and layer, a panel for each kind, all on one scale."""
     tables = {
         kind: [[math.nan if mean.value is None else mean.value for mean in means] for means in positions.values()]
         for kind, positions in averages.items()
@@ -53,15 +46,7 @@ def average_heat_maps(averages: Averages) -> Any:
 
 
 def average_curves(averages: Averages, critical: CriticalLayers | None = None) -> Any:
-    """The average indirect effect over layers with 95 % intervals, a panel for each kind, a curve for each position.
-
-    Args:
-        averages: What is drawn.
-        critical: Layers to be shaded.
-
-    Returns:
-        A figure of matplotlib.
-    """
+    """The average indirect effect over layers with 95 % intervals, a curve for each position, over critical layers."""
 
     def draw(axis: Any, styles: Styles, positions: Mapping[str, Sequence[Mean]]) -> None:
         for position, means in positions.items():

@@ -1,4 +1,4 @@
-"""The clean and the corrupted runs of some prompts, and everything of them that restorations read."""
+"""The clean and the corrupted runs of some prompts, with everything that restorations read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def record(lm: LanguageModel, prompts: Sequence[TokenizedPrompt], noise: Noise, 
     Args:
         prompts: Those that are traced together.
         noise: What is added to the embeddings of the subjects' tokens.
-        sites: Modules whose outputs are kept beside those of the blocks.
+        sites: Modules whose outputs are kept, apart from those of the blocks.
     """
     width = lm.model.get_input_embeddings().weight.shape[-1]
     clean = _run(lm, [_Row(one.ids, (), one.answer[0], torch.empty(0, width)) for one in prompts], Pool(), sites)
@@ -63,7 +63,7 @@ def record(lm: LanguageModel, prompts: Sequence[TokenizedPrompt], noise: Noise, 
     starts = range(0, len(rows), noise.samples)
     return Recording(
         pool=Pool.joined([clean.pool, corrupted.pool]),
-        # One after another, so that nothing is held twice.
+        # One after another: nothing is held twice.
         outputs={site: torch.cat([clean.outputs.pop(site), corrupted.outputs.pop(site)]) for site in [*clean.outputs]},
         clean=clean.places,
         corrupted=[shifted[start : start + noise.samples] for start in starts],
@@ -86,7 +86,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Ran:
-    """What running some rows has given, each by row or by place."""
+    """The results of running some rows, each by row or by place."""
 
     places: list[range]
     probabilities: Tensor
@@ -96,7 +96,7 @@ class _Ran:
 
 
 def _run(lm: LanguageModel, rows: Sequence[_Row], pool: Pool, sites: Sequence[str]) -> _Ran:
-    # Rows of equal length are to be neighbors.
+    # Rows of equal length become neighbors.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     ordered = [rows[index] for index in order]
     packing = Packing([PackedRow(len(row.ids), row.prefix) for row in ordered], lm.stream_dtype, lm.device)
@@ -119,11 +119,7 @@ def _run(lm: LanguageModel, rows: Sequence[_Row], pool: Pool, sites: Sequence[st
 
 
 def answer_probabilities(lm: LanguageModel, hidden: Tensor, answers: Tensor) -> Tensor:
-    """Read the probability of one token behind each of some texts.
-
-    Args:
-        hidden: (texts, d_value), the last hidden state of each.
-        answers: (texts,), the tokens.
+    """Read the probability of one token, of (texts,), after each text, whose last hidden states are (texts, d_value).
 
     Returns:
         (texts,), float64, on the CPU.

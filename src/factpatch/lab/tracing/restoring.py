@@ -1,4 +1,4 @@
-"""Corrupted runs with something restored: only what the restoration can reach runs again."""
+"""Corrupted runs with something restored: only what the restoration can reach is run again."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def tokens_of(bundle: Bundle) -> int:
 
 
 class Group:
-    """Bundles side by side: what their runs begin with is recorded, and the same for every restoration."""
+    """Bundles that run together: what their runs begin with is recorded, and the same for every restoration."""
 
     def __init__(self, lm: LanguageModel, recording: Recording, bundles: Sequence[Bundle]) -> None:
         self.lm = lm
@@ -235,6 +235,6 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 
 def check_window(window: int, layers: int) -> None:
-    """Raise ValueError unless so many layers can be restored at once."""
+    """Raise ValueError unless the model has so many layers to restore at once."""
     if not 1 <= window <= layers:
         raise ValueError(f"window={window}: give a number of layers from 1 to {layers}.")

@@ -166,7 +166,7 @@ def _trace_batch(
 def _batches(
     lm: LanguageModel, prompts: Sequence[TokenizedPrompt], noise: Noise, sites: int
 ) -> Iterator[Sequence[TokenizedPrompt]]:
-    """Neighboring prompts whose corrupted runs are as many tokens as pay, or as fit into half of the free memory."""
+    """Neighboring prompts, as many as run efficiently together or fit into half of the free memory."""
     # Inputs and outputs of the blocks, keys, values, and the outputs of further modules; twice while they are joined.
     per_token = 2 * lm.num_layers * lm.d_value * (3 + sites) * lm.stream_dtype.itemsize
     room = min(MOST_TOKENS.get(lm.device.type, MOST_TOKENS_ELSEWHERE), int(SHARE * free_memory(lm.device) / per_token))
@@ -179,7 +179,7 @@ def _sites(kinds: Sequence[str]) -> list[str]:
 
 
 def _check_sites(lm: LanguageModel, kinds: Sequence[str]) -> None:
-    # Whatever is restored, the last MLP is told what to leave out.
+    # Every restoration leaves out what nothing reads of the last MLP.
     needed = ["mlp"]
     for site in dict.fromkeys([*needed, *_sites(kinds)]):
         try:

@@ -31,12 +31,7 @@ class Candidate:
 
 
 def windows(depth: int, length: int = LENGTH) -> list[tuple[int, ...]]:
-    """Windows of critical layers that begin at `STARTS`, without repetition, the most usual one first.
-
-    Args:
-        depth: How many layers the model has.
-        length: Of a window; shorter where the model has fewer layers.
-    """
+    """Windows of critical layers in a model of this depth that begin at `STARTS`, the most usual one first."""
     length = min(length, depth)
     starts = dict.fromkeys(min(round(start * depth), depth - length) for start in STARTS)
     return [tuple(range(start, start + length)) for start in starts]

@@ -49,10 +49,8 @@ def attempts(
     """Try learning rates, then larger clamps with the best of them, as long as there is time.
 
     Args:
-        layers: Where values are wanted.
         steps: Evaluations at most.
         until: When, by `time.monotonic`, no further attempt begins; the usual one is always made.
-        tried: Called after each attempt.
 
     Returns:
         The attempts with the clamp that is worth it, the lowest loss first; one that failed is left out.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from factpatch.editor import Editor
@@ -58,16 +59,11 @@ class Trial:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Trial:
-        """The inverse of `to_dict`, also of what JSON made of it.
+        """The inverse of `to_dict`, also of what JSON made of it; ValueError if the record lacks something."""
+        return _TRIAL.validate_python(record)
 
-        Raises:
-            KeyError: The record lacks something.
-        """
-        given = {field.name: record[field.name] for field in fields(cls)}
-        tried = given["candidate"]
-        target = tuple((name, value) for name, value in tried["target"])
-        given["candidate"] = Candidate(tuple(tried["critical_layers"]), target, tried["written"])
-        return cls(**{**given, PERPLEXITY: float(given[PERPLEXITY])})  # JSON has no infinity
+
+_TRIAL = TypeAdapter(Trial)
 
 
 class Workbench:
