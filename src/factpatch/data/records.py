@@ -135,33 +135,33 @@ def _jsonl_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
             yield f"line {number}", _json(f"{path}: line {number}", line)
 
 
-def _csv_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """The rows that are not blank, each with its place."""
     # strict turns a stray quote into an error, where the default would swallow rows up to the next one.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    columns: list[str] = []
     line = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataFileError(f"{path}: line {line}: not CSV: {error}.") from error
-        if cells is None:
-            return
-        place, line = f"line {line}", reader.line_num + 1
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not columns:
-            columns = [cell.strip() for cell in cells]
-            _check_columns(f"{path}: {place}", columns)
-        elif len(cells) != len(columns):
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield f"line {line}", cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataFileError(f"{path}: line {line}: not CSV: {error}.") from error
+
+
+def _csv_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
+    rows = _csv_rows(path, text)
+    place, header = next(rows)
+    columns = [cell.strip() for cell in header]
+    _check_columns(f"{path}: {place}", columns)
+    for place, cells in rows:
+        if len(cells) != len(columns):
             raise DataFileError(f"{path}: {place}: the row has {len(cells)} cells, the header has {len(columns)}.")
-        else:
-            filled = {name: cell for name, cell in zip(columns, cells, strict=True) if cell.strip()}
-            required = dict.fromkeys(_CSV_REQUIRED, "")
-            parsed = {
-                name: _json(f"{path}: {place}: column {name!r}", filled[name]) for name in _CSV_JSON if name in filled
-            }
-            yield place, {**required, **filled, **parsed}
+        record: dict[str, object] = dict.fromkeys(_CSV_REQUIRED, "")
+        for name, cell in zip(columns, cells, strict=True):
+            if cell.strip():
+                record[name] = _json(f"{path}: {place}: column {name!r}", cell) if name in _CSV_JSON else cell
+        yield place, record
 
 
 def _check_columns(place: str, columns: Sequence[str]) -> None:
