@@ -31,7 +31,7 @@ class FactMetric(NamedTuple):
     """The fact's id, or "facts[3]", its place from 0, where it has none."""
     metric: str
     value: float | None
-    """In percent, but for fluency; None where the fact lacks what it takes. The metric is the mean of all others."""
+    """In percent, except for fluency; None where the fact lacks what it takes. The mean of all others is the metric."""
 
 
 def fact_metrics(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[FactMetric]:
