@@ -36,10 +36,7 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
     """Yield every record of a file with its place in it, such as "record 3" or "line 4".
 
     Reads `.json` (a list of records, or an object with the list under "facts"), `.jsonl` (one record per line) and
-    `.csv` (a header, then one record per row).
-
-    Raises:
-        DataFileError: The file is missing, empty, of an unknown kind or malformed.
+    `.csv` (a header, then one record per row). Raises DataFileError where it cannot.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -56,13 +53,11 @@ def convert_records(
         path: The file; see `read_records`.
         convert: Raises TypeError or ValueError if a record is not acceptable.
         limit: How many to return; later records are not checked. None reads all.
-        skip_unusable: Skip records that are not acceptable, and log how many there were and what is wrong with the
-            first.
+        skip_unusable: Skip records that are not acceptable, and log how many there were and what the first lacks.
 
     Raises:
         DataFileError: The file cannot be read, no record is left, or a record is not acceptable and not skipped.
-        TypeError: `limit` is not an integer.
-        ValueError: `limit` is not positive.
+        TypeError, ValueError: `limit` is not a positive integer.
     """
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         raise TypeError(f"limit={limit!r}: must be a positive integer or None.")

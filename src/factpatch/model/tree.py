@@ -14,11 +14,7 @@ from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
 
 
 class Tree:
-    """Texts whose common beginnings run once, all in one pass.
-
-    Args:
-        texts: Token ids, at least one in each.
-    """
+    """Texts, of at least one token each, whose common beginnings run once, all in one pass."""
 
     def __init__(self, texts: Iterable[tuple[int, ...]]) -> None:
         self._segments: list[tuple[int, tuple[int, ...], list[tuple[int, ...]]]] = []
@@ -54,10 +50,7 @@ def tree_batches(
 ) -> Iterator[list[tuple[int, ...]]]:
     """Sort texts and split them so that the tree of each batch has at most `budget` tokens; a text stays whole.
 
-    Args:
-        texts: Token ids.
-        budget: By default `TOKEN_BUDGET`.
-        room: Tokens that are to follow each text, which count.
+    `room` is the number of tokens that are to follow each text, which count too.
     """
     budget = TOKEN_BUDGET if budget is None else budget
     batch: list[tuple[int, ...]] = []
