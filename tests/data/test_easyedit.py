@@ -111,7 +111,7 @@ def test_knowedit_gives_paraphrases_that_ask_the_same_and_neighbors_that_have_an
     )
 
 
-def test_wikibio_edits_the_sentence_behind_a_passage_about_its_concept(tmp_path: Path) -> None:
+def test_wikibio_edits_the_sentence_after_a_passage_about_its_concept(tmp_path: Path) -> None:
     assert load(tmp_path, WIKIBIO) == [
         Fact(
             prompt="This is a passage about {}. Ada Lovelace was born in London.",

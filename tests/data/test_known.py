@@ -26,7 +26,7 @@ def write(path: Path, records: object) -> Path:
     return path
 
 
-def test_a_record_becomes_a_known_fact_whose_prompt_may_go_on_behind_the_template(tmp_path: Path) -> None:
+def test_a_record_becomes_a_known_fact_whose_prompt_may_continue_after_the_template(tmp_path: Path) -> None:
     (found,) = load_known_facts(write(tmp_path / "known.json", [RECORD]))
     assert found == KnownFact("Cusco is a town in the south of", "Cusco", "Peru", "{} is a town in", "P17")
     assert found.prompt[: found.subject_end + 1] == "Cusco"

@@ -137,7 +137,7 @@ GROUPS = [PROMPTS[:3], [], [PROMPTS[1], PROMPTS[1], PROMPTS[4]]]
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
 @pytest.mark.parametrize("top_k", [1, 5])
-def test_a_text_does_not_depend_on_what_is_generated_beside_it(family, top_k, monkeypatch):
+def test_a_text_does_not_depend_on_what_is_generated_with_it(family, top_k, monkeypatch):
     lm = tiny(family, bos=True, dtype=torch.float64)
     together = generate_texts(lm, GROUPS, max_new_tokens=20, top_k=top_k, seed=3)
     alone = [generate_texts(lm, [group], max_new_tokens=20, top_k=top_k, seed=3)[0] for group in GROUPS]
@@ -176,7 +176,7 @@ def test_greedy_texts_equal_plain_greedy_decoding(family, bos):
         assert found == Generation(prompt, lm.tokenizer.decode(ids, skip_special_tokens=True)[len(prompt) :])
 
 
-def test_texts_go_on_behind_end_tokens_unless_told_to_stop():
+def test_texts_continue_after_end_tokens_unless_asked_to_stop():
     lm = tiny("gpt2", dtype=torch.float64)
     first = lm.model(input_ids=torch.tensor([lm.tokenizer(PROMPTS[0])["input_ids"]])).logits[0, -1].argmax().item()
     lm.model.generation_config.eos_token_id = first
@@ -200,7 +200,7 @@ def test_a_text_ends_where_the_models_positions_end():
     assert text.text == lm.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_a_text_in_a_chat_is_the_answer_behind_a_line_break():
+def test_a_text_in_a_chat_is_the_answer_after_a_line_break():
     lm = tiny("gpt2", dtype=torch.float64, chat=True)
     ((text,),) = generate_texts(lm, [PROMPTS[:1]], max_new_tokens=8, top_k=1)
     turn = [{"role": "user", "content": PROMPTS[0]}]

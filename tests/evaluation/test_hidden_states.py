@@ -68,7 +68,7 @@ def test_a_changed_layer_shows_in_it_and_not_below():
     assert HiddenShift.between(before[1], after[1]).relative_shift > 0.01
 
 
-def test_in_a_chat_the_subject_is_found_behind_the_template():
+def test_in_a_chat_the_subject_is_found_after_the_template():
     lm = tiny("llama", dtype=torch.float64, chat=True)
     for prompt, end in zip(PROMPTS, ENDS, strict=True):
         wrapped = lm.frame.wrap(prompt)

@@ -42,7 +42,7 @@ def naive(lm, prompt, target):
 
 
 def naive_in_a_chat(lm, prompt, target):
-    """One row: the tokens of the template, and the target alone behind them."""
+    """One row: the tokens of the template, and the target alone after them."""
     turn = [{"role": "user", "content": prompt}]
     asked = lm.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)["input_ids"]
     said = lm.tokenizer(target.strip(), add_special_tokens=False)["input_ids"]

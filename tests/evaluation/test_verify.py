@@ -1,9 +1,12 @@
 """Readings of facts, before and after."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from tests.editors import CONTEXTS
+from tests.lab.analysis.tiny import FACTS
 from tests.models import tiny, tiny_model, tiny_tokenizer
 
 from factpatch.data.formats import fact_from_zsre
@@ -11,7 +14,7 @@ from factpatch.evaluation import metrics
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Score, score
 from factpatch.evaluation.readings import Answer, Probe, Reading
-from factpatch.evaluation.verify import Verification, read_facts, request_count, verify
+from factpatch.evaluation.verify import Verification, plain_summary, read_facts, request_count, usable, verify
 from factpatch.facts import Fact, Neighbor
 from factpatch.model.language_model import LanguageModel
 
@@ -207,7 +210,7 @@ def test_zsre_facts_are_scored_by_token_accuracy():
         "answers": ["in the city of Paris"],
         "rephrase": "In which city does Messi play?",
         "loc": "nq question: where is the Eiffel Tower",
-        "loc_ans": "pe pe Paris",  # which begins as this random model goes on
+        "loc_ans": "pe pe Paris",  # which begins as this random model continues
     }
     fact = fact_from_zsre(record, 0)
     lm = tiny("llama", dtype=torch.float64)
@@ -217,7 +220,7 @@ def test_zsre_facts_are_scored_by_token_accuracy():
         ("token_generalization", fact.paraphrases[0], fact.target_new),
         ("token_specificity", "nq question: where is the Eiffel Tower?", "pe pe Paris"),
     ):
-        # As published: each token of the target behind the prompt and the target's tokens before it.
+        # As published: each token of the target after the prompt and the target's tokens before it.
         start = len(lm.tokenizer(prompt)["input_ids"])
         ids = lm.tokenizer(f"{prompt} {target}")["input_ids"]
         with torch.no_grad():
@@ -229,3 +232,45 @@ def test_zsre_facts_are_scored_by_token_accuracy():
     assert 0 < summary["token_specificity"]["after"] < 100
     assert summary["efficacy"]["after"] is summary["generalization"]["after"] is None
     assert summary["prompt_contained_true"]["after"] is None
+
+
+NEW, TRUE = made(1.0, 2.0), made(2.0, 1.0)
+PAIR = (Fact("{} is", "A", "b"), Fact("{} is", "C", "d"))
+
+
+def test_it_says_what_was_learned_what_moved_and_what_it_cost():
+    before = (Reading(TRUE, (TRUE, TRUE), (TRUE, TRUE, NEW)), Reading(TRUE, (), (TRUE,)))
+    after = (Reading(NEW, (NEW, TRUE), (TRUE, NEW, NEW)), Reading(TRUE, (), (TRUE,)))
+    found = plain_summary(Verification(PAIR, after, before), (20.0, 20.24), 39.7)
+    assert found == (
+        "1 of 2 facts learned; 1 of 2 paraphrases agree; 1 of 3 neighbors moved; perplexity +1.2 %; editing took 40 s"
+    )
+
+
+def test_what_is_not_known_is_left_out():
+    bare = Verification(PAIR[:1], (Reading(made(1.0, matched=(True,)), (made(1.0),)),))
+    assert plain_summary(bare, (20.0, None)) == "1 of 1 fact learned"
+    once = Verification(PAIR[:1], (Reading(NEW, (), (TRUE, NEW)),))
+    assert plain_summary(once) == "1 of 1 fact learned; 1 of 2 neighbors wrong"
+
+
+def test_neighbors_that_were_wrong_cannot_move():
+    readings = (Reading(NEW, (), (NEW,)),)
+    assert "none of 1 neighbor was right before" in plain_summary(Verification(PAIR[:1], readings, readings))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_facts_that_cannot_be_edited_or_asked_are_left_out_and_named(family: str) -> None:
+    lm = tiny(family)
+    again = replace(FACTS[0], id="again", target_new="Finnish")
+    long = Fact("The capital of {} is", "Finland " * 300, "Rome")
+    paraphrased = replace(FACTS[1], id="paraphrased", prompt="{} does", paraphrases=("Messi " * 300,))
+    near = replace(FACTS[1], id="near", prompt="{} is", neighbors=(Neighbor("Rome " * 300, "Paris"),))
+    kept, reasons = usable(lm, [*FACTS, again, long, paraphrased, near], CONTEXTS)
+    assert tuple(kept) == FACTS
+    assert len(reasons) == 4
+    assert reasons[0].startswith("left out: again: 'The mother tongue of Danielle Darrieux is'")
+    assert "an earlier fact asks the same" in reasons[0]
+    assert all("tokens" in reason for reason in reasons[1:])
+    with pytest.raises(ValueError, match="none of the 1 facts can be edited; the first is left out"):
+        usable(lm, [long], CONTEXTS)

@@ -1,7 +1,7 @@
 """What the published zsRE evaluation makes of a tokenizer that begins every text with BOS, and what this one does.
 
 The published code (MEMIT, and AlphaEdit for Llama-3) reads the target's tokens from `tokenizer(" " + target)`, decodes
-the first i of them, puts the text behind the prompt, and compares the most probable next token with token i. Where the
+the first i of them, appends the text to the prompt, and compares the most probable next token with token i. Where the
 tokenizer adds BOS, the first token of a neighbor's target is BOS, and later prompts hold it in their middle. For the
 edited prompts, the code for Llama drops BOS, but puts a space in front of a text that begins with one.
 """
@@ -21,13 +21,13 @@ PROMPT, TARGET = "nq question: what is the capital of France?", "Paris"
 
 
 def published_texts(tokenizer: Any, prompt: str, target: str) -> list[str]:
-    """The prompts behind which the published evaluation asks for one token each: a neighbor's."""
+    """The prompts after which the published evaluation asks for one token each: a neighbor's."""
     ids = tokenizer(" " + target)["input_ids"]
     return [prompt + tokenizer.decode(ids[:i]) for i in range(len(ids))]
 
 
 def says(lm: LanguageModel, text: str) -> int:
-    """The most probable token behind a text."""
+    """The most probable token after a text."""
     with torch.no_grad():
         return int(lm.model(input_ids=torch.tensor([lm.tokenizer(text)["input_ids"]])).logits[0, -1].argmax())
 
@@ -59,7 +59,7 @@ def test_a_model_that_answers_rightly_has_every_token_here_and_loses_one_in_the_
     published = lm.tokenizer(" " + TARGET)["input_ids"]
     texts = published_texts(lm.tokenizer, PROMPT, TARGET)
     matched = [says(lm, text) == token for text, token in zip(texts, published, strict=True)]
-    # It says the target where BOS is wanted. Whatever it says behind BOS, the accuracy stays below 1.
+    # It says the target where BOS is wanted. Whatever it says after BOS, the accuracy stays below 1.
     assert not matched[0]
     assert says(lm, texts[0]) == published[1]
     assert sum(matched) / len(matched) <= len(found.matched) / (len(found.matched) + 1)

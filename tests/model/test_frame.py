@@ -76,7 +76,7 @@ def test_thoughts_before_an_answer_are_not_its_space() -> None:
     assert chat_frame(with_template(template + "\n{% endfor %}")).space == ""
 
 
-def test_an_answers_tokens_are_those_it_has_behind_the_template() -> None:
+def test_an_answers_tokens_are_those_it_has_after_the_template() -> None:
     made = tiny_tokenizer(chat=True)
     ids = target_ids(made, " Rome, Italy ", chat_frame(made))
     assert made.decode(ids) == "Rome, Italy"

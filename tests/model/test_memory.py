@@ -1,4 +1,4 @@
-"""Work that goes on in smaller pieces when an allocation fails."""
+"""Work that continues in smaller pieces when an allocation fails."""
 
 from __future__ import annotations
 

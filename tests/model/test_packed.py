@@ -1,4 +1,4 @@
-"""Rows side by side against each row alone: the same hidden states, whatever lies beside and before them."""
+"""Rows side by side against each row alone: the same hidden states, whatever runs with and before them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_rows_of_a_bundle_do_not_see_each_other_either(family: str) -> None:
 
 @pytest.mark.parametrize("start", [-1, 0, NUM_LAYERS - 1])
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "opt"])
-def test_rows_can_enter_behind_any_layer_with_prefixes_of_different_length(family: str, start: int) -> None:
+def test_rows_can_enter_above_any_layer_with_prefixes_of_different_length(family: str, start: int) -> None:
     lm = tiny(family, dtype=EXACT)
     rows = texts(lm)[:2]
     with torch.inference_mode(), lm.quiet():

@@ -91,7 +91,7 @@ def test_wherever_weights_are_they_are_computed_with_in_the_precision_asked_for(
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
 def test_a_model_split_in_two_is_edited_like_another(family: str, tmp_path: Any) -> None:
-    """Every block runs behind accelerate's hooks, as on two devices."""
+    """Every block runs under accelerate's hooks, as on two devices."""
     _, expected = edited(tiny_model(family))
     tiny_model(family).save_pretrained(tmp_path / "base")
     places = split(tiny_model(family), lambda index: "cpu")

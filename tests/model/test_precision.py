@@ -238,7 +238,7 @@ def test_an_unknown_precision_is_refused_before_the_model_is_loaded(wrong: Any) 
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_who_asks_for_fast_where_it_is_slow_is_told_once(slow: bool, monkeypatch: Any, caplog: Any) -> None:
+def test_fast_where_it_is_slow_warns_once(slow: bool, monkeypatch: Any, caplog: Any) -> None:
     monkeypatch.setattr(precision_module, "_has_no_short_products", lambda: slow)
     with caplog.at_level(logging.WARNING, precision_module.__name__):
         for name in (None, "float32", "exact"):

@@ -125,7 +125,7 @@ def test_a_target_under_a_tokenizer_that_prepends_a_space_gets_no_second_one() -
 @pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("prompt", ["The capital of {} is", "They all live in {}"])
 def test_a_row_ends_with_the_target_without_its_last_token(tokenizer: Any, prompt: str) -> None:
-    """Read at the last positions, the NLL is then that of the target behind the prompt."""
+    """Read at the last positions, the NLL is then that of the target after the prompt."""
     lm = tiny("llama")
     lm.tokenizer = tokenizer()
     target = target_ids(lm.tokenizer, "Rio de Janeiro")

@@ -1,4 +1,4 @@
-"""A pass that was interrupted goes on where it was, and comes out as if nothing had happened."""
+"""A pass that was interrupted is resumed, and gives the same result as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_pass_interrupted_in_any_batch_comes_out_with_the_same_bits(
         cache, progress = tmp_path / str(batches), Progress()
         interrupted(cache, batches)
         assert same(read(cache, progress), expected)
-        assert progress == [sum(steps[:batches]), *steps[batches:]]  # the interrupted batch, and those behind it
+        assert progress == [sum(steps[:batches]), *steps[batches:]]  # the interrupted batch, and those after it
         assert len(list(cache.iterdir())) == len(LAYERS)
 
 
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_text_that_has_changed_under_its_name_is_not_used(
     assert same(found, read(False, Progress(), corpus_from(changed)))
 
 
-def test_only_the_same_pass_goes_on(straight: tuple[dict[int, SecondMoment], Progress], tmp_path: Path) -> None:
+def test_only_the_same_pass_is_resumed(straight: tuple[dict[int, SecondMoment], Progress], tmp_path: Path) -> None:
     expected, steps = straight
     interrupted(tmp_path)
     for others in ({"tokens": 150}, {"layers": (2, 3)}, {"corpus": corpus_from(DOCUMENTS[1:])}):

@@ -55,9 +55,7 @@ def load_facts(path: str | Path, limit: int | None = None, skip_unusable: bool =
 
 
 def save_facts(facts: Iterable[Fact], path: str | Path) -> None:
-    """Write facts to a `.json` file in our own format, which `load_facts` reads back as equal facts.
-
-    The file appears whole or not at all; an interrupted save leaves an earlier file as it was.
+    """Write facts to a `.json` file in our own format, whole or not at all; `load_facts` reads them back.
 
     Raises:
         DataFileError: `path` does not end in `.json`.
@@ -85,14 +83,10 @@ def demo_facts() -> list[Fact]:
 
 
 def facts_at_hand(count: int) -> tuple[list[Fact], str]:
-    """Return the first facts of CounterFact, if it was fetched, else of `demo_facts`, for users who name no file.
+    """Return at most `count` facts for users who name no file, and which they are, in words.
 
-    Returns:
-        At most `count` facts, and which they are, in words.
-
-    Raises:
-        DataFileError: CounterFact was fetched, and its file is damaged.
-        ValueError: `count` is not positive.
+    They are the first of CounterFact, if it was fetched, else of `demo_facts`. Raises DataFileError where the fetched
+    file is damaged.
     """
     if count < 1:
         raise ValueError(f"count={count}: must be positive.")
@@ -107,12 +101,7 @@ def facts_at_hand(count: int) -> tuple[list[Fact], str]:
 
 
 def fact_from(record: Record, index: int) -> Fact:
-    """Return the fact of a record in whichever format it is; `index` is its place in its file.
-
-    Raises:
-        TypeError: A field has the wrong type.
-        ValueError: The record is in no known format, or is not acceptable.
-    """
+    """Return the fact of a record in whichever format; a TypeError or ValueError says why it is none."""
     for record_format in FORMATS:
         if not record_format.marks.isdisjoint(record):
             return record_format.convert(record, index)

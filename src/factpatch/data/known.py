@@ -53,17 +53,7 @@ class KnownFact:
 
 
 def load_known_facts(path: str | Path = "known_1000", limit: int | None = None) -> list[KnownFact]:
-    """Return the known facts of a file, in its order.
-
-    Args:
-        path: The file, or the name under which one was fetched.
-        limit: How many to read, from the start. None reads all.
-
-    Raises:
-        DataFileError: The file cannot be read, or a record is not a known fact.
-        TypeError: `limit` is not an integer.
-        ValueError: `limit` is not positive.
-    """
+    """Return the known facts of a file, or of one that was fetched under a name; raise as `load_facts` does."""
     return convert_records(resolve_data(path), known_fact_from, limit)
 
 

@@ -36,10 +36,7 @@ def read_records(path: Path) -> Iterator[tuple[str, object]]:
     """Yield every record of a file with its place in it, such as "record 3" or "line 4".
 
     Reads `.json` (a list of records, or an object with the list under "facts"), `.jsonl` (one record per line) and
-    `.csv` (a header, then one record per row).
-
-    Raises:
-        DataFileError: The file is missing, empty, of an unknown kind or malformed.
+    `.csv` (a header, then one record per row). Raises DataFileError where it cannot.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -56,13 +53,11 @@ def convert_records(
         path: The file; see `read_records`.
         convert: Raises TypeError or ValueError if a record is not acceptable.
         limit: How many to return; later records are not checked. None reads all.
-        skip_unusable: Skip records that are not acceptable, and log how many there were and what is wrong with the
-            first.
+        skip_unusable: Skip records that are not acceptable, and log how many there were and what the first lacks.
 
     Raises:
         DataFileError: The file cannot be read, no record is left, or a record is not acceptable and not skipped.
-        TypeError: `limit` is not an integer.
-        ValueError: `limit` is not positive.
+        TypeError, ValueError: `limit` is not a positive integer.
     """
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         raise TypeError(f"limit={limit!r}: must be a positive integer or None.")
@@ -135,33 +130,33 @@ def _jsonl_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
             yield f"line {number}", _json(f"{path}: line {number}", line)
 
 
-def _csv_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
+    """The rows that are not blank, each with its place."""
     # strict turns a stray quote into an error, where the default would swallow rows up to the next one.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    columns: list[str] = []
     line = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataFileError(f"{path}: line {line}: not CSV: {error}.") from error
-        if cells is None:
-            return
-        place, line = f"line {line}", reader.line_num + 1
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not columns:
-            columns = [cell.strip() for cell in cells]
-            _check_columns(f"{path}: {place}", columns)
-        elif len(cells) != len(columns):
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield f"line {line}", cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataFileError(f"{path}: line {line}: not CSV: {error}.") from error
+
+
+def _csv_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
+    rows = _csv_rows(path, text)
+    place, header = next(rows)
+    columns = [cell.strip() for cell in header]
+    _check_columns(f"{path}: {place}", columns)
+    for place, cells in rows:
+        if len(cells) != len(columns):
             raise DataFileError(f"{path}: {place}: the row has {len(cells)} cells, the header has {len(columns)}.")
-        else:
-            filled = {name: cell for name, cell in zip(columns, cells, strict=True) if cell.strip()}
-            required = dict.fromkeys(_CSV_REQUIRED, "")
-            parsed = {
-                name: _json(f"{path}: {place}: column {name!r}", filled[name]) for name in _CSV_JSON if name in filled
-            }
-            yield place, {**required, **filled, **parsed}
+        record: dict[str, object] = dict.fromkeys(_CSV_REQUIRED, "")
+        for name, cell in zip(columns, cells, strict=True):
+            if cell.strip():
+                record[name] = _json(f"{path}: {place}: column {name!r}", cell) if name in _CSV_JSON else cell
+        yield place, record
 
 
 def _check_columns(place: str, columns: Sequence[str]) -> None:

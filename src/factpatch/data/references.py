@@ -32,14 +32,10 @@ class ReferenceTexts:
 
     @classmethod
     def load(cls, path: str | Path = "attribute_snippets", facts: Collection[Fact] | None = None) -> ReferenceTexts:
-        """Return the texts of a file in the format of ROME's `attribute_snippets.json`.
+        """Return the texts of a file in the format of ROME's `attribute_snippets.json`, or of one fetched under a name.
 
         That is a list of objects with `relation_id`, `target_id` and `samples`, each with a `text`. The published file
-        has 926 MB and needs several times that memory while it is read.
-
-        Args:
-            path: The file, or the name under which one was fetched.
-            facts: Keep only the texts for these. None keeps all.
+        has 926 MB and needs several times that memory while it is read. Only texts for `facts` are kept, if given.
 
         Raises:
             DataFileError: The file cannot be read or has another format.
@@ -87,21 +83,16 @@ class Tfidf:
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> Tfidf:
-        """Take words and weights from texts.
-
-        Raises:
-            ImportError: scikit-learn is not installed.
-            ValueError: There are no words in the texts.
-        """
+        """Take words and weights from texts; ImportError without scikit-learn, ValueError without a word."""
         return cls(_vectorizer().fit(texts))
 
     @classmethod
     def load(cls, words: str | Path = "tfidf_vocab", weights: str | Path = "tfidf_idf") -> Tfidf:
-        """Read words and weights in the layout in which ROME publishes them.
+        """Read words and weights in the layout in which ROME publishes them, or as they were fetched under a name.
 
         Args:
-            words: A JSON file: an object with the column of every word; or the name under which one was fetched.
-            weights: A NumPy file: the idf of every column; or the name under which one was fetched.
+            words: A JSON file: an object with the column of every word.
+            weights: A NumPy file: the idf of every column.
 
         Raises:
             ImportError: scikit-learn is not installed.
@@ -156,11 +147,8 @@ def find_references(source: str | Path | None, facts: Collection[Fact]) -> tuple
 
     Args:
         source: A folder with the published files, or `DEMO` for the texts that come with the package. By default the
-            published files, if they were fetched.
+            published files, if they were fetched, else None and None are returned.
         facts: Only texts for these are kept.
-
-    Returns:
-        None and None by default, if the files were not fetched.
 
     Raises:
         DataFileError: A file cannot be read.

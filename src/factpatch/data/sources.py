@@ -124,7 +124,7 @@ def resolve_data(data: str | Path) -> Path:
         raise DataFileError(f"{name}: {cached} is not there. Download it from {source.url} with: {fetch_it}")
     expected = _expected(source, cached)
     if expected is None:
-        raise DataFileError(f"{name}: nothing tells whether {cached} is whole. Fetch it again: {fetch_it}")
+        raise DataFileError(f"{name}: {cached} has no record of its checksum. Fetch it again: {fetch_it}")
     if file_digest(cached) != expected:
         raise DataFileError(f"{name}: {cached} is damaged or was altered. Delete it and fetch it again: {fetch_it}")
     return cached

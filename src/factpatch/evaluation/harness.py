@@ -49,7 +49,7 @@ def harness(
     batch_size: int = 8,
     seed: int = 0,
 ) -> list[HarnessScore]:
-    """Evaluate a model on tasks of lm-evaluation-harness, through its Python API.
+    """Evaluate a model on tasks of lm-evaluation-harness, through its Python API; one score for each task and metric.
 
     The harness loads its tasks' data itself, and most of them from the Hugging Face Hub. Tasks that write code, and
     would run it, are refused by the harness.
@@ -61,9 +61,6 @@ def harness(
         limit: How many items to ask of each task; None asks all.
         batch_size: Rows that run together.
         seed: Seed of the choice of examples and of sampled answers.
-
-    Returns:
-        One score for each task and metric.
 
     Raises:
         ImportError: The harness is not installed.

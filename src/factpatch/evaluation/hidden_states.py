@@ -69,11 +69,7 @@ class HiddenShift:
 
     @classmethod
     def between(cls, before: Tensor, after: Tensor) -> HiddenShift:
-        """Compare the hidden states of the same prompts in two models. All is computed in float64.
-
-        Args:
-            before: h, (n, d_value).
-            after: h', (n, d_value).
+        """Compare the hidden states h and h' of the same prompts in two models, (n, d_value) each, in float64.
 
         Raises:
             ValueError: The shapes differ, there are fewer than two prompts, some number is not finite, a state of
@@ -101,19 +97,16 @@ class HiddenShift:
 
 
 def tsne_map(before: Tensor, after: Tensor, seed: int = 0, perplexity: float | None = None) -> tuple[Tensor, Tensor]:
-    """Lay the hidden states of both models out in one plane, with t-SNE as in the paper's Figure 7.
+    """Lay the hidden states of both models, (n, d_value) each, out in one plane, with t-SNE as in the paper's Figure 7.
 
     The plane has no unit, and distances across it mean little: it is for looking at. `HiddenShift` is for comparing.
 
     Args:
-        before: (n, d_value).
-        after: (n, d_value).
+        before: The states of one model.
+        after: Those of the other.
         seed: Seed of the map.
         perplexity: About how many neighbors a state has; less than the number of states, 2n. By default 30, or a third
             of the other states if that is less.
-
-    Returns:
-        (n, 2) each.
 
     Raises:
         ImportError: scikit-learn is not installed.

@@ -31,16 +31,13 @@ class FactMetric(NamedTuple):
     """The fact's id, or "facts[3]", its place from 0, where it has none."""
     metric: str
     value: float | None
-    """In percent, but for fluency; None where the fact lacks what it takes. The metric is the mean of all others."""
+    """In percent, except for fluency; None where the fact lacks what it takes. The mean of all others is the metric."""
 
 
 def fact_metrics(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[FactMetric]:
-    """Return every metric of every fact, one reading for each fact.
+    """Return every metric of every fact, one reading for each fact; ValueError if two facts have the same id.
 
     The harmonic mean S is not among them: it is one of metrics, not of facts.
-
-    Raises:
-        ValueError: Two facts have the same id.
     """
     return [
         FactMetric(name, metric, percent(share(fact, reading)))
@@ -57,11 +54,7 @@ def summary(facts: Sequence[Fact], readings: Sequence[Reading]) -> dict[str, flo
 
 
 def fact_names(facts: Sequence[Fact]) -> list[str]:
-    """Return the name of each fact among others: its id, or its place.
-
-    Raises:
-        ValueError: Two facts have the same id.
-    """
+    """Return the name of each fact among others, its id or its place; ValueError if two have the same id."""
     places: dict[str, int] = {}
     for index, fact in enumerate(facts):
         name = f"facts[{index}]" if fact.id is None else fact.id
@@ -84,11 +77,7 @@ def mean_or_none(values: Iterable[float | None]) -> float | None:
 
 
 def harmonic_mean(values: Iterable[float | None]) -> float | None:
-    """Return n / Σ 1/x; 0 if a value is 0, None if a value is None or there is none.
-
-    Raises:
-        ValueError: A value is negative.
-    """
+    """Return n / Σ 1/x; 0 if a value is 0, None if one is None or there is none, ValueError if one is negative."""
     known = list(values)
     if not known or None in known:
         return None

@@ -10,7 +10,7 @@ from factpatch.facts import Fact
 
 
 def edited_neighbors(facts: Sequence[Fact]) -> list[tuple[Fact | None, ...]]:
-    """Find the neighbors whose own answer is edited in the same run.
+    """Find for each fact of a run which other fact edits the answer of each of its neighbors, or None.
 
     A neighbor's answer must not move when its fact is edited. If another fact of the run edits it on purpose, that is
     no fault of the edit, and specificity is better reported without it. That is so where a neighbor asks, up to case,
@@ -19,12 +19,6 @@ def edited_neighbors(facts: Sequence[Fact]) -> list[tuple[Fact | None, ...]]:
     - the question of a fact, or one of its paraphrases; or
     - the question of a fact that has the same relation as the neighbor's own, in words in which the run asks about that
       relation elsewhere: the prompts, and the generation prompts, of its facts. This needs a `relation_id`.
-
-    Args:
-        facts: All facts that are edited together, one after another or at once.
-
-    Returns:
-        For each fact a tuple with, for each of its neighbors, the first fact that edits its answer, or None.
     """
     asked: dict[str, Fact] = {}
     by_relation: defaultdict[str, list[Fact]] = defaultdict(list)

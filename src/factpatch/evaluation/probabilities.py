@@ -23,22 +23,14 @@ Progress = Callable[[int], None]
 
 
 def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[Score]:
-    """Score targets after prompts.
+    """Score targets after prompts, given as pairs; one score for each pair, in the same order.
 
     Prompt and target are tokenized together, as `prompt + " " + target`, with the tokenizer's default special tokens.
     In a chat, they are the user's turn and the beginning of the answer. The target's tokens are those that stand for a
-    character after the prompt; a token that crosses the boundary is one of them.
+    character after the prompt; a token that crosses the boundary is one of them. Targets are stripped.
 
     The last token of a text is predicted and never read. What the texts of a batch begin with in common runs once: the
     prompt for its two objects, and the words that a fact's neighbors share.
-
-    Args:
-        lm: The model; it is left as it was.
-        requests: Prompts and targets. White space around a target is dropped.
-        progress: Called after each batch.
-
-    Returns:
-        One score for each request, in the same order.
 
     Raises:
         ValueError: A target has no tokens, or nothing precedes its first token.

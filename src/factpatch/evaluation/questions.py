@@ -25,18 +25,11 @@ def question(fact: Fact) -> str:
 def answers(
     lm: LanguageModel, facts: Sequence[Fact], progress: Progress = lambda answers: None
 ) -> list[tuple[Answer, ...]]:
-    """Return what a model answers freely about facts, asked in every form that suits it.
+    """Return what a model answers freely about facts: for each fact one answer in every form that suits the model.
 
     In a chat, the prompt and the question are turns of a user. Otherwise a question stands between "Question:" and
-    "Answer:", and is asked in a chat as well if the tokenizer has a usable chat template.
-
-    Args:
-        lm: The model; it is left as it was.
-        facts: What to ask about.
-        progress: Called after each batch of answers with their number.
-
-    Returns:
-        For each fact one answer for each of `forms`.
+    "Answer:", and is asked in a chat as well if the tokenizer has a usable chat template. `progress` is called after
+    each batch of answers with their number.
     """
     framed = forms(lm)
     asked = [(name, _asked(name, frame, fact)) for fact in facts for name, frame in framed.items()]

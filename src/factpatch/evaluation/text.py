@@ -45,9 +45,6 @@ def text_metrics(
         references: For each fact its reference texts, or None where there are none: consistency is None there.
         tfidf: Compares texts; without it, consistency is None.
         prefix: What the metrics' names begin with, such as `GREEDY` for texts that were not sampled.
-
-    Raises:
-        ValueError: Two facts have the same id, or the lists differ in length.
     """
     references = [None] * len(facts) if references is None else references
     found = []
@@ -87,14 +84,8 @@ def fluency(generations: Sequence[Generation]) -> float | None:
 def consistency(generations: Sequence[Generation], references: Sequence[str] | None, tfidf: Similarity) -> float | None:
     """Return the cosine, in percent, of the TF-IDF vectors of a fact's texts and its reference texts, each joined.
 
-    Args:
-        generations: What the model says of the subject. Empty generations do not count.
-        references: Texts about subjects for which the new object is true, in the same relation.
-        tfidf: Compares two texts.
-
-    Returns:
-        None if there are no reference texts, or nothing was generated. That is not 0, which says that the texts have no
-        word in common.
+    The references are texts about subjects for which the new object is true, in the same relation. Without them, or
+    where nothing was generated, it is None. That is not 0, which says that the texts have no word in common.
     """
     texts = [one.text for one in generations if not one.empty]
     if not references or not texts:

@@ -117,16 +117,10 @@ def _difference(earlier: Sequence[Fact], now: Sequence[Fact]) -> str:
 def read_facts(
     lm: LanguageModel, facts: Sequence[Fact], answers: bool = True, progress: Progress | None = None
 ) -> list[Reading]:
-    """Read what a model says of facts and their probes, all of them in one pass.
+    """Read what a model says of facts and their probes, all of them in one pass; one reading for each fact.
 
-    Args:
-        lm: The model; it is left as it was.
-        facts: What to ask about.
-        answers: Whether to ask for greedy answers; see `questions.answers`.
-        progress: Called after each batch of requests with their number; `request_count` gives their total.
-
-    Returns:
-        One reading for each fact, in the same order.
+    `answers` says whether to ask for greedy answers, see `questions.answers`; `progress` is called after each batch of
+    requests with their number, of which `request_count` gives the total.
     """
     scores = iter(score(lm, [request for fact in facts for request in _requests(fact)], progress))
     answered = free_answers(lm, facts, progress or (lambda answers: None)) if answers else [()] * len(facts)
@@ -160,8 +154,7 @@ def _requests(fact: Fact) -> list[tuple[str, str]]:
 def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> tuple[list[Fact], list[str]]:
     """Return the facts that one batch can hold and the model can be edited on and asked, and why others are left out.
 
-    Raises:
-        ValueError: There are facts, and none is left.
+    Raises a ValueError if there are facts, and none is left.
     """
     kept: list[Fact] = []
     asked: set[tuple[str, str]] = set()
@@ -188,20 +181,15 @@ def plain_summary(
     perplexity: tuple[float | None, float | None] = (None, None),
     seconds: float | None = None,
 ) -> str:
-    """Return what was learned, what else moved and what it cost in a sentence that uses none of the metrics.
+    """Say in a sentence without any metric what was learned, what else moved and what it cost.
 
     A fact is learned as in `Reading.learned`, and a paraphrase agrees if the new object is likelier than the true one.
     A neighbor has moved if its true object was likelier than the new one before and is not now; without an earlier
-    verification, the sentence counts those that are wrong now.
-
-    Args:
-        verification: What a model says of the facts.
-        perplexity: On ordinary text, before and after.
-        seconds: What the edit took.
+    verification, the sentence counts those that are wrong now. What is not known is left out.
 
     Returns:
         For example "38 of 40 facts learned; 70 of 80 paraphrases agree; 3 of 360 neighbors moved; perplexity +1.2 %;
-        editing took 40 s". What is not known is left out.
+        editing took 40 s", where `perplexity` was measured on ordinary text before and after.
     """
     now = verification.after
     parts = [f"{sum(reading.learned for reading in now)} of {counted(len(now), 'fact')} learned"]

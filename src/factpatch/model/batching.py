@@ -20,13 +20,9 @@ HEAD_ENTRIES = 2**24
 
 
 def batches(lengths: Sequence[int], budget: int = TOKEN_BUDGET) -> list[list[int]]:
-    """Group rows of similar length, so that each group padded to its longest row stays within a budget.
+    """Group rows, longest first, so that each group padded to its longest row has at most `budget` tokens.
 
-    The longest rows come first: a batch that does not fit into memory fails at once.
-
-    Args:
-        lengths: Tokens of each row.
-        budget: Tokens of a group. A row that is longer by itself becomes a group of its own.
+    A batch that does not fit into memory then fails at once. A row that is longer by itself becomes a group of its own.
 
     Returns:
         Groups of indices of rows.

@@ -24,12 +24,9 @@ def most_probable(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
 
 
 class TopK:
-    """Sampling from the k most probable tokens of a row, exactly, with noise of its own for every row.
+    """Sampling from the k most probable tokens of a row, exactly, with noise of its own for every row, (steps, k).
 
     Gumbel-max: the token with the largest log probability + Gumbel noise is a sample of the distribution.
-
-    Args:
-        noise: For each row Gumbel noise, (steps, k).
     """
 
     def __init__(self, noise: Sequence[Tensor]) -> None:
@@ -67,14 +64,11 @@ def continuations(
     Args:
         lm: The model; it is left as it was.
         rows: At least one token each. Equal rows are continued one by one.
-        rooms: How many tokens each row gets at most, from 1 up; fewer where the model's positions end.
+        rooms: How many new tokens each row gets at most, from 1 up; fewer where the model's positions end.
         pick: How the next token is chosen.
         done: Called with the new tokens of a row after each one; True ends the row.
         ends: Tokens that end a row and are not part of it.
         progress: Called after each batch of rows with their number.
-
-    Returns:
-        The new token ids of each row.
     """
 
     def continued(live: Sequence[int]) -> dict[int, list[int]]:

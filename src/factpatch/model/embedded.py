@@ -110,10 +110,9 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
     with _explain_full_disk(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(final.parent, older_than=_ABANDONED)
-        # Next to the final directory, so that moving the result there is a rename within one file system.
+        # Next to the final directory, so that moving the files there is a rename within one file system.
         with scratch(final.parent) as folder:
             made = folder / "model"
-            # Not the temporary directory itself, which nobody else may read: a group may share its cache.
             made.mkdir()
             gguf = _find_installed(model) or _download(model, folder)
             logger.info("converting %s in %s; this is done once", model.name, final.parent)
@@ -275,17 +274,12 @@ def _is_complete(directory: Path, model: EmbeddedModel) -> bool:
 
 
 def _install(made: Path, final: Path, model: EmbeddedModel) -> None:
-    """Move the finished directory `made` to `final`, unless another process has done so first."""
-    try:
-        made.rename(final)
+    """Move the files of the finished directory `made` to `final`, unless another process has done so first."""
+    if _is_complete(final, model):
         return
-    except OSError:
-        if _is_complete(final, model):
-            return
-        if not final.is_dir():
-            raise
-    # A damaged directory is mended file by file: another process may be at it too, or be reading, and each file is
-    # whole at every moment. Without its manifest the directory counts as incomplete until the last file is in place.
+    # File by file: another process may be at it too, or be reading a damaged directory, and each file is whole at every
+    # moment. Without its manifest the directory counts as incomplete until the last file is in place.
+    final.mkdir(exist_ok=True)
     (final / MANIFEST).unlink(missing_ok=True)
     for path in sorted(made.iterdir(), key=lambda path: path.name == MANIFEST):
         path.replace(final / path.name)

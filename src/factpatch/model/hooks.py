@@ -109,7 +109,7 @@ def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tupl
 
     Args:
         blocks: All blocks of the model, in order.
-        layer: The block whose output is given; -1 for the input of the first block, which then runs.
+        layer: -1 for the input of the first block, which then runs.
         hidden: (rows, tokens, d_value).
         tuples: Whether the blocks of this model return a tuple.
     """
@@ -124,13 +124,7 @@ def starting_after(blocks: Sequence[nn.Module], layer: int, hidden: Tensor, tupl
 
 @contextmanager
 def adding(modules: Sequence[nn.Module], places: Tensor, shifts: Tensor) -> Iterator[None]:
-    """Add something to some tokens of modules' outputs, summed in the dtype of what is added.
-
-    Args:
-        modules: Blocks, attention modules or MLPs that run on one sequence.
-        places: (n,): which tokens.
-        shifts: (n, modules, d_value).
-    """
+    """Add shifts, (n, modules, d_value), to modules' outputs for n tokens of one sequence, in the shifts' dtype."""
 
     def adder(index: int) -> Hook:
         return lambda module, args, output: _changed(
@@ -143,12 +137,7 @@ def adding(modules: Sequence[nn.Module], places: Tensor, shifts: Tensor) -> Iter
 
 @contextmanager
 def replacing(outputs: Iterable[tuple[nn.Module, Tensor]], places: Tensor) -> Iterator[None]:
-    """Replace modules' outputs for some tokens.
-
-    Args:
-        outputs: Attention modules or MLPs that run on one sequence, each with its output there, (n, d_value).
-        places: (n,): which tokens.
-    """
+    """Replace the modules' outputs for n tokens of one sequence, each by its own (n, d_value)."""
 
     def replacer(given: Tensor) -> Hook:
         return lambda module, args, output: _changed(output, places, lambda found: given.to(found.device))
@@ -168,11 +157,9 @@ def _changed(output: Any, places: Tensor, change: Callable[[Tensor], Tensor]) ->
 
 @contextmanager
 def only_at(modules: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
-    """Let modules that work on every token by itself run for some tokens only; for the others they return zeros.
+    """Let MLPs run for some tokens of one sequence only, given for each; for the others they return zeros.
 
-    Args:
-        modules: MLPs that run on one sequence, and read nothing of a token but its hidden state; each with the tokens,
-            (n,).
+    They must read nothing of a token but its hidden state.
     """
 
     # The first hook of a module leaves the shape for the second.

@@ -188,15 +188,13 @@ class LanguageModel:
             yield
 
     def save_pretrained(self, directory: str | Path, card: str | None = None) -> None:
-        """Write the model with its tokenizer to a directory that transformers can load, whole or not at all.
+        """Write the model with its tokenizer, and the text of a model card if given, to a directory for transformers.
 
-        Args:
-            directory: A new or empty directory.
-            card: The text of a README.md to write next to them.
+        The directory must be new or empty, and appears whole or not at all.
 
         Raises:
             FileExistsError: The directory exists and is not empty.
-            OSError: It cannot be written; nothing is left behind.
+            OSError: It cannot be written.
         """
         with atomic_directory(directory) as draft:
             offloaded = any(parameter.is_meta for parameter in self.model.parameters())

@@ -53,14 +53,12 @@ def in_pieces(
 
     Args:
         work: Must leave nothing half done when an allocation fails.
+        whole: What to work on.
         parts: Returns what to try instead, in order; nothing if it cannot be divided.
-        what: The name of what cannot be divided, for the message.
+        what: The name of what cannot be divided, for the message of the OutOfMemoryError that is then raised.
 
     Yields:
         The pieces that were worked on, in order, each with its result.
-
-    Raises:
-        OutOfMemoryError: Memory does not suffice for a piece that cannot be divided.
     """
     waiting = [whole]
     while waiting:

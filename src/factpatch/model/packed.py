@@ -104,11 +104,8 @@ class Packing:
     """Rows, in the order in which their tokens lie in the sequence.
 
     Attention looks at the rows of a bundle as one, and runs once for each group of bundles of equal length, which
-    should be neighbors. Bundles pay for many short rows whose prefixes have much in common.
-
-    Args:
-        rows: The rows.
-        together: How many rows each bundle has; by default one.
+    should be neighbors. Bundles pay for many short rows whose prefixes have much in common; `together` says how many
+    rows each has, by default one.
     """
 
     def __init__(
@@ -157,11 +154,9 @@ def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dty
 
 
 def _keep_apart(bundle: Sequence[PackedRow], places: Sequence[int], seen: Tensor) -> None:
-    """Let each row of a bundle see its own prefix and itself alone.
+    """Let each row of a bundle see its own prefix and itself alone: change `seen`, (length, longest prefix + length).
 
-    Args:
-        places: The prefixes of all its rows.
-        seen: (length, longest prefix + length), which is changed.
+    `places` are the prefixes of all its rows.
     """
     begin, length = 0, seen.shape[0]
     own = seen[:, seen.shape[1] - length :]
@@ -307,7 +302,7 @@ def _attend(
     """Let each row attend to its prefix in the pool and to itself.
 
     Args:
-        inner: Attends, with (bundles, heads, tokens, d_head) and gives (bundles, tokens, heads, d_head).
+        inner: Attends, with (bundles, heads, tokens, d_head) to (bundles, tokens, heads, d_head).
         query, key, value: (1, heads, tokens, d_head) of all rows.
 
     Returns:

@@ -84,11 +84,7 @@ def locate_spans(
 ) -> list[tuple[list[int], range]]:
     """Tokenize texts and find in each the tokens from the first of a span's first character to the last of its last.
 
-    Args:
-        tokenizer: A fast tokenizer.
-        texts: Complete texts, wrapped by `frame` already.
-        spans: For each text the indices of some neighboring characters, at least one.
-        frame: What was put around them.
+    The texts are wrapped by `frame` already, and a span has at least one character.
 
     Returns:
         For each text its token ids and the indices of these tokens.

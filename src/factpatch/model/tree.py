@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, count, groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,40 +14,41 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
 
 
-class Tree:
-    """Texts whose common beginnings run once, all in one pass.
+class _Segment(NamedTuple):
+    """Tokens that some texts share after those of the parent segment, and that no other text has there."""
 
-    Args:
-        texts: Token ids, at least one in each.
-    """
+    parent: int
+    ids: tuple[int, ...]
+    ends: list[tuple[int, ...]]
+    """The texts that end with it."""
+
+
+class Tree:
+    """Texts, of at least one token each, whose common beginnings run once, all in one pass."""
 
     def __init__(self, texts: Iterable[tuple[int, ...]]) -> None:
-        self._segments: list[tuple[int, tuple[int, ...], list[tuple[int, ...]]]] = []
-        self._grow(sorted(set(texts)), 0, -1)
+        segments = list(_grown(sorted(set(texts)), 0, -1, count()))
         # Rows of equal length are neighbors; the segment that one continues may well come after it.
-        order = sorted(range(len(self._segments)), key=lambda index: len(self._segments[index][1]))
-        self.ids = [token for index in order for token in self._segments[index][1]]
-        """The token ids of all rows, side by side."""
-        own: dict[int, range] = {}
-        end = 0
-        for index in order:
-            own[index] = range(end, end + len(self._segments[index][1]))
-            end = own[index].stop
+        order = sorted(range(len(segments)), key=lambda index: len(segments[index].ids))
+        begins = dict(zip(order, accumulate((len(segments[index].ids) for index in order), initial=0), strict=False))
         path: dict[int, tuple[int, ...]] = {-1: ()}
-        for index, (parent, _, _) in enumerate(self._segments):  # a parent comes before its children
-            path[index] = (*path[parent], *own[index])
-        self.rows = [PackedRow(len(own[index]), path[self._segments[index][0]]) for index in order]
-        self.places = {text: path[index] for index, (_, _, ends) in enumerate(self._segments) for text in ends}
+        for index, segment in enumerate(segments):  # a parent comes before its children
+            path[index] = (*path[segment.parent], *range(begins[index], begins[index] + len(segment.ids)))
+        self.ids = [token for index in order for token in segments[index].ids]
+        """The token ids of all rows, side by side."""
+        self.rows = [PackedRow(len(segments[index].ids), path[segments[index].parent]) for index in order]
+        self.places = {text: path[index] for index, segment in enumerate(segments) for text in segment.ends}
         """Where the tokens of each text lie in the sequence."""
 
-    def _grow(self, texts: Sequence[tuple[int, ...]], depth: int, parent: int) -> None:
-        """Add segments for sorted texts that agree in their first `depth` tokens and are longer than that."""
-        for _, group in groupby(texts, lambda text: text[depth]):
-            alike = list(group)
-            shared = common_beginning(alike)
-            here = len(self._segments)
-            self._segments.append((parent, shared[depth:], [text for text in alike if len(text) == len(shared)]))
-            self._grow([text for text in alike if len(text) > len(shared)], len(shared), here)
+
+def _grown(texts: Sequence[tuple[int, ...]], depth: int, parent: int, numbers: Iterator[int]) -> Iterator[_Segment]:
+    """The segments of sorted texts that agree in their first `depth` tokens and are longer than that."""
+    for _, group in groupby(texts, lambda text: text[depth]):
+        alike = list(group)
+        shared = common_beginning(alike)
+        yield _Segment(parent, shared[depth:], [text for text in alike if len(text) == len(shared)])
+        longer = [text for text in alike if len(text) > len(shared)]
+        yield from _grown(longer, len(shared), next(numbers), numbers)
 
 
 def tree_batches(
@@ -54,10 +56,7 @@ def tree_batches(
 ) -> Iterator[list[tuple[int, ...]]]:
     """Sort texts and split them so that the tree of each batch has at most `budget` tokens; a text stays whole.
 
-    Args:
-        texts: Token ids.
-        budget: By default `TOKEN_BUDGET`.
-        room: Tokens that are to follow each text, which count.
+    `room` is the number of tokens that are to follow each text, which count too.
     """
     budget = TOKEN_BUDGET if budget is None else budget
     batch: list[tuple[int, ...]] = []

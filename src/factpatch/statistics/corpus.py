@@ -34,15 +34,12 @@ def documents_in(lines: Iterable[str]) -> Iterator[str]:
 
 
 def corpus_from(source: str | Path | Sequence[str] | Corpus | None) -> Corpus:
-    """Open a corpus.
+    """Open a corpus; a ValueError says that there is no such file, or that the dataset cannot be opened.
 
     Args:
         source: A text file with documents separated by blank lines; `hf:NAME[:CONFIG[:SPLIT[:COLUMN]]]`, a dataset of
             the Hugging Face Hub or a local one, streamed (needs the `datasets` extra); a list of documents; None for
             the text that the package ships, sampled from the embedded model; or a corpus, which is returned.
-
-    Raises:
-        ValueError: There is no such file, or the dataset cannot be opened.
     """
     if source is None:
         text = resources.files("factpatch.corpora").joinpath("sampled.txt").read_text("utf-8")

@@ -45,16 +45,15 @@ def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     """Have `write` make a file, and put it at `path` once it is whole and on the disk.
 
-    It is made under a temporary name in the same folder. If anything fails, that file is removed and whatever was at
-    `path` before is still there. A symbolic link at `path` stays; what it points to is replaced.
+    It is made under a temporary name in the same folder, which must exist. If anything fails, it is removed and
+    whatever was at `path` before is still there. A symbolic link at `path` stays; what it points to is replaced.
 
     Args:
-        path: Where the file goes; its folder must exist. An existing file is replaced.
+        path: Where the file goes.
         write: Given the temporary path, at which there is no file yet; it has to make one and close it.
 
     Raises:
         OSError: The file cannot be written; the message says why and what to do.
-        Exception: Whatever else `write` raises.
     """
     final = Path(os.path.realpath(path))
     # Replacing a device or a pipe such as /dev/null by a file would break the system.
@@ -70,10 +69,8 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty directory next to `path` that becomes `path` when the block ends without an error.
 
-    If the block fails, or the directory cannot be put in place, it is removed with all it holds.
-
-    Args:
-        path: Where the directory goes; its folder must exist. It must not exist itself, or be an empty directory.
+    If the block fails, or the directory cannot be put in place, it is removed with all it holds. `path` must not exist,
+    or be an empty directory; its folder must exist.
 
     Raises:
         FileExistsError: `path` is a file or a directory that is not empty.
@@ -100,8 +97,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 def append(path: Path, content: bytes) -> None:
     """Add bytes to the end of an existing file, all of them or none; when it returns, they are on the disk.
 
-    Raises:
-        OSError: They cannot be written; the message says why and what to do.
+    An OSError says why they cannot be written and what to do.
     """
     # Unbuffered: what a failed write leaves in a buffer would reach the file after it was cut.
     with _explained(path, path), path.open("r+b", buffering=0) as file:
@@ -117,11 +113,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all. JSON has no infinity and no NaN: they are written as text.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a record as JSON, whole or not at all. JSON has no infinity and no NaN: they are written as text."""
     content = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     atomic_write(path, lambda draft: draft.write_bytes(content.encode("utf-8", "surrogatepass")))
 
@@ -153,11 +145,9 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 
 def remove_drafts(folder: Path, older_than: float = 0.0) -> None:
-    """Remove what a process that was killed had not put in place.
+    """Remove what a process that was killed had not put in place, if it was last written to so many seconds ago.
 
-    Args:
-        folder: Where the files go. Unless `older_than` says otherwise, nobody else may be writing files there.
-        older_than: Keep drafts that were written to in the last so many seconds: somebody may still be at work.
+    Without `older_than`, nobody else may be writing files in the folder.
     """
     for draft in folder.glob(_DRAFT.format("*")):
         with suppress(FileNotFoundError):
