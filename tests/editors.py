@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,27 @@ from factpatch import METHODS, Editor, Fact, Method, NullSpace, Ridge
 LAYERS = (1, 2, 3)
 CONTEXTS = ("{}", "The tower in the city. {}")
 QUICK = {"target.steps": 4, "target.learning_rate": 0.3}
-SOLVER: dict[type, dict[str, float]] = {
-    Ridge: {"solver.weight": 5.0},
-    NullSpace: {"solver.threshold": 0.4, "solver.l2": 0.5},
+Dense = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Δ, (d_value, d_key), of a solver, C₀, K, R and K_p, as its paper writes it."""
+
+
+def ridge(solver: Ridge, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
+    system = solver.weight * moment + keys.T @ keys + earlier.T @ earlier
+    return torch.linalg.solve(system, keys.T @ residual).T
+
+
+def null_space(solver: NullSpace, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(moment)
+    inside = vectors[:, values < solver.threshold]
+    projector = inside @ inside.T
+    system = projector @ (keys.T @ keys + earlier.T @ earlier) + solver.l2 * torch.eye(INNER, dtype=EXACT)
+    return torch.linalg.solve(system, projector @ keys.T @ residual).T
+
+
+SOLVERS: dict[type, tuple[dict[str, float], Dense]] = {
+    # a solver: settings for tiny models, and the dense formula that it is compared with
+    Ridge: ({"solver.weight": 5.0}, ridge),
+    NullSpace: ({"solver.threshold": 0.4, "solver.l2": 0.5}, null_space),
 }
 FACTS = (
     Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
@@ -46,5 +64,6 @@ def make(
 ) -> Editor:
     row = METHODS[method] if isinstance(method, str) else method
     given = {"contexts": CONTEXTS, "second_moments": second_moments(layers=critical_layers), **options}
-    chosen = {**QUICK, **SOLVER.get(type(row.solver), {}), **(settings or {})}
+    tiny_settings, _ = SOLVERS.get(type(row.solver), ({}, None))
+    chosen = {**QUICK, **tiny_settings, **(settings or {})}
     return Editor(tiny(family, dtype=dtype), method=row, critical_layers=critical_layers, settings=chosen, **given)

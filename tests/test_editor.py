@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.editors import CONTEXTS, EXACT, FACTS, LAYERS, QUICK, make, second_moments
+from tests.editors import CONTEXTS, EXACT, FACTS, LAYERS, QUICK, SOLVERS, make, second_moments
 from tests.models import FAMILIES, INNER, SENTENCES, tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 import factpatch.editor as editor_module
 import factpatch.patch.history as history_module
-from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch, Ridge
+from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch
 from factpatch.methods import settings_of
 from factpatch.model.weights import restore, snapshot
 from factpatch.patch.shift import Dense, Shift
@@ -76,7 +76,8 @@ def test_one_batch_equals_the_closed_form(method: str) -> None:
     before = editor.lm.weight(step.layer).clone()
     found = shifts(editor.edit(FACTS))[step.layer]
     residual = step.share * (editor.edits[0].targets[step.target_layer].values - present)
-    expected = dense(row, second_moments()[step.layer], keys, residual, keys[:0])
+    _, dense = SOLVERS[type(row.solver)]
+    expected = dense(row.solver, second_moments()[step.layer], keys, residual, keys[:0])
     torch.testing.assert_close(found, kept(row, expected, before), rtol=1e-8, atol=1e-11)
 
 
@@ -93,7 +94,8 @@ def test_a_second_batch_preserves_the_keys_of_the_first_as_the_closed_form_says(
         before = editor.lm.weight(step.layer).clone()
     found = shifts(editor.edit(FACTS[2:]))[step.layer]
     residual = step.share * (editor.edits[1].targets[step.target_layer].values - present)
-    expected = dense(editor.method, second_moments()[step.layer], keys, residual, earlier)
+    _, dense = SOLVERS[type(editor.method.solver)]
+    expected = dense(editor.method.solver, second_moments()[step.layer], keys, residual, earlier)
     torch.testing.assert_close(found, kept(editor.method, expected, before), rtol=1e-8, atol=1e-11)
 
 
@@ -114,18 +116,6 @@ def kept(row: Method, shift: Tensor, before: Tensor) -> Tensor:
     change = (shift / (before + 1e-8)).abs()
     threshold = change.flatten().sort().values[int(0.6 * change.numel()) - 1]
     return torch.where(change >= threshold, shift, 0.0)
-
-
-def dense(row: Method, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
-    gram = keys.T @ keys + earlier.T @ earlier
-    if isinstance(row.solver, Ridge):
-        return torch.linalg.solve(row.solver.weight * moment + gram, keys.T @ residual).T
-    assert isinstance(row.solver, NullSpace)
-    values, vectors = torch.linalg.eigh(moment)
-    inside = vectors[:, values < row.solver.threshold]
-    projector = inside @ inside.T
-    system = projector @ gram + row.solver.l2 * torch.eye(INNER, dtype=EXACT)
-    return torch.linalg.solve(system, projector @ keys.T @ residual).T
 
 
 @pytest.mark.parametrize("bos", [False, True])

@@ -58,6 +58,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
     },
 }
+OF_THE_PAPER = [f"{plain}{blue}" for plain in ("memit", "prune", "rect", "alphaedit", "pmet") for blue in ("", "-blue")]
 MADE_UP = """
 model: Made-up
 match: {model_type: llama, num_hidden_layers: 10, hidden_size: 64}
@@ -81,7 +82,7 @@ def applied(preset: Preset, method: str, variant: str | None = None) -> Method:
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_THE_PAPER)
 def test_a_preset_holds_the_published_numbers(model: str, method: str) -> None:
     layers, steps, rate, clamp, weight, even, boundary = PUBLISHED[model]
     blue = method.endswith("-blue")
@@ -130,9 +131,9 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
 
 
 @pytest.mark.parametrize("model", PRESETS)
-def test_every_preset_speaks_of_every_method_and_fits_it(model: str) -> None:
+def test_every_preset_speaks_of_every_method_of_the_paper_and_fits_all(model: str) -> None:
     preset = PRESETS[model]
-    assert set(preset.methods) == set(METHODS)
+    assert set(OF_THE_PAPER) <= set(preset.methods) <= set(METHODS)
     assert preset.source
     assert not preset.assumed
     for method in METHODS:
