@@ -1,4 +1,4 @@
-"""The analyses by command on a tiny model: all of them, one of them, again after an interruption."""
+"""The analyses by command on a tiny model: all of them, one of them, and resumed after an interruption."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def analyze(run: Run, options: list[object], facts_file: Path, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def whole(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """All analyses: what the command said, and their directory."""
+    """All analyses: the output of the command, and their directory."""
     folder = tmp_path_factory.mktemp("whole")
     facts = folder / "facts.json"
     facts.write_text(json.dumps(FACTS), "utf-8")
@@ -79,10 +79,10 @@ def test_all_analyses_give_figures_data_and_one_page(whole: tuple[Any, Path]) ->
     assert_needs_nothing(text)
     page = Page(text)
     assert page.headings == [*(analysis.title for analysis in ANALYSES.values()), "Settings"]
-    told = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
+    described = [attributes for tag, attributes in page.elements if tag == "svg" and attributes.get("role") == "img"]
     # One for contribution, three for similarity and for distance, a radar for each of two layers, two for the steps.
-    assert len(told) >= 1 + 3 + 3 + 2 + 2 + 4
-    assert all(attributes["aria-label"] for attributes in told)
+    assert len(described) >= 1 + 3 + 3 + 2 + 2 + 4
+    assert all(attributes["aria-label"] for attributes in described)
     assert "left out: darrieux-again" in page.text
     assert "The bound holds in" in page.text
 
@@ -108,7 +108,7 @@ def test_one_analysis_is_found_again_and_the_page_grows(
     assert spreads == {None, "sqrt"}
 
 
-def test_an_interruption_costs_no_more_than_what_was_going_on(
+def test_an_interruption_costs_at_most_the_part_in_progress(
     analyze: Analyze, whole: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
@@ -189,7 +189,7 @@ def test_an_analysis_that_fails_leaves_the_others(
         (["all", "--set", "target.step=3"], "has no field 'step'"),
     ],
 )
-def test_what_does_not_fit_is_named_before_anything_is_written(
+def test_unusable_arguments_are_named_before_anything_is_written(
     analyze: Analyze, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     result = analyze(*arguments)
@@ -206,7 +206,7 @@ def test_facts_that_cannot_be_edited_at_all_are_an_error(analyze: Analyze, tmp_p
     assert "none of the 1 facts can be edited" in result.output
 
 
-def test_a_number_stands_for_so_many_facts_at_hand(
+def test_a_number_asks_for_that_many_facts(
     run: Run, options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -225,7 +225,7 @@ def test_a_number_stands_for_so_many_facts_at_hand(
         assert f"--facts: {given}: " in result.output
 
 
-def test_what_a_corpus_holds_counts_and_not_its_name(
+def test_a_corpus_is_identified_by_its_content(
     run: Run, options: list[object], facts_file: Path, corpus: Path, tmp_path: Path
 ) -> None:
     given = ["analyze", "distance", "--facts", facts_file, "--out", tmp_path / "out", *options]
@@ -241,7 +241,7 @@ def test_what_a_corpus_holds_counts_and_not_its_name(
     assert "holds an analysis with other settings: corpus is 'file:" in result.output
 
 
-def test_what_is_in_the_way_is_named_before_a_text_is_read(
+def test_an_unusable_directory_is_named_before_a_text_is_read(
     analyze: Analyze, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = tmp_path / "short.txt"

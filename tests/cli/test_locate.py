@@ -38,7 +38,7 @@ def test_locate_proposes_layers_and_keeps_what_it_found(
     assert "holds a trace with other settings: kinds" in " ".join(other.output.split())
 
 
-def test_an_interrupted_trace_says_how_to_go_on(
+def test_an_interrupted_trace_says_how_to_continue(
     run: Run, model_directory: Path, said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "trace"
@@ -52,7 +52,7 @@ def test_an_interrupted_trace_says_how_to_go_on(
     assert again.exit_code == 0, again.output
 
 
-def test_locate_says_why_it_cannot(run: Run, model_directory: Path, facts_file: Path, said: Path) -> None:
+def test_locate_explains_errors(run: Run, model_directory: Path, facts_file: Path, said: Path) -> None:
     given = ("locate", model_directory, "--facts")
     for options, code, message in (
         ((facts_file,), 1, "knows none of the 3 facts"),

@@ -92,17 +92,17 @@ def test_a_page_needs_nothing_from_elsewhere(forged: tuple[Path, str]) -> None:
     assert_needs_nothing(forged[1])
 
 
-def test_charts_are_told_in_words(forged: tuple[Path, str]) -> None:
+def test_charts_are_described_in_words(forged: tuple[Path, str]) -> None:
     found = Page(forged[1])
     charts = [attributes for tag, attributes in found.elements if tag == "svg"]
     # Bars of five metrics, two methods' forgetting, two tasks, two maps; the others are legends.
-    told = [chart for chart in charts if chart.get("role") == "img"]
-    assert len(told) == 11
-    assert all(chart["aria-label"] for chart in told)
-    assert all(chart.get("aria-hidden") == "true" for chart in charts if chart not in told)
+    described = [chart for chart in charts if chart.get("role") == "img"]
+    assert len(described) == 11
+    assert all(chart["aria-label"] for chart in described)
+    assert all(chart.get("aria-hidden") == "true" for chart in charts if chart not in described)
 
 
-def test_what_facts_and_models_say_is_no_html(page: Any, tmp_path: Path) -> None:
+def test_text_of_facts_and_models_is_not_html(page: Any, tmp_path: Path) -> None:
     facts = [{**FACTS[0], "subject": EVIL}, FACTS[1]]
     path = forged_run(
         tmp_path / "<i>run", facts, ["memit", {"name": "memit-blue", "label": "a&lt;$b$"}], quality={"memit": 0}
@@ -121,7 +121,7 @@ def test_the_same_run_gives_the_same_page(page: Any, forged: tuple[Path, str]) -
     assert page(path) == text
 
 
-def test_several_runs_stand_behind_a_table_of_contents(page: Any, tmp_path: Path) -> None:
+def test_several_runs_have_a_table_of_contents(page: Any, tmp_path: Path) -> None:
     text = page(forged_run(tmp_path / "one", FACTS), forged_run(tmp_path / "two", FACTS, whole=False))
     found = Page(text)
     assert {"one", "two"} <= set(found.headings)
@@ -140,7 +140,7 @@ def test_an_unfinished_run_says_so(page: Any, tmp_path: Path) -> None:
     assert "The batches were not asked right after they were written" in Page(page(unasked)).text
 
 
-def test_how_strict_a_success_is_stands_beside_efficacy(page: Any, tmp_path: Path) -> None:
+def test_stricter_metrics_follow_efficacy(page: Any, tmp_path: Path) -> None:
     further = {"strict_efficacy": 20.0, "prompt_contained": 40.0, "question_contained": 60.0, "chat_contained": None}
     found = Page(page(forged_run(tmp_path / "forged", FACTS, further=lambda place: further if place else {})))
     heads = ("Strict efficacy ↑", "Prompt contained ↑", "Question contained ↑")
@@ -151,7 +151,7 @@ def test_how_strict_a_success_is_stands_beside_efficacy(page: Any, tmp_path: Pat
     assert "n = 3 facts" in found.text
 
 
-def test_a_method_that_failed_is_shown_beside_the_others(page: Any, tmp_path: Path) -> None:
+def test_a_failed_method_is_shown_with_the_others(page: Any, tmp_path: Path) -> None:
     path = forged_run(tmp_path / "forged", FACTS)
     record = next(path.glob("rows/*/*/memit-blue/row.json"))
     kept = json.loads(record.read_text("utf-8"))
@@ -172,7 +172,7 @@ def test_the_worst_facts_come_first_and_no_more_than_asked_for(page: Any, tmp_pa
     assert Page(text).text.count("learned at first, then forgotten") + text.count(">not learned<") == 3
 
 
-def test_what_is_no_run_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_directory_that_is_no_run_is_named(run: Run, tmp_path: Path) -> None:
     result = run("report", tmp_path, "--out", tmp_path / "report.html")
     assert result.exit_code == 2
     assert "is not the directory of a run" in result.output

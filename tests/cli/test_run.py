@@ -36,7 +36,7 @@ Run = Callable[..., Any]
 def finished(
     model_directory: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
-    """The configuration of a run of one method that is through, and its directory."""
+    """The configuration of a run of one method that is finished, and its directory."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "facts.json").write_text(json.dumps(FACTS), "utf-8")
     config = small_run(model_directory, folder / "facts.json", corpus)
@@ -49,13 +49,13 @@ def finished(
 
 @pytest.fixture
 def through(finished: tuple[dict[str, Any], Path], tmp_path: Path) -> dict[str, Any]:
-    """The configuration of a run that is through, a copy of which is there as `out`."""
+    """The configuration of a finished run, a copy of which is `out`."""
     config, directory = finished
     shutil.copytree(directory, tmp_path / "out")
     return deepcopy(config)
 
 
-def test_a_run_measures_every_method_before_on_the_way_and_at_the_end(
+def test_a_run_measures_every_method_before_during_and_after_the_edits(
     begin: Any, config: dict[str, Any], tmp_path: Path
 ) -> None:
     result = begin(config)
@@ -97,7 +97,7 @@ def test_a_run_ends_with_the_same_numbers_after_several_interruptions(
     assert numbers(tmp_path / "out") == expected
 
 
-def test_what_the_last_batch_left_is_measured_once(
+def test_the_model_after_the_last_batch_is_measured_once(
     begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -124,7 +124,7 @@ def test_what_the_last_batch_left_is_measured_once(
     assert [json.loads(line)["said"] for line in said] == [answer.said for answer in direct.after[0].answers]
 
 
-def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
+def test_specificity_is_also_measured_without_neighbors_that_are_edited_themselves(
     begin: Any, config: dict[str, Any], facts_file: Path, tmp_path: Path
 ) -> None:
     facts = json.loads(facts_file.read_text("utf-8"))
@@ -143,7 +143,7 @@ def test_specificity_is_also_told_without_neighbors_that_are_edited_themselves(
     assert second[["specificity", "specificity_untouched"]].isna().all()
 
 
-def test_a_method_that_cannot_go_on_is_noted_and_the_others_go_on(
+def test_a_method_that_fails_is_recorded_and_the_others_continue(
     begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["methods"] = [{"name": "alphaedit", "settings": {"solver.threshold": 1e-30}}, config["methods"][0]]
@@ -179,7 +179,7 @@ def test_capability_is_measured_every_so_many_edits(begin: Any, config: dict[str
     assert sorted(zip(rows["when"], rows["edits"], strict=True)) == [("before", 0), ("end", 3), ("written", 2)]
 
 
-def test_time_that_was_spent_on_shared_targets_before_is_noted(
+def test_time_spent_on_shared_targets_before_is_recorded(
     begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config["evaluate"] = {"perplexity": False, "generation": False}
@@ -207,7 +207,7 @@ def test_conflicting_facts_are_an_error_before_anything_is_done(
     assert len(read_results(tmp_path / "out").rows["fact"].dropna().unique()) == 2
 
 
-def test_records_that_are_no_facts_are_passed_over_on_request(
+def test_records_that_are_no_facts_are_skipped_on_request(
     begin: Any, config: dict[str, Any], facts_file: Path, tmp_path: Path
 ) -> None:
     facts_file.write_text(json.dumps([{"prompt": "{} and {}", "subject": "x", "target_new": "y"}, *FACTS]), "utf-8")
@@ -229,7 +229,7 @@ def test_a_run_of_an_older_factpatch_with_fewer_fields_is_found_again(
     assert begin(through).exit_code == 0
 
 
-def test_what_a_killed_process_was_writing_is_removed(begin: Any, through: dict[str, Any], tmp_path: Path) -> None:
+def test_drafts_of_a_killed_process_are_removed(begin: Any, through: dict[str, Any], tmp_path: Path) -> None:
     name = ".factpatch-0123456789abcdef.tmp"
     (tmp_path / "out" / name).touch()
     folder = tmp_path / "out" / "rows" / "three" / "0"
@@ -253,9 +253,7 @@ def test_a_second_process_is_kept_out_and_changes_nothing(begin: Any, through: d
     assert begin(through).exit_code == 0
 
 
-def test_a_run_that_is_through_does_nothing_more(
-    begin: Any, through: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_does_nothing_more(begin: Any, through: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("factpatch.lab.runs.execute.load_language_model", None)
     assert begin(through).exit_code == 0
 

@@ -1,4 +1,4 @@
-"""What a run reads besides the model: checked before anything is measured, read once, and the same when it goes on."""
+"""What a run reads besides the model: checked before anything is measured, read once, and the same when it resumes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small(config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def stopped(begin: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The configuration of a run that was interrupted behind its first batch."""
+    """The configuration of a run that was interrupted after its first batch."""
     with monkeypatch.context() as patched:
         interrupt(patched, "factpatch.journal.append", calls=2)
         assert begin(small).exit_code == 130
@@ -39,7 +39,7 @@ def edit_about(directory: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}), "utf-8")
 
 
-def test_a_run_does_not_go_on_with_other_contents_of_a_file(
+def test_a_run_does_not_continue_with_other_contents_of_a_file(
     begin: Any, stopped: dict[str, Any], tmp_path: Path
 ) -> None:
     text = tmp_path / "text.txt"
@@ -57,7 +57,7 @@ def test_a_run_does_not_go_on_with_other_contents_of_a_file(
     assert begin(stopped).exit_code == 0
 
 
-def test_a_run_does_not_go_on_with_other_weights(begin: Any, stopped: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_does_not_continue_with_other_weights(begin: Any, stopped: dict[str, Any], tmp_path: Path) -> None:
     """Not even if they are none that an edit writes."""
     original, copy = Path(stopped["model"]), tmp_path / "copy"
     shutil.copytree(original, copy)
@@ -87,7 +87,7 @@ def test_files_may_be_elsewhere_if_they_hold_the_same(
 
 
 @pytest.mark.parametrize("other", ["facts", "text", "no text"])
-def test_other_files_are_other_settings_even_of_a_run_that_is_through(
+def test_other_files_are_other_settings_even_of_a_finished_run(
     begin: Any, small: dict[str, Any], facts_file: Path, tmp_path: Path, other: str
 ) -> None:
     assert begin(small).exit_code == 0
@@ -105,7 +105,7 @@ def test_other_files_are_other_settings_even_of_a_run_that_is_through(
     assert ("three.0.json" if other == "facts" else "evaluate.perplexity") in result.output
 
 
-def test_a_run_goes_on_with_other_versions_only_on_request_and_notes_them(
+def test_a_run_continues_with_other_versions_only_on_request_and_records_them(
     begin: Any, stopped: dict[str, Any], tmp_path: Path
 ) -> None:
     versions = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["versions"]
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_other_versions_only_on_request_and_notes_them(
     assert begin(stopped).exit_code == 0
 
 
-def test_a_run_that_an_older_factpatch_began_goes_on(begin: Any, stopped: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_an_older_factpatch_began_continues(begin: Any, stopped: dict[str, Any], tmp_path: Path) -> None:
     about = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))
     del about["inputs"], about["config"]["datasets"][0]["skip_unusable"]
     versions = {name: about["versions"][name] for name in ("factpatch", "torch", "transformers", "numpy")}
@@ -184,7 +184,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra_before_the_mode
 
 
 @pytest.mark.parametrize("measure", ["perplexity", "hidden_states"])
-def test_what_is_wrong_with_an_input_is_not_put_down_to_the_method(
+def test_a_wrong_input_is_not_a_failure_of_the_method(
     begin: Any, small: dict[str, Any], tmp_path: Path, measure: str
 ) -> None:
     if measure == "perplexity":

@@ -48,7 +48,7 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """Starts commands one after another and tells how they ended."""
+    """Starts commands one after another and returns how they ended."""
 
     def __init__(self, cache: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "FACTPATCH_CACHE": str(cache)}

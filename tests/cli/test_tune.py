@@ -62,24 +62,25 @@ def test_a_preset_is_found_and_an_edit_takes_it(
     assert settings["solver"]["weight"] == preset.methods["memit-blue"]["solver.weight"]
 
 
-def test_too_few_probes_are_refused_before_the_model_is_loaded(run: Run, probes: Path, tmp_path: Path) -> None:
-    shown = run("tune", "no-such-model", "--facts", probes, "--limit", "3", "--out", tmp_path / "tuned")
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        (["--facts", "PROBES", "--limit", "3"], ["--facts: 3 of 3 have a true object"]),
+        (
+            ["--facts", "PROBES", "--exclude", "PROBES"],
+            ["--facts, --exclude: 0 of 15 have a true object", "are not excluded (15 are)"],
+        ),
+        (["--skip", "30"], ["--skip 30 leaves none of them"]),
+    ],
+)
+def test_too_few_probes_are_refused_before_the_model_is_loaded(
+    run: Run, probes: Path, tmp_path: Path, options: list[str], messages: list[str]
+) -> None:
+    given = [probes if option == "PROBES" else option for option in options]
+    shown = run("tune", "no-such-model", *given, "--out", tmp_path / "tuned")
     assert shown.exit_code == 2
-    assert "--facts: 3 of 3 have a true object" in shown.stderr
+    assert all(message in shown.stderr for message in messages)
     assert not (tmp_path / "tuned").exists()
-
-
-def test_who_excludes_every_probe_is_told_so(run: Run, probes: Path, tmp_path: Path) -> None:
-    shown = run("tune", "no-such-model", "--facts", probes, "--exclude", probes, "--out", tmp_path / "tuned")
-    assert shown.exit_code == 2
-    assert "--facts, --exclude: 0 of 15 have a true object" in shown.stderr
-    assert "are not excluded (15 are)" in shown.stderr
-
-
-def test_who_skips_every_probe_is_told_so(run: Run, tmp_path: Path) -> None:
-    shown = run("tune", "no-such-model", "--skip", "30", "--out", tmp_path / "tuned")
-    assert shown.exit_code == 2
-    assert "--skip 30 leaves none of them" in shown.stderr
 
 
 def test_without_facts_those_of_the_package_are_the_probes(

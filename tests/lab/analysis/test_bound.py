@@ -87,7 +87,7 @@ def test_a_longer_direct_residual_in_the_same_direction_reaches_the_bound() -> N
             assert holds(found["error"], found["bound"])
 
 
-def test_what_exceeds_the_bound_is_seen() -> None:
+def test_an_error_above_the_bound_is_detected() -> None:
     assert not holds(1.001, 1.0)
 
 

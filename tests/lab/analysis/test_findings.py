@@ -31,7 +31,7 @@ def test_a_mean_is_over_the_facts_that_have_a_value() -> None:
     assert FINDINGS.curve("score", "layer", residual=DIRECT) == [(4, found)]
 
 
-def test_what_is_read_back_is_what_was_written() -> None:
+def test_findings_survive_json() -> None:
     record = json.loads(json.dumps(FINDINGS.to_dict(), allow_nan=False))
     assert Findings.from_dict(record) == FINDINGS
     assert record["summary"][0] == {

@@ -101,7 +101,7 @@ def test_a_fact_that_needs_no_residual_has_no_direction_and_is_counted(study: St
     )
 
 
-def test_a_fact_that_was_known_at_the_last_layer_is_told_apart(study: Study) -> None:
+def test_a_fact_that_was_known_at_the_last_layer_has_its_own_note(study: Study) -> None:
     found = residuals.similarity(still(study, layers=LAYERS[-1:]))
     for layer in LAYERS:
         assert values(found, "residual", layer=layer) == [None] * len(FACTS)

@@ -74,7 +74,7 @@ def test_the_corpus_is_read_once_and_each_layer_factored_once(
         ({"facts": (FACTS[0], replace(FACTS[1], id=FACTS[0].id))}, "an id of its own"),
     ],
 )
-def test_what_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
+def test_unusable_arguments_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_study(**options)
 
@@ -95,7 +95,7 @@ def test_batches_of_facts_give_the_values_of_all_at_once(tmp_path: Path) -> None
     assert torch.equal(found.updates, whole.updates)
 
 
-def test_what_was_found_before_is_not_optimized_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_targets_are_not_optimized_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def made() -> Study:
         return tiny_study().kept(lambda name, find: find(), SharedTargets(tmp_path, "tiny"))
 
@@ -130,7 +130,7 @@ def test_an_editor_that_holds_edits_shares_nothing() -> None:
         editor.with_spread(Even())
 
 
-def test_what_findings_depend_on_is_told() -> None:
+def test_about_lists_everything_that_findings_depend_on() -> None:
     about = tiny_study().about(corpus=None)
     assert about["facts"]["count"] == len(FACTS)
     assert about["method"]["critical_layers"] == list(LAYERS)

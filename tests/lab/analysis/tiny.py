@@ -11,7 +11,7 @@ from torch import Tensor
 from factpatch import Editor, Fact, Neighbor
 from factpatch.lab.analysis.study import Study
 
-# The last layer of the model is none of them: what is added behind it reaches no later token.
+# The last layer of the model is none of them: what is added after it reaches no later token.
 LAYERS = (0, 1, 2)
 FACTS = (
     Fact(

@@ -40,12 +40,12 @@ def forged_run(
     """A run whose facts are learned and kept by chance.
 
     Args:
-        finished: Whether anything was measured behind the first batch.
+        finished: Whether anything was measured after the first batch.
         whole: Whether everything was measured that can be.
         quality: For each method how probably a fact is learned.
         names: Of the datasets, which all have these facts.
-        evaluate: What the configuration says of measurements; what is there does not follow it.
-        further: More metrics of the fact at a place, in place of those of the same name.
+        evaluate: The measurements that the configuration asks for; the forged ones do not depend on it.
+        further: More metrics of the fact at a place, which replace those of the same name.
         selection: Further fields of each dataset.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

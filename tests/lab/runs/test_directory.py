@@ -1,4 +1,4 @@
-"""What a run's directory says of itself, and to whom."""
+"""What the record of a run must be for it to be opened."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_figures_of_several_datasets_and_seeds_are_named_after_them(many: Result
     assert all((tmp_path / name).is_file() for name in names)
 
 
-def test_the_page_tells_datasets_apart_and_says_what_is_a_mean(many: Results) -> None:
+def test_the_page_distinguishes_datasets_and_marks_means(many: Results) -> None:
     page = report_page([many], 5)
     assert "<figcaption>sst2, first</figcaption>" in page
     assert "<figcaption>sst2, second</figcaption>" in page

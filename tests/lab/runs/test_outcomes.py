@@ -1,4 +1,4 @@
-"""What became of facts, and how sure a difference is, from numbers made by hand."""
+"""What became of facts, and how sure a difference is, from made-up numbers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_prompts_are_counted_from_the_percentage_of_a_fact(one: Outcome) -> None
     assert (some.neighbors_before, some.neighbors, some.paraphrases) == (3, 1, 1)
 
 
-def test_what_is_not_learned_is_worse_than_any_harm_beside_it(one: Outcome) -> None:
+def test_a_fact_that_is_not_learned_is_worse_than_any_side_effect(one: Outcome) -> None:
     good = replace(one, before={"specificity": 50.0}, end={**YES, "specificity": 50.0, "generalization": 100.0})
     harmful = replace(good, end={**good.end, "specificity": 0.0})
     failed = replace(good, end={**good.end, "efficacy": 0.0})
@@ -126,7 +126,7 @@ def test_a_fact_with_two_seeds_counts_once_with_its_mean() -> None:
     assert interval.value == pytest.approx(3 / (1 / 50 + 1 / 100 + 1 / 100))
 
 
-def test_the_summary_counts_what_the_outcomes_say(run: Path) -> None:
+def test_the_summary_counts_outcomes(run: Path) -> None:
     results = read_results(run)
     some = outcomes(results)["memit", "forged"]
     said = in_a_sentence(results, "memit", "forged", some)

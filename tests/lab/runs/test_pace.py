@@ -7,7 +7,7 @@ import pytest
 from factpatch.lab.runs.pace import Pace
 
 
-def test_what_is_left_counts_neither_what_was_through_nor_what_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_counts_neither_finished_nor_abandoned_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("factpatch.lab.runs.pace.time.monotonic", lambda: now[0])
     pace = Pace([4, 4, 2])

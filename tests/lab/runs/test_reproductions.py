@@ -1,4 +1,4 @@
-"""The paper's tables and figures as configurations, beside what the paper says of them (arXiv:2502.03748)."""
+"""The paper's tables and figures as configurations, against the paper (arXiv:2502.03748)."""
 
 from __future__ import annotations
 

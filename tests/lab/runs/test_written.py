@@ -33,7 +33,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_score_stands_behind_its_parts_in_every_form(results: Results, tmp_path: Path) -> None:
+def test_the_score_follows_its_parts_in_every_form(results: Results, tmp_path: Path) -> None:
     drawn = draw_up("comparison", results, tmp_path, "table2")
     heads = [column.header for column in drawn.table.columns]
     assert heads == ["Efficacy", "Generalization", "Specificity", "Score"]

@@ -74,14 +74,14 @@ def test_nothing_above_the_end_of_the_peak_is_proposed() -> None:
     assert "no window of 3 layers ends there or before, so the lowest one is taken, layers 0 to 2" in low.reason
 
 
-def test_equals_go_to_the_lowest_and_cannot_be_told_apart() -> None:
+def test_equals_go_to_the_lowest_and_are_all_listed() -> None:
     found = propose(np.tile([0.1, 0.3, 0.3, 0.3, 0.3], (4, 1)), size=2)
     assert found.layers == (1, 2)
     assert found.alternatives == (2, 3)
     assert "Equally good, as far as these facts show: layers 2 to 3, layers 3 to 4." in found.certainty
 
 
-def test_an_uncertain_peak_is_said_to_be_uncertain() -> None:
+def test_an_uncertain_peak_has_low_agreement_and_alternatives() -> None:
     found = propose(curve(30, 10, 6, facts=6, noise=0.2), size=5)
     assert found.agreement is not None
     assert found.agreement < 0.9
@@ -144,7 +144,7 @@ def test_windows_have_their_width_and_hold_their_layer(window: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_runs_not_again_is_below_what_is_restored(kind: str) -> None:
+def test_the_layers_that_do_not_run_are_below_those_restored(kind: str) -> None:
     for layer in range(8):
         found = KINDS[kind].at(layer, 8, 3)
         assert found.site == KINDS[kind].site

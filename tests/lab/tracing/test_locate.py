@@ -1,4 +1,4 @@
-"""From prompts to a directory: interrupted and gone on with, refused where it is not ours, and what is written."""
+"""From prompts to a directory: interrupted and resumed, refused where it is not ours, and what it writes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def same(one: Summary, other: Summary) -> None:
     assert one.asked == other.asked
 
 
-def test_what_is_not_known_is_left_out_and_counted() -> None:
+def test_unknown_prompts_are_left_out_and_counted() -> None:
     lm = tiny("llama")
     found = locate(lm, [*PROMPTS[:2], Prompt("Rome is", "Rome", "unheard of")], SETTINGS)
     assert found.asked == 3
@@ -47,7 +47,7 @@ def test_what_is_not_known_is_left_out_and_counted() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_trace_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_trace_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny("llama")
     whole = locate(lm, PROMPTS, SETTINGS, directory=tmp_path / "whole")
     add = TraceDirectory.add
@@ -112,7 +112,7 @@ def test_one_process_at_a_time_and_no_damaged_lines(tmp_path: Path) -> None:
         locate(lm, PROMPTS, SETTINGS, directory=folder)
 
 
-def test_what_is_written(tmp_path: Path) -> None:
+def test_a_trace_writes_data_and_figures(tmp_path: Path) -> None:
     lm = tiny("llama")
     found = locate(lm, PROMPTS, SETTINGS, directory=tmp_path / "trace", figures=1)
     folder = tmp_path / "trace"

@@ -88,7 +88,7 @@ def test_unusable_prompts_are_refused() -> None:
         tokenize_prompts(lm, [Prompt("Rome is " * 200, "Rome")])
 
 
-def test_known_is_what_the_model_says_in_full() -> None:
+def test_a_prompt_is_known_if_the_model_gives_its_whole_answer() -> None:
     lm = tiny("llama")
     texts = ["The mother tongue of Danielle Darrieux is", "Rome is"]
     said = []
@@ -103,7 +103,7 @@ def test_known_is_what_the_model_says_in_full() -> None:
     assert [(one.index, one.answer) for one in found] == [(0, (said[0][0],)), (2, (said[1][0],))]
 
 
-def test_a_model_that_knows_nothing_says_what_it_says_instead() -> None:
+def test_an_error_quotes_the_answers_of_a_model_that_knows_nothing() -> None:
     lm = tiny("llama")
     prompts = [Prompt("Rome is", "Rome", "a city in Italy"), Prompt("Messi plays", "Messi", "football in Rome")]
     said = greedy_answers(lm, [prompt.text for prompt in prompts])

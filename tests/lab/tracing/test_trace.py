@@ -74,7 +74,7 @@ def test_restoring_the_last_state_gives_the_clean_probability_and_tokens_before_
         assert one.total_effect == one.clean - one.corrupted
         for kind in KINDS:
             assert not one.indirect_effect(kind)[: one.subject.start].any()
-        # Behind the last layer only the last token is read.
+        # After the last layer only the last token is read.
         assert one.indirect_effect("states")[:-1, -1].abs().max() < 1e-12
 
 
@@ -85,7 +85,7 @@ def test_without_layers_above_there_is_nothing_to_sever() -> None:
             torch.testing.assert_close(one.restored[kind][:, -1], one.restored["states"][:, -1])
 
 
-def test_a_trace_does_not_depend_on_what_is_traced_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_does_not_depend_on_what_is_traced_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny("llama", dtype=torch.float64)
     together = traced(lm)
     monkeypatch.setitem(trace_module.MOST_TOKENS, "cpu", 16)
@@ -94,7 +94,7 @@ def test_a_trace_does_not_depend_on_what_is_traced_beside_it(monkeypatch: pytest
         same(one, other)
 
 
-def test_what_does_not_fit_into_memory_is_run_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_that_does_not_fit_into_memory_runs_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny("llama", dtype=torch.float64)
     together = traced(lm)
     probabilities, most = Group.probabilities, 10

@@ -66,7 +66,7 @@ def test_without_time_there_is_one_trial() -> None:
 
 
 @pytest.mark.parametrize("round_failing", [8, 16])
-def test_a_round_in_which_every_edit_fails_leaves_the_choice_to_the_one_before(round_failing: int) -> None:
+def test_after_a_round_of_failures_the_round_before_decides(round_failing: int) -> None:
     facts = [Fact("{} is", f"S{number}", "new") for number in range(16)]
 
     def measure(candidate: Candidate, some: Sequence[Fact]) -> Trial:
@@ -78,7 +78,7 @@ def test_a_round_in_which_every_edit_fails_leaves_the_choice_to_the_one_before(r
     assert {(made.error, made.facts) for made in last} == {(None, round_failing // 2)}
 
 
-def test_the_usual_candidate_comes_first_and_every_choice_beside_usual_ones_next() -> None:
+def test_the_usual_candidate_comes_first_and_then_each_single_change() -> None:
     found = grid([(1, 2), (3, 4)], [{"target.clamp": 1.0}, {"target.clamp": 2.0}], [0.9, 0.5])
     assert len(set(found)) == len(found) == 8
     assert found[0] == Candidate((1, 2), (("target.clamp", 1.0),), 0.9)

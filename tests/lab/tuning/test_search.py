@@ -86,7 +86,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
 
 
 def record_trials(patched: pytest.MonkeyPatch, measured: list[tuple[Candidate, frozenset[str]]]) -> None:
-    """Take note of the subjects of every trial that is made."""
+    """Record the subjects of every trial that is made."""
     measure = Workbench.measure
 
     def recorded(self: Workbench, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> Trial:
@@ -133,13 +133,13 @@ def test_facts_kept_aside_are_not_among_those_searched_on(searched: Searched) ->
     assert all(aside.isdisjoint(subjects) for subjects in on_searched)
 
 
-def test_what_one_would_have_begun_with_has_the_first_of_every_choice(searched: Searched) -> None:
+def test_the_usual_settings_are_the_first_of_every_choice(searched: Searched) -> None:
     _, usual = searched.found.checked[1]
     rates = {"target.learning_rate": LEARNING_RATES[0], "target.clamp": CLAMPS[0], "target.steps": 3}
     assert usual.candidate == Candidate((1, 2), tuple(rates.items()), SHARES[0])
 
 
-def test_the_evidence_is_json_with_every_trial_and_what_it_is_about(searched: Searched) -> None:
+def test_the_evidence_is_json_with_every_trial_and_its_conditions(searched: Searched) -> None:
     found = searched.found
     record = json.loads((searched.folder / "tuning.json").read_text("utf-8"))
     assert len(record["trials"]) == len(found.trials)
@@ -150,7 +150,7 @@ def test_the_evidence_is_json_with_every_trial_and_what_it_is_about(searched: Se
     assert "Candidates tried: 6 of 6." in (searched.folder / "preset.yaml").read_text("utf-8")
 
 
-def test_a_search_that_is_repeated_measures_nothing_again(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_search_measures_nothing_again(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FACTPATCH_CACHE", str(searched.folder.parent / "cache"))
     measured: list[tuple[Candidate, frozenset[str]]] = []
     record_trials(monkeypatch, measured)
@@ -177,7 +177,7 @@ def test_a_search_that_begins_anew_keeps_a_preset_and_its_evidence_together(
     assert before == {name: (searched.folder / name).read_bytes() for name in before}
 
 
-def test_without_time_nothing_begins_but_what_a_preset_cannot_do_without(
+def test_without_time_only_what_a_preset_requires_is_measured(
     searched: Searched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("FACTPATCH_CACHE", str(searched.folder.parent / "cache"))
@@ -283,7 +283,7 @@ def test_a_trial_measures_the_edit_that_an_editor_makes() -> None:
     ],
 )
 @pytest.mark.parametrize("stage", ["resolve", "_edited"])
-def test_what_an_edit_fails_with_is_the_reason_of_its_trial(
+def test_the_error_of_an_edit_is_the_reason_of_its_trial(
     error: Exception, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = tiny("llama")
