@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.editors import EXACT, second_moments
+from tests.editors import EXACT, SOLVERS, second_moments
 from tests.lab.analysis.tiny import FACTS, LAYERS, same, state, tiny_study
 from torch import Tensor
 
@@ -39,17 +39,6 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=EXACT)
 
 
-def dense(solver: Solver, moment: Tensor, keys: Tensor, earlier: Tensor) -> Tensor:
-    """Q, straight from the papers' formulas."""
-    gram = keys.T @ keys + earlier.T @ earlier
-    if isinstance(solver, Ridge):
-        return torch.linalg.solve(solver.weight * moment + gram, keys.T).T
-    assert isinstance(solver, NullSpace)
-    values, vectors = torch.linalg.eigh(moment)
-    projector = vectors[:, values < solver.threshold] @ vectors[:, values < solver.threshold].T
-    return torch.linalg.solve(projector @ gram + solver.l2 * torch.eye(D_KEY, dtype=EXACT), projector @ keys.T).T
-
-
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 @pytest.mark.parametrize("earlier", [0, 7])
 @pytest.mark.parametrize("spread", SPREADS)
@@ -64,7 +53,9 @@ def test_the_bound_holds_and_its_sides_are_those_of_the_dense_formulas(
     memory = EarlierKeys(solver.prepare(moment))
     memory.follow([{"keys": before}] if earlier else [])
     solved = solve_for(memory, keys)
-    torch.testing.assert_close(solved, dense(solver, moment, keys, before), rtol=1e-8, atol=1e-10)
+    _, dense = SOLVERS[type(solver)]
+    expected = dense(solver, moment, keys, torch.eye(facts, dtype=EXACT), before)
+    torch.testing.assert_close(solved, expected, rtol=1e-8, atol=1e-10)
     for place, step in enumerate(SPREADS[spread].steps(layers)):
         found = sides(exact, last, step.share, solved)
         left = len(layers) - place
