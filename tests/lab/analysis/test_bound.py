@@ -31,7 +31,7 @@ from factpatch.strategies import NullSpace, Ridge, Solver, Step
 from factpatch.strategies.least_squares import EarlierKeys
 from factpatch.values.reading import SubjectRows, read_keys
 
-SOLVERS: Sequence[Solver] = (Ridge(3.0), NullSpace(threshold=0.4, l2=0.5))
+TRIED: Sequence[Solver] = (Ridge(3.0), NullSpace(threshold=0.4, l2=0.5))
 D_KEY, D_VALUE = 64, 32
 
 
@@ -39,7 +39,7 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=EXACT)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize("solver", TRIED, ids=lambda solver: type(solver).__name__)
 @pytest.mark.parametrize("earlier", [0, 7])
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("seed", range(5))
