@@ -76,6 +76,10 @@ def test_an_editor_takes_a_recipe_or_its_fields_and_not_both() -> None:
         Editor(tiny("llama"), recipe=Recipe(), seed=1)
 
 
+def test_layers_may_be_a_range() -> None:
+    assert Recipe(critical_layers=range(1, 4)).critical_layers == (1, 2, 3)
+
+
 def test_documents_and_corpora_are_taken_as_they_are() -> None:
     assert Recipe(corpus=list(SENTENCES)).corpus == SENTENCES
 

@@ -60,7 +60,8 @@ class Flag:
 
 def _layers(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        # A range or numpy's integers will do.
+        return tuple(int(one) if hasattr(one, "__index__") else one for one in value) if value is not None else None
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tests.editors import EXACT, FACTS, LAYERS, make
+from tests.editors import CONTEXTS, EXACT, FACTS, LAYERS, make
+from tests.models import tiny
 from torch import Tensor
 
 from factpatch import METHODS, Editor, HiddenState, Method, Patch, Session
@@ -180,3 +181,9 @@ def test_a_session_saves_running_statistics_and_resumes_with_the_same_bits(tmp_p
     with session.locked():
         session.attach(editor)
         assert session.edit(editor, ask=False).batches[0].after == expected[1]
+
+
+def test_a_solver_without_a_second_moment_needs_no_corpus_on_a_model_without_a_preset() -> None:
+    editor = Editor(tiny("llama"), method=WHITENED, contexts=CONTEXTS, settings={"target.steps": 2})
+    assert editor.preset.assumed
+    editor.edit(FACTS[:1])

@@ -125,7 +125,8 @@ class Prepared:
         with torch.inference_mode(), self.lm.quiet():
             subjects = SubjectRows.of(self.lm, demo_facts(), contexts)
             keys = [read_keys(self.lm, subjects, layer).cpu() for layer in self.layers]
-        self.solver = self.solver.scaled([self._moments[layer] for layer in self.layers], keys, WRITTEN)
+        moments = [self._moments[layer] for layer in self.layers] if self.solver.reads_corpus else []
+        self.solver = self.solver.scaled(moments, keys, WRITTEN)
         self.scaled = False
         numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in asdict(self.solver).items())  # type: ignore[call-overload]
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
