@@ -7,15 +7,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.helpers import shared
+from tests.processes import command, start, wait
 
-from factpatch import Editor, Fact
+from factpatch import Editor, Fact, Patch
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
+from factpatch.model.weights import content_hash
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
+HELD_OUT = ROOT / "src/factpatch/corpora/held_out.txt"
 
 
 @pytest.fixture(scope="session")
@@ -26,30 +30,22 @@ def model_directory() -> Path:
         pytest.skip(f"the embedded model cannot be had: {error}")
 
 
-def factpatch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "factpatch", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def factpatch(*arguments: object) -> None:
+    """Run a command in a process of its own."""
+    assert wait(start(command(*arguments))) == 0
 
 
 @pytest.fixture(scope="session")
 def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight CounterFact facts edited through the command line; the folder with the patch, the report and the model."""
     folder = tmp_path_factory.mktemp("edited")
-    facts = shared("data", "counterfact_dev.json")
-    options = ("--limit", "8", "--method", "memit-blue", "--save-model", folder / "model")
+    text = folder / "text.txt"
+    text.write_text(HELD_OUT.read_text("utf-8")[:2500], "utf-8")
     factpatch(
-        "edit",
-        "smollm2-135m",
-        "--facts",
-        facts,
-        *options,
-        "--out",
-        folder / "p.safetensors",
-        "--report",
-        folder / "r.json",
-    )
+        "edit", "smollm2-135m", "--facts", shared("data", "counterfact_dev.json"), "--limit", 8,
+        "--method", "memit-blue", "--out", folder / "p.safetensors", "--report", folder / "r.json",
+        "--save-model", folder / "model", "--perplexity-text", text,
+    )  # fmt: skip
     return folder
 
 
@@ -84,18 +80,19 @@ def check_bits(edited: Path) -> None:
 def weights(directory: Path) -> dict[str, str]:
     from safetensors.torch import load_file
 
-    from factpatch.model.weights import content_hash
-
     return {name: content_hash(tensor) for name, tensor in load_file(directory / "model.safetensors").items()}
 
 
 def test_the_demo_learns_and_ends_bit_identical(model_directory: Path, tmp_path: Path) -> None:
-    done = factpatch("demo", "--facts", "2", "--report", tmp_path / "r.json")
+    report = tmp_path / "r.json"
+    started = [sys.executable, "-m", "factpatch", "demo", "--facts", "1", "--report", str(report)]
+    done = subprocess.run(started, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "bit-identical" in done.stdout
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert report["undo"]["bit_identical"] is True
-    assert report["undo"]["edited"] != report["undo"]["before"]
-    assert report["efficacy"] == {"before": 0.0, "after": 100.0}
+    found = json.loads(report.read_text())
+    assert found["undo"]["bit_identical"] is True
+    assert found["undo"]["edited"] != found["undo"]["before"]
+    assert found["efficacy"] == {"before": 0.0, "after": 100.0}
 
 
 def test_a_fact_edited_in_a_chat_is_what_the_assistant_says(model_directory: Path) -> None:
@@ -115,10 +112,18 @@ def test_a_fact_edited_in_a_chat_is_what_the_assistant_says(model_directory: Pat
     assert "Madrid" in said()
 
 
-def test_the_code_of_the_readme_runs(model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_readme_prints_what_it_says(
+    model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    assert (tmp_path / "darrieux.safetensors").is_file()
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    promised = re.findall(r"print\(.*\)  # (.*)", example)
+    assert len(promised) == 2
+    assert capsys.readouterr().out.splitlines() == promised
+    kilobytes = re.search(r"\.save\(.*\)  # (\d+) kB", example)
+    assert kilobytes is not None
+    assert round((tmp_path / "rome.safetensors").stat().st_size / 1000) == int(kilobytes[1])
+    after = Patch.load("rome.safetensors").batches[-1].after
+    assert {layer: content_hash(names["editor"].lm.weight(layer)) for layer in after} == after
