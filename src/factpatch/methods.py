@@ -24,7 +24,7 @@ from factpatch.strategies import (
     Target,
     Unchanged,
 )
-from factpatch.support.words import suggestion
+from factpatch.support.words import named, suggestion
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,8 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(name: str) -> Method:
-    """Look a method up.
-
-    Raises:
-        ValueError: there is no such method; the message suggests the nearest name.
-    """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}.{suggestion(name, METHODS)}")
-    return METHODS[name]
+    """Look a method up; a ValueError suggests the nearest name."""
+    return named(METHODS, name, "method")
 
 
 STRATEGIES = ("target", "spread", "solver", "regularizer")
@@ -75,10 +69,10 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
     """Return the method with some fields of its strategies replaced.
 
     Args:
-        settings: values by dotted name; text is read as the field's type, so `1e-1` is a number.
+        settings: Values by dotted name; text is read as the field's type, so `1e-1` is a number.
 
     Raises:
-        ValueError: an unknown strategy or field (with a suggestion), or a value of the wrong type or range.
+        ValueError: An unknown strategy or field (with a suggestion), or a value of the wrong type or range.
     """
     for name, value in settings.items():
         part, _, field = name.partition(".")
@@ -103,17 +97,13 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
 
 
 def has_setting(method: Method, name: str) -> bool:
-    """Whether a strategy of the method has the field that a dotted name means."""
+    """Whether a strategy of the method has the field with this dotted name."""
     part, _, field = name.partition(".")
     return part in STRATEGIES and field in {member.name for member in fields(getattr(method, part))}
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
-    """Turn `["solver.weight=5000"]` into a dictionary.
-
-    Raises:
-        ValueError: an assignment without `=`.
-    """
+    """Turn `["solver.weight=5000"]` into a dictionary; an assignment without `=` is a ValueError."""
     settings = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -125,11 +115,6 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
 
 def settings_of(method: Method) -> dict[str, Any]:
     """The resolved settings of a method as JSON-able data: every strategy with its class and fields."""
-    return {
-        "method": method.name,
-        "source": method.source,
-        **{
-            part: {"class": type(getattr(method, part)).__name__, **asdict(getattr(method, part))}
-            for part in STRATEGIES
-        },
-    }
+    parts = {part: getattr(method, part) for part in STRATEGIES}
+    settings = {part: {"class": type(strategy).__name__, **asdict(strategy)} for part, strategy in parts.items()}
+    return {"method": method.name, "source": method.source, **settings}

@@ -1,14 +1,11 @@
-"""Recipe: what makes an editor, described once.
-
-`Editor`, every command, sessions, runs, analysis and tuning hold one. Its fields are checked here, and the options of
-the command line and their help are made from them.
-"""
+"""Recipe: what makes an editor, described and checked once; command-line options are generated from its fields."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +43,15 @@ class RecipeError(ValueError):
         self.field = field
 
 
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """Let an error name the field that it is about."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise RecipeError(field, str(error)) from error
+
+
 @dataclass(frozen=True)
 class Flag:
     """How the command line spells a field."""
@@ -53,9 +59,9 @@ class Flag:
     name: str
     metavar: str = ""
     kind: Any = str
-    """What the command line reads; a field turned off by a flag is true by default."""
+    """The type that the command line reads; the flag of a field that is true by default turns it off."""
     help: str = ""
-    """In place of the field's docstring."""
+    """Replaces the field's docstring."""
 
 
 def _layers(value: Any) -> Any:
@@ -69,7 +75,7 @@ def _layers(value: Any) -> Any:
 
 
 def _assigned(value: Any) -> Any:
-    """A list of NAME=VALUE, as the command line has it, or a mapping."""
+    """A list of NAME=VALUE, as on the command line, or a mapping."""
     return parse_assignments(value) if isinstance(value, (list, tuple)) else dict(value or {})
 
 
@@ -80,7 +86,7 @@ def _corpus(value: Any) -> Any:
 
 
 def _named(value: Any) -> Any:
-    """A device or a dtype of PyTorch by its name."""
+    """The name of a PyTorch device or dtype."""
     return None if value is None else str(value).removeprefix("torch.")
 
 
@@ -153,8 +159,8 @@ class ModelFields(Section):
 class Recipe(MethodFields, ModelFields):
     """What makes an editor of a model.
 
-    In Python `method` may also be a `Method`, `preset` a `Preset` and `corpus` a `Corpus` or a list of documents; they
-    are taken as they are, and such a recipe cannot be written to a file.
+    In Python, `method` may also be a `Method`, `preset` a `Preset` and `corpus` a `Corpus` or a list of documents. They
+    are used as they are, and such a recipe cannot be written to a file.
 
     Raises:
         RecipeError: A field is unknown or cannot be used; the message shows its value and says what to do.
@@ -173,39 +179,31 @@ class Recipe(MethodFields, ModelFields):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        """What can be checked before the model is loaded, field by field."""
-        for name, check in (
-            ("method", lambda: self.row),
-            ("settings", lambda: with_settings(self.row, self.settings)),
-            ("variant", self._check_variant),
-            ("preset", lambda: isinstance(self.preset, Path) and load_preset(self.preset)),
-            ("corpus", lambda: isinstance(self.corpus, str) and corpus_from(self.corpus)),
-            ("dtype", self._check_dtype),
-            ("device", self._check_device),
-        ):
-            try:
-                check()
-            except (ValueError, OSError) as error:
-                raise RecipeError(name, str(error)) from error
-        return self
-
-    def _check_variant(self) -> None:
+        """Check what can be checked before the model is loaded."""
+        with _about("method"):
+            row = self.row
+        with _about("settings"):
+            with_settings(row, self.settings)
         if self.variant is not None and not isinstance(self.method, str):
-            raise ValueError(
-                f"variant={self.variant!r}: a Method is taken as it is; name a method, or leave the variant out."
+            raise RecipeError(
+                "variant",
+                f"variant={self.variant!r}: a Method is taken as it is; name a method, or leave the variant out.",
             )
+        if isinstance(self.preset, Path):
+            with _about("preset"):
+                load_preset(self.preset)
+        if isinstance(self.corpus, str):
+            with _about("corpus"):
+                corpus_from(self.corpus)
+        if self.dtype is not None or self.device not in (None, "auto"):
+            from factpatch.model.loading import check_device, dtype_named
 
-    def _check_dtype(self) -> None:
-        if self.dtype is not None:
-            from factpatch.model.loading import dtype_named
-
-            dtype_named(self.dtype)
-
-    def _check_device(self) -> None:
-        if self.device not in (None, "auto"):
-            from factpatch.model.loading import check_device
-
-            check_device(str(self.device))
+            with _about("dtype"):
+                dtype_named(self.dtype)
+            with _about("device"):
+                if self.device not in (None, "auto"):
+                    check_device(str(self.device))
+        return self
 
     @classmethod
     def flag(cls, field: str) -> Flag:
@@ -245,7 +243,7 @@ class Recipe(MethodFields, ModelFields):
 
 
 def _explained(error: ValidationError, of: type[Recipe]) -> RecipeError:
-    """The first of pydantic's errors in our words."""
+    """The first of pydantic's errors, reworded."""
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "recipe"
     cause = first.get("ctx", {}).get("error")
@@ -261,7 +259,7 @@ def _explained(error: ValidationError, of: type[Recipe]) -> RecipeError:
 
 @dataclass(frozen=True)
 class Choice:
-    """What an editor of one model works with: what the recipe says, and what the preset says where it does not."""
+    """A recipe completed for one model from its preset."""
 
     method: Method
     critical_layers: tuple[int, ...]
@@ -269,71 +267,57 @@ class Choice:
     origin: dict[str, Any] | None
     """The preset's model, the variant and whether the preset is assumed; None if nothing is from a preset."""
     scaled: bool
-    """Whether the solver's settings are to be derived from the model's own keys: another model's do not fit."""
+    """Whether to derive the solver's settings from the model's own keys, since another model's do not fit."""
 
 
 def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
-    """Complete a recipe for a model from its preset, with a warning that names what is assumed.
+    """Complete a recipe for a model from its preset; a warning names what is assumed.
 
     Raises:
         RecipeError: The preset is for another model, it has no such variant, or the model has no such layers.
     """
-    preset = _checked("preset", lambda: preset_for(lm, recipe.preset))
-    _checked("variant", lambda: preset.rows(recipe.variant))
-    if recipe.critical_layers is not None:
-        _checked("critical_layers", lambda: lm.check_layers(recipe.critical_layers or ()))
+    with _about("preset"):
+        preset = preset_for(lm, recipe.preset)
+    with _about("variant"):
+        preset.rows(recipe.variant)
+    layers = recipe.critical_layers
+    if layers is not None:
+        with _about("critical_layers"):
+            lm.check_layers(layers)
     name = recipe.method if isinstance(recipe.method, str) else None
     numbers = {} if name is None else preset.settings(name, recipe.variant)
-    # A variant that was asked for by name is taken at its word.
-    scaled = (
-        name is not None and preset.assumed and recipe.variant is None and not any(map(_of_solver, recipe.settings))
-    )
+    # A variant named explicitly is taken literally.
+    assumed = name is not None and preset.assumed and recipe.variant is None
+    scaled = assumed and not any(setting.startswith("solver.") for setting in recipe.settings)
     if scaled:
-        numbers = {setting: value for setting, value in numbers.items() if not _of_solver(setting)}
-    layers = tuple(preset.layers_for(lm.num_layers)) if recipe.critical_layers is None else recipe.critical_layers
+        numbers = {setting: value for setting, value in numbers.items() if not setting.startswith("solver.")}
     if preset.assumed:
         taken = {setting: value for setting, value in numbers.items() if setting not in recipe.settings}
-        warn_of_assumed(preset, lm, layers if recipe.critical_layers is None else None, name, taken)
-    if (
-        name is not None
-        and recipe.variant is not None
-        and preset.settings(name, recipe.variant) == preset.settings(name)
-    ):
+        _warn_of_assumed(preset, lm, recipe, taken)
+    if name is not None and recipe.variant is not None and numbers == preset.settings(name):
         logger.info("the variant %s of the preset changes nothing for %s", recipe.variant, name)
-    used = name is not None or recipe.critical_layers is None
-    origin = {"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None
-    return Choice(with_settings(recipe.row, {**numbers, **recipe.settings}), layers, preset, origin, scaled)
+    used = name is not None or layers is None
+    return Choice(
+        method=with_settings(recipe.row, {**numbers, **recipe.settings}),
+        critical_layers=tuple(preset.layers_for(lm.num_layers)) if layers is None else layers,
+        preset=preset,
+        origin={"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None,
+        scaled=scaled,
+    )
 
 
-def _of_solver(setting: str) -> bool:
-    return setting.startswith("solver.")
-
-
-def _checked(field: str, check: Any) -> Any:
-    try:
-        return check()
-    except (ValueError, OSError) as error:
-        raise RecipeError(field, str(error)) from error
-
-
-def warn_of_assumed(
-    preset: Preset,
-    lm: LanguageModel,
-    layers: Sequence[int] | None = None,
-    method: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """Log what a model takes over from the preset of another one: critical layers, settings of a method, or nothing."""
+def _warn_of_assumed(preset: Preset, lm: LanguageModel, recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """Log the critical layers and the settings that a model takes from the preset of another one."""
     parts = []
-    if layers is not None:
+    if recipe.critical_layers is None:
         there = ", ".join(map(str, preset.critical_layers))
         parts.append(
-            f"critical_layers={list(layers)}, scaled from its {there} of {preset.match.num_hidden_layers} "
-            "(critical_layers= or --layers replaces them)"
+            f"critical_layers={preset.layers_for(lm.num_layers)}, scaled from its {there} of "
+            f"{preset.match.num_hidden_layers} (critical_layers= or --layers replaces them)"
         )
     if settings:
         numbers = ", ".join(f"{name}={value}" for name, value in settings.items())
-        parts.append(f"the settings of {method}, {numbers} (settings= or --set replaces them)")
+        parts.append(f"the settings of {recipe.method}, {numbers} (settings= or --set replaces them)")
     if parts:
         logger.warning(
             "there is no preset for %s; assumed from that of %s, the nearest one: %s. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from factpatch.model.language_model import LanguageModel
 
 Row = dict[str, Any]
-"""Settings of one method by dotted name; `inherit` names the row whose settings it takes over where it says nothing."""
+"""Settings of one method by dotted name; `inherit` names the row that supplies those it lacks."""
 INHERIT = "inherit"
 
 
@@ -37,10 +37,14 @@ class Match:
     vocab_size: int | None = None
     max_position_embeddings: int | None = None
 
+    def differing(self, config: Any) -> dict[str, tuple[Any, Any]]:
+        """The given fields in which a config differs: the value here, and the config's."""
+        both = {one.name: (getattr(self, one.name), getattr(config, one.name, None)) for one in fields(self)}
+        return {name: (here, there) for name, (here, there) in both.items() if here is not None and here != there}
+
     def fits(self, config: Any) -> bool:
         """Whether the config agrees in every field that is given."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return all(getattr(config, name, None) == value for name, value in given.items())
+        return not self.differing(config)
 
 
 @dataclass(frozen=True)
@@ -62,20 +66,16 @@ class Preset:
     shipped_corpus: bool = False
     """Whether the text that the package ships is good enough for this model's second moment."""
     common: dict[str, Any] = field(default_factory=dict)
-    """Settings of every method whose strategies have such a field, where its row says nothing."""
+    """Settings of every method whose strategies have such a field and whose row lacks it."""
     methods: dict[str, Row] = field(default_factory=dict)
     """A row by method."""
     variants: dict[str, dict[str, Row]] = field(default_factory=dict)
-    """Rows that stand in place of those of the same name, by the variant's name; `inherit` finds them first."""
+    """Rows that replace those of the same name, by the variant's name; `inherit` finds them first."""
     assumed: bool = False
-    """Whether this is the preset of another model, for want of one; no file says so."""
+    """Whether this is another model's preset, taken because the model has none; never read from a file."""
 
     def rows(self, variant: str | None = None) -> dict[str, Row]:
-        """The rows in force.
-
-        Raises:
-            ValueError: there is no such variant; the message suggests the nearest name.
-        """
+        """The rows in force; an unknown variant is a ValueError with a suggestion."""
         if variant is None:
             return self.methods
         if variant not in self.variants:
@@ -85,11 +85,7 @@ class Preset:
         return {**self.methods, **self.variants[variant]}
 
     def settings(self, method: str, variant: str | None = None) -> dict[str, Any]:
-        """Settings for a named method, by dotted name: the common ones, then its row with all that it inherits.
-
-        Raises:
-            ValueError: there is no such method or variant.
-        """
+        """Settings for a named method, by dotted name: the common ones, then its row with all that it inherits."""
         row = _resolved(self.rows(variant), method)
         fitting = {name: value for name, value in self.common.items() if has_setting(method_named(method), name)}
         return {**fitting, **row}
@@ -97,8 +93,8 @@ class Preset:
     def layers_for(self, depth: int) -> list[int]:
         """The critical layers, scaled to a model of another depth.
 
-        Each is rounded to the nearest layer. Where two would meet or one would lie beyond the end, neighbors around
-        their middle take their place, as many as there are and as fit in.
+        Each is rounded to the nearest layer. Where two would meet or one would lie beyond the end, consecutive layers
+        around their middle replace them, as many as fit.
         """
         scaled = [layer / self.match.num_hidden_layers * depth for layer in self.critical_layers]
         rounded = [math.floor(place + 0.5) for place in scaled]
@@ -110,8 +106,11 @@ class Preset:
         return list(range(first, first + count))
 
 
+_PRESETS = TypeAdapter(Preset)
+
+
 def _resolved(rows: Mapping[str, Row], name: str, heirs: tuple[str, ...] = ()) -> Row:
-    """A row with all that it inherits; empty for a method without one."""
+    """A row with all that it inherits; empty if there is none."""
     row = dict(rows.get(name, {}))
     parent = row.pop(INHERIT, None)
     if parent is None:
@@ -125,9 +124,9 @@ def read_preset(text: str) -> Preset:
     """Read the YAML of one preset.
 
     Raises:
-        ValueError: an unknown field, method or setting, a row that inherits from none, or a layer that does not exist.
+        ValueError: An unknown field, method or setting, a row that inherits from none, or a layer that does not exist.
     """
-    preset = TypeAdapter(Preset).validate_python(yaml.safe_load(text), extra="forbid")
+    preset = _PRESETS.validate_python(yaml.safe_load(text), extra="forbid")
     try:
         _check(preset)
     except ValueError as error:
@@ -155,11 +154,7 @@ def load_presets() -> tuple[Preset, ...]:
 
 
 def preset_named(name: str) -> Preset:
-    """Look a preset up by a model's name, in whatever case.
-
-    Raises:
-        ValueError: there is no such preset; the message suggests the nearest name.
-    """
+    """Look a preset up by a model's name, in any case; a ValueError suggests the nearest name."""
     known = {model.lower(): preset for preset in load_presets() for model in (preset.model, *preset.also)}
     if name.lower() not in known:
         raise ValueError(f"no preset {name!r}.{suggestion(name.lower(), known)}")
@@ -167,10 +162,9 @@ def preset_named(name: str) -> Preset:
 
 
 def nearest(presets: Sequence[Preset], model_type: str, width: int, depth: int) -> Preset:
-    """The preset to assume for a model without one.
+    """The preset to assume for a model without one: of the same `model_type`, else of a family with the same modules.
 
-    It is of the same `model_type` if there is such a preset, else of a family with the same modules, else of any; among
-    these that of the model nearest in hidden size, then in depth, on a log scale.
+    Among several, that of the model nearest in hidden size, then in depth, on a log scale.
     """
 
     def distance(preset: Preset) -> tuple[bool, bool, float, float]:
@@ -186,7 +180,7 @@ def nearest(presets: Sequence[Preset], model_type: str, width: int, depth: int) 
 
 
 def _modules(model_type: str) -> tuple[Any, ...] | None:
-    """Where a family keeps its blocks and what is in them: Llama, Mistral and Qwen agree in it."""
+    """Where a family keeps its blocks and what is in them; Llama, Mistral and Qwen agree."""
     row = ARCHITECTURES.get(model_type)
     return None if row is None else (row.blocks, row.down_projection, row.mlp, row.attention, row.transposed)
 
@@ -194,16 +188,21 @@ def _modules(model_type: str) -> tuple[Any, ...] | None:
 def preset_for(lm: LanguageModel, given: Preset | Path | str | None = None) -> Preset:
     """The preset that was given; else the one whose `match` agrees with the model's config, or the nearest one.
 
-    The nearest one is marked as assumed. It says nothing about the corpus: it is not known what text is good enough for
-    the model.
+    The nearest one is marked as assumed, without its corpus: nobody knows what text is good enough for the model.
 
     Raises:
-        ValueError: The given one is no preset, or for another model.
+        ValueError: The given one is not a preset, or is for another model; the message shows what differs.
         OSError: Its file cannot be read.
     """
     if given is not None:
         preset = given if isinstance(given, Preset) else load_preset(given)
-        return preset if preset.assumed else check_fits(preset, lm)
+        differing = {} if preset.assumed else preset.match.differing(lm.config)
+        if differing:
+            shown = "; ".join(
+                f"{name} is {it!r} there and {its!r} in the model" for name, (it, its) in differing.items()
+            )
+            raise ValueError(f"preset {preset.model!r} is for another model than {lm.name}: {shown}.")
+        return preset
     for preset in load_presets():
         if preset.match.fits(lm.config):
             return preset
@@ -212,12 +211,7 @@ def preset_for(lm: LanguageModel, given: Preset | Path | str | None = None) -> P
 
 
 def load_preset(path: str | Path) -> Preset:
-    """Read a preset from a YAML file.
-
-    Raises:
-        ValueError: it is no preset: an unknown field, method or setting, or a layer that does not exist.
-        OSError: it cannot be read.
-    """
+    """Read a preset from a YAML file, which a ValueError names if it is not a preset."""
     try:
         return read_preset(Path(path).read_text("utf-8"))
     except (ValueError, yaml.YAMLError) as error:
@@ -225,40 +219,9 @@ def load_preset(path: str | Path) -> Preset:
 
 
 def save_preset(path: str | Path, preset: Preset, remarks: Sequence[str] = ()) -> None:
-    """Write a preset as YAML, with remarks as comments above it; the file appears whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    text = "".join(f"# {line}".rstrip() + "\n" for line in remarks) + to_yaml(preset)
+    """Write a preset as YAML without defaults, with remarks as comments above it; whole or not at all."""
+    record = _PRESETS.dump_python(preset, exclude_defaults=True)
+    text = "".join(f"# {line}".rstrip() + "\n" for line in remarks)
+    text += yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120)
     read_preset(text)  # what could not be read again should not be written
     atomic_write(path, lambda draft: draft.write_text(text, "utf-8"))
-
-
-def to_yaml(preset: Preset) -> str:
-    """The YAML of a preset, without what it leaves at the default."""
-    record = asdict(preset)
-    for one in fields(Preset):
-        default = one.default_factory() if one.default_factory is not MISSING else one.default
-        if record[one.name] == default:
-            del record[one.name]
-    record["match"] = {name: value for name, value in record["match"].items() if value is not None}
-    return yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120)
-
-
-def check_fits(preset: Preset, lm: LanguageModel) -> Preset:
-    """Return the preset.
-
-    Raises:
-        ValueError: it is for another model; the message shows the fields of the config that differ.
-    """
-    if not preset.match.fits(lm.config):
-        differing = {
-            name: (value, getattr(lm.config, name, None))
-            for name, value in asdict(preset.match).items()
-            if value is not None and value != getattr(lm.config, name, None)
-        }
-        parts = [f"{name} is {there!r} there and {here!r} in the model" for name, (there, here) in differing.items()]
-        shown = "; ".join(parts)
-        raise ValueError(f"preset {preset.model!r} is for another model than {lm.name}: {shown}.")
-    return preset
