@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from factpatch.lab.tracing.averages import Summary
 from factpatch.lab.tracing.critical import check_size
@@ -62,9 +63,8 @@ def locate(
     Args:
         lm: The model; it is left as it was.
         prompts: What it is asked. Those that it answers otherwise are left out.
-        settings: How facts are traced.
-        directory: Where to write every fact as it is traced, and the results; see `factpatch.lab.tracing.directory`. A
-            trace that was begun there with the same settings is continued.
+        directory: Where to keep every trace and the results, see `factpatch.lab.tracing.directory`; new, or begun with
+            the same settings.
         size: How many layers to propose; by default by the model's depth.
         figures: The number of facts to draw heat maps of in the directory.
         progress: Whether to show a bar on a terminal.
@@ -92,16 +92,7 @@ def locate(
 
     if directory is None:
         return Summary(list(traced(known)), len(rows), size, settings.seed)
-    about = {
-        "model": lm.name,
-        "weights": model_hash(lm.model),
-        "dtype": str(lm.dtype),
-        "chat": lm.frame.chat,
-        "prompts": hashlib.sha256(json.dumps([asdict(prompt) for prompt in prompts]).encode()).hexdigest(),
-        **asdict(settings),
-        "window": window,
-    }
-    kept = TraceDirectory(directory, about)
+    kept = TraceDirectory(directory, _about(lm, prompts, replace(settings, window=window)))
     with kept.opened() as done:
         finished = {one.index for one in done}
         for one in traced([one for one in known if one.index not in finished]):
@@ -110,3 +101,16 @@ def locate(
         summary = Summary(sorted(done, key=lambda one: one.index), len(rows), size, settings.seed)
         kept.write(summary, figures)
     return summary
+
+
+def _about(lm: LanguageModel, prompts: Sequence[Prompt], settings: TraceSettings) -> dict[str, Any]:
+    """What traces depend on, JSON-able."""
+    asked = json.dumps([asdict(prompt) for prompt in prompts]).encode()
+    return {
+        "model": lm.name,
+        "weights": model_hash(lm.model),
+        "dtype": str(lm.dtype),
+        "chat": lm.frame.chat,
+        "prompts": hashlib.sha256(asked).hexdigest(),
+        **asdict(settings),
+    }

@@ -78,16 +78,14 @@ def tune(
     No number is taken from any preset. The model is as it was afterwards.
 
     Args:
-        facts: Probe facts with a true object, paraphrases and neighbors, which are asked and never optimized on. Not
-            the facts that will be edited: results on those would flatter. A third is kept aside for the check. Those
-            that the model cannot be edited on or asked are left out, with a warning.
+        facts: Probe facts with a true object, paraphrases and neighbors, not those that will be edited: results on
+            those would flatter. A third is kept aside for the check. Unusable ones are left out, with a warning.
         corpus: Ordinary text for second moments, as `corpus_from` takes it; None for the text that the package ships,
             of a model whose preset says that it is good enough.
-        folder: The directory of the search, see `factpatch.lab.tuning.directory`: new, or one of the same search, whose
-            measurements are used again.
+        folder: A directory, see `factpatch.lab.tuning.directory`: new, or with measurements of the same search.
         exclude: Facts whose subjects are not probed.
-        minutes: What the search may take. What has begun is finished; afterwards nothing begins but what a preset
-            cannot do without: one attempt, one trial, and the check of the choice.
+        minutes: The time of the search. What has begun is finished; afterwards only what a preset requires begins: one
+            attempt, one trial, and the check of the choice.
         layers: Windows of critical layers to try, the most likely one first; by default `windows`.
         most_perplexity: On ordinary text, edited over unedited.
         changed: Called after every result, with the stage.
@@ -100,43 +98,23 @@ def tune(
     facts = probes(facts, exclude)
     if corpus is None and not preset_for(lm).shipped_corpus:
         raise ValueError(no_corpus(lm))
-    corpus, row, weights = corpus_from(corpus), method_named(method), model_hash(lm.model)
+    corpus, row = corpus_from(corpus), method_named(method)
     with torch.inference_mode(), lm.quiet():
         contexts = generate_contexts(lm, seed)
-    facts, left_out = usable(lm, facts, contexts)
-    for reason in left_out:
-        logger.warning("%s", reason)
-    _check_enough(facts, "can be edited and asked", len(facts) + len(left_out))
+    facts = _usable(lm, facts, contexts)
     mixed = random.Random(seed).sample(facts, len(facts))
     aside, searched = mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :][:MOST]
     choices = [tuple(window) for window in layers] if layers else windows(lm.num_layers)
-    about = {
-        "model": lm.name,
-        "weights": weights,
-        "dtype": str(lm.dtype),
-        "frame": repr(lm.frame),
-        "method": settings_of(row),
-        "facts": identity(facts),
-        "corpus": corpus.identity,
-        "perplexity_text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
-        "layers": choices,
-        "most_perplexity": most_perplexity,
-        "steps": steps,
-        "seed": seed,
-    }
+    about = _about(lm, facts, corpus, text, method=settings_of(row), layers=choices, most_perplexity=most_perplexity,
+                   steps=steps, seed=seed)  # fmt: skip
     directory = TuningDirectory(folder, about)
     with directory.locked():
-        targets = SharedTargets(directory.path / "targets", weights)
+        targets = SharedTargets(directory.path / "targets", about["weights"])
         bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts)
         found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * lm.d_key)
         search = _Search(bench, directory, start + 60 * minutes, most_perplexity, steps, changed, found)
         search.run(choices, aside)
-        failed = found.checked[0][1].error
-        if failed is not None:
-            logger.warning("the choice could not be checked on the facts kept aside: %s", failed)
-        assert found.chosen is not None
         found.seconds = time.monotonic() - start
-        found.preset = preset_from(bench, found.chosen, found.tokens, found.source)
         directory.write(found)
     return found
 
@@ -167,6 +145,10 @@ class _Search:
         for what, candidate in (("chosen", best.candidate), ("without a search", usual)):
             if not found.checked or time.monotonic() < self.end:
                 self._add("check", found.checked, (what, self._measure(candidate, aside)))
+        failed = found.checked[0][1].error
+        if failed is not None:
+            logger.warning("the choice could not be checked on the facts kept aside: %s", failed)
+        found.preset = preset_from(self.bench, found.chosen, found.tokens, found.source)
 
     def _until(self, share: float) -> float:
         """When a share of the time that is left will have passed."""
@@ -246,6 +228,29 @@ def probes(facts: Sequence[Fact], exclude: Sequence[Fact] = ()) -> list[Fact]:
     what = "have a true object, paraphrases and neighbors"
     _check_enough(complete, f"{what} and are not excluded ({excluded} are)" if excluded else what, len(facts))
     return complete
+
+
+def _about(lm: LanguageModel, facts: Sequence[Fact], corpus: Corpus, text: str | None, **more: Any) -> dict[str, Any]:
+    """What a search depends on, JSON-able."""
+    return {
+        "model": lm.name,
+        "weights": model_hash(lm.model),
+        "dtype": str(lm.dtype),
+        "frame": repr(lm.frame),
+        "facts": identity(facts),
+        "corpus": corpus.identity,
+        "perplexity_text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        **more,
+    }
+
+
+def _usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[Fact]:
+    """The facts that the model can be edited on and asked."""
+    found, left_out = usable(lm, facts, contexts)
+    for reason in left_out:
+        logger.warning("%s", reason)
+    _check_enough(found, "can be edited and asked", len(facts))
+    return found
 
 
 def _check_enough(facts: Sequence[Fact], what: str, given: int) -> None:
