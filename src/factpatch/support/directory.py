@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -61,7 +61,7 @@ class KeptDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.record = read_record(self.path / self.record_name, self.format, self.holds, self.error, self.needs)
+        self.record = self._read_record()
 
     @classmethod
     def is_begun(cls, path: Path) -> bool:
@@ -158,10 +158,40 @@ class KeptDirectory:
     @classmethod
     @contextmanager
     def _alone(cls, path: Path) -> Iterator[None]:
-        with alone(path, cls.error(f"{path}: another process is using this {cls._noun()}; wait for it.")):
+        lock = FileLock(path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise cls.error(f"{path}: another process is using this {cls._noun()}; wait for it.") from None
+        try:
             for folder, _, _ in os.walk(path):
                 remove_drafts(Path(folder))
             yield
+        finally:
+            lock.release()
+
+    def _read_record(self) -> dict[str, Any]:
+        file = self.path / self.record_name
+        try:
+            record = dict(json.loads(file.read_text("utf-8")))
+            newer = record["format"] > self.format
+        except (FileNotFoundError, NotADirectoryError):
+            raise self.error(
+                f"{self.path}: is not the directory of {self.holds}: it has no {self.record_name}."
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.error(
+                f"{file}: cannot be read ({error}). Restore it from a copy, or choose another directory."
+            ) from error
+        if newer:
+            raise self.error(
+                f"{file}: is of format {record['format']}, which a newer factpatch wrote; upgrade factpatch."
+            )
+        if missing := sorted(set(self.needs) - record.keys()):
+            raise self.error(
+                f"{file}: lacks {', '.join(missing)}. Restore it from a copy, or choose another directory."
+            )
+        return record
 
 
 class ResultDirectory(KeptDirectory):
@@ -197,48 +227,6 @@ class ResultDirectory(KeptDirectory):
                 )  # fmt: skip
                 self.add_versions()
             yield
-
-
-@contextmanager
-def alone(folder: Path, busy: Exception) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs; the lock of a process that dies is released.
-
-    Raises:
-        Exception: `busy`, if another process holds the lock.
-    """
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise busy from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def read_record(
-    file: Path, newest: int, holds: str, error: type[Exception], needs: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Read a directory's record; the arguments are those that `KeptDirectory` describes.
-
-    Raises:
-        Exception: An `error`, if there is no readable record, it has a newer format, or it lacks a field.
-    """
-    try:
-        record = dict(json.loads(file.read_text("utf-8")))
-        newer = record["format"] > newest
-    except (FileNotFoundError, NotADirectoryError):
-        raise error(f"{file.parent}: is not the directory of {holds}: it has no {file.name}.") from None
-    except (OSError, ValueError, KeyError, TypeError) as found:
-        raise error(
-            f"{file}: cannot be read ({found}). Restore it from a copy, or choose another directory."
-        ) from found
-    if newer:
-        raise error(f"{file}: is of format {record['format']}, which a newer factpatch wrote; upgrade factpatch.")
-    if missing := sorted(set(needs) - record.keys()):
-        raise error(f"{file}: lacks {', '.join(missing)}. Restore it from a copy, or choose another directory.")
-    return record
 
 
 def cut_unfinished(file: Path) -> None:
