@@ -59,7 +59,7 @@ def test_lora_without_a_low_rank_asks_for_one_and_tells_the_error(run: Run, rect
     pytest.importorskip("peft")
     result = run("lora", rect, "--out", tmp_path / "lora")
     assert result.exit_code == 2
-    assert "--rank: rank=None: the patch has no low rank" in result.output
+    assert "--rank: rank=None: the patch is not of low rank" in result.output
     assert not (tmp_path / "lora").exists()
     result = run("lora", rect, "--out", tmp_path / "lora", "--rank", 4)
     assert result.exit_code == 0, result.output

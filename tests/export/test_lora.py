@@ -204,7 +204,7 @@ def rect_patch() -> tuple[Editor, Patch]:
 
 def test_a_patch_without_a_low_rank_is_refused_with_its_ranks_and_errors(tmp_path: Path) -> None:
     _, patch = rect_patch()
-    with pytest.raises(ValueError, match=r"rank=None: the patch has no low rank") as raised:
+    with pytest.raises(ValueError, match=r"rank=None: the patch is not of low rank") as raised:
         patch.to_lora(tmp_path / "lora")
     message = str(raised.value)
     # 64 would be no less than the whole weight of these models: 21 is where factors cease to be smaller.

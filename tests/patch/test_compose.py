@@ -183,7 +183,7 @@ def test_an_unsealed_patch_is_removed_with_its_base_bit_for_bit_and_not_without(
     model, base = tiny_model(family), tiny_model(family)
     composed.apply(model)
     assert not same_bits(model, base)
-    refused(composed, model, "composed or shrunk and does not say what it leaves .*; give base", base=None)
+    refused(composed, model, "composed or shrunk and does not record the weights it leaves .*; give base", base=None)
     composed.remove(model, base=base)
     assert same_bits(model, base)
 
@@ -236,7 +236,7 @@ def test_a_rebased_patch_fits_the_other_weights_and_names_them(family: str) -> N
     patch = edit(tiny_model(family))
     other = tiny_model(family, seed=1)
     other.config._name_or_path = "someone/fine-tuned"
-    refused(patch, other, "if the patch is meant for these weights too, rebase it")
+    refused(patch, other, "or rebase the patch, if it is meant for these weights too")
     rebased = patch.rebase(other)
     assert rebased.config["_name_or_path"] == "someone/fine-tuned"
     assert same_bits(other, tiny_model(family, seed=1))
@@ -386,7 +386,7 @@ def test_one_masked_patch_composed_stays_small_and_the_same(family: str) -> None
 
 def test_the_same_fact_in_layers_that_are_apart_is_refused_since_no_hash_tells_which_came_first(family: str) -> None:
     one, other = edit(tiny_model(family), [(1,)], 0), edit(tiny_model(family), [(2,)], 0)
-    with pytest.raises(ValueError, match="nothing tells that it was made after"):
+    with pytest.raises(ValueError, match="nothing shows that it was made after"):
         Patch.compose([one, other])
     assert Patch.compose([one, other_facts(other)]).layers == (1, 2)
 

@@ -1,4 +1,4 @@
-"""The README.md beside an edited model: what was edited into it, and how to take it out again."""
+"""The README.md of an edited model: what was edited into it, and how to take it out again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from factpatch.model.embedded import EMBEDDED
 from factpatch.patch.patch import Patch
 
 TAGS = ("factpatch", "knowledge-editing", "model-editing")
-# What Markdown, HTML and tables would take for more than text.
+# Characters with a meaning in Markdown, HTML and tables.
 _ACTIVE = re.compile(r"([\\`*_\[\]<>|~$&])")
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, line and paragraph separators
 
 
 def model_card(patch: Patch) -> str:
-    """Return the README.md of a model that holds a patch: metadata of the Hugging Face Hub in YAML, then Markdown.
+    """Return the README.md of a model that holds a patch: metadata for the Hugging Face Hub in YAML, then Markdown.
 
-    It does not show where on this machine the base model was.
+    It does not reveal the path of the base model on this machine.
     """
     in_force, superseded = latest(batch.facts for batch in patch.batches)
     origin = str(patch.config.get("_name_or_path") or "")
@@ -43,7 +43,7 @@ def model_card(patch: Patch) -> str:
         f"---\n{_metadata(origin).to_yaml()}\n---",
         f"# {_text(name)}, edited with factpatch",
         f"{count} edited into the weights of {_text(name)}, without training. Nothing else was meant to change; how "
-        "well the facts hold in other words, and what moved beside them, is for `factpatch verify` to measure.",
+        "well the facts hold when reworded, and what else changed, is for `factpatch verify` to measure.",
         _table(("", ""), list(about.items())),
         "## Facts",
         _fact_table(in_force),
@@ -53,7 +53,7 @@ def model_card(patch: Patch) -> str:
     sections += [
         "## Undo",
         "The edit is kept in a patch, a file of its own. With it, and the unedited model, every bit is restored; "
-        "without that model (`--base`), the weights are restored to rounding, if the patch says what it left:",
+        "without that model (`--base`), the weights are restored up to rounding, if the patch records what it left:",
         "```sh\nfactpatch undo EDITED_MODEL patch.safetensors --out RESTORED --base UNEDITED_MODEL\n```",
     ]
     return "\n\n".join(sections) + "\n"
@@ -79,6 +79,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """The text on one line, with nothing in it that Markdown takes for more than text."""
+    """The text on one line, with everything escaped that Markdown would interpret."""
     plain = "".join(" " if unicodedata.category(character) in _STEERING else character for character in text)
     return _ACTIVE.sub(r"\\\1", " ".join(plain.split()))

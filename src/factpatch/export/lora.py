@@ -1,4 +1,4 @@
-"""Shifts as a LoRA adapter, for peft and for servers that hold one base model and many adapters."""
+"""Shifts as a LoRA adapter, for peft and for servers that serve many adapters on one base model."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def write_lora(
 
     With Δ = U diag(s) Vᵀ an adapter holds lora_B = U diag(√s) and lora_A = diag(√s) Vᵀ. A singular value below
     s₁ · eps of `written_dtype` is rounding and left out. The edited model rounds W + Δ to the dtype of W, the adapter
-    does not; otherwise they are the same. All layers get the largest rank that one of them needs, filled up with zeros,
-    since not every server reads a rank for each layer; lora_alpha is that rank, so that the factors count as they are.
+    does not; otherwise they are the same. All layers get the largest rank that one of them needs, padded with zeros,
+    since not every server reads a rank for each layer; lora_alpha is that rank, so that the factors are not scaled.
 
     Args:
         shifts: Δ by layer, (d_value, d_key).
         model_config: The config of the base model; nothing checks that the adapter is loaded on that model.
         written_dtype: The dtype that shifts are written in (float32, or float64 in exact mode).
         directory: A new or empty directory.
-        rank: The largest rank to write; by default what it takes to be exact to rounding.
+        rank: The largest rank to write; by default the one that is exact up to rounding.
 
     Returns:
         By layer, how many singular values are written.
@@ -58,20 +58,23 @@ def write_lora(
     Raises:
         ImportError: peft is not installed.
         ValueError: `rank` is below 1, or not given though exact factors would be larger than the weights; or the
-            family of models is not in the table of architectures.
-        FileExistsError: The directory exists and is not empty.
+            model's family is unknown.
+        FileExistsError: The directory is not empty.
         OSError: It cannot be written; nothing is left behind.
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: must be at least 1.")
-    lora_config = _config_class()
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ImportError("adapters are written with the `peft` package; pip install 'factpatch[lora]'.") from None
     architecture = architecture_of(SimpleNamespace(**model_config))
     name = str(model_config.get("_name_or_path") or "")
     parts = {layer: decomposed(shift) for layer, shift in shifts.items()}
     kept = _kept_ranks(parts, torch.finfo(written_dtype).eps, rank)
     widest = max(kept.values())
     modules = {layer: projection_name(architecture, str(layer)) for layer in parts}
-    config = lora_config(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=hub_id(name) or None,
@@ -80,7 +83,7 @@ def write_lora(
         lora_dropout=0.0,
         fan_in_fan_out=architecture.transposed,
     )
-    config.target_modules = list(modules.values())  # a set, as peft makes of it, is written in a random order
+    config.target_modules = list(modules.values())  # peft would make it a set, which is saved in random order
     tensors: dict[str, Tensor] = {}
     for layer, factors in parts.items():
         up, down = _padded(factors, kept[layer], widest)
@@ -108,19 +111,11 @@ def _kept_ranks(parts: Mapping[int, Factors], eps: float, rank: int | None) -> d
 
 
 def _padded(factors: Factors, rank: int, width: int) -> tuple[Tensor, Tensor]:
-    """B, (d_value, width), and A, (width, d_key), of so many singular values, filled up with zeros."""
+    """B, (d_value, width), and A, (width, d_key), of `rank` singular values, padded with zeros."""
     left, singular, right = factors
     root = singular[:rank].sqrt()
     pad = torch.nn.functional.pad
     return pad(left[:, :rank] * root, (0, width - rank)), pad(root[:, None] * right[:rank], (0, 0, 0, width - rank))
-
-
-def _config_class() -> Any:
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise ImportError("adapters are written with the `peft` package; pip install 'factpatch[lora]'.") from None
-    return LoraConfig
 
 
 def _relative_error(singular: Tensor, rank: int) -> float:
@@ -143,12 +138,12 @@ def _check_low_rank(parts: Mapping[int, Factors], needed: Mapping[int, int]) -> 
         for layer, (_, singular, _) in parts.items()
     )
     raise ValueError(
-        f"rank=None: the patch has no low rank, so that an exact adapter would be larger than the weights: {layers}. "
+        f"rank=None: the patch is not of low rank, so an exact adapter would be larger than the weights: {layers}. "
         f"Give the rank to write, such as rank={offered}, and verify the facts with the adapter; or apply the patch."
     )
 
 
 def hub_id(origin: str) -> str:
-    """The name if it may be one of the Hub, which refuses a card that names a directory; else nothing."""
+    """The name if it may be an id of the Hub, which refuses a card that names a directory; else an empty text."""
     known = _HUB_ID.fullmatch(origin) and origin not in EMBEDDED and not Path(origin).exists()
     return origin if known else ""

@@ -1,9 +1,9 @@
-"""What can be done with shifts without a model: sum them, keep their largest singular values, tell whether they fit."""
+"""What needs no model: sum shifts, keep their largest singular values, check whether patches fit together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from factpatch.patch.shift import LowRank, Shift, decomposed, smaller
 
 
 def same_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configs differ, wherever the models were loaded from, and with which version."""
+    """The fields in which two configs differ, apart from where and with which version the models were loaded."""
     return [
         name
         for name in sorted(there.keys() | here.keys())
@@ -24,7 +24,7 @@ def same_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def check_summable(parts: Sequence[Sequence[Batch]]) -> dict[int, str]:
-    """Check that the batches of several patches may be summed, and return the hashes of the weights they begin with.
+    """Check that the batches of several patches may be summed; return the hashes of the weights they begin with.
 
     Raises:
         ValueError: A patch was made on weights that neither the base model nor the patches before it have, or
@@ -42,7 +42,7 @@ def check_summable(parts: Sequence[Sequence[Batch]]) -> dict[int, str]:
                 f"patches[{index}] was made on weights of {layer_list(broken)} that neither the base model nor the "
                 "patches before it have; rebase it first, if it is meant for these."
             )
-        # Between layers that are all apart, no hash tells which patch came first.
+        # If two patches share no layer, no hash shows which came first.
         if not successive or not present.keys() & before.keys():
             _check_apart(_facts(batch for part in parts[:index] for batch in part), _facts(batches), index)
         base = {**before, **base}
@@ -51,7 +51,7 @@ def check_summable(parts: Sequence[Sequence[Batch]]) -> dict[int, str]:
 
 
 def summed(batches: Sequence[Batch], before: Mapping[int, str]) -> Batch:
-    """One batch with the sum of all shifts, which does not say what it leaves."""
+    """One batch with the sum of all shifts; it leaves open which weights result."""
     return Batch(
         facts=tuple(_facts(batches)),
         shifts={layer: _as_stored(shift, batches) for layer, shift in total_shifts(batches).items()},
@@ -62,18 +62,11 @@ def summed(batches: Sequence[Batch], before: Mapping[int, str]) -> Batch:
     )
 
 
-@dataclass(frozen=True)
-class Shrunk:
-    """A shift of lower rank, and what that lost."""
-
-    shift: Shift
-    rank: int
-    error: float
-    """In the Frobenius norm, relative to the whole."""
-
-
-def shrunk(whole: Batch, rank: int | None, energy: float | None) -> dict[int, Shrunk]:
+def shrunk(whole: Batch, rank: int | None, energy: float | None) -> tuple[Batch, dict[str, dict[str, Any]]]:
     """The largest singular values of each shift: at most `rank`, or as many as hold the share `energy` of all squares.
+
+    Returns:
+        The batch with them, and by layer the rank and the error in the Frobenius norm, relative to the whole.
 
     Raises:
         ValueError: Not exactly one of them is given, or it is out of range.
@@ -84,7 +77,7 @@ def shrunk(whole: Batch, rank: int | None, energy: float | None) -> dict[int, Sh
         raise ValueError(f"rank={rank}: must be at least 1.")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy={energy}: must be a share above 0, at most 1.")
-    found = {}
+    shifts, about = {}, {}
     for layer, shift in whole.shifts.items():
         left, singular, right = decomposed(shift)
         squares = singular.square().cumsum(0)
@@ -93,8 +86,9 @@ def shrunk(whole: Batch, rank: int | None, energy: float | None) -> dict[int, Sh
         short = _as_stored(smaller(LowRank(left[:, :size] * singular[:size], right[:size])), [whole])
         full = shift.matrix()
         lost, norm = (float(torch.linalg.matrix_norm(matrix)) for matrix in (short.matrix() - full, full))
-        found[layer] = Shrunk(short, size, lost / norm if norm else 0.0)
-    return found
+        shifts[layer] = short
+        about[str(layer)] = {"rank": size, "error": lost / norm if norm else 0.0}
+    return replace(whole, shifts=shifts), about
 
 
 def _facts(batches: Any) -> list[Fact]:
@@ -102,13 +96,13 @@ def _facts(batches: Any) -> list[Fact]:
 
 
 def _check_apart(earlier: Sequence[Fact], facts: Sequence[Fact], index: int) -> None:
-    """Raise ValueError if a patch edits a fact that an independent one edits too: the sum would go too far."""
+    """Raise ValueError if a patch edits a fact that an independent one edits too: the sum would overshoot."""
     known = {fact.key for fact in earlier}
     for fact in facts:
         if fact.key in known:
             raise ValueError(
-                f"patches[{index}] edits {fact.text!r}, which a patch before it edits too, and nothing tells "
-                "that it was made after that one; their sum would go too far. Leave one of the patches out."
+                f"patches[{index}] edits {fact.text!r}, which a patch before it edits too, and nothing shows that it "
+                "was made after that one; their sum would overshoot. Leave one of the patches out."
             )
 
 

@@ -27,11 +27,11 @@ class Batch:
     before: dict[int, str]
     """The content hash of each edited weight before the batch."""
     after: dict[int, str]
-    """The content hash of each edited weight after the batch; empty if nobody has computed the weights yet."""
+    """The content hash of each edited weight after the batch; empty if not computed yet."""
     edits: tuple[int, ...] = ()
-    """How many facts each edit had whose shifts were summed; one edit by default."""
+    """How many facts each of the summed edits had; one edit by default."""
     conditioned: bool = False
-    """Whether a regularizer that acts on the session, such as PRUNE's, has acted on the sum."""
+    """Whether a regularizer that acts on the session, such as PRUNE's, changed the sum."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facts", tuple(self.facts))
@@ -39,15 +39,13 @@ class Batch:
         if sum(self.edits) != len(self.facts):
             raise ValueError(f"edits={self.edits} count {sum(self.edits)} facts, but there are {len(self.facts)}.")
         for name in ("before", "after") if self.after else ("before",):
-            if set(getattr(self, name)) != set(self.shifts):
-                raise ValueError(
-                    f"{name} holds the layers {sorted(getattr(self, name))}, but shifts holds {sorted(self.shifts)}; "
-                    "they must be the same."
-                )
+            layers = sorted(getattr(self, name))
+            if layers != sorted(self.shifts):
+                raise ValueError(f"{name} holds the layers {layers} and shifts {sorted(self.shifts)}; they must agree.")
 
     @property
     def left(self) -> dict[int, str]:
-        """The content hash of each edited weight after the batch; "" where nobody has computed it yet."""
+        """`after`, with "" where it was not computed yet."""
         return self.after or dict.fromkeys(self.shifts, "")
 
 

@@ -1,4 +1,4 @@
-"""Whether a patch and a model belong together: architecture, shapes, dtypes, and what the weights hold."""
+"""Whether a patch and a model belong together: architecture, shapes, dtypes and the content of the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from factpatch.model.language_model import LanguageModel, editable_names, editab
 from factpatch.model.weights import changed_layers, content_hash
 from factpatch.patch.batch import Batch, layer_list, states
 
-# What a model of the same kind must share with the one that was edited, and how older families call it.
+# What a model must share with the one that was edited, under the names of any family.
 _DIMENSIONS = (
     ("model_type",),
     ("hidden_size", "n_embd"),
@@ -40,7 +40,7 @@ def check_config(config: Mapping[str, Any], model: Any) -> None:
     differing = []
     for names in _DIMENSIONS:
         ours, its = ([d[name] for name in names if d.get(name) is not None] for d in (config, there.to_dict()))
-        # A field that is open in one of them decides nothing; shapes and hashes will.
+        # A field missing on either side decides nothing; shapes and hashes will.
         if ours and its and ours[0] != its[0]:
             differing.append(f"{names[0]} is {ours[0]!r} in the patch and {its[0]!r} in the model")
     if differing:
@@ -52,12 +52,7 @@ def check_config(config: Mapping[str, Any], model: Any) -> None:
 def fitting_weights(
     config: Mapping[str, Any], weight_dtype: torch.dtype, batches: Sequence[Batch], model: Any
 ) -> dict[int, Tensor]:
-    """The weights that batches edit, of a model that has the right architecture, shapes and dtype.
-
-    Raises:
-        PatchMismatchError: It does not.
-        ValueError: The model is of no known family, quantized, or its weights are not loaded.
-    """
+    """The weights that batches edit; PatchMismatchError unless the architecture, shapes and dtype are right."""
     model = transformers_model(model)
     check_config(config, model)
     name = model_name(text_config(model))
@@ -86,10 +81,7 @@ def fitting_weights(
 def check_state(
     config: Mapping[str, Any], batches: Sequence[Batch], weights: Mapping[int, Tensor], model: Any, wanted: int
 ) -> None:
-    """Raise PatchMismatchError unless the weights are those after the first `wanted` batches.
-
-    The message says what they are instead.
-    """
+    """Raise PatchMismatchError, saying what the weights are, unless they are those after the first `wanted` batches."""
     known = states(batches)
     found = {layer: content_hash(weights[layer]) for layer in weights}
     if found == known[wanted]:
@@ -109,12 +101,12 @@ def check_state(
     if wanted == 0:
         raise PatchMismatchError(
             f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(config)}. Load "
-            "that model, without other edits; or, if the patch is meant for these weights too, rebase it."
+            "that model, without other edits; or rebase the patch, if it is meant for these weights too."
         )
     if not all(batch.after for batch in batches):
         raise PatchMismatchError(
-            f"the patch was composed or shrunk and does not say what it leaves in {differing}; give base, so that this "
-            "can be computed."
+            f"the patch was composed or shrunk and does not record the weights it leaves in {differing}; give base, "
+            "from which they can be computed."
         )
     raise PatchMismatchError(
         f"the weights of {differing} of {name} are not those that the patch leaves. If they were edited after it, "
@@ -126,12 +118,11 @@ def check_state(
 def base_weights(
     config: Mapping[str, Any], weight_dtype: torch.dtype, expected: Mapping[int, str], model: Any, base: Any
 ) -> dict[int, Tensor]:
-    """The weights of a patch's layers in a model or a directory, in the patch's dtype.
+    """The weights of a patch's layers in `base`, a model or a directory, in the patch's dtype.
 
     Args:
         expected: The content hash of each of these weights.
-        model: A transformers model or a `LanguageModel` that says how the weights of a directory are stored; a model
-            given as `base` says it itself.
+        model: Shows how the weights of a directory are stored.
 
     Raises:
         PatchMismatchError: They are not those that the patch was made for, or the architecture differs.
@@ -146,7 +137,7 @@ def base_weights(
         name = model_name(text_config(base))
         check_config(config, base)
         found = editable_weights(base, layers)
-    # As loading a saved model in the patch's dtype does.
+    # The same as loading a saved model in the patch's dtype.
     weights = {layer: weight.to(weight_dtype) for layer, weight in found.items()}
     differing = changed_layers(weights, expected, layers)
     if differing:

@@ -1,8 +1,8 @@
 """The file of a patch: one safetensors file, the same bytes for the same content, refused if altered anywhere.
 
 Its tensors are the parts of the shifts, named batch.layer.part. Its metadata holds everything else as JSON under
-"factpatch". The first entry of that JSON, "sha256", is the checksum of the whole file with zeros in the place of the
-checksum. Up to format 2 the checksum stood beside the JSON and covered only the JSON and the tensors.
+"factpatch". The first entry of that JSON, "sha256", is the checksum of the whole file with zeros in place of the
+checksum. Up to format 2 the checksum was a metadata entry of its own and covered only the JSON and the tensors.
 """
 
 from __future__ import annotations
@@ -22,27 +22,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 3
-"""Raised by one when files are written differently; a file of a newer format is refused."""
+"""Increased when the format changes; a file of a newer format is refused."""
 # The safetensors format allows no longer header.
 _LONGEST_HEADER = 100_000_000
 _NO_CHECKSUM = "0" * 64
 
 
 class PatchFileError(ValueError):
-    """A file is not a patch that can be read; the message names the file and says what is wrong with it."""
+    """A file is not a readable patch; the message names the file and says what is wrong with it."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """What a document calls a dtype."""
+    """The name of a dtype in a document."""
     return str(dtype).removeprefix("torch.")
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The inverse of `dtype_name`.
-
-    Raises:
-        AttributeError, TypeError: There is no dtype of this name.
-    """
+    """The inverse of `dtype_name`; AttributeError or TypeError if there is no such dtype."""
     import torch
 
     dtype = getattr(torch, name)
@@ -52,21 +48,16 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def asked_in_chat(settings: Mapping[str, Any]) -> bool:
-    """Whether settings are those of edits in a chat; of a composed patch, of all of them."""
+    """Whether settings are those of edits in a chat; of a composed patch, whether all are."""
     return all(part.get("chat", False) for part in settings.get("composed", [settings]))
 
 
 def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a document and tensors to one file, which replaces a file that is there.
-
-    Args:
-        path: Where the file goes; its folder must exist.
-        document: What JSON can hold.
-        tensors: By name, contiguous and on the CPU.
+    """Write a JSON-able document, and tensors that are contiguous and on the CPU, to one file, whole or not at all.
 
     Raises:
         ValueError: The facts need more room than the format's header has.
-        OSError: The file cannot be written; nothing is left behind.
+        OSError: The file cannot be written.
     """
     from safetensors.torch import save
 
@@ -87,7 +78,7 @@ def read_patch_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     """Return the document and the tensors that `write_patch_file` wrote.
 
     Raises:
-        PatchFileError: There is no such file, it is no patch, of a newer format, cut short, or altered anywhere.
+        PatchFileError: There is no such file, or it is not a patch, of a newer format, cut short, or altered anywhere.
     """
     from safetensors.torch import load
 
@@ -109,14 +100,14 @@ def read_patch_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Return what a patch file says about itself, without reading its tensors and so without its checksum.
+    """Return a patch file's description, without reading its tensors or verifying its checksum.
 
     Returns:
         The fields of `Patch`, with dtypes by name and batches without shifts, plus "format", "layers", the "sha256"
         that the file states, and the file's size as "bytes".
 
     Raises:
-        PatchFileError: There is no such file, it is no patch, of a newer format, or cut short.
+        PatchFileError: There is no such file, or it is not a patch, of a newer format, or cut short.
     """
     document, _ = _description(path)
     try:
@@ -127,7 +118,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def _description(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The document that a patch file holds, with its checksum, and the metadata that it is read from."""
+    """The document of a patch file, with its checksum, and the metadata that holds it."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -2,15 +2,22 @@
 
     unedited ──batch 1──▶ … ──batch n──▶ full ──read out──▶ shown
 
-`full` is what the next batch is edited on. Usually the model shows it. A regularizer that acts on the session, such as
-PRUNE's, makes `shown` of the sum of all batches; `full` is then kept aside, so that the session continues as if it had
-never been read out.
+`full` is what the next batch is edited on. Usually it is also what the model holds. A regularizer that acts on the
+session, such as PRUNE's, turns the sum of all batches into `shown`, which the model then holds; a copy of `full` is
+kept, so that the session continues as if it had never been read out.
+
+    open:       shown ──restore full──▶ full ──the block's shifts──▶ full' ──read out──▶ shown'
+    take_back:  shown ──restore unedited──▶ unedited ──the shifts of the entries that stay──▶ full' ──read out──▶ shown'
+
+A sum in floating point cannot be undone by subtraction, so going back means writing the earlier batches again. Hashes
+prove that this gave the same bits. If anything fails on the way, `shown` is restored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -23,7 +30,7 @@ from factpatch.patch.shift import Shift, total
 
 
 class Entry(Protocol):
-    """Whatever a history is made of: it has batches."""
+    """What a history consists of."""
 
     @property
     def batches(self) -> Sequence[Batch]: ...
@@ -31,18 +38,14 @@ class Entry(Protocol):
 
 E = TypeVar("E", bound=Entry)
 ReadOut = Callable[[Mapping[int, Shift], Mapping[int, Tensor]], dict[int, Shift]]
-"""From the total shift and the unedited weight of each layer to the shift that the model shows."""
+"""From the total shift and the unedited weight of each layer to the shift that the model is to hold."""
 
 
 def write(weights: Mapping[int, Tensor], shifts: Mapping[int, Shift], written_dtype: torch.dtype) -> None:
     """Add shifts to (d_value, d_key) weights in place.
 
-    An edit, its replay and the application of its patch all write this way: hence the same bits.
-
-    Args:
-        weights: The weights or views of them, by layer.
-        shifts: Δ by layer, as a patch stores it.
-        written_dtype: What Δ, the product of the factors, is rounded to before it is added.
+    An edit, its replay and the application of its patch all write this way: hence the same bits. Each Δ, the product of
+    its factors, is rounded to `written_dtype` first.
 
     Raises:
         FloatingPointError: A sum is not finite in the weight's dtype; that weight is unchanged.
@@ -55,11 +58,7 @@ def write(weights: Mapping[int, Tensor], shifts: Mapping[int, Shift], written_dt
 
 
 def write_all(weights: Mapping[int, Tensor], batches: Iterable[Batch], written_dtype: torch.dtype) -> None:
-    """Write batches in order.
-
-    Raises:
-        FloatingPointError: As `write`.
-    """
+    """Write batches in order; FloatingPointError as from `write`."""
     for index, batch in enumerate(batches):
         try:
             write(weights, batch.shifts, written_dtype)
@@ -68,10 +67,10 @@ def write_all(weights: Mapping[int, Tensor], batches: Iterable[Batch], written_d
 
 
 def subtract_all(weights: Mapping[int, Tensor], batches: Sequence[Batch], written_dtype: torch.dtype) -> None:
-    """Take batches off weights from last to first, in the dtype they were added in, and round once.
+    """Subtract batches from weights, last to first, in the dtype they were added in, and round once.
 
     Raises:
-        FloatingPointError: A restored weight is not finite; weights before it are changed already.
+        FloatingPointError: A restored weight is not finite; the weights of earlier layers are changed already.
     """
     for layer, weight in weights.items():
         accumulator = torch.promote_types(torch.promote_types(weight.dtype, written_dtype), torch.float32)
@@ -87,14 +86,16 @@ def subtract_all(weights: Mapping[int, Tensor], batches: Sequence[Batch], writte
         weight.copy_(restored)
 
 
-def rewritten(
-    weights: Mapping[int, Tensor], batches: Iterable[Batch], written_dtype: torch.dtype
-) -> Iterator[tuple[dict[int, str], dict[int, str]]]:
-    """Write batches in order, and yield the content hashes of the weights before and after each."""
+def rebased(weights: Mapping[int, Tensor], batches: Iterable[Batch], written_dtype: torch.dtype) -> Iterator[Batch]:
+    """Write batches in order, and yield each with the content hashes of what it changed here."""
     for batch in batches:
-        before = {layer: content_hash(weights[layer]) for layer in batch.shifts}
+        before = _hashes(weights, batch.shifts)
         write(weights, batch.shifts, written_dtype)
-        yield before, {layer: content_hash(weights[layer]) for layer in batch.shifts}
+        yield replace(batch, before=before, after=_hashes(weights, batch.shifts))
+
+
+def _hashes(weights: Mapping[int, Tensor], layers: Iterable[int]) -> dict[int, str]:
+    return {layer: content_hash(weights[layer]) for layer in layers}
 
 
 def total_shifts(batches: Sequence[Batch]) -> dict[int, Shift]:
@@ -114,53 +115,37 @@ def unchanged_on_failure(weights: Mapping[int, Tensor]) -> Iterator[dict[int, Te
         raise
 
 
+@dataclass(eq=False)
 class Draft(Generic[E]):
-    """What an open history is written through: its weights as all batches left them, and entries to be added.
+    """An open history: weights that hold all batches in full, to write to, and entries to be added."""
 
-    Attributes:
-        weights: (d_value, d_key) by layer.
-        before: Copies of them as they were when the history was opened.
-        entries: Those in force, and those that were added.
-    """
-
-    def __init__(
-        self,
-        weights: dict[int, Tensor],
-        before: dict[int, Tensor],
-        written_dtype: torch.dtype,
-        entries: tuple[E, ...],
-    ) -> None:
-        self.weights = weights
-        self.before = before
-        self.entries = entries
-        self._dtype = written_dtype
+    weights: dict[int, Tensor]
+    """(d_value, d_key) by layer."""
+    before: dict[int, Tensor]
+    """Copies of them as they were when the history was opened."""
+    written_dtype: torch.dtype
+    entries: tuple[E, ...]
+    """Those in force, and those that were added."""
 
     def write(self, shifts: Mapping[int, Shift]) -> None:
         """Add shifts to the weights."""
-        write(self.weights, shifts, self._dtype)
+        write(self.weights, shifts, self.written_dtype)
 
     def rewrite(self, shifts: Mapping[int, Shift]) -> None:
-        """Write shifts in place of all that was written since the history was opened."""
+        """Write shifts instead of all that was written since the history was opened."""
         restore(self.weights, self.before)
         self.write(shifts)
 
     def batch(self, facts: Sequence[Fact], shifts: Mapping[int, Shift]) -> Batch:
         """What was written since the history was opened."""
-        before, after = (
-            {layer: content_hash(weights[layer]) for layer in shifts} for weights in (self.before, self.weights)
-        )
-        return Batch(tuple(facts), dict(shifts), before, after)
+        return Batch(tuple(facts), dict(shifts), _hashes(self.before, shifts), _hashes(self.weights, shifts))
 
     def keep(self, entry: E) -> None:
         """Add an entry, whose batches the weights now hold."""
         self.entries = (*self.entries, entry)
 
     def replay(self, batch: Batch) -> None:
-        """Write a batch again.
-
-        Raises:
-            RuntimeError: This machine writes other bits than the one that edited.
-        """
+        """Write a batch again; RuntimeError if this machine writes other bits than the one that edited."""
         self.write(batch.shifts)
         if changed_layers(self.weights, batch.after, batch.after):
             raise RuntimeError(
@@ -189,9 +174,9 @@ class History(Generic[E]):
         self.read_out = read_out
         self.entries: tuple[E, ...] = ()
         self.shown: Batch | None = None
-        """What the model shows in place of the batches' sum; None where it shows the sum."""
-        self._unedited: dict[int, Tensor] = {}
-        self._full: dict[int, Tensor] = {}  # with every batch, where the model shows something else
+        """The read-out that the model holds; None if it holds the sum of the batches."""
+        self._unedited: dict[int, Tensor] = {}  # copies of every weight that was written
+        self._full: dict[int, Tensor] = {}  # copies with every batch in full, if the model holds a read-out
 
     @property
     def batches(self) -> list[Batch]:
@@ -200,22 +185,22 @@ class History(Generic[E]):
 
     @contextmanager
     def open(self, layers: Iterable[int], action: str) -> Iterator[Draft[E]]:
-        """Let the block add entries. If it fails, or is interrupted, weights and history are as they were.
+        """Let the block, called `action` in messages, write these layers and add entries.
 
-        Args:
-            layers: Those that it may write.
-            action: What the block does, for messages.
+        If it fails or is interrupted, weights and history are as they were.
 
         Raises:
             ValueError: The weights were changed by somebody else since the last entry.
         """
         self.check_untouched(action)
+        # With a read-out every layer is needed, since the next one is made from the sums of all layers.
         weights = self.find(sorted({*layers, *self._full}))
         with self._unchanged_on_failure(weights) as shown:
             restore(weights, self._full)
             before = snapshot(weights) if self._full else shown
             draft = Draft(weights, before, self.written_dtype, self.entries)
             yield draft
+            # A layer that was never written before is unedited as it was just now.
             self._take(draft.entries, {**shown, **self._unedited}, weights)
 
     def take_back(self, to: int, action: str) -> None:
@@ -227,6 +212,7 @@ class History(Generic[E]):
         """
         self.check_untouched(action)
         kept, undone = self.entries[:to], self.entries[to:]
+        # What the undone entries found is what the entries that stay must give again.
         expected = first_states([batch for entry in undone for batch in entry.batches])
         weights = self.find(sorted(self._unedited))
         with self._unchanged_on_failure(weights):
@@ -256,7 +242,7 @@ class History(Generic[E]):
             )
 
     def _take(self, entries: tuple[E, ...], unedited: dict[int, Tensor], weights: dict[int, Tensor]) -> None:
-        """Let these entries be in force, whose batches the weights hold, and let the model show their read-out."""
+        """Put these entries in force, whose batches the weights hold in full, and write their read-out, if any."""
         batches = [batch for entry in entries for batch in entry.batches]
         full: dict[int, Tensor] = {}
         shown = None
@@ -268,17 +254,17 @@ class History(Generic[E]):
             shown = Batch(
                 facts=tuple(fact for batch in batches for fact in batch.facts),
                 shifts=shifts,
-                before={layer: content_hash(unedited[layer]) for layer in weights},
-                after={layer: content_hash(weight) for layer, weight in weights.items()},
+                before=_hashes(unedited, weights),
+                after=_hashes(weights, weights),
                 edits=tuple(len(batch.facts) for batch in batches),
                 conditioned=True,
             )
-        # In one step, so that an interruption finds all of it or nothing.
+        # In a single step: an interruption finds all of it done or nothing.
         self.__dict__.update(entries=entries, shown=shown, _unedited=unedited if entries else {}, _full=full)
 
     @contextmanager
     def _unchanged_on_failure(self, weights: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
-        """As `unchanged_on_failure`, for what is remembered of the weights as well."""
+        """As `unchanged_on_failure`, for the fields of the history as well."""
         before = dict(self.__dict__)
         try:
             with unchanged_on_failure(weights) as copies:

@@ -35,7 +35,7 @@ from factpatch.patch.file import (
     read_patch_file,
     write_patch_file,
 )
-from factpatch.patch.history import rewritten, subtract_all, total_shifts, unchanged_on_failure, write_all
+from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
 from factpatch.patch.shift import shifts_by_batch, tensors_by_name
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _DTYPE_FIELDS = ("weight_dtype", "written_dtype")
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """All that an editor changed in a model, batch by batch, and what it takes to do and undo it elsewhere.
+    """All that an editor changed in a model, batch by batch, and what is needed to apply and remove it elsewhere.
 
     Raises:
         TypeError: `settings` or `config` cannot be written as JSON.
@@ -75,7 +75,7 @@ class Patch:
         object.__setattr__(self, "batches", tuple(self.batches))
         if not self.batches:
             raise ValueError("batches=(): a patch needs at least one batch; edit something first.")
-        # A patch is then the same before and after it was saved: JSON has no tuples and no integer keys.
+        # A patch is then the same after saving and loading: JSON has no tuples and no integer keys.
         for name in ("settings", "config", "versions"):
             try:
                 object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name))))
@@ -110,7 +110,7 @@ class Patch:
 
     @property
     def sealed(self) -> bool:
-        """Whether the patch says what weights it leaves."""
+        """Whether the patch records which weights it leaves."""
         return all(batch.after for batch in self.batches)
 
     @property
@@ -126,8 +126,8 @@ class Patch:
     def apply(self, model: Any) -> None:
         """Write all batches to a model, in order.
 
-        The model gets the very bits that the edit gave, provided that this machine rounds the products of the factors
-        as the editing machine did. Otherwise the edit is equal to rounding, and a warning names the layers.
+        The model gets the very bits of the edit, provided that this machine rounds the products of the factors as the
+        editing machine did. Otherwise it is the same up to rounding, and a warning names the layers.
 
         Args:
             model: The unedited base model: a transformers model or a `LanguageModel`.
@@ -135,7 +135,7 @@ class Patch:
         Raises:
             PatchMismatchError: It is another model, or already patched.
             FloatingPointError: A shift makes a weight infinite or undefined.
-            ValueError: The model is of no known family, quantized, or its weights are not loaded.
+            ValueError: The model's family is unknown, it is quantized, or its weights are not loaded.
         """
         weights = self._weights_of(model)
         check_state(self.config, self.batches, weights, model, wanted=0)
@@ -146,21 +146,19 @@ class Patch:
     def remove(self, model: Any, base: Any = None) -> None:
         """Take the patch off a model that holds it.
 
-        Without `base` the shifts are subtracted from last to first in the dtype in which they were added, and the
-        result is rounded once. This restores a weight to rounding: up to one unit in the last place of its dtype per
-        batch, relative to the largest magnitude that the weight has had, max(|W|, |W + Δ|) for one batch. With `base`
-        the weights are copied from there and are the base model's bit for bit.
+        Without `base` the shifts are subtracted, last to first, in the dtype in which they were added, and the result
+        is rounded once. This restores a weight up to rounding: one unit in the last place of its dtype per batch at
+        most, relative to the largest magnitude that the weight has had, max(|W|, |W + Δ|) for one batch. With `base`
+        the weights are copied from there, bit for bit.
 
         Args:
             model: A transformers model or a `LanguageModel`, with the whole patch in it.
-            base: The unedited model, or the path of a directory that holds it as safetensors; only the edited weights
-                are read from it.
+            base: The unedited model, or the directory of safetensors that holds it; only edited weights are read.
 
         Raises:
             PatchMismatchError: The model does not hold the patch, or `base` is not the model the patch was made for.
             FileNotFoundError: `base` is a path without safetensors in it.
-            FloatingPointError: A restored weight is infinite or undefined.
-            ValueError: The model is of no known family, quantized, or its weights are not loaded.
+            FloatingPointError, ValueError: As in `apply`.
         """
         weights = self._weights_of(model)
         if base is None:
@@ -192,10 +190,9 @@ class Patch:
 
     @classmethod
     def join(cls, patches: Sequence[Patch]) -> Patch:
-        """Make one patch of successive ones. The seed and the versions are those of the first.
+        """Make one patch of successive ones, in the order in which they were edited.
 
-        Args:
-            patches: In the order in which they were edited, each on the model that the one before it left.
+        The seed and the versions are those of the first.
 
         Raises:
             ValueError: There are no patches, they differ in method, settings, model or dtypes, or one does not begin
@@ -206,13 +203,10 @@ class Patch:
 
     @classmethod
     def compose(cls, patches: Sequence[Patch]) -> Patch:
-        """Sum several patches of one model into a patch of a single batch, for which a weight is rounded only once.
+        """Sum several patches of one model, in the order in which they were edited, into a patch of a single batch.
 
         They may be successive, or made independently on the same weights, by different methods too. The sum does not
-        say which weights it leaves, since that takes the base model: `rebase` onto it adds this.
-
-        Args:
-            patches: In the order in which they were edited.
+        record which weights it leaves, since that takes the base model: `rebase` onto it adds this.
 
         Raises:
             ValueError: There are no patches, they are of different models or dtypes, one was made on weights that
@@ -234,7 +228,7 @@ class Patch:
         Nothing guarantees that the facts hold there: verify them.
 
         Args:
-            base: A transformers model or a `LanguageModel` that the patch is to be applied to; it stays as it is.
+            base: The transformers model or `LanguageModel` to apply the patch to later; it is not changed.
 
         Raises:
             PatchMismatchError: Another architecture, or the patch is in these weights already.
@@ -247,18 +241,13 @@ class Patch:
         weights = snapshot(patch._weights_of(model))
         if self.sealed and not changed_layers(weights, last_states(self.batches), self.layers):
             raise PatchMismatchError("base: it holds this patch already, which would be added a second time.")
-        hashes = rewritten(weights, self.batches, self.written_dtype)
-        batches = [
-            replace(batch, before=before, after=after)
-            for batch, (before, after) in zip(self.batches, hashes, strict=True)
-        ]
-        return replace(patch, batches=tuple(batches))
+        return replace(patch, batches=tuple(rebased(weights, self.batches, self.written_dtype)))
 
     def shrink(self, rank: int | None = None, energy: float | None = None) -> Patch:
         """A smaller patch that does almost the same: its total shift by its largest singular values.
 
-        Its settings say under "shrunk" what was asked for and, by layer, the rank and the relative error in the
-        Frobenius norm. Like a composed patch it does not say which weights it leaves; `rebase` adds this.
+        Its settings hold under "shrunk" the arguments and, by layer, the rank and the relative error in the Frobenius
+        norm. Like a composed patch it does not record which weights it leaves; `rebase` adds this.
 
         Args:
             rank: The largest rank to keep.
@@ -267,11 +256,8 @@ class Patch:
         Raises:
             ValueError: Not exactly one of them is given, or it is out of range.
         """
-        whole = summed(self.batches, first_states(self.batches))
-        kept = shrunk(whole, rank, energy)
-        about = {str(layer): {"rank": short.rank, "error": short.error} for layer, short in kept.items()}
+        batch, about = shrunk(summed(self.batches, first_states(self.batches)), rank, energy)
         settings = {**self.settings, "shrunk": {"rank": rank, "energy": energy, "layers": about}}
-        batch = replace(whole, shifts={layer: short.shift for layer, short in kept.items()})
         return replace(self, batches=(batch,), settings=settings)
 
     def to_lora(self, directory: str | Path, rank: int | None = None) -> dict[int, int]:
@@ -279,21 +265,19 @@ class Patch:
 
         Args:
             directory: A new or empty directory.
-            rank: The largest rank to write; by default what it takes to be exact to float32 rounding.
+            rank: The largest rank to write; by default the one that is exact up to float32 rounding.
 
         Returns:
             By layer, how many singular values are written.
 
         Raises:
-            ValueError: The shift has no low rank and `rank` is not given; the message says what it needs.
+            ValueError: The shift is not of low rank and `rank` is not given; the message says what it needs.
             FileExistsError: The directory exists and is not empty.
         """
         return write_lora(total_shifts(self.batches), self.config, self.written_dtype, directory, rank)
 
     def save(self, path: str | Path) -> None:
-        """Write the patch to one safetensors file, which replaces a file that is there.
-
-        `factpatch.patch.file` describes its content. The same patch gives the same bytes every time.
+        """Write the patch to one safetensors file, replacing an existing one; the same patch gives the same bytes.
 
         Raises:
             ValueError: The facts need more room than the format's header has.
@@ -320,7 +304,7 @@ class Patch:
         """Read a patch that `save` wrote.
 
         Raises:
-            PatchFileError: There is no such file, it is no patch, of a newer format, cut short, or altered anywhere.
+            PatchFileError: There is no such file, or it is not a patch, of a newer format, cut short or altered.
         """
         document, tensors = read_patch_file(path)
         try:
@@ -348,12 +332,12 @@ class Patch:
         return fitting_weights(self.config, self.weight_dtype, self.batches, model)
 
     def _warn_of_rounding(self, weights: Mapping[int, Tensor]) -> None:
-        # The end alone is compared: what a machine rounds differently on the way shows there or does not matter.
+        # Only the end is compared: what a machine rounds differently on the way shows there or does not matter.
         rounded = changed_layers(weights, last_states(self.batches), self.layers) if self.sealed else []
         if rounded:
             logger.warning(
-                "%s: this machine rounds the shift differently from the one that made the patch; the edit is equal to "
-                "rounding, not bit for bit. To remove it, give the base model.",
+                "%s: this machine rounds the shift differently from the one that made the patch; the edit is the "
+                "same up to rounding, not bit for bit. To remove it, give the base model.",
                 layer_list(rounded),
             )
 
@@ -374,7 +358,7 @@ def _check_alike(patches: Sequence[Patch], fields: Sequence[str]) -> Patch:
             if getattr(patch, name) != getattr(first, name):
                 raise ValueError(
                     f"patches[{index}] has {name}={getattr(patch, name)!r} and patches[0] {getattr(first, name)!r}; "
-                    "patches must agree in it. Apply them one after another instead."
+                    "patches must agree in this. Apply them one after another instead."
                 )
         differing = same_model(first.config, patch.config)
         if differing:

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+class Shift(ABC):
+    """Δ of one weight; a form is a dataclass of the tensors that a file stores."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(d_value, d_key)"""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """Δ in float64, (d_value, d_key)."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its parts, by the names that a file gives them."""
+        return dict(vars(self))
+
+    def to(self, dtype: torch.dtype) -> Shift:
+        """The same on the CPU, with numbers in this dtype."""
+        parts = self.tensors().items()
+        return type(self)(**{name: _converted(part, dtype) for name, part in parts})
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(part).all()) for part in self.tensors().values())
+
+
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Shift):
     """Δ = up @ down, of rank at most the number of facts."""
 
     up: Tensor
@@ -25,25 +51,13 @@ class LowRank:
         return self.up.shape[0], self.down.shape[1]
 
     def matrix(self) -> Tensor:
-        """Δ in float64, (d_value, d_key).
-
-        The product of float32 factors is formed in float64: rounded to float32 it then hardly depends on the order of
-        summation, so that another machine writes the same bits.
-        """
+        # The product of float32 factors is formed in float64: rounded to float32 it then hardly depends on the order of
+        # summation, so that another machine writes the same bits.
         return self.up.to(torch.float64) @ self.down.to(torch.float64)
-
-    def to(self, dtype: torch.dtype) -> LowRank:
-        return LowRank(self.up.to("cpu", dtype).contiguous(), self.down.to("cpu", dtype).contiguous())
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"up": self.up, "down": self.down}
-
-    def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.up).all() and torch.isfinite(self.down).all())
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Shift):
     """Δ as it is."""
 
     full: Tensor
@@ -54,24 +68,17 @@ class Dense:
         return self.full.shape[0], self.full.shape[1]
 
     def matrix(self) -> Tensor:
-        """Δ in float64, (d_value, d_key)."""
         return self.full.to(torch.float64)
-
-    def to(self, dtype: torch.dtype) -> Dense:
-        return Dense(self.full.to("cpu", dtype).contiguous())
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"full": self.full}
-
-    def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.full).all())
 
 
 @dataclass(frozen=True)
-class Masked:
-    """Δ is a low-rank product at some entries and zero at all others: smaller than these entries at low rank."""
+class Masked(Shift):
+    """Δ is the product up @ down at some entries and zero at all others: smaller than these entries at low rank."""
 
-    product: LowRank
+    up: Tensor
+    """(d_value, rank)"""
+    down: Tensor
+    """(rank, d_key)"""
     kept: Tensor
     """(⌈d_value · d_key / 8⌉,), uint8: one bit per entry, row by row."""
 
@@ -81,31 +88,21 @@ class Masked:
         if bool(mask.all()):
             return shift
         kept = torch.from_numpy(np.packbits(mask.cpu().numpy()))
-        matrix = shift.matrix()
         if isinstance(shift, LowRank) and shift.up.numel() + shift.down.numel() < int(mask.sum()):
-            return cls(shift, kept)
+            return cls(shift.up, shift.down, kept)
+        matrix = shift.matrix()
         return Sparse(matrix[mask.cpu()], kept, torch.tensor(matrix.shape))
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.product.shape
+        return self.up.shape[0], self.down.shape[1]
 
     def matrix(self) -> Tensor:
-        """Δ in float64, (d_value, d_key)."""
-        return torch.where(_mask(self.kept, self.shape), self.product.matrix(), 0.0)
-
-    def to(self, dtype: torch.dtype) -> Masked:
-        return Masked(self.product.to(dtype), self.kept)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {**self.product.tensors(), "kept": self.kept}
-
-    def is_finite(self) -> bool:
-        return self.product.is_finite()
+        return torch.where(_mask(self.kept, self.shape), LowRank(self.up, self.down).matrix(), 0.0)
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Sparse(Shift):
     """Δ by its entries that are not zero."""
 
     values: Tensor
@@ -120,45 +117,26 @@ class Sparse:
         return int(self.size[0]), int(self.size[1])
 
     def matrix(self) -> Tensor:
-        """Δ in float64, (d_value, d_key)."""
         matrix = torch.zeros(self.shape, dtype=torch.float64)
         matrix[_mask(self.kept, self.shape)] = self.values.to(torch.float64)
         return matrix
 
-    def to(self, dtype: torch.dtype) -> Sparse:
-        return Sparse(self.values.to("cpu", dtype), self.kept, self.size)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"values": self.values, "kept": self.kept, "size": self.size}
-
-    def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.values).all())
-
-
-Shift = LowRank | Dense | Masked | Sparse
-_PARTS: dict[frozenset[str], Callable[..., Shift]] = {
-    frozenset({"up", "down"}): LowRank,
-    frozenset({"full"}): Dense,
-    frozenset({"up", "down", "kept"}): lambda up, down, kept: Masked(LowRank(up, down), kept),
-    frozenset({"values", "kept", "size"}): Sparse,
-}
+_FORMS = {frozenset(field.name for field in fields(form)): form for form in (LowRank, Dense, Masked, Sparse)}
 
 
 def shift_from_tensors(tensors: Mapping[str, Tensor]) -> Shift:
-    """The inverse of `tensors()`.
-
-    Raises:
-        ValueError: no shift has these parts.
-    """
-    made = _PARTS.get(frozenset(tensors))
-    if made is None:
-        known = " or ".join(" and ".join(sorted(parts)) for parts in _PARTS)
+    """The inverse of `tensors()`; ValueError if no form has these parts."""
+    form = _FORMS.get(frozenset(tensors))
+    if form is None:
+        known = " or ".join(" and ".join(sorted(parts)) for parts in _FORMS)
         raise ValueError(f"a shift is stored as {known}; found {sorted(tensors)}")
-    return made(**tensors)
+    made: Shift = form(**tensors)
+    return made
 
 
 def tensors_by_name(batches: Iterable[Mapping[int, Shift]]) -> dict[str, Tensor]:
-    """Name the parts of every batch's shifts, which are given by layer, as a file does."""
+    """Name the parts of all shifts, given by batch and layer, as a file does."""
     return {
         f"{index}.{layer}.{part}": tensor.detach().to("cpu").contiguous()
         for index, shifts in enumerate(batches)
@@ -216,6 +194,10 @@ def decomposed(shift: Shift) -> tuple[Tensor, Tensor, Tensor]:
         return up @ left, singular, right @ down.T
     left, singular, right = torch.linalg.svd(shift.matrix(), full_matrices=False)
     return left, singular, right
+
+
+def _converted(part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to("cpu", dtype).contiguous() if part.is_floating_point() else part
 
 
 def _mask(kept: Tensor, shape: tuple[int, int]) -> Tensor:
