@@ -13,14 +13,14 @@ from tests.cli.conftest import FACTS
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
 from factpatch.lab.runs.results import read_results
-from factpatch.strategies.least_squares import Memory
+from factpatch.strategies.least_squares import EarlierKeys
 
 
 def test_weights_that_nothing_can_be_solved_for_are_a_failure_of_the_method(
     begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.update(methods=config["methods"][:2], evaluate={"perplexity": False, "generation": False})
-    solve, asked = Memory.solve, []
+    solve, asked = EarlierKeys.solve, []
 
     def collapsed(*given: Any) -> Any:
         asked.append(given)
@@ -28,7 +28,7 @@ def test_weights_that_nothing_can_be_solved_for_are_a_failure_of_the_method(
             return torch.linalg.cholesky(-torch.eye(2))
         return solve(*given)
 
-    monkeypatch.setattr(Memory, "solve", collapsed)
+    monkeypatch.setattr(EarlierKeys, "solve", collapsed)
     result = begin(config)
     assert result.exit_code == 0, result.output
     assert list(read_results(tmp_path / "out").failed) == ["memit on three, seed 0"]
