@@ -91,9 +91,7 @@ def save_part(source: Path, target: Path, moment: Moment) -> None:
     rows = [replace(row, when=moment.when.value) for row in load_rows(_file(source, "parquet"))]
     texts = texts_at(_file(source, "jsonl"))
     save(
-        target,
-        [row for row in rows if row.batch in of_moment],
-        [text for text in texts if text["batch"] in of_moment],
+        target, [row for row in rows if row.batch in of_moment], [text for text in texts if text["batch"] in of_moment]
     )
 
 
