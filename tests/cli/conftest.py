@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -16,8 +15,6 @@ from tests.models import SENTENCES, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 from factpatch.cli.main import app
-
-Run = Callable[..., Any]
 
 FACTS: list[dict[str, Any]] = [
     {
@@ -52,7 +49,7 @@ def numbers(directory: Path) -> list[tuple[Any, ...]]:
 
 
 def interrupt(patched: pytest.MonkeyPatch, target: str, calls: int = 0) -> None:
-    """Let Ctrl-C come in place of a function, after some calls."""
+    """Raise KeyboardInterrupt instead of calling a function, after some calls."""
     function, left = resolve_name(target), [None] * calls
 
     def interrupted(*given: Any, **options: Any) -> Any:
@@ -104,12 +101,38 @@ def invoke(cache: Path, *arguments: object) -> Any:
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+class Run:
+    """Runs commands with a cache of its own; the result's `output` holds stdout and stderr."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+
+    def __call__(self, *arguments: object) -> Any:
+        return invoke(self.cache, *arguments)
+
+    def ok(self, *arguments: object) -> Any:
+        """Run a command that must succeed."""
+        result = self(*arguments)
+        assert result.exit_code == 0, result.output
+        return result
+
+    def refused(self, message: str, *arguments: object, code: int = 2) -> str:
+        """Run a command that must end with this code and message; returns the output on one line."""
+        result = self(*arguments)
+        assert result.exit_code == code, result.output
+        # Usage errors come in a box, whose frame may stand between words.
+        output = " ".join(result.output.replace("│", " ").split())
+        assert message in output
+        assert "Traceback" not in output
+        return output
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command in a cache that is empty at first, and which is also that of what the test does by itself."""
+    """Commands in a cache that is empty at first, and that the test itself uses too."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("FACTPATCH_CACHE", str(cache))
-    return partial(invoke, cache)
+    return Run(cache)
 
 
 @pytest.fixture
@@ -126,8 +149,7 @@ def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
     """Two batches, of two facts and one."""
     path = tmp_path / "p.safetensors"
     # A light edit: what is derived for so small a model writes far more.
-    result = run(*edit_arguments, "--set", "solver.weight=1500", "--out", path, "--no-verify")
-    assert result.exit_code == 0, result.output
+    run.ok(*edit_arguments, "--set", "solver.weight=1500", "--out", path, "--no-verify")
     return path
 
 

@@ -44,8 +44,7 @@ def test_capability_shows_before_and_after_and_writes_every_answer(
     pytest.importorskip("sklearn", reason="needs factpatch[evaluate]")
     out = tmp_path / "capability.json"
     options = ("--data", data, "--tasks", "sst2, cola", "--limit", 4, "--shots", 1, "--out", out)
-    result = run("capability", model_directory, "--patch", patch, *options)
-    assert result.exit_code == 0, result.output
+    result = run.ok("capability", model_directory, "--patch", patch, *options)
     assert "->" in result.output
     assert "likelihood" in result.output
     record = json.loads(out.read_text())
@@ -55,8 +54,7 @@ def test_capability_shows_before_and_after_and_writes_every_answer(
     nlls = [record[when]["tasks"][0]["rows"][0]["nll"] for when in ("before", "after")]
     assert nlls[0] != nlls[1]
 
-    alone = run("capability", model_directory, "--data", data, "--tasks", "cola", "--no-generate")
-    assert alone.exit_code == 0, alone.output
+    alone = run.ok("capability", model_directory, "--data", data, "--tasks", "cola", "--no-generate")
     assert "->" not in alone.output
     assert "generated" not in alone.output
 
@@ -69,9 +67,7 @@ def test_capability_refuses_what_it_cannot_use(run: Run, model_directory: Path, 
         (("--data", data), "glue_mrpc.json: no such file"),
         (("--data", data, "--tasks", "sst2", "--shots", 11), "--shots 11: give at most 10"),
     ):
-        result = run("capability", model_directory, *options)
-        assert result.exit_code == 2, result.output
-        assert message in result.output
+        run.refused(message, "capability", model_directory, *options)
 
 
 def test_capability_refuses_a_file_of_too_few_items_before_the_model_is_loaded(
@@ -88,9 +84,9 @@ def test_capability_refuses_a_file_of_too_few_items_before_the_model_is_loaded(
 
 def test_capability_refuses_a_task_of_the_harness_that_is_not_there(run: Run, model_directory: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs factpatch[harness]")
-    result = run("capability", model_directory, "--harness", "absent.yaml")
-    assert result.exit_code == 2, result.output
-    assert "--harness: tasks: absent.yaml: no such file" in result.output
+    run.refused(
+        "--harness: tasks: absent.yaml: no such file", "capability", model_directory, "--harness", "absent.yaml"
+    )
 
 
 @pytest.mark.parametrize("at", ["subject", "prompt"])
@@ -98,15 +94,13 @@ def test_drift_measures_the_shift_at_the_patchs_last_layer(
     run: Run, model_directory: Path, patch: Path, prompts: Path, tmp_path: Path, at: str
 ) -> None:
     out = tmp_path / "drift.json"
-    result = run("drift", model_directory, "--patch", patch, "--prompts", prompts, "--at", at, "--out", out)
-    assert result.exit_code == 0, result.output
+    run.ok("drift", model_directory, "--patch", patch, "--prompts", prompts, "--at", at, "--out", out)
     record = json.loads(out.read_text())
     assert (record["layer"], record["at"], record["prompts"]) == (2, at, 20)
     assert record["relative_shift"] > 0
     assert 0 < record["cka"] <= 1 + 1e-9
     assert "map" not in record
-    below = run("drift", model_directory, "--patch", patch, "--prompts", prompts, "--layer", 0, "--out", out)
-    assert below.exit_code == 0, below.output
+    run.ok("drift", model_directory, "--patch", patch, "--prompts", prompts, "--layer", 0, "--out", out)
     assert json.loads(out.read_text())["relative_shift"] == 0
 
 
@@ -115,12 +109,10 @@ def test_drift_draws_a_map(run: Run, model_directory: Path, patch: Path, prompts
     pytest.importorskip("matplotlib", reason="needs factpatch[plots]")
     out, plot = tmp_path / "drift.json", tmp_path / "map.png"
     options = ("--patch", patch, "--prompts", prompts, "--out", out, "--plot", plot)
-    result = run("drift", model_directory, *options)
-    assert result.exit_code == 0, result.output
+    run.ok("drift", model_directory, *options)
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert [len(json.loads(out.read_text())["map"][when]) for when in ("before", "after")] == [20, 20]
-    result = run("drift", model_directory, *options, "--limit", 3)
-    assert result.exit_code == 0, result.output
+    run.ok("drift", model_directory, *options, "--limit", 3)
     assert [len(json.loads(out.read_text())["map"][when]) for when in ("before", "after")] == [3, 3]
 
 
@@ -133,9 +125,7 @@ def test_drift_refuses_what_it_cannot_use(
         ((prompts, "--plot", tmp_path / "map.doc"), "unknown extension '.doc'"),
         ((prompts, "--layer", 9), "--layer: layer=[9]: layer 9 does not exist"),
     ):
-        result = run(*given, *options)
-        assert result.exit_code == 2, result.output
-        assert message in result.output
+        run.refused(message, *given, *options)
 
 
 def test_every_task_is_named_in_the_help(run: Run) -> None:

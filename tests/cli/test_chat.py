@@ -30,8 +30,7 @@ def test_an_edit_in_a_chat_is_recorded_and_verified_in_a_chat(
     run: Run, edit_chat: list[object], chat_model_directory: Path, facts_file: Path, tmp_path: Path
 ) -> None:
     out, report, again = tmp_path / "p.safetensors", tmp_path / "r.json", tmp_path / "v.json"
-    result = run(*edit_chat, "--chat", "--out", out, "--report", report)
-    assert result.exit_code == 0, result.output
+    result = run.ok(*edit_chat, "--chat", "--out", out, "--report", report)
     assert "im_start" not in result.output
     assert Patch.load(out).chat
     assert json.loads(report.read_text())["settings"]["chat"] is True
@@ -42,15 +41,14 @@ def test_an_edit_in_a_chat_is_recorded_and_verified_in_a_chat(
     assert readings(report, "before") == pytest.approx(asked)
 
     ask = ("verify", chat_model_directory, "--facts", facts_file, "--report", again)
-    result = run(*ask, "--patch", out)
-    assert result.exit_code == 0, result.output
+    result = run.ok(*ask, "--patch", out)
     assert json.loads(again.read_text())["chat"] is True
     for side in ("before", "after"):
         assert readings(again, side) == pytest.approx(readings(report, side), rel=1e-4)
 
-    assert run(*ask, "--chat").exit_code == 0
+    run.ok(*ask, "--chat")
     assert readings(again, "after") == pytest.approx(asked)
-    assert run(*ask).exit_code == 0
+    run.ok(*ask)
     assert json.loads(again.read_text())["chat"] is False
     assert readings(again, "after") != pytest.approx(asked, rel=1e-3)
     shown = run("show", out).output
@@ -61,12 +59,11 @@ def test_a_plain_patch_can_be_asked_in_a_chat(
     run: Run, edit_chat: list[object], chat_model_directory: Path, facts_file: Path, tmp_path: Path
 ) -> None:
     out, report = tmp_path / "p.safetensors", tmp_path / "v.json"
-    assert run(*edit_chat, "--out", out, "--no-verify").exit_code == 0
+    run.ok(*edit_chat, "--out", out, "--no-verify")
     assert not Patch.load(out).chat
     ask = ("verify", chat_model_directory, "--facts", facts_file, "--report", report, "--patch", out)
     for extra in ((), ("--chat",)):
-        result = run(*ask, *extra)
-        assert result.exit_code == 0, result.output
+        run.ok(*ask, *extra)
         assert json.loads(report.read_text())["chat"] is bool(extra)
 
 
@@ -76,10 +73,8 @@ def test_a_model_without_a_chat_template_is_refused(
 ) -> None:
     arguments = edit_arguments if command == "edit" else ["verify", model_directory, "--facts", facts_file]
     extra = ["--out", tmp_path / "p"] if command == "edit" else []
-    result = run(*arguments, *extra, "--chat")
-    assert result.exit_code == 2
-    assert "--chat: chat=True: the tokenizer" in result.output
-    assert "has no chat template" in result.output
+    output = run.refused("--chat: chat=True: the tokenizer", *arguments, *extra, "--chat")
+    assert "has no chat template" in output
     assert not (tmp_path / "p").exists()
 
 
@@ -90,8 +85,7 @@ def test_composing_edits_of_a_chat_with_others_is_noted(
     plain, chat, both = (tmp_path / f"{name}.safetensors" for name in "pcb")
     for fact, out, options in ((facts[0], plain, []), (facts[1], chat, ["--chat"])):
         facts_file.write_text(json.dumps([fact]))
-        assert run(*edit_chat, *options, "--out", out, "--no-verify").exit_code == 0
-    result = run("compose", plain, chat, "--out", both)
-    assert result.exit_code == 0, result.output
-    assert f"{chat}: edited in a chat, the rest was not" in result.output
+        run.ok(*edit_chat, *options, "--out", out, "--no-verify")
+    result = run.ok("compose", plain, chat, "--out", both)
+    assert f"{chat}: edited in a chat, unlike the rest" in result.output
     assert "edited in a chat" not in run("compose", chat, "--out", both).output

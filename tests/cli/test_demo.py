@@ -1,4 +1,4 @@
-"""`factpatch demo`, on a tiny model in place of the embedded one."""
+"""`factpatch demo`, on a tiny model instead of the embedded one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ def tiny_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"memit-blue": {"target.steps": 3}}
     preset = Preset("tiny", Match("llama", 4, 32), [1, 2], "made up", shipped_corpus=True, methods=steps)
     monkeypatch.setattr(checks, "load_model", lambda model, device, dtype: tiny("llama"))
-    monkeypatch.setattr("factpatch.editor.preset_for", lambda lm: preset)
+    monkeypatch.setattr("factpatch.recipe.preset_for", lambda lm, given: preset)
 
 
 def test_the_demo_edits_and_undoes_to_the_last_bit(run: Run, tmp_path: Path) -> None:
     report = tmp_path / "r.json"
-    result = run("demo", "--facts", 2, "--report", report)
-    assert result.exit_code == 0, result.output
+    result = run.ok("demo", "--facts", 2, "--report", report)
     for expected in ("Editing 2 facts with memit-blue", "it says now", "of 4 paraphrases agree", "bit-identical"):
         assert expected in result.output
     found = json.loads(report.read_text())
@@ -35,9 +34,7 @@ def test_the_demo_edits_and_undoes_to_the_last_bit(run: Run, tmp_path: Path) -> 
 
 def test_an_undo_that_leaves_something_behind_fails_the_demo(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Editor, "undo", lambda self: None)
-    result = run("demo", "--facts", 1)
-    assert result.exit_code == 1
-    assert "bit for bit" in result.output
+    run.refused("bit for bit", "demo", "--facts", 1, code=1)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +46,4 @@ def test_an_undo_that_leaves_something_behind_fails_the_demo(run: Run, monkeypat
     ],
 )
 def test_a_bad_option_is_named(run: Run, extra: list[str], message: str) -> None:
-    result = run("demo", *extra)
-    assert result.exit_code == 2
-    assert message in result.output
+    run.refused(message, "demo", *extra)

@@ -29,8 +29,7 @@ def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(
     run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path
 ) -> None:
     out, report, saved = tmp_path / "p.safetensors", tmp_path / "r.json", tmp_path / "edited"
-    result = run(*edit_arguments, "--out", out, "--report", report, "--save-model", saved, "--seed", 3)
-    assert result.exit_code == 0, result.output
+    run.ok(*edit_arguments, "--out", out, "--report", report, "--save-model", saved, "--seed", 3)
 
     patch = Patch.load(out)
     assert [[fact.id for fact in batch.facts] for batch in patch.batches] == [["darrieux", "tower"], ["darrieux-again"]]
@@ -63,8 +62,7 @@ def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(
 
 def test_an_update_in_a_later_batch_is_what_counts(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
     report = tmp_path / "r.json"
-    result = run(*edit_arguments, "--out", tmp_path / "p.safetensors", "--report", report)
-    assert result.exit_code == 0, result.output
+    result = run.ok(*edit_arguments, "--out", tmp_path / "p.safetensors", "--report", report)
     found = json.loads(report.read_text())
     assert [row["id"] for row in found["facts"]["rows"]] == ["tower", "darrieux-again"]
     assert found["facts"]["number"] == 3
@@ -78,8 +76,7 @@ def test_the_screen_shows_facts_metrics_unlearned_facts_and_the_patch(
 ) -> None:
     out, report = tmp_path / "p.safetensors", tmp_path / "r.json"
     # A single evaluation makes no update, so that nothing is learned.
-    result = run(*edit_arguments, "--out", out, "--report", report, "--set", "target.steps=1")
-    assert result.exit_code == 0, result.output
+    result = run.ok(*edit_arguments, "--out", out, "--report", report, "--set", "target.steps=1")
     unlearned = json.loads(report.read_text())["unlearned"]
     for fact in unlearned:
         assert f"{fact['id']}: {fact['prompt']}" in result.output
@@ -94,9 +91,8 @@ def test_the_screen_lists_facts_that_probably_ask_the_same(
     alike = {**FACTS[0], "id": "alike", "prompt": "The native tongue of {} is", "target_new": "English"}
     facts_file.write_text(json.dumps([*FACTS, alike]))
     report = tmp_path / "r.json"
-    result = run(*edit_arguments, "--out", tmp_path / "p", "--report", report, "--no-verify")
-    assert result.exit_code == 0, result.output
-    assert "Probably the same question in other words: 1 pairs" in result.output
+    result = run.ok(*edit_arguments, "--out", tmp_path / "p", "--report", report, "--no-verify")
+    assert "Probably the same question in other words: 1 pair" in result.output
     pair = "The mother tongue of Danielle Darrieux is Italian / The native tongue of Danielle Darrieux is English"
     assert pair in result.output
     assert [[fact["id"] for fact in pair] for pair in json.loads(report.read_text())["similar"]] == [
@@ -106,9 +102,8 @@ def test_the_screen_lists_facts_that_probably_ask_the_same(
 
 def test_without_verification_the_patch_is_the_same(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
     first, second, report = tmp_path / "1.safetensors", tmp_path / "2.safetensors", tmp_path / "r.json"
-    assert run(*edit_arguments, "--out", first).exit_code == 0
-    result = run(*edit_arguments, "--out", second, "--no-verify", "--report", report)
-    assert result.exit_code == 0, result.output
+    run.ok(*edit_arguments, "--out", first)
+    run.ok(*edit_arguments, "--out", second, "--no-verify", "--report", report)
     assert first.read_bytes() == second.read_bytes()
     found = json.loads(report.read_text())
     assert found["efficacy"] == {"before": None, "after": None}
@@ -118,7 +113,7 @@ def test_without_verification_the_patch_is_the_same(run: Run, edit_arguments: li
 
 def test_forgetting_earlier_keys_is_in_the_settings(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
     out = tmp_path / "p.safetensors"
-    assert run(*edit_arguments, "--out", out, "--no-verify", "--no-remember-keys").exit_code == 0
+    run.ok(*edit_arguments, "--out", out, "--no-verify", "--no-remember-keys")
     assert Patch.load(out).settings["remember_keys"] is False
 
 
@@ -127,7 +122,7 @@ def test_the_precision_is_in_the_patch_and_in_the_report(
     run: Run, edit_arguments: list[object], tmp_path: Path, options: list[str], expected: str
 ) -> None:
     out, report = tmp_path / "p.safetensors", tmp_path / "r.json"
-    assert run(*edit_arguments, "--out", out, "--report", report, "--no-verify", *options).exit_code == 0
+    run.ok(*edit_arguments, "--out", out, "--report", report, "--no-verify", *options)
     assert Patch.load(out).settings["precision"] == expected
     assert json.loads(report.read_text())["settings"]["precision"] == expected
     assert f"precision    {expected}" in run("show", out).output
@@ -169,8 +164,7 @@ def test_a_bad_option_is_named_and_nothing_is_written(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run(*edit_arguments, "--out", "p.safetensors", *extra)
-    _refused(result, message, code=2)
+    run.refused(message, *edit_arguments, "--out", "p.safetensors", *extra)
     assert {path.name for path in tmp_path.iterdir()} <= {"facts.json"}
 
 
@@ -180,8 +174,8 @@ def test_an_output_in_the_directory_of_the_new_model_is_refused_before_the_edit(
 ) -> None:
     (tmp_path / "new").mkdir()
     other = ["--out", tmp_path / "p.safetensors"] if option == "--report" else []
-    result = run(*edit_arguments, *other, "--save-model", tmp_path / "new", option, tmp_path / "new" / "x")
-    _refused(result, "lies in the model's directory", code=2)
+    given = [*edit_arguments, *other, "--save-model", tmp_path / "new", option, tmp_path / "new" / "x"]
+    run.refused("lies in the model's directory", *given)
     assert not list((tmp_path / "new").iterdir())
 
 
@@ -192,7 +186,7 @@ def test_an_output_never_lands_in_the_model_or_on_an_input(
     other = ["--out", tmp_path / "p.safetensors"] if option == "--report" else []
     for place in (model_directory / "model.safetensors", model_directory / "new.json", corpus):
         before = place.read_bytes() if place.exists() else None
-        _refused(run(*edit_arguments, *other, option, place), option, code=2)
+        run.refused(option, *edit_arguments, *other, option, place)
         assert (place.read_bytes() if place.exists() else None) == before
 
 
@@ -213,15 +207,14 @@ def test_bad_facts_are_named_and_nothing_is_written(
     run: Run, edit_arguments: list[object], facts_file: Path, tmp_path: Path, content: str, message: str
 ) -> None:
     facts_file.write_text(content)
-    result = run(*edit_arguments, "--out", tmp_path / "p.safetensors")
-    _refused(result, message, code=2)
-    assert f"--facts: {facts_file}" in result.output
+    output = run.refused(message, *edit_arguments, "--out", tmp_path / "p.safetensors")
+    assert f"--facts: {facts_file}" in output
     assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
 
 
 def test_a_missing_facts_file_is_named(run: Run, edit_arguments: list[object], facts_file: Path) -> None:
     facts_file.unlink()
-    _refused(run(*edit_arguments, "--out", facts_file.with_name("p")), f"--facts: {facts_file}: no such file", code=2)
+    run.refused(f"--facts: {facts_file}: no such file", *edit_arguments, "--out", facts_file.with_name("p"))
 
 
 def test_a_model_that_is_not_there_is_named(
@@ -231,7 +224,7 @@ def test_a_model_that_is_not_there_is_named(
     empty = tmp_path / "empty"
     empty.mkdir()
     edit_arguments[1] = empty
-    _refused(run(*edit_arguments, "--out", tmp_path / "p"), f"model='{empty}' cannot be loaded", code=1)
+    run.refused(f"model='{empty}' cannot be loaded", *edit_arguments, "--out", tmp_path / "p", code=1)
 
 
 @pytest.mark.parametrize("kind", ["gptq", "bitsandbytes", "awq"])
@@ -244,9 +237,8 @@ def test_a_quantized_model_is_refused_with_advice(
     config["quantization_config"] = {"quant_method": kind, "bits": 4, "load_in_4bit": True}
     (quantized / "config.json").write_text(json.dumps(config))
     edit_arguments[1] = quantized
-    result = run(*edit_arguments, "--out", tmp_path / "p")
-    _refused(result, f"model='{quantized}' cannot be loaded", code=1)
-    assert "Edit the model that it was made from" in result.output
+    output = run.refused(f"model='{quantized}' cannot be loaded", *edit_arguments, "--out", tmp_path / "p", code=1)
+    assert "Edit the model that it was made from" in output
 
 
 def test_a_model_without_weights_is_refused(
@@ -255,7 +247,7 @@ def test_a_model_without_weights_is_refused(
     bare = tmp_path / "bare"
     shutil.copytree(model_directory, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     edit_arguments[1] = bare
-    _refused(run(*edit_arguments, "--out", tmp_path / "p"), f"model='{bare}' cannot be loaded", code=1)
+    run.refused(f"model='{bare}' cannot be loaded", *edit_arguments, "--out", tmp_path / "p", code=1)
 
 
 def test_a_model_without_a_preset_takes_layers_and_settings_over_with_a_warning(
@@ -263,8 +255,7 @@ def test_a_model_without_a_preset_takes_layers_and_settings_over_with_a_warning(
 ) -> None:
     at = edit_arguments.index("--layers")
     del edit_arguments[at : at + 2]
-    result = run(*edit_arguments, "--out", tmp_path / "p", "--no-verify")
-    assert result.exit_code == 0, result.output
+    result = run.ok(*edit_arguments, "--out", tmp_path / "p", "--no-verify")
     warning = next(line for line in result.stderr.splitlines() if line.startswith("warning: there is no preset"))
     assert "assumed from that of SmolLM2-135M" in warning
     assert "critical_layers=[0, 1, 2, 3]" in warning
@@ -275,8 +266,7 @@ def test_a_model_without_a_preset_takes_layers_and_settings_over_with_a_warning(
 
 
 def test_a_variant_of_the_preset_is_taken_and_recorded(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
-    result = run(*edit_arguments, "--variant", "equal-settings", "--out", tmp_path / "p", "--no-verify")
-    assert result.exit_code == 0, result.output
+    run.ok(*edit_arguments, "--variant", "equal-settings", "--out", tmp_path / "p", "--no-verify")
     settings = Patch.load(tmp_path / "p").settings
     assert settings["solver"]["weight"] == 500
     assert settings["preset"] == {"model": "SmolLM2-135M", "variant": "equal-settings", "assumed": True}
@@ -285,16 +275,16 @@ def test_a_variant_of_the_preset_is_taken_and_recorded(run: Run, edit_arguments:
 def test_an_unknown_variant_is_refused_with_a_suggestion(
     run: Run, edit_arguments: list[object], tmp_path: Path
 ) -> None:
-    result = run(*edit_arguments, "--variant", "equal-setings", "--out", tmp_path / "p")
-    _refused(result, "--variant: variant='equal-setings': SmolLM2-135M has no such variant. Did you mean", code=2)
+    given = [*edit_arguments, "--variant", "equal-setings", "--out", tmp_path / "p"]
+    run.refused("--variant: variant='equal-setings': SmolLM2-135M has no such variant. Did you mean", *given)
 
 
 def test_a_directory_in_use_is_not_written_to(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
     used = tmp_path / "used"
     used.mkdir()
     (used / "keep").write_text("mine")
-    result = run(*edit_arguments, "--out", tmp_path / "p", "--save-model", used)
-    _refused(result, f"--save-model {used}: the directory is not empty", code=2)
+    given = [*edit_arguments, "--out", tmp_path / "p", "--save-model", used]
+    run.refused(f"--save-model {used}: the directory is not empty", *given)
     assert [path.name for path in used.iterdir()] == ["keep"]
 
 
@@ -305,12 +295,10 @@ def test_a_disk_that_is_full_leaves_no_patch(
         raise OSError(28, "No space left on device")
 
     # The first edit fills the cache, which is on that disk too.
-    assert run(*edit_arguments, "--out", tmp_path / "first", "--no-verify").exit_code == 0
+    run.ok(*edit_arguments, "--out", tmp_path / "first", "--no-verify")
     monkeypatch.setattr("factpatch.support.files.os.replace", full)
     out = tmp_path / "p.safetensors"
-    result = run(*edit_arguments, "--out", out, "--no-verify")
-    _refused(result, "the disk is full", code=1)
-    assert str(out) in result.output
+    assert str(out) in run.refused("the disk is full", *edit_arguments, "--out", out, "--no-verify", code=1)
     assert not out.exists()
 
 
@@ -322,8 +310,8 @@ def test_a_failure_in_the_edit_writes_nothing(
 
     monkeypatch.setattr("factpatch.editor.optimize_values", fail)
     out, report, saved = tmp_path / "p", tmp_path / "r.json", tmp_path / "model"
-    result = run(*edit_arguments, "--out", out, "--report", report, "--save-model", saved)
-    _refused(result, "error: the loss is not finite", code=1)
+    given = [*edit_arguments, "--out", out, "--report", report, "--save-model", saved]
+    run.refused("error: the loss is not finite", *given, code=1)
     assert not any(path.exists() for path in (out, report, saved))
 
 
@@ -342,10 +330,3 @@ def test_an_interruption_ends_with_130(
 def test_debug_lets_the_traceback_through(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
     result = run("--debug", *edit_arguments, "--out", tmp_path / "p", "--method", "none")
     assert isinstance(result.exception, ValueError)
-
-
-def _refused(result: Any, message: str, code: int) -> None:
-    assert result.exit_code == code, result.output
-    # Usage errors come in a box, whose frame may stand between words.
-    assert message in " ".join(result.output.replace("│", " ").split())
-    assert "Traceback" not in result.output

@@ -46,7 +46,7 @@ def test_an_interrupted_trace_says_how_to_continue(
         interrupt(patched, "factpatch.lab.tracing.directory.TraceDirectory.add", calls=1)
         result = run("locate", model_directory, "--facts", said, "--samples", 2, "--out", out)
     assert result.exit_code == 130
-    assert "the same command goes on" in " ".join(result.output.split())
+    assert "the same command continues" in " ".join(result.output.split())
     assert len((out / "facts.jsonl").read_text().splitlines()) == 1
     again = run("locate", model_directory, "--facts", said, "--samples", 2, "--out", out)
     assert again.exit_code == 0, again.output

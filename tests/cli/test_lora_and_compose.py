@@ -18,8 +18,7 @@ from factpatch.patch.patch import Patch, total_shifts
 def rect(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
     """A patch without a low rank."""
     path = tmp_path / "rect.safetensors"
-    result = run(*edit_arguments, "--out", path, "--no-verify", "--method", "rect")
-    assert result.exit_code == 0, result.output
+    run.ok(*edit_arguments, "--out", path, "--no-verify", "--method", "rect")
     return path
 
 
@@ -28,8 +27,7 @@ def rect(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
 
 def test_lora_writes_what_peft_loads(run: Run, patch: Path, model_directory: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    result = run("lora", patch, "--out", tmp_path / "lora")
-    assert result.exit_code == 0, result.output
+    result = run.ok("lora", patch, "--out", tmp_path / "lora")
     one, two = (
         torch.linalg.svdvals(shift.up @ shift.down) for shift in total_shifts(Patch.load(patch).batches).values()
     )
@@ -57,12 +55,9 @@ def test_lora_writes_what_peft_loads(run: Run, patch: Path, model_directory: Pat
 
 def test_lora_without_a_low_rank_asks_for_one_and_tells_the_error(run: Run, rect: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    result = run("lora", rect, "--out", tmp_path / "lora")
-    assert result.exit_code == 2
-    assert "--rank: rank=None: the patch is not of low rank" in result.output
+    run.refused("--rank: rank=None: the patch is not of low rank", "lora", rect, "--out", tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
-    result = run("lora", rect, "--out", tmp_path / "lora", "--rank", 4)
-    assert result.exit_code == 0, result.output
+    result = run.ok("lora", rect, "--out", tmp_path / "lora", "--rank", 4)
     assert "layer 1: rank 4 of 32, relative error" in result.stderr
     assert "Layer 2: rank 4" in result.stdout
     assert len(load_file(tmp_path / "lora" / "adapter_model.safetensors")) == 4
@@ -75,9 +70,7 @@ def test_lora_names_a_bad_argument(run: Run, patch: Path, tmp_path: Path) -> Non
         "--rank": [patch, "--out", tmp_path / "lora", "--rank", 0],
     }
     for message, arguments in cases.items():
-        result = run("lora", *arguments)
-        assert result.exit_code == 2
-        assert message in result.output
+        run.refused(message, "lora", *arguments)
     assert not (tmp_path / "lora").exists()
 
 
@@ -88,8 +81,7 @@ def test_composed_a_patch_does_the_same_and_is_undone_with_its_base(
     run: Run, patch: Path, model_directory: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "sum.safetensors"
-    result = run("compose", patch, "--out", out)
-    assert result.exit_code == 0, result.output
+    result = run.ok("compose", patch, "--out", out)
     for expected in ("Layer 1: rank 3", "1 patch, 2 facts in layers 1, 2", "only with --base"):
         assert expected in result.output
     both, composed = (AutoModelForCausalLM.from_pretrained(model_directory) for _ in range(2))
@@ -97,10 +89,8 @@ def test_composed_a_patch_does_the_same_and_is_undone_with_its_base(
     Patch.load(out).apply(composed)
     for name, tensor in both.state_dict().items():
         torch.testing.assert_close(composed.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
-    assert run("apply", model_directory, out, "--out", tmp_path / "edited").exit_code == 0
-    result = run("undo", tmp_path / "edited", out, "--out", tmp_path / "restored")
-    assert result.exit_code == 1
-    assert "give base" in result.output
+    run.ok("apply", model_directory, out, "--out", tmp_path / "edited")
+    run.refused("give base", "undo", tmp_path / "edited", out, "--out", tmp_path / "restored", code=1)
     result = run("undo", tmp_path / "edited", out, "--out", tmp_path / "restored", "--base", model_directory)
     assert "bit-identical" in result.output
 
@@ -111,14 +101,11 @@ def test_independent_patches_compose_unless_they_edit_the_same_fact(
     facts = json.loads(facts_file.read_text())
     facts_file.write_text(json.dumps([{**fact, "subject": fact["subject"] + " II"} for fact in facts[:2]]))
     other, out = tmp_path / "other.safetensors", tmp_path / "sum.safetensors"
-    assert run(*edit_arguments, "--out", other, "--no-verify", "--method", "alphaedit").exit_code == 0
-    result = run("compose", patch, other, "--out", out)
-    assert result.exit_code == 0, result.output
+    run.ok(*edit_arguments, "--out", other, "--no-verify", "--method", "alphaedit")
+    result = run.ok("compose", patch, other, "--out", out)
     assert "2 patches, 4 facts in layers 1, 2" in result.output
     assert Patch.load(out).method == "memit-blue + alphaedit"
-    result = run("compose", other, other, "--out", tmp_path / "twice")
-    assert result.exit_code == 2
-    assert "PATCH: patches[1] edits" in result.output
+    run.refused("PATCH: patches[1] edits", "compose", other, other, "--out", tmp_path / "twice")
     assert not (tmp_path / "twice").exists()
 
 
@@ -127,15 +114,13 @@ def test_compose_shrinks_and_says_what_is_lost(
     run: Run, rect: Path, tmp_path: Path, option: tuple[str, object]
 ) -> None:
     out = tmp_path / "small.safetensors"
-    result = run("compose", rect, "--out", out, *option)
-    assert result.exit_code == 0, result.output
+    result = run.ok("compose", rect, "--out", out, *option)
     shrunk = Patch.load(out)
     for layer, kept in shrunk.settings["shrunk"]["layers"].items():
         assert f"Layer {layer}: rank {kept['rank']}, relative error {100 * kept['error']:.2g} %" in result.output
     if option[0] == "--rank":
         assert shrunk.num_bytes < Patch.load(rect).num_bytes
-    shown = run("show", out)
-    assert shown.exit_code == 0, shown.output
+    shown = run.ok("show", out)
     assert "shrunk" in shown.output
 
 
@@ -143,8 +128,7 @@ def test_compose_rebases_only_when_asked_and_warns_of_other_weights(
     run: Run, patch: Path, model_directory: Path, tmp_path: Path
 ) -> None:
     out, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
-    result = run("compose", patch, "--out", out, "--rebase", model_directory)
-    assert result.exit_code == 0, result.output
+    result = run.ok("compose", patch, "--out", out, "--rebase", model_directory)
     assert "are those that were edited" in result.output
     assert Patch.load(out).sealed
     tuned = AutoModelForCausalLM.from_pretrained(model_directory)
@@ -154,12 +138,10 @@ def test_compose_rebases_only_when_asked_and_warns_of_other_weights(
     run("apply", model_directory, patch, "--out", tmp_path / "tuned")  # for the tokenizer
     tuned.save_pretrained(tmp_path / "tuned")
     assert run("apply", tmp_path / "tuned", patch, "--out", tmp_path / "edited").exit_code == 1
-    result = run("compose", patch, "--out", other, "--rebase", tmp_path / "tuned")
-    assert result.exit_code == 0, result.output
+    result = run.ok("compose", patch, "--out", other, "--rebase", tmp_path / "tuned")
     assert "are not those that were edited: verify the facts" in result.output
     assert Patch.load(other).config["_name_or_path"] == str(tmp_path / "tuned")
-    result = run("apply", tmp_path / "tuned", other, "--out", tmp_path / "edited")
-    assert result.exit_code == 0, result.output
+    result = run.ok("apply", tmp_path / "tuned", other, "--out", tmp_path / "edited")
 
 
 def test_compose_names_a_bad_argument(run: Run, patch: Path, tmp_path: Path) -> None:
@@ -170,14 +152,12 @@ def test_compose_names_a_bad_argument(run: Run, patch: Path, tmp_path: Path) -> 
         f"--out {patch}: is one of the patches": [patch, "--out", patch],
         "--rank 2, --energy 0.5: give one of them": [patch, "--out", out, "--rank", 2, "--energy", 0.5],
         "--energy 1.5: must be a share above 0": [patch, "--out", out, "--energy", 1.5],
-        "--dtype float32: is for the model of --rebase": [patch, "--out", out, "--dtype", "float32"],
+        "--dtype float32: applies to the model of --rebase": [patch, "--out", out, "--dtype", "float32"],
         "--dtype": [patch, "--out", out, "--dtype", "half", "--rebase", "no-such-model"],
     }
     whole = patch.read_bytes()
     for message, arguments in cases.items():
-        result = run("compose", *arguments)
-        assert result.exit_code == 2, message
-        assert message in result.output
+        run.refused(message, "compose", *arguments)
     assert not out.exists()
     assert patch.read_bytes() == whole
 
@@ -190,12 +170,12 @@ def test_apply_and_edit_write_a_card_and_undo_writes_none(
 ) -> None:
     patch = tmp_path / "p.safetensors"
     saved = ("--save-model", tmp_path / "saved")
-    assert run(*edit_arguments, "--out", patch, "--no-verify", *saved).exit_code == 0
-    assert run("apply", model_directory, patch, "--out", tmp_path / "applied").exit_code == 0
+    run.ok(*edit_arguments, "--out", patch, "--no-verify", *saved)
+    run.ok("apply", model_directory, patch, "--out", tmp_path / "applied")
     cards = [(tmp_path / name / "README.md").read_text("utf-8") for name in ("saved", "applied")]
     assert cards[0] == cards[1]
     assert "The mother tongue of Danielle Darrieux is | Italian | French |" in cards[0]
     assert str(model_directory) not in cards[0]
     restored = tmp_path / "restored"
-    assert run("undo", tmp_path / "applied", patch, "--out", restored, "--base", model_directory).exit_code == 0
+    run.ok("undo", tmp_path / "applied", patch, "--out", restored, "--base", model_directory)
     assert not (restored / "README.md").exists()

@@ -52,14 +52,13 @@ def unfinished(run: Run, arguments: list[object], directory: Path, monkeypatch: 
         interrupt(patched, "factpatch.editor.optimize_values", calls=2)
         result = run(*arguments)
     assert result.exit_code == 130, result.output
-    assert f"1 of 2 batches are kept; go on with: factpatch edit --resume {directory}" in result.output
+    assert f"1 of 2 batches kept; continue with: factpatch edit --resume {directory}" in result.output
     return directory
 
 
 @pytest.fixture
 def session(run: Run, arguments: list[object], directory: Path) -> Path:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
+    run.ok(*arguments)
     return directory
 
 
@@ -76,11 +75,10 @@ def test_a_session_gives_the_patch_and_the_report_of_a_plain_edit(
     run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path, method: str
 ) -> None:
     plain, out, report = tmp_path / "plain", tmp_path / "out", tmp_path / "r.json"
-    assert run(*edit_arguments, "--method", method, "--out", plain, "--no-verify").exit_code == 0
-    result = run(
+    run.ok(*edit_arguments, "--method", method, "--out", plain, "--no-verify")
+    result = run.ok(
         *edit_arguments, "--method", method, "--session", directory, "--out", out, "--report", report, "--seed", 0
     )
-    assert result.exit_code == 0, result.output
     assert f"Session: {directory} (3 facts; factpatch log {directory} shows them)" in result.output
     assert out.read_bytes() == plain.read_bytes()
     found = json.loads(report.read_text())
@@ -95,14 +93,12 @@ def test_a_finished_session_writes_its_patch_when_asked_and_nothing_else_again(
     run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path, method: str
 ) -> None:
     out, report, again = tmp_path / "out", tmp_path / "r.json", tmp_path / "again"
-    result = run(
+    result = run.ok(
         *edit_arguments, "--method", method, "--session", directory, "--out", out, "--report", report, "--no-verify",
         "--save-model", tmp_path / "edited",
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
     before = {**files(directory), str(report): report.read_bytes()}
-    result = run("edit", "--resume", directory, "--out", again)
-    assert result.exit_code == 0, result.output
+    result = run.ok("edit", "--resume", directory, "--out", again)
     assert again.read_bytes() == out.read_bytes()
     assert "efficacy" in result.output
     assert {**files(directory), str(report): report.read_bytes()} == before
@@ -120,8 +116,7 @@ def test_paths_settings_and_outputs_hold_when_a_session_is_resumed_elsewhere(
         "--precision", "exact",
     ]  # fmt: skip
     monkeypatch.chdir(work)
-    result = run(*arguments, "--session", "whole", "--out", "whole.safetensors")
-    assert result.exit_code == 0, result.output
+    result = run.ok(*arguments, "--session", "whole", "--out", "whole.safetensors")
     with monkeypatch.context() as patched:
         interrupt(patched, "factpatch.editor.optimize_values", calls=1)
         result = run(
@@ -130,8 +125,7 @@ def test_paths_settings_and_outputs_hold_when_a_session_is_resumed_elsewhere(
     assert result.exit_code == 130, result.output
     monkeypatch.chdir(tmp_path)
     facts_file.unlink()
-    result = run("edit", "--resume", "work/s")
-    assert result.exit_code == 0, result.output
+    result = run.ok("edit", "--resume", "work/s")
     assert patches(work / "s") == patches(work / "whole")
     assert (work / "p.safetensors").read_bytes() == (work / "whole.safetensors").read_bytes()
     patch = Patch.load(work / "p.safetensors")
@@ -159,56 +153,50 @@ def test_outputs_that_were_not_written_after_the_last_batch_are_written_on_resum
         interrupt(patched, target, calls=int("verify" in target))
         result = run(*edit_arguments, "--session", directory, "--out", out, "--save-model", saved, "--report", report)
     assert result.exit_code == 130, result.output
-    assert "2 of 2 batches are kept; go on with" in result.output
+    assert "2 of 2 batches kept; continue with" in result.output
     was = out.read_bytes()
     written = saved.exists()
     out.unlink()
-    result = run("edit", "--resume", directory)
-    assert result.exit_code == 0, result.output
-    assert (f"{saved} is there already, so the model is not written again" in result.output) == written
+    result = run.ok("edit", "--resume", directory)
+    assert (f"{saved} exists already, so the model is not written again" in result.output) == written
     assert out.read_bytes() == was
     assert (saved / "config.json").is_file()
     assert json.loads(report.read_text())["facts"]["number"] == 3
-    result = run("edit", "--resume", directory)
-    assert result.exit_code == 0, result.output
+    result = run.ok("edit", "--resume", directory)
     assert "Model:" not in result.output
 
 
-def test_a_session_is_gone_on_with(
-    run: Run, arguments: list[object], session: Path, more: Path, tmp_path: Path
-) -> None:
+def test_a_session_is_extended(run: Run, arguments: list[object], session: Path, more: Path, tmp_path: Path) -> None:
     facts, out = tmp_path / "all.json", tmp_path / "p"
     facts.write_text(json.dumps([*FACTS, *MORE]))
     arguments[arguments.index("--facts") + 1] = more
-    result = run(*arguments, "--out", out)
-    assert result.exit_code == 0, result.output
+    run.ok(*arguments, "--out", out)
     assert [len(batch.facts) for batch in Patch.load(out).batches] == [2, 1, 2]
     assert len(Session(session).finished) == 3
 
 
 def test_log_shows_batches_facts_and_what_is_pending(run: Run, unfinished: Path) -> None:
-    result = run("log", unfinished, "--facts")
-    assert result.exit_code == 0, result.output
+    result = run.ok("log", unfinished, "--facts")
     assert "memit-blue on" in result.output
     assert "patches/0001.safetensors" in result.output
     assert "not asked" in result.output
     assert "The Eiffel Tower is in Rome" in result.output
     assert "Italian" not in result.output
-    assert f"Still to be edited: 1 facts in 1 batches; factpatch edit --resume {unfinished}" in result.output
-    assert run("edit", "--resume", unfinished, "--no-verify").exit_code == 0
+    assert f"Pending: 1 fact in 1 batch; factpatch edit --resume {unfinished}" in result.output
+    run.ok("edit", "--resume", unfinished, "--no-verify")
     output = run("log", unfinished, "--facts").output
-    assert "Still" not in output
+    assert "Pending" not in output
     assert "Danielle Darrieux is Italian" in output
     assert "Eiffel" not in run("log", unfinished).output
 
 
 def test_log_says_what_was_learned_and_undone(run: Run, edit_arguments: list[object], directory: Path) -> None:
-    assert run(*edit_arguments, "--session", directory).exit_code == 0
+    run.ok(*edit_arguments, "--session", directory)
     learned = [batch.learned for batch in Session(directory).finished]
     output = run("log", directory, "--facts").output
     assert f"{sum(learned[0])}/2" in output
     assert output.count("not learned  ") == sum(not held for batch in learned for held in batch)
-    assert run("undo", directory, "--to", 1).exit_code == 0
+    run.ok("undo", directory, "--to", 1)
     output = run("log", directory).output
     assert "Taken back: 1 batch" in output
     assert "0002" not in output
@@ -216,53 +204,40 @@ def test_log_says_what_was_learned_and_undone(run: Run, edit_arguments: list[obj
 
 def test_log_shows_the_batches_of_a_damaged_session_too(run: Run, session: Path) -> None:
     (session / "patches/0002.safetensors").unlink()
-    result = run("log", session)
-    assert result.exit_code == 1
-    assert "patches/0001.safetensors" in result.output
-    assert f"the patch of batch 2 is missing. Put it back, or go back before it: factpatch undo {session} --to 1" in (
-        result.output
-    )
+    output = run.refused("patches/0001.safetensors", "log", session, code=1)
+    advice = f"the patch of batch 2 is missing. Put it back, or go back before it: factpatch undo {session} --to 1"
+    assert advice in output
 
 
-def test_undo_goes_back_to_a_batch_and_other_facts_go_on_from_there(
+def test_undo_takes_batches_back_and_other_facts_follow(
     run: Run, arguments: list[object], session: Path, more: Path, tmp_path: Path
 ) -> None:
-    result = run("undo", session, "--to", 1)
-    assert result.exit_code == 0, result.output
-    assert f"{session} is where it was after batch 1: 1 batch out of force." in result.output
+    result = run.ok("undo", session, "--to", 1)
+    assert f"{session} is back to its state after batch 1: 1 batch taken back." in result.output
     arguments[arguments.index("--facts") + 1] = more
-    assert run(*arguments).exit_code == 0
+    run.ok(*arguments)
     batches = [[fact.subject for fact in batch] for batch in Session(session).batches]
     assert batches == [["Danielle Darrieux", "Eiffel Tower"], ["Messi", "Ada Lovelace"]]
-    result = run("undo", session, "--to", 0)
-    assert result.exit_code == 0, result.output
-    result = run("edit", "--resume", session, "--out", tmp_path / "p")
-    assert result.exit_code == 2
-    assert "nothing is in force and nothing is to be edited" in result.output
+    result = run.ok("undo", session, "--to", 0)
+    run.refused("the session is empty, and no facts are pending", "edit", "--resume", session, "--out", tmp_path / "p")
 
 
 def test_undo_drops_what_is_pending(run: Run, unfinished: Path) -> None:
-    result = run("undo", unfinished, "--to", 1)
-    assert result.exit_code == 0, result.output
-    assert "0 batches out of force, and 1 facts that were still to be edited" in result.output
+    result = run.ok("undo", unfinished, "--to", 1)
+    assert "0 batches taken back, and 1 pending fact dropped" in result.output
     assert Session(unfinished).waiting == []
 
 
 def test_a_session_is_applied_and_verified_as_a_patch(
     run: Run, session: Path, model_directory: Path, facts_file: Path, tmp_path: Path
 ) -> None:
-    result = run("apply", model_directory, session, "--out", tmp_path / "edited")
-    assert result.exit_code == 0, result.output
+    result = run.ok("apply", model_directory, session, "--out", tmp_path / "edited")
     assert "Applied 2 facts" in result.output
-    result = run("verify", model_directory, "--facts", facts_file, "--patch", session)
-    assert result.exit_code == 0, result.output
+    result = run.ok("verify", model_directory, "--facts", facts_file, "--patch", session)
     assert "it says now" in result.output
-    result = run("undo", tmp_path / "edited", session, "--out", tmp_path / "restored", "--base", model_directory)
-    assert result.exit_code == 0, result.output
+    result = run.ok("undo", tmp_path / "edited", session, "--out", tmp_path / "restored", "--base", model_directory)
     assert "bit-identical" in result.output
-    result = run("show", session)
-    assert result.exit_code == 2
-    assert f"see factpatch log {session}" in result.output
+    run.refused(f"use factpatch log {session}", "show", session)
 
 
 def test_a_session_that_another_process_holds_is_left_alone(
@@ -272,9 +247,7 @@ def test_a_session_that_another_process_holds_is_left_alone(
     monkeypatch.setattr("factpatch.cli.checks.load_model", lambda *_: pytest.fail("the model must not be loaded"))
     with Session(unfinished).locked():
         for command in (("edit", "--resume", unfinished), ("undo", unfinished, "--to", 0)):
-            result = run(*command)
-            assert result.exit_code == 1
-            assert "another process is editing this session; wait for it" in result.output
+            run.refused("another process is using this session; wait for it", *command, code=1)
     assert files(unfinished) == before
 
 
@@ -283,37 +256,35 @@ def test_facts_that_cannot_be_edited_are_not_planned(
 ) -> None:
     more.write_text(json.dumps([MORE[0], {**MORE[1], "prompt": "word " * 300 + "{} is"}]))
     arguments[arguments.index("--facts") + 1] = more
-    result = run(*arguments)
-    assert result.exit_code == 1
-    assert "error:" in result.output
+    run.refused("error:", *arguments, code=1)
     assert not directory.exists()
 
 
-def test_a_full_disk_ends_a_session_with_advice_and_it_goes_on_later(
+def test_a_full_disk_ends_a_session_with_advice_and_it_continues_later(
     run: Run, arguments: list[object], directory: Path, tmp_path: Path
 ) -> None:
     plain = tmp_path / "plain"
     whole = [*arguments]
     whole[whole.index("--session") + 1] = plain
-    assert run(*whole).exit_code == 0
+    run.ok(*whole)
     with largest_file(3000):  # enough for all but a patch
         result = run(*arguments)
     assert result.exit_code == 1
-    assert "0 of 2 batches are kept" in result.output
+    assert "0 of 2 batches kept" in result.output
     assert "0001.safetensors: could not be written: the file is larger than this process may write" in result.output
-    assert run("edit", "--resume", directory).exit_code == 0
+    run.ok("edit", "--resume", directory)
     assert patches(directory) == patches(plain)
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "model": (["edit", "{model}", "--resume", "{done}"], "MODEL: the session says that already"),
-    "method": (["edit", "--resume", "{done}", "--method", "memit-blue"], "--method: the session says that already"),
-    "set": (["edit", "--resume", "{done}", "--set", "target.steps=5"], "--set: the session says that already"),
-    "seed": (["edit", "--resume", "{done}", "--seed", "0"], "--seed: the session says that already"),
-    "keys": (["edit", "--resume", "{done}", "--no-remember-keys"], "--no-remember-keys: the session says"),
-    "precision": (["edit", "--resume", "{done}", "--precision", "fast"], "--precision: the session says that already"),
+    "model": (["edit", "{model}", "--resume", "{done}"], "MODEL: the session has it already"),
+    "method": (["edit", "--resume", "{done}", "--method", "memit-blue"], "--method: the session has it already"),
+    "set": (["edit", "--resume", "{done}", "--set", "target.steps=5"], "--set: the session has it already"),
+    "seed": (["edit", "--resume", "{done}", "--seed", "0"], "--seed: the session has it already"),
+    "keys": (["edit", "--resume", "{done}", "--no-remember-keys"], "--no-remember-keys: the session has"),
+    "precision": (["edit", "--resume", "{done}", "--precision", "fast"], "--precision: the session has it already"),
     "facts": (["edit", "--resume", "{done}", "--facts", "{facts}"], "give --session DIR instead of --resume DIR"),
-    "both": (["edit", "--resume", "{done}", "--session", "{done}"], "--session: the session says that already"),
+    "both": (["edit", "--resume", "{done}", "--session", "{done}"], "--session: the session has it already"),
     "resume nothing": (["edit", "--resume", "{tmp}"], "--resume: {tmp}: is not the directory of a session"),
     "resume nowhere": (["edit", "--resume", "{tmp}/x"], "--resume: {tmp}/x: is not the directory of a session"),
     "no model": (["edit", "--facts", "{facts}", "--session", "{tmp}/x"], "MODEL: is missing"),
@@ -341,10 +312,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["{edit}", "--session", "{tmp}/m/s", "--save-model", "{tmp}/m"],
         "--session {tmp}/m/s: lies in the model's directory",
     ),
-    "undo without to": (["undo", "{done}"], "PATCH: is missing; to go back in a session, say --to N"),
+    "undo without to": (["undo", "{done}"], "PATCH: is missing; to take back batches of a session, give --to N"),
     "undo too far": (["undo", "{done}", "--to", "3"], "--to: to=3: the session has 2 batches"),
     "undo below": (["undo", "{done}", "--to", "-1"], "--to"),
-    "undo both": (["undo", "{done}", "x", "--to", "1"], "--to: goes back in a session"),
+    "undo both": (["undo", "{done}", "x", "--to", "1"], "--to: takes back batches of a session"),
     "undo nothing": (["undo", "{tmp}", "--to", "1"], "SESSION: {tmp}: is not the directory of a session"),
     "log nothing": (["log", "{tmp}"], "DIR: {tmp}: is not the directory of a session"),
     "apply nothing": (["apply", "{model}", "{tmp}", "--out", "{tmp}/x"], "PATCH: {tmp}: is not the directory of a"),
@@ -399,10 +370,8 @@ def test_a_session_begun_in_python_is_not_resumed_here(run: Run, directory: Path
     from tests.test_session import BATCHES, make
 
     Session.create(directory, make(), BATCHES)
-    result = run("edit", "--resume", directory)
-    assert result.exit_code == 2
-    assert "was begun in Python" in result.output
-    assert run("log", directory).exit_code == 0
+    run.refused("was begun in Python", "edit", "--resume", directory)
+    run.ok("log", directory)
 
 
 def test_a_model_that_was_changed_since_is_refused(
@@ -445,7 +414,7 @@ def test_a_process_killed_again_and_again_loses_nothing(
     arguments[arguments.index("--batch-size") + 1] = 1
     plain = [*arguments]
     plain[plain.index(directory)] = whole
-    assert run(*plain, "--out", tmp_path / "whole.safetensors").exit_code == 0
+    run.ok(*plain, "--out", tmp_path / "whole.safetensors")
 
     resume = command("edit", "--resume", directory)
     for edit, target, call, first, done in (
@@ -468,8 +437,7 @@ def test_a_process_killed_again_and_again_loses_nothing(
     wait(process)
     assert len(Session(directory).finished) >= 2
 
-    result = run("edit", "--resume", directory)
-    assert result.exit_code == 0, result.output
+    run.ok("edit", "--resume", directory)
     assert patches(directory) == patches(whole)
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not list(directory.rglob("*.tmp"))
@@ -481,9 +449,9 @@ def test_a_process_killed_before_the_patch_is_written_writes_it_when_resumed(
     run: Run, arguments: list[object], directory: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "p"
-    assert run(*arguments[:-3], "--no-verify", "--out", tmp_path / "whole").exit_code == 0
+    run.ok(*arguments[:-3], "--no-verify", "--out", tmp_path / "whole")
     # Two patches of batches, then the one that was asked for.
     assert killed(command(*arguments, "--out", out), "factpatch.patch.patch.write_patch_file", 3) == -signal.SIGKILL
     assert not out.exists()
-    assert run("edit", "--resume", directory).exit_code == 0
+    run.ok("edit", "--resume", directory)
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()

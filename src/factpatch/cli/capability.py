@@ -1,4 +1,4 @@
-"""`factpatch capability`: what a model can do beside the facts, without and with a patch."""
+"""`factpatch capability`: what a model can do besides the facts, without and with a patch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from factpatch.cli import checks, options, render
+from factpatch.support.files import write_json
+from factpatch.support.progress import bar
 
 if TYPE_CHECKING:
     from factpatch.evaluation.capability import TaskResult
@@ -23,49 +25,44 @@ _SHOWN = (("f1", 1), ("accuracy", 1), ("mcc", 1), ("invalid", 0))
 def capability(
     model: options.Model,
     patch: options.PatchToMeasure = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR")] = None,
-    tasks: Annotated[str | None, typer.Option("--tasks", metavar="T,T,...")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N")] = 100,
-    shots: Annotated[int | None, typer.Option("--shots", min=0, metavar="N")] = None,
-    generate: Annotated[bool, typer.Option("--generate/--no-generate")] = True,
-    harness: Annotated[str | None, typer.Option("--harness", metavar="T,T,...")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    tasks: Annotated[str | None, typer.Option(metavar="T,T,...")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N")] = 100,
+    shots: Annotated[int | None, typer.Option(min=0, metavar="N")] = None,
+    generate: Annotated[bool, typer.Option()] = True,
+    harness: Annotated[str | None, typer.Option(metavar="T,T,...")] = None,
     chat: options.Chat = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.json")] = None,
+    out: options.Report = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
 ) -> None:
-    """Measure what a model can do beside the facts; with --patch, before and after.
+    """Measure what a model can do besides the facts; with --patch, before and after.
 
     Needs the extra `evaluate`; --harness needs the extra `harness`. The first ten items of a task's file serve as
     examples and are never asked.
 
     Args:
         data: The folder with the tasks' items: glue_sst2.json and so on.
-        tasks: Of sst2, mrpc, mmlu, rte, cola and nli. Default: all, with --data.
+        tasks: Any of sst2, mrpc, mmlu, rte, cola and nli. Default: all, with --data.
         limit: Ask this many items of each task.
-        shots: Examples before each question. Default: none, or what the harness has.
-        generate: Also let the model say its answers to the --tasks.
-        harness: Tasks of lm-evaluation-harness: names that `lm-eval ls tasks` lists, or files of your own in YAML.
+        shots: Examples before each question. Default: none for --tasks; what the harness sets for --harness.
+        generate: Also let the model generate its answers to the --tasks.
+        harness: Tasks of lm-evaluation-harness: names that `lm-eval ls tasks` lists, or your own YAML files.
         out: Write the results, item by item, as JSON.
     """
-    checks.check_output_file("--out", out)
     checks.check_distinct(out=out, patch=patch)
-    checks.check_place(device, dtype)
     names, others = checks.parse_names(tasks), checks.parse_names(harness)
     if data is None and (names or not others):
-        raise checks.BadArgumentError("--data: give the folder with the items of the tasks, as glue_sst2.json.")
+        raise checks.BadArgumentError("--data: give the folder with the items of the tasks, such as glue_sst2.json.")
 
     from factpatch.evaluation.capability import RESERVED, check_extra, load_items
     from factpatch.evaluation.capability import capability as ask
     from factpatch.evaluation.harness import check_tasks
     from factpatch.evaluation.harness import harness as ask_harness
     from factpatch.evaluation.tasks import TASKS, task_named
-    from factpatch.session import load_patch
-    from factpatch.support.files import write_json
-    from factpatch.support.progress import bar
 
     if shots is not None and shots > RESERVED and data is not None:
-        raise checks.BadArgumentError(f"--shots {shots}: give at most {RESERVED}, which are kept in each file.")
+        raise checks.BadArgumentError(f"--shots {shots}: give at most {RESERVED}, which are reserved in each file.")
     with checks.argument("--tasks"):
         wanted = [] if data is None else [task_named(name) for name in names or TASKS]
     with checks.argument("--data"):
@@ -75,11 +72,10 @@ def capability(
             check_extra()
         if others:
             check_tasks(others)
-    with checks.argument("--patch"):
-        loaded = None if patch is None else load_patch(patch)
-    lm = checks.load_model(model, device, dtype or (None if loaded is None else loaded.weight_dtype), chat)
+    loaded = None if patch is None else checks.load_patch("--patch", patch)
+    lm = checks.load_model(model, device, dtype, chat, loaded)
 
-    def measure(what: str) -> Done:
+    def measure(what: str, _: Done | None) -> Done:
         results, scores = [], []
         with bar(what, len(wanted) + len(others)) as advance:
             for task, items in loaded_tasks:
@@ -90,20 +86,13 @@ def capability(
                 advance(1)
         return results, scores
 
-    before = None
-    if loaded is None:
-        done = measure("asking")
-    else:
-        before = measure("asking without the patch")
-        with loaded.applied(lm):
-            done = measure("asking with the patch")
+    before, done = checks.before_and_after(lm, loaded, measure)
     if out is not None:
         about = {"model": model, "patch": None if patch is None else str(patch), "chat": chat}
         asked = {"limit": limit, "shots": shots}
         write_json(out, {**about, **asked, "before": before and _record(before), "after": _record(done)})
     _show(before, done)
-    if out is not None:
-        render.say(f"Report: {out}")
+    render.written(Report=out)
 
 
 def _record(done: Done) -> dict[str, Any]:

@@ -1,67 +1,79 @@
-"""From what was typed to what the library takes. Every error names the argument and comes as early as it can."""
+"""From what the user typed to what the library takes. Errors name the argument, and are raised as early as possible."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import typer
 
 from factpatch.cli.render import messages
 from factpatch.recipe import Recipe, RecipeError
+from factpatch.support.progress import timed
 
 if TYPE_CHECKING:
     from factpatch.editor import Editor
     from factpatch.model.language_model import LanguageModel
+    from factpatch.patch.patch import Patch
+
+T = TypeVar("T")
 
 
 class BadArgumentError(ValueError):
-    """What was given on the command line cannot be used; the message names it."""
+    """An argument of the command line cannot be used; the message names it."""
+
+
+def option_name(parameter: str) -> str:
+    """A parameter of a command, or a field of a recipe, as the user types it."""
+    if parameter == "model":
+        return "MODEL"
+    return Recipe.flag(parameter).name if parameter in Recipe.model_fields else f"--{parameter.replace('_', '-')}"
 
 
 @contextmanager
-def argument(name: str) -> Iterator[None]:
-    """Blame an argument for the errors of the block.
+def argument(name: str | None = None) -> Iterator[None]:
+    """Blame an argument for the errors of the block; without a name, the option of the recipe's field.
 
     Raises:
-        BadArgumentError: the block raised a ValueError or an OSError.
+        BadArgumentError: The block raised a ValueError or an OSError, or without a name a RecipeError.
     """
     try:
         yield
     except BadArgumentError:
         raise
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        raise BadArgumentError(f"{name}: {reason}") from error
-    except ValueError as error:
-        # The library has named its own argument, which is mostly called like the option.
-        alike = [f"{option.removeprefix('--')}: " for option in name.split(", ")]
-        said = next((str(error).removeprefix(one) for one in alike if str(error).startswith(one)), str(error))
+    except (OSError, ValueError) as error:
+        prefixes = [f"{option.removeprefix('--')}: " for option in (name or "").split(", ")]
+        if name is None:
+            if not isinstance(error, RecipeError):
+                raise
+            name, prefixes = option_name(error.field), [f"{error.field}: "]
+        # The library names its own argument, which usually has the name of the option.
+        said = explained(error)
+        said = next((said.removeprefix(prefix) for prefix in prefixes if said.startswith(prefix)), said)
         raise BadArgumentError(f"{name}: {said}") from error
 
 
-@contextmanager
-def recipe_errors() -> Iterator[None]:
-    """Let errors about a field of a recipe name its option.
+def explained(error: Exception) -> str:
+    """An error's message, with the file that an OSError is about."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
-    Raises:
-        BadArgumentError: The block raised a RecipeError.
-    """
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Turn the ImportError of a missing extra into a RuntimeError with the library's message."""
     try:
         yield
-    except RecipeError as error:
-        option = Recipe.flag(error.field).name if error.field in Recipe.model_fields else error.field
-        said = str(error).removeprefix(f"{error.field}: ")
-        raise BadArgumentError(f"{option}: {said}") from error
+    except ImportError as error:
+        raise RuntimeError(str(error)) from error
 
 
 def read_text(option: str, path: Path | None) -> str | None:
-    """The text of a file that has one, or None if there is no file.
-
-    Raises:
-        BadArgumentError: it cannot be read, or is empty.
-    """
+    """The text of a file, None if no file was given; raises BadArgumentError if it is empty or cannot be read."""
     with argument(option):
         text = None if path is None else path.read_text("utf-8")
         if text is not None and not text.strip():
@@ -69,33 +81,40 @@ def read_text(option: str, path: Path | None) -> str | None:
         return text
 
 
-def check_output_file(option: str, path: Path | None) -> None:
-    """Raise BadArgumentError unless a file can be written there, as far as can be told without writing."""
+def parse_names(text: str | None) -> list[str]:
+    """Names separated by commas."""
+    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_output(option: str, path: Path | None, kind: Literal["file", "new directory", "directory"] = "file") -> None:
+    """Raise BadArgumentError unless an output can be written there, as far as one can know without writing."""
     if path is None:
         return
-    if path.exists() and not path.is_file():
-        raise BadArgumentError(f"{option} {path}: is not a file; choose another name.")
-    _check_folder(option, path)
-
-
-def check_output_directory(option: str, path: Path | None) -> None:
-    """Raise BadArgumentError unless a directory can be made there, as far as can be told without writing."""
-    check_directory_to_go_on(option, path)
-    if path is not None and path.is_dir() and any(path.iterdir()):
+    if path.exists() and not (path.is_file() if kind == "file" else path.is_dir()):
+        raise BadArgumentError(f"{option} {path}: is {'not ' if kind == 'file' else ''}a file; choose another name.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise BadArgumentError(f"{option} {path}: the folder {folder} does not exist; make it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadArgumentError(f"{option} {path}: the folder {folder} cannot be written to; choose another place.")
+    if kind == "new directory" and path.is_dir() and any(path.iterdir()):
         raise BadArgumentError(f"{option} {path}: the directory is not empty; choose another name, or empty it first.")
 
 
-def check_directory_to_go_on(option: str, path: Path | None) -> None:
-    """Raise BadArgumentError unless there is a directory or one can be made, as far as can be told without writing."""
-    if path is None:
-        return
-    if path.exists() and not path.is_dir():
-        raise BadArgumentError(f"{option} {path}: is a file; choose another name.")
-    _check_folder(option, path)
+def new_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A callback that checks the file that an option names as an output."""
+    check_output(param.opts[0], value)
+    return value
+
+
+def new_directory(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A callback that checks the directory that an option names as an output."""
+    check_output(param.opts[0], value, "new directory")
+    return value
 
 
 def default_directory(what: str, model: str) -> Path:
-    """Where a command writes about a model unless it is told: WHAT-MODEL in this folder."""
+    """Where a command writes about a model by default: WHAT-MODEL in this folder."""
     return Path(f"{what}-{Path(os.path.abspath(model)).name or 'model'}")
 
 
@@ -103,80 +122,74 @@ def check_distinct(**paths: Path | None) -> None:
     """Raise BadArgumentError if two options name the same place."""
     seen: dict[str, str] = {}
     for name, path in paths.items():
-        option = f"--{name.replace('_', '-')}"
-        if path is None:
-            continue
-        other = seen.setdefault(os.path.realpath(path), option)
-        if other != option:
-            raise BadArgumentError(f"{option} {path}: is the same place as {other}; choose another name.")
+        if path is not None:
+            other = seen.setdefault(os.path.realpath(path), option_name(name))
+            if other != option_name(name):
+                raise BadArgumentError(
+                    f"{option_name(name)} {path}: is the same place as {other}; choose another name."
+                )
 
 
 def check_outside(folder: Path | None, whose: str = "model's", **paths: Path | None) -> None:
-    """Raise BadArgumentError if an output would land in the directory of a model, or of something else."""
-    if folder is None:
-        return
-    inside = Path(os.path.realpath(folder))
+    """Raise BadArgumentError if an output is inside the directory of a model, or of something else."""
     for name, path in paths.items():
-        if path is not None and inside in Path(os.path.realpath(path)).parents:
-            option = f"--{name.replace('_', '-')}"
-            raise BadArgumentError(f"{option} {path}: lies in the {whose} directory {folder}; choose another place.")
+        if folder is None or path is None or Path(os.path.realpath(folder)) not in Path(os.path.realpath(path)).parents:
+            continue
+        raise BadArgumentError(
+            f"{option_name(name)} {path}: lies in the {whose} directory {folder}; choose another place."
+        )
 
 
-def _check_folder(option: str, path: Path) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise BadArgumentError(f"{option} {path}: the folder {folder} does not exist; make it first.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadArgumentError(f"{option} {path}: the folder {folder} cannot be written to; choose another place.")
+def load_patch(name: str, path: Path) -> Patch:
+    """Load the patch that an argument names, from its file or from a session's directory."""
+    from factpatch.session import load_patch as load
+
+    with argument(name):
+        return load(path)
 
 
-def parse_names(text: str | None) -> list[str]:
-    """Names as the command line takes them, with commas between them."""
-    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+def load_model(
+    model: str, device: str | None, dtype: str | None, chat: bool = False, patch: Patch | None = None
+) -> LanguageModel:
+    """Load a model, with a sign of life on a terminal and without the messages of other libraries.
 
-
-@contextmanager
-def extras() -> Iterator[None]:
-    """Let the library's own words say which extra is not installed.
+    Args:
+        patch: Gives the dtype, if none was asked for.
 
     Raises:
-        RuntimeError: the block raised an ImportError.
+        BadArgumentError: There is no such device or dtype, or a chat was asked for and the model has no chat template.
     """
-    try:
-        yield
-    except ImportError as error:
-        raise RuntimeError(str(error)) from error
-
-
-def check_place(device: str | None, dtype: str | None) -> None:
-    """Raise BadArgumentError unless there is such a device and such a dtype."""
-    from factpatch.model.loading import check_device, dtype_named
+    from factpatch.model.language_model import LanguageModel
+    from factpatch.model.loading import check_device, dtype_named, load_language_model
 
     with argument("--dtype"):
         dtype_named(dtype)
     if device not in (None, "auto"):
         with argument("--device"):
-            check_device(device)
-
-
-def load_model(model: str, device: str | None, dtype: Any, chat: bool = False) -> LanguageModel:
-    """Load a model, with a sign of life on a terminal and without the noise of other libraries.
-
-    Raises:
-        BadArgumentError: the model's tokenizer has no usable chat template, but a chat is wanted.
-    """
-    from factpatch.model.language_model import LanguageModel
-    from factpatch.model.loading import load_language_model
-
+            check_device(str(device))
     silence_transformers()
+    loaded_as: Any = dtype or (None if patch is None else patch.weight_dtype)
     with messages.status(f"loading {model}"):
-        lm = load_language_model(model, device=device, dtype=dtype)
+        lm = load_language_model(model, device=device, dtype=loaded_as)
     with argument("--chat"):
         return LanguageModel(lm.model, lm.tokenizer, chat) if chat else lm
 
 
+def before_and_after(lm: LanguageModel, patch: Patch | None, ask: Callable[[str, T | None], T]) -> tuple[T | None, T]:
+    """Ask a model, and if there is a patch, again with the patch.
+
+    Args:
+        ask: Takes what to call the progress, and the answers without the patch if there are any.
+    """
+    if patch is None:
+        return None, ask("asking", None)
+    before = ask("asking without the patch", None)
+    with patch.applied(lm):
+        return before, ask("asking with the patch", before)
+
+
 def silence_transformers() -> None:
-    """No progress bars and no warnings from transformers and from what it downloads with."""
+    """Turn off the progress bars and warnings of transformers and of the library that it downloads with."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
@@ -198,9 +211,8 @@ def make_editor(model: str, recipe: Recipe, seconds: dict[str, float]) -> Editor
         BadArgumentError: A field of the recipe does not fit the model.
     """
     from factpatch.editor import Editor
-    from factpatch.support.progress import timed
 
     with timed(seconds, "load"):
         lm = load_model(model, recipe.device, recipe.dtype, recipe.chat)
-    with recipe_errors():
+    with argument():
         return Editor(lm, recipe=recipe)

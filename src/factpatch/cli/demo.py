@@ -1,14 +1,17 @@
-"""`factpatch demo`: see a real model learn new facts, and forget them again to the last bit."""
+"""`factpatch demo`: watch a real model learn new facts, and forget them again to the last bit."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
 
 from factpatch.cli import checks, options, render
+from factpatch.support.files import write_json
+from factpatch.support.progress import timed
 
 MODEL = "smollm2-135m"
 
@@ -16,25 +19,21 @@ MODEL = "smollm2-135m"
 @options.documented
 def demo(
     method: Annotated[str, options.recipe_option("method")] = "memit-blue",
-    facts: Annotated[int | None, typer.Option("--facts", min=1, metavar="N")] = None,
+    facts: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     report: options.Report = None,
 ) -> None:
     """Edit the embedded model with facts that the package ships, show what changed, and undo it.
 
-    Nothing has to be prepared. The facts are wrong on purpose, so that no model can know them beforehand.
+    No preparation is needed. The facts are false on purpose, so that no model can know them beforehand.
 
     Args:
-        facts: Only the first N facts. Default: all.
+        facts: Edit only the first N facts. Default: all.
     """
-    checks.check_output_file("--report", report)
-
     from factpatch.data import demo_facts
     from factpatch.edit_report import edit_and_report
     from factpatch.editor import Editor
     from factpatch.methods import method_named
     from factpatch.model.embedded import EMBEDDED
-    from factpatch.support.files import write_json
-    from factpatch.support.progress import timed
 
     with checks.argument("--method"):
         method_named(method)
@@ -44,7 +43,7 @@ def demo(
     chosen = chosen[:facts]
 
     render.heading("1. The model")
-    render.paragraph(f"{EMBEDDED[MODEL].source}. The first time, it is fetched and converted, which takes a minute.")
+    render.paragraph(f"{EMBEDDED[MODEL].source}. The first time, it is downloaded and converted, which takes a minute.")
     seconds: dict[str, float] = {}
     with timed(seconds, "load"):
         lm = checks.load_model(MODEL, None, None)
@@ -54,9 +53,9 @@ def demo(
 
     render.heading(f"2. Editing {len(chosen)} facts with {method}")
     render.paragraph(
-        "The model is asked about all facts. Ordinary text shows which directions of its memory are in use (this is "
-        "kept for the next time). For every fact, the value is sought that makes the model say the new answer, and a "
-        "few weights are shifted so that they give it. Then the model is asked again."
+        "First, the model is asked about all facts. Statistics of ordinary text show which directions of its memory "
+        "are in use (they are cached for the next time). For every fact, an optimization finds the value that makes "
+        "the model say the new answer, and a few weights are shifted to produce it. Then the model is asked again."
     )
     editor = Editor(lm, method=method)
     done = replace(edit_and_report(editor, [chosen], seconds=seconds), model=MODEL)
@@ -64,19 +63,16 @@ def demo(
     assert checked is not None
     share = done.patch.num_bytes / sum(weight.numel() * weight.element_size() for weight in lm.model.parameters())
     render.paragraph(
-        f"Edited in {done.editing:.1f} s, after {done.seconds['second_moment']:.1f} s with ordinary text. "
+        f"Edited in {done.editing:.1f} s, after {done.seconds['second_moment']:.1f} s for the statistics. "
         f"Written: layers {render.numbers(done.patch.layers)}, as a patch of "
         f"{done.patch.num_bytes / 1e6:.2f} MB, {100 * share:.2g} % of the model's size."
     )
 
-    render.heading("3. What it said, and says now")
-    render.screen.print(render.fact_table(checked))
-    render.screen.print(render.metric_table(checked, (done.perplexity_before, done.perplexity_after)))
-    render.paragraph(done.plain + ".")
-    render.show_unlearned(done.unlearned)
+    render.heading("3. What it said before, and says now")
+    render.show_verification(checked, done.plain, (done.perplexity_before, done.perplexity_after))
     render.show_times(done.seconds)
 
-    render.heading("4. Undoing it")
+    render.heading("4. Undoing the edit")
     edited = parameter_hash(lm.model)
     editor.undo()
     restored = parameter_hash(lm.model)
@@ -86,7 +82,7 @@ def demo(
     if report is not None:
         hashes = {"before": untouched, "edited": edited, "undone": restored, "bit_identical": identical}
         write_json(report, {**done.to_dict(), "undo": hashes})
-        render.say(f"Report: {report}")
+    render.written(Report=report)
     if not identical:
         raise RuntimeError("the undo did not restore the model bit for bit; this is a bug, please report it.")
     render.say("The model is bit-identical to what it was.", "bold green")
@@ -94,8 +90,6 @@ def demo(
 
 def parameter_hash(model: Any) -> str:
     """SHA-256 of the names and bytes of all parameters and buffers of a PyTorch module."""
-    from itertools import chain
-
     from factpatch.model.weights import content_hash
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""`factpatch locate`: in which layers a model keeps what it knows, and which an edit should write."""
+"""`factpatch locate`: in which layers a model stores what it knows, and which an edit should write."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ if TYPE_CHECKING:
 @options.documented
 def locate(
     model: options.Model,
-    facts: Annotated[str, typer.Option("--facts", metavar="FILE")] = "known_1000",
+    facts: Annotated[str, typer.Option(metavar="FILE")] = "known_1000",
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
-    kinds: Annotated[str, typer.Option("--kinds", metavar="K,K,...")] = "states,mlp,attention",
-    window: Annotated[int | None, typer.Option("--window", min=1, metavar="N")] = None,
-    noise: Annotated[float, typer.Option("--noise", metavar="F")] = 3.0,
-    samples: Annotated[int, typer.Option("--samples", min=1, metavar="N")] = 10,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N")] = 0,
-    size: Annotated[int | None, typer.Option("--size", min=1, metavar="N")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR")] = None,
-    figures: Annotated[int, typer.Option("--figures", min=0, metavar="N")] = 10,
+    kinds: Annotated[str, typer.Option(metavar="K,K,...")] = "states,mlp,attention",
+    window: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    noise: Annotated[float, typer.Option(metavar="F")] = 3.0,
+    samples: Annotated[int, typer.Option(min=1, metavar="N")] = 10,
+    seed: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
+    size: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    figures: Annotated[int, typer.Option(min=0, metavar="N")] = 10,
     chat: options.Chat = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
 ) -> None:
-    """Trace where a model keeps facts that it knows, and propose the layers to edit. The model stays as it is.
+    """Trace where a model stores facts that it knows, and propose layers to edit. The model's files do not change.
 
-    Causal tracing as in ROME: the subject's embeddings are corrupted with noise, one state is restored, and what counts
-    is how much of the answer's probability comes back. Called again with --out after it was stopped, it goes on.
+    Causal tracing, as in ROME: noise corrupts the subject's embeddings, one state is restored, and the result is the
+    share of the answer's probability that returns. To continue after an interruption, repeat the command with the same
+    --out.
 
     --out needs the extra `plots`.
 
     Args:
-        facts: What the model may know: prompts in the format of known_1000.json, or its name; or facts in any format
-            that `factpatch edit` reads, whose true object the model should know.
-        kinds: What is restored: states, mlp, attention, severed-mlp, severed-attention. Layers are proposed from mlp.
-        window: How many layers of MLPs or attentions are restored at once. Default: 10 of 48, scaled to the model.
+        facts: Facts that the model may know: prompts in the format of known_1000.json; the name of a data set; or facts
+            in any format that `factpatch edit` reads, whose true object the model should know.
+        kinds: What to restore: states, mlp, attention, severed-mlp, severed-attention. The proposal is based on mlp.
+        window: How many layers of MLPs or attentions to restore at once. Default: 10 of 48, scaled to the model.
         noise: Noise, in standard deviations of the embeddings of subjects.
-        samples: How many times each subject is corrupted.
+        samples: How many times to corrupt each subject.
         seed: Seed of the noise.
-        size: How many layers to propose. Default: 5, fewer of a shallow model.
-        out: Keep every fact's trace, averages and heat maps in this directory, new or begun before.
-        figures: Of how many facts to draw heat maps in it.
+        size: How many layers to propose. Default: 5; fewer for a shallow model.
+        out: Keep every fact's trace, averages and heat maps in this directory: new, or from an earlier call.
+        figures: Draw heat maps of this many facts.
     """
-    checks.check_directory_to_go_on("--out", out)
-    checks.check_place(device, dtype)
+    checks.check_output("--out", out, "directory")
 
     from factpatch.lab.drawing.charts import check_plot_file
     from factpatch.lab.tracing import TraceSettings, load_prompts
@@ -78,11 +78,10 @@ def locate(
         found = locate_facts(lm, prompts, settings, directory=out, size=size, figures=figures, progress=True)
     except KeyboardInterrupt:
         if out is not None:
-            render.note(f"What is traced is kept in {out}; the same command goes on from there.")
+            render.note(f"The traces so far are kept in {out}; the same command continues from there.")
         raise
     _show(found)
-    if out is not None:
-        render.say(f"Written: {out}")
+    render.written(Written=out)
 
 
 def _show(found: Summary) -> None:
@@ -90,17 +89,18 @@ def _show(found: Summary) -> None:
     left = found.asked - traced
     render.say(
         f"{traced} of {found.asked} facts are known and traced"
-        + (f"; {left} are left out, since the model answers them otherwise." if left else ".")
+        + (f"; {left} are left out, since the model gives another answer." if left else ".")
     )
     render.say(
         f"Probability of the answer: {_mean(totals.clean)}; with the subject corrupted {_mean(totals.corrupted)}; "
         f"total effect {_mean(totals.total_effect)}"
     )
     render.say("Largest average indirect effect, at its layer:")
-    made = render.table("token", *found.averages)
-    for position in next(iter(found.averages.values())):
-        made.add_row(position, *(_largest(positions[position]) for positions in found.averages.values()))
-    render.screen.print(made)
+    rows = (
+        (position, *(_largest(positions[position]) for positions in found.averages.values()))
+        for position in next(iter(found.averages.values()))
+    )
+    render.screen.print(render.table("token", *found.averages, rows=rows))
     if found.critical is not None:
         if found.critical.layers:
             render.say(f"Proposed: --layers {','.join(map(str, found.critical.layers))}", "bold")

@@ -16,13 +16,12 @@ def log(
     session: Annotated[Path, typer.Argument(metavar="DIR")],
     facts: Annotated[bool, typer.Option("--facts")] = False,
 ) -> None:
-    """Show a session's batches: when each was finished, how many of its facts the model then held, how long it took.
+    """Show a session's batches: when each was finished, how many facts it has and the model learned, how long it took.
 
-    The last column counts a fact that a later batch replaced as well. A batch can be gone back to with
-    `factpatch undo DIR --to N`.
+    "learned" also counts facts that a later batch replaced. `factpatch undo DIR --to N` takes back the batches after N.
 
     Args:
-        session: The directory of a session.
+        session: A session directory.
         facts: Also show every fact, and whether it was learned.
     """
     from factpatch.journal import Journal
@@ -35,23 +34,21 @@ def log(
     table.columns[-1].no_wrap = True
     for number, batch in enumerate(opened.finished, start=1):
         learned = f"{sum(batch.learned)}/{batch.facts}" if batch.learned else "not asked"
-        table.add_row(
-            str(number), batch.time, str(batch.facts), learned, f"{sum(batch.seconds.values()):.1f}", batch.patch
-        )
+        seconds = f"{sum(batch.seconds.values()):.1f}"
+        table.add_row(str(number), batch.time, str(batch.facts), learned, seconds, batch.patch)
     render.screen.print(table)
-    batches = opened.batches  # only now: the table says which batch a damaged patch is of
+    batches = opened.batches  # may raise; by now the table shows which batch a damaged patch belongs to
     if facts:
         for number, (batch, edited) in enumerate(zip(opened.finished, batches, strict=False), start=1):
             render.heading(f"Batch {number}")
-            for index, fact in enumerate(edited):
-                mark = "" if not batch.learned else "learned      " if batch.learned[index] else "not learned  "
-                style = "red" if mark.startswith("not") else ""
-                render.say(f"  {mark}{render.printable(fact.text)} {render.printable(fact.target_new)}", style)
+            for fact, held in zip(edited, batch.learned or [None] * len(edited), strict=True):
+                mark = "" if held is None else "learned      " if held else "not learned  "
+                render.say(f"  {mark}{render.fact_line(fact)}", "red" if held is False else "")
     if opened.undone:
         render.say(f"Taken back: {counted(opened.undone, 'batch')}; the patches are still in the directory.")
     if opened.waiting:
         render.say(
-            f"Still to be edited: {sum(opened.waiting)} facts in {len(opened.waiting)} batches; "
+            f"Pending: {counted(sum(opened.waiting), 'fact')} in {counted(len(opened.waiting), 'batch')}; "
             f"factpatch edit --resume {session}",
             "yellow",
         )

@@ -13,28 +13,24 @@ from factpatch.cli import checks, options, render
 @options.documented
 def lora(
     patch: options.PatchFile,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR")],
-    rank: Annotated[int | None, typer.Option("--rank", min=1, metavar="N")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", callback=checks.new_directory)],
+    rank: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
 ) -> None:
     """Write a patch as a LoRA adapter, which peft and servers load on the unedited model.
 
-    No model is needed. A patch that has no low rank, such as RECT's, needs --rank, and loses what is beyond it.
+    No model is needed. A patch that has no low rank, such as RECT's, needs --rank, which truncates it.
 
     Args:
-        out: Where to write the adapter; a new or empty directory.
+        out: Where to write the adapter: a new or empty directory.
         rank: The largest rank to write. Default: exact to rounding.
     """
-    checks.check_output_directory("--out", out)
-
     from factpatch.export.lora import WEIGHTS
-    from factpatch.session import load_patch
 
-    with checks.argument("PATCH"):
-        loaded = load_patch(patch)
+    loaded = checks.load_patch("PATCH", patch)
     with checks.extras(), checks.argument("--rank"):
         ranks = loaded.to_lora(out, rank)
     for layer, count in ranks.items():
         render.say(f"Layer {layer}: rank {count}")
     render.say(f"Adapter: {out} ({render.size(out / WEIGHTS)}; rank {max(ranks.values())})", "bold")
     base = loaded.config.get("_name_or_path") or "the unedited model"
-    render.say(f"Load it: peft.PeftModel.from_pretrained(model, {str(out)!r}), where model is {base}")
+    render.say(f"To load it: peft.PeftModel.from_pretrained(model, {str(out)!r}), where model is {base}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from dataclasses import fields
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -16,20 +18,19 @@ from factpatch.cli import options, render
 def methods(
     settings: Annotated[bool, typer.Option("--settings")] = False,
 ) -> None:
-    """List the methods: the four strategies that each consists of, and its source.
+    """List the methods: the four strategies that make up each, and its source.
 
     Args:
         settings: Also list the settings of every strategy, with their defaults.
     """
-    from dataclasses import fields
-
     from factpatch.methods import METHODS, STRATEGIES
 
-    made = render.table("method", *STRATEGIES, "source")
+    rows = (
+        (method.name, *(type(getattr(method, part)).__name__ for part in STRATEGIES), method.source)
+        for method in METHODS.values()
+    )
+    made = render.table("method", *STRATEGIES, "source", rows=rows)
     made.columns[0].no_wrap = True
-    for method in METHODS.values():
-        strategies = [type(getattr(method, part)).__name__ for part in STRATEGIES]
-        made.add_row(method.name, *strategies, method.source)
     render.screen.print(made)
     if not settings:
         return
@@ -39,26 +40,20 @@ def methods(
         for member in dict.fromkeys(type(getattr(method, part)) for method in METHODS.values()):
             meanings = field_meanings(member)
             for field in fields(member):
-                listed.add_row(
-                    member.__name__, f"{part}.{field.name}", str(field.default), meanings.get(field.name, "")
-                )
+                setting, meaning = f"{part}.{field.name}", meanings.get(field.name, "")
+                listed.add_row(member.__name__, setting, str(field.default), meaning)
     render.screen.print(listed)
-    render.say("The preset of a model may set others; the report of an edit holds all that were used.")
+    render.say("The preset of a model may change them; the report of an edit lists all values that were used.")
 
 
 def field_meanings(member: type[Any]) -> dict[str, str]:
-    """The line under each field of a dataclass, by the field's name; those of its bases included."""
+    """The docstring of each field of a dataclass and its bases, by the field's name."""
     found: dict[str, str] = {}
     for base in reversed(member.__mro__[:-1]):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
-        for field, line in zip(body.body, body.body[1:], strict=False):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-                continue
-            if (
-                isinstance(line, ast.Expr)
-                and isinstance(line.value, ast.Constant)
-                and isinstance(line.value.value, str)
-            ):
-                found[field.target.id] = " ".join(line.value.value.split())
+        for field, line in pairwise(body.body):
+            match field, line:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
     return found

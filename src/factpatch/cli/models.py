@@ -15,14 +15,12 @@ def models() -> None:
     from factpatch.model.architectures import ARCHITECTURES
     from factpatch.model.embedded import EMBEDDED
 
-    embedded = render.table("embedded model", "from", "license", "source")
-    for model in EMBEDDED.values():
-        embedded.add_row(model.name, model.requirement, model.license, model.source)
-    families = render.table("architecture", "edited weight", "editable")
-    for row in ARCHITECTURES.values():
-        families.add_row(row.model_type, f"{row.blocks}.*.{row.down_projection}", _editable(row))
-    for made in (embedded, families):
-        render.screen.print(made)
+    embedded = ((model.name, model.requirement, model.license, model.source) for model in EMBEDDED.values())
+    families = (
+        (row.model_type, f"{row.blocks}.*.{row.down_projection}", _editable(row)) for row in ARCHITECTURES.values()
+    )
+    render.screen.print(render.table("embedded model", "from", "license", "source", rows=embedded))
+    render.screen.print(render.table("architecture", "edited weight", "editable", rows=families))
 
 
 def _editable(row: Architecture) -> str:

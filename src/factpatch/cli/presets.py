@@ -1,4 +1,4 @@
-"""`factpatch presets`: which models have settings of their own, and what these are."""
+"""`factpatch presets`: which models have a preset, and its settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @options.documented
 def presets(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)] = None,
 ) -> None:
-    """List the models with settings of their own; with a name, show these method by method.
+    """List the models that have a preset; with a name, show its settings, method by method.
 
     Args:
-        name: A model: show the settings of every method. Default: list all.
+        name: A model: show its settings for every method. Default: list all models.
     """
     from factpatch.presets.preset import load_presets, preset_named
 
@@ -49,7 +49,7 @@ def _show(preset: Preset) -> None:
         "source": preset.source,
     }.items():
         render.say(f"{label:<8}{text}")
-    made = render.table("method", "variant", "settings beside the common ones")
+    made = render.table("method", "variant", "settings besides the common ones")
     for variant in (None, *preset.variants):
         for method in preset.methods:
             settings = preset.settings(method, variant)
@@ -57,7 +57,7 @@ def _show(preset: Preset) -> None:
                 own = {field: value for field, value in settings.items() if preset.common.get(field) != value}
                 made.add_row(method, variant, _assignments(own))
     render.screen.print(made)
-    render.say("All others have their defaults, which `factpatch methods --settings` lists.")
+    render.say("All other settings have their defaults, which `factpatch methods --settings` lists.")
 
 
 def _assignments(settings: dict[str, Any]) -> str:

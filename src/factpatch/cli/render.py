@@ -1,4 +1,4 @@
-"""What the subcommands show: the facts one by one, the metrics, sizes and times."""
+"""What the commands print: lines, tables, the facts one by one, the metrics, sizes and times."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -22,27 +23,27 @@ messages = Console(stderr=True, highlight=False)
 """Progress, warnings and errors go here."""
 
 WIDEST = 100
-_LINES = (
+METRIC_LINES = (
     ("efficacy", "new answer likelier than the true one"),
-    ("generalization", "the same, behind paraphrases"),
+    ("generalization", "the same, asked with paraphrases"),
     ("specificity", "neighbors keep their true answer"),
     ("token_efficacy", "tokens of the new answer that are the likeliest"),
-    ("token_generalization", "the same, behind paraphrases"),
-    ("token_specificity", "the same of neighbors and their true answer"),
-    ("prompt_contained", "going on with the prompt, it says the new answer"),
+    ("token_generalization", "the same, asked with paraphrases"),
+    ("token_specificity", "the same for neighbors and their true answer"),
+    ("prompt_contained", "continuing the prompt, it says the new answer"),
     ("question_contained", "asked a question, it says the new answer"),
     ("chat_contained", "the same in a chat"),
-    ("prompt_contained_true", "going on with the prompt, it says the true answer"),
+    ("prompt_contained_true", "continuing the prompt, it says the true answer"),
 )
 
 
-def say(text: str | Text = "", style: str = "") -> None:
-    """Print a line as it is: square brackets are text, and the terminal wraps it, so that a path stays in one piece."""
-    screen.print(Text(text, style=style) if isinstance(text, str) else text, soft_wrap=True)
+def say(text: str = "", style: str = "") -> None:
+    """Print a result. Square brackets stay text, and only the terminal wraps the line, so that a path stays whole."""
+    screen.print(Text(text, style=style), soft_wrap=True)
 
 
 def note(text: str, style: str = "") -> None:
-    """Print a line as `say` does, beside the results."""
+    """Print a message on stderr, as `say` prints a result."""
     messages.print(Text(text, style=style), soft_wrap=True)
 
 
@@ -57,11 +58,20 @@ def heading(text: str) -> None:
     screen.print(Text(text, style="bold cyan"))
 
 
-def table(*columns: str, **options: Any) -> Table:
+def written(**paths: Path | None) -> None:
+    """Print the outputs that were asked for, by what they are."""
+    for what, path in paths.items():
+        if path is not None:
+            say(f"{what}: {path}")
+
+
+def table(*columns: str, rows: Iterable[Iterable[str]] = (), **options: Any) -> Table:
     """A table in the style of all tables here, with wrapping columns."""
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, **options)
     for column in columns:
         made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
     return made
 
 
@@ -70,31 +80,42 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
 
 
-def probability(value: float) -> str:
-    """A number in [0, 1] in few characters."""
-    return "<0.01" if 0 < value < 0.005 else f"{value:.2f}"
+def numbers(values: Iterable[int]) -> str:
+    """Numbers separated by commas."""
+    return ", ".join(map(str, values))
+
+
+def size(path: Path) -> str:
+    """The size of a file, such as 1.2 MB."""
+    return decimal(path.stat().st_size)
+
+
+def change(before: float | None, after: float, digits: int = 1) -> str:
+    """A number, or how it changed: before -> after."""
+    now = f"{after:.{digits}f}"
+    return now if before is None else f"{before:.{digits}f} -> {now}"
 
 
 def fact_table(verification: Verification) -> Table:
     """Fact by fact: what the model said and says, and how probable the new answer was and is."""
     before = verification.before
-    made = Table(
-        box=SIMPLE_HEAD, header_style="bold", pad_edge=False, expand=True, width=min(screen.width, WIDEST)
-    )  # fmt: skip
+    made = table(expand=True, width=min(screen.width, WIDEST))
     made.add_column("fact", ratio=11, overflow="fold")
-    if before is not None:
-        made.add_column("it said", ratio=6, no_wrap=True, overflow="ellipsis")
-    made.add_column("it says" if before is None else "it says now", ratio=6, no_wrap=True, overflow="ellipsis")
-    made.add_column("p(new)", justify="right", no_wrap=True, min_width=14 if before is not None else 6)
+    for column in ("it says",) if before is None else ("it said", "it says now"):
+        made.add_column(column, ratio=6, no_wrap=True, overflow="ellipsis")
+    made.add_column("p(new)", justify="right", no_wrap=True, min_width=6 if before is None else 14)
     for index, (fact, now) in enumerate(zip(verification.facts, verification.after, strict=True)):
         cells = [Text.assemble(printable(fact.text), " ", (printable(fact.target_new), "bold"))]
-        chance = probability(now.probability_new)
+        chance = _probability(now.probability_new)
         if before is not None:
             cells.append(Text(printable(before[index].answer or ""), style="dim"))
-            chance = f"{probability(before[index].probability_new)} -> {chance}"
-        cells += [_answer(fact, now), Text(chance, style="" if now.learned else "red")]
-        made.add_row(*cells)
+            chance = f"{_probability(before[index].probability_new)} -> {chance}"
+        made.add_row(*cells, _answer(fact, now), Text(chance, style="" if now.learned else "red"))
     return made
+
+
+def _probability(value: float) -> str:
+    return "<0.01" if 0 < value < 0.005 else f"{value:.2f}"
 
 
 def _answer(fact: Fact, now: Reading) -> Text:
@@ -111,74 +132,41 @@ def metric_table(verification: Verification, perplexity: tuple[float | None, flo
         made.add_column(justify=justify, no_wrap=True)
     made.add_column()  # in a narrow terminal this wraps, and no number is cut
     summary = verification.summary()
-    for name, meaning in _LINES:
-        was, now = summary[name]["before"], summary[name]["after"]
-        if now is not None:
-            made.add_row(name.replace("_", " "), *_change(was, now, " %"), Text(meaning, "dim"))
+    lines = [(name, summary[name]["before"], summary[name]["after"], " %", said) for name, said in METRIC_LINES]
     before, after = perplexity
     if before is not None and after is not None:
-        made.add_row("perplexity", *_change(before, after, "  "), Text(f"{100 * (after / before - 1):+.1f} %", "dim"))
+        lines.append(("perplexity", before, after, "  ", f"{100 * (after / before - 1):+.1f} %"))
+    for name, was, now, unit, meaning in lines:
+        if now is not None:
+            then = ("", "") if was is None else (f"{was:.1f}", "->")
+            made.add_row(name.replace("_", " "), *then, f"{now:.1f}{unit}", Text(meaning, "dim"))
     return made
 
 
-def _change(before: float | None, after: float, unit: str) -> tuple[str, str, str]:
-    return ("", "", f"{after:.1f}{unit}") if before is None else (f"{before:.1f}", "->", f"{after:.1f}{unit}")
+def fact_line(fact: Fact) -> str:
+    """A fact on one line: the prompt with its subject, and the new answer."""
+    return f"{printable(fact.text)} {printable(fact.target_new)}"
 
 
-def change(before: float | None, after: float, digits: int = 1) -> str:
-    """A number, or what became of it: before -> after."""
-    now = f"{after:.{digits}f}"
-    return now if before is None else f"{before:.{digits}f} -> {now}"
-
-
-def show_unlearned(facts: Sequence[Fact]) -> None:
-    """Name the facts that the model does not hold."""
-    _show_facts(f"Not learned: {len(facts)}", facts, "red")
-
-
-def show_superseded(facts: Sequence[Fact]) -> None:
-    """Name the facts that later ones replaced."""
-    _show_facts(f"Replaced by a later fact, so not asked about: {len(facts)}", facts, "yellow")
-
-
-def show_similar(pairs: Sequence[tuple[Fact, Fact]]) -> None:
-    """Name pairs of facts that probably ask the same question."""
-    if pairs:
-        say(f"Probably the same question in other words: {len(pairs)} pairs", "yellow")
-    for pair in pairs:
-        texts = [f"{printable(fact.text)} {printable(fact.target_new)}" for fact in pair]
-        say(f"  {texts[0]} / {texts[1]}")
-
-
-def _show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
+def show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
+    """Name facts under a title that says how many there are; without facts, print nothing."""
     if facts:
-        say(title, style)
+        say(f"{title}: {len(facts)}", style)
     for fact in facts:
-        name = "" if fact.id is None else f"{fact.id}: "
-        say(f"  {printable(name + fact.text)} {printable(fact.target_new)}")
+        say(f"  {'' if fact.id is None else f'{printable(fact.id)}: '}{fact_line(fact)}")
+
+
+def show_verification(
+    verification: Verification, plain: str, perplexity: tuple[float | None, float | None] = (None, None)
+) -> None:
+    """Print the facts one by one, the metrics, a sentence that sums up, and the facts that the model did not learn."""
+    screen.print(fact_table(verification))
+    screen.print(metric_table(verification, perplexity))
+    paragraph(f"{plain}.")
+    show_facts("Not learned", verification.unlearned(), "red")
 
 
 def show_times(seconds: dict[str, float]) -> None:
-    """The stages that took noticeable time, and the total."""
+    """Print the stages that took noticeable time, and the total."""
     parts = [f"{stage.replace('_', ' ')} {took:.1f}" for stage, took in seconds.items() if took >= 0.05]
-    screen.print(Text("Seconds: " + ", ".join(parts), style="dim"))
-
-
-def size(path: Path) -> str:
-    """The size of a file for people."""
-    return amount(path.stat().st_size)
-
-
-def amount(count: int) -> str:
-    """A number of bytes for people."""
-    number = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}" if unit != "bytes" else f"{number:.0f} bytes"
-        number /= 1000
-    return f"{number:.3g} GB"
-
-
-def numbers(values: Iterable[int]) -> str:
-    """Numbers with commas between them."""
-    return ", ".join(map(str, values))
+    say(f"Seconds: {', '.join(parts)}", "dim")

@@ -1,4 +1,4 @@
-"""`factpatch report`: what runs have measured, as one page that a browser shows without a network."""
+"""`factpatch report`: what runs have measured, as one page that a browser shows offline."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from factpatch.cli import checks, options, render
 
 @options.documented
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE.html")] = Path("report.html"),
-    worst: Annotated[int, typer.Option("--worst", min=1, metavar="N")] = 5,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN")],
+    out: Annotated[Path, typer.Option(metavar="FILE.html", callback=checks.new_file)] = Path("report.html"),
+    worst: Annotated[int, typer.Option(min=1, metavar="N")] = 5,
 ) -> None:
     """Write a page about runs: a summary, tables with intervals, curves, the worst facts and the settings.
 
-    The page is one file of HTML with its charts inside. It needs the extra `runs`.
+    The page is a single HTML file that includes its charts. Needs the extra `runs`.
 
     Args:
         runs: Directories of runs, finished or not.
-        out: The page.
+        out: Where to write the page.
         worst: Show N of the worst facts of each method and dataset.
     """
-    checks.check_output_file("--out", out)
-
     from factpatch.lab.runs.execute import check_extra
     from factpatch.lab.runs.report import write_report
     from factpatch.lab.runs.results import read_results

@@ -1,4 +1,4 @@
-"""`factpatch run`: every method on every dataset with every seed, edited and measured; it can be killed and goes on."""
+"""`factpatch run`: edit and measure every method on every dataset with every seed, and continue after interruptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[
     Path,
-    typer.Option("--out", metavar="DIR", help="The run's directory, new or begun before.", show_default=False),
+    typer.Option("--out", metavar="DIR", help="The run's directory: new, or from an earlier call.", show_default=False),
 ]
 
 
@@ -27,8 +27,8 @@ OtherVersions = Annotated[
     bool,
     typer.Option(
         "--other-versions",
-        help="Go on with a run that was begun with other versions of factpatch, PyTorch or transformers, which may "
-        "compute other numbers; the run notes it.",
+        help="Continue a run that was begun with other versions of factpatch, PyTorch or transformers, which may "
+        "compute other numbers. The run records this.",
     ),
 ]
 
@@ -39,13 +39,13 @@ def run(
     out: Out,
     other_versions: OtherVersions = False,
 ) -> None:
-    """Edit and measure what a configuration says, in sequential batches, and print a table.
+    """Edit and measure as a configuration file says, in sequential batches, and print a table.
 
-    Patches, measurements and texts are kept in the run's directory. Called again after it was stopped, the command goes
-    on where it was and ends with the same numbers.
+    Patches, measurements and texts are kept in the run's directory. To continue after an interruption, repeat the
+    command; the numbers are the same.
 
     Args:
-        config: What to edit and to measure.
+        config: The configuration: what to edit and what to measure.
     """
     from factpatch.lab.runs.config import load_config
 
@@ -55,11 +55,7 @@ def run(
 
 
 def begin(out: Path, config: RunConfig, origin: str) -> RunDirectory:
-    """Begin a run, or find it.
-
-    Args:
-        origin: The argument that is to blame for what the configuration names.
-    """
+    """Begin a run, or open it if it was begun before; `origin` is the argument to blame for an error in the config."""
     from factpatch.lab.runs.config import ConfigError
     from factpatch.lab.runs.directory import RunDirectory
 
@@ -76,7 +72,7 @@ def carry_out(
     outputs: Sequence[Output] = ("comparison",),
     other_versions: bool = False,
 ) -> None:
-    """Do what is left of a run, and draw up what is wanted from it."""
+    """Complete a run, then print and write the outputs that were asked for."""
     from factpatch.lab.runs.execute import execute
     from factpatch.lab.runs.outputs import draw_up
     from factpatch.lab.runs.results import read_results
@@ -100,16 +96,14 @@ def carry_out(
 
 
 def _show(table: Table) -> None:
-    """A line for each method, in a table for each dataset; what BLUE improved is in red, as in the paper."""
+    """Print a table for each dataset with a line for each method; what BLUE improved is in red, as in the paper."""
     datasets = dict.fromkeys(column.dataset for column in table.columns)
     for dataset in datasets:
-        here = [place for place, column in enumerate(table.columns) if column.dataset == dataset]
-        heads = (table.columns[place].header for place in here)
-        shown = render.table(table.stub, *heads, title=dataset if len(datasets) > 1 else None)
+        here = [(place, column) for place, column in enumerate(table.columns) if column.dataset == dataset]
+        shown = render.table(
+            table.stub, *(column.header for _, column in here), title=dataset if len(datasets) > 1 else None
+        )
         for label, cells in table.lines:
-            texts = (
-                Text(cells[place].text(table.columns[place].decimals), style="red" if cells[place].improved else "")
-                for place in here
-            )
-            shown.add_row(label, *texts)
+            pairs = ((cells[place], column.decimals) for place, column in here)
+            shown.add_row(label, *(Text(cell.text(digits), "red" if cell.improved else "") for cell, digits in pairs))
         render.screen.print(shown)

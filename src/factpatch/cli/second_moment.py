@@ -1,4 +1,4 @@
-"""`factpatch second-moment`: compute what solvers know of ordinary text, and keep it in the cache."""
+"""`factpatch second-moment`: compute the statistics of ordinary text that solvers use, and cache them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import typer
 
 from factpatch.cli import checks, options, render
 from factpatch.recipe import Recipe, choose
+from factpatch.support.progress import bar
 
 
 @options.with_recipe("method", "variant", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "seed")
 def second_moment(
     model: options.Model,
     recipe: Recipe,
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, metavar="N")] = None,
-    threshold: Annotated[float | None, typer.Option("--threshold", metavar="X")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    threshold: Annotated[float | None, typer.Option(metavar="X")] = None,
 ) -> None:
     """Compute and cache the second moment of the keys of every critical layer, and show its spectrum.
 
-    A run that was interrupted continues when it is started again with the same options.
+    To continue after an interruption, repeat the command.
 
     Args:
         tokens: How many tokens to read. Default: the preset's, or 10 per key dimension.
-        threshold: Count the eigenvalues below X, as AlphaEdit does. Default: the threshold of alphaedit.
+        threshold: Count the eigenvalues below X, as AlphaEdit does. Default: alphaedit's threshold.
     """
     if threshold is not None and not threshold > 0:
         raise checks.BadArgumentError(f"--threshold {threshold}: must be positive.")
@@ -34,12 +35,11 @@ def second_moment(
     from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, SecondMoment, no_corpus
     from factpatch.strategies import NullSpace
     from factpatch.support.cache import cache_directory
-    from factpatch.support.progress import bar
 
     opened = corpus_from(recipe.corpus)
     limit = NullSpace().threshold if threshold is None else threshold
     lm = checks.load_model(model, recipe.device, recipe.dtype)
-    with checks.recipe_errors():
+    with checks.argument():
         chosen = choose(recipe, lm)
     if recipe.corpus is None and not chosen.preset.shipped_corpus:
         raise checks.BadArgumentError(f"--corpus: {no_corpus(lm)}")

@@ -1,4 +1,4 @@
-"""`factpatch show`: what a patch file says about itself."""
+"""`factpatch show`: what a patch file contains."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from factpatch.cli import checks, options, render
 
 
 @options.documented
-def show(
-    patch: Annotated[Path, typer.Argument(metavar="PATCH")],
-) -> None:
-    """Show what a patch holds, from its header alone: the model, the method, its settings and the facts.
+def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
+    """Show what a patch contains: the model, the method, its settings and the facts. Reads only the file's header.
 
     Args:
         patch: A file that `factpatch edit` wrote.
     """
+    from factpatch.facts import Fact
     from factpatch.patch.file import asked_in_chat, describe
 
     with checks.argument("PATCH"):
         if patch.is_dir():
-            raise checks.BadArgumentError(f"{patch}: is a directory. If it is a session, see factpatch log {patch}")
+            raise checks.BadArgumentError(f"{patch}: is a directory. If it is a session, use factpatch log {patch}")
         found = describe(patch)
     config = found["config"]
     lines = {
@@ -47,5 +46,4 @@ def show(
     for number, batch in enumerate(found["batches"], start=1):
         render.heading(f"Batch {number} of {len(found['batches'])}: {len(batch['facts'])} facts")
         for fact in batch["facts"]:
-            text = fact["prompt"].replace("{}", fact["subject"], 1)
-            render.say(f"  {render.printable(text)} {render.printable(fact['target_new'])}")
+            render.say(f"  {render.fact_line(Fact.from_dict(fact))}")

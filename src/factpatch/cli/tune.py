@@ -20,37 +20,37 @@ if TYPE_CHECKING:
 def tune(
     model: options.Model,
     recipe: Recipe,
-    facts: Annotated[Path | None, typer.Option("--facts", metavar="FILE")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR")] = None,
-    exclude: Annotated[Path | None, typer.Option("--exclude", metavar="FILE")] = None,
-    skip: Annotated[int, typer.Option("--skip", min=0, metavar="N")] = 0,
+    facts: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    exclude: Annotated[Path | None, typer.Option(metavar="FILE")] = None,
+    skip: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
     limit: options.Limit = None,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, metavar="M")] = 20.0,
+    minutes: Annotated[float, typer.Option(min=0.1, metavar="M")] = 20.0,
     windows: Annotated[list[str] | None, typer.Option("--layers", metavar="L,L,...")] = None,
-    max_perplexity: Annotated[float, typer.Option("--max-perplexity", min=1.0, metavar="X")] = 1.03,
-    steps: Annotated[int, typer.Option("--steps", min=2, metavar="N")] = 20,
+    max_perplexity: Annotated[float, typer.Option(min=1.0, metavar="X")] = 1.03,
+    steps: Annotated[int, typer.Option(min=2, metavar="N")] = 20,
     perplexity_text: options.PerplexityText = None,
 ) -> None:
     """Find critical layers and settings for a model by editing probe facts, and write a preset.
 
-    The facts need a true object, paraphrases and neighbors, as CounterFact has them. A third is kept aside to check the
-    result. The model's own files stay as they are; use the preset with factpatch edit --preset DIR/preset.yaml.
+    The facts need a true object, paraphrases and neighbors, as CounterFact has them. A third is held out to check the
+    result. The model's files do not change; use the preset with factpatch edit --preset DIR/preset.yaml.
 
     Args:
         facts: Probe facts, in any format that `factpatch edit` reads, or the name of a data set that was fetched.
-            Default: those that the package ships, which are few.
-        out: Where to write preset.yaml, what it rests on as tuning.json, and a plot. With the same directory, a search
-            that was interrupted finds again what it had measured. Default: tuned-MODEL in this folder.
-        exclude: The facts that you will edit: their subjects are not probed.
+            Default: the few that the package ships.
+        out: Where to write preset.yaml, the measurements behind it as tuning.json, and a plot. To continue after an
+            interruption, give the same directory. Default: tuned-MODEL in the current folder.
+        exclude: Skip probe facts whose subject appears in this file: give the facts that you will edit.
         skip: Leave out the first N facts.
-        minutes: After how long nothing more begins but the last check.
-        windows: Critical layers to try, as 4,5,6,7,8; may be given several times. Default: windows of five in the lower
-            half of the model.
-        max_perplexity: On ordinary text, edited over unedited.
-        steps: Evaluations of the value optimization at most.
+        minutes: Start no new trial after this time; only the final check follows.
+        windows: Critical layers to try, such as 4,5,6,7,8; may be repeated. Default: windows of five in the lower half
+            of the model.
+        max_perplexity: The largest perplexity on ordinary text to accept, as the ratio of edited to unedited.
+        steps: The largest number of evaluations in the value optimization.
     """
     out = checks.default_directory("tuned", model) if out is None else out
-    with checks.recipe_errors():
+    with checks.argument():
         chosen = [Recipe(critical_layers=text).critical_layers or () for text in windows or []]
 
     from factpatch.data import demo_facts, load_facts
@@ -71,8 +71,8 @@ def tune(
         search.probes(probes, excluded)
     if facts is None:
         render.note(
-            f"--facts: none were given, so {len(probes)} that the package ships are the probes. So few make coarse "
-            "numbers; better are 60 to 120 facts of CounterFact that you will not edit.",
+            f"--facts: not given, so the probes are {len(probes)} facts that the package ships. Numbers from so few "
+            "are coarse; better give 60 to 120 facts of CounterFact that you will not edit.",
             "yellow",
         )
     text = checks.read_text("--perplexity-text", perplexity_text)
@@ -100,7 +100,7 @@ def tune(
 
 
 def _say(found: Tuning, stage: str) -> None:
-    """A line about what was found last."""
+    """Print a line about the latest result."""
     if stage == "value optimization":
         made = found.attempts[-1]
         settings = ", ".join(f"{name.removeprefix('target.')}={value}" for name, value in made.settings.items())
@@ -124,7 +124,7 @@ def _numbers(trial: Trial) -> str:
 
 
 def _show(found: Tuning, out: Path) -> None:
-    made = render.table("on facts kept aside", "efficacy", "generalization", "specificity", "S", "perplexity")
+    made = render.table("on held-out facts", "efficacy", "generalization", "specificity", "S", "perplexity")
     before = [f"{found.unedited[name]:.1f}" for name in ("efficacy", "generalization", "specificity")]
     made.add_row("unedited", *before, "", "")
     for what, trial in found.checked:

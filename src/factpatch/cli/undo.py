@@ -1,4 +1,4 @@
-"""`factpatch undo`: take a patch off a model that was saved with it, or go back in a session."""
+"""`factpatch undo`: remove a patch from a model that was saved with it, or take batches of a session back."""
 
 from __future__ import annotations
 
@@ -17,47 +17,41 @@ if TYPE_CHECKING:
 @options.documented
 def undo(
     model: Annotated[str, typer.Argument(metavar="MODEL|SESSION")],
-    patch: Annotated[Path | None, typer.Argument(metavar="[PATCH]", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR")] = None,
-    to: Annotated[int | None, typer.Option("--to", min=0, metavar="N")] = None,
-    base: Annotated[str | None, typer.Option("--base", metavar="MODEL")] = None,
+    patch: Annotated[Path | None, typer.Argument(metavar="PATCH", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", callback=checks.new_directory)] = None,
+    to: Annotated[int | None, typer.Option(min=0, metavar="N")] = None,
+    base: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
 ) -> None:
-    """Take a patch off a model that was saved with it, or take batches of a session back.
+    """Remove a patch from a model that was saved with it, or take batches of a session back.
 
-    factpatch undo MODEL PATCH --out DIR writes the model without the patch. factpatch undo SESSION --to N puts the
-    batches after N out of force; it needs no model.
+    factpatch undo MODEL PATCH --out DIR writes the model without the patch. factpatch undo SESSION --to N takes back
+    the batches after N; it needs no model.
 
     Args:
-        model: A model that holds the patch, or the directory of a session.
-        patch: The patch that the model holds.
-        out: Where to write the model; a new or empty directory.
-        to: Go back to where the session was after batch N; 0: the beginning.
-        base: The unedited model, to take its weights from bit for bit. Default: the patch is subtracted, which restores
-            the weights to rounding.
+        model: A model that contains the patch, or a session directory.
+        patch: The patch that the model contains.
+        out: Where to write the model: a new or empty directory.
+        to: Return a session to its state after batch N; 0 is the beginning.
+        base: The unedited model, to copy its weights bit for bit. Default: subtract the patch, which restores the
+            weights up to rounding.
     """
     if to is not None:
         if patch is not None or out is not None or base is not None:
             raise checks.BadArgumentError(
-                "--to: goes back in a session, factpatch undo SESSION --to N, and nothing else."
+                "--to: takes back batches of a session, as factpatch undo SESSION --to N, and nothing else."
             )
-        _go_back(Path(model), to)
+        _take_back(Path(model), to)
         return
-    for name, value in (("PATCH", patch), ("--out", out)):
-        if value is None:
-            raise checks.BadArgumentError(f"{name}: is missing; to go back in a session, say --to N.")
-    assert patch is not None
-    assert out is not None
-    checks.check_output_directory("--out", out)
+    if patch is None or out is None:
+        missing = "PATCH" if patch is None else "--out"
+        raise checks.BadArgumentError(f"{missing}: is missing; to take back batches of a session, give --to N.")
 
     from factpatch.model.weights import changed_layers
-    from factpatch.session import load_patch
 
-    with checks.argument("PATCH"):
-        loaded = load_patch(patch)
-    checks.check_place(device, dtype)
-    lm = checks.load_model(model, device, dtype or loaded.weight_dtype)
+    loaded = checks.load_patch("PATCH", patch)
+    lm = checks.load_model(model, device, dtype, patch=loaded)
     loaded.remove(lm, None if base is None else _base(base, loaded))
     rounded = changed_layers(lm.weights(loaded.layers), loaded.states()[0], loaded.layers)
     checks.save_model(lm, out)
@@ -65,9 +59,9 @@ def undo(
     if rounded:
         kind = str(loaded.weight_dtype).removeprefix("torch.")
         render.say(
-            f"Layers {render.numbers(rounded)} are those of the unedited model to rounding: within one unit in the "
-            f"last place of {kind} for each of {counted(len(loaded.batches), 'batch')}, relative to the "
-            "largest magnitude that the weight had. With --base they would be bit-identical.",
+            f"Layers {render.numbers(rounded)} equal those of the unedited model up to rounding: within one unit in "
+            f"the last place of {kind} for each of {counted(len(loaded.batches), 'batch')}, relative to the largest "
+            "magnitude that the weight had. With --base they would be bit-identical.",
             "yellow",
         )
     else:
@@ -75,26 +69,25 @@ def undo(
     render.say(f"Model: {out}", "bold")
 
 
-def _go_back(directory: Path, to: int) -> None:
+def _take_back(directory: Path, to: int) -> None:
     from factpatch.journal import Journal
 
     with checks.argument("SESSION"):
         session = Journal(directory)
     with session.locked():
-        waiting = sum(session.waiting)
-        before = len(session.finished)
+        waiting, before = sum(session.waiting), len(session.finished)
         with checks.argument("--to"):
             session.undo(to)
-    dropped = f", and {waiting} facts that were still to be edited" if waiting else ""
+    dropped = f", and {counted(waiting, 'pending fact')} dropped" if waiting else ""
     render.say(
-        f"{directory} is where it was after batch {to}: {counted(before - to, 'batch')} out of force{dropped}.",
+        f"{directory} is back to its state after batch {to}: {counted(before - to, 'batch')} taken back{dropped}.",
         "bold",
     )
-    render.say("Their patches stay in the directory. A model that was saved with them is not changed by this.")
+    render.say("Their patches stay in the directory. Models that were saved with them do not change.")
 
 
 def _base(base: str, patch: Patch) -> Any:
-    """The unedited model as `Patch.remove` takes it: a directory, where there is one, need not be loaded."""
+    """The unedited model as `Patch.remove` takes it; a directory need not be loaded."""
     from factpatch.model.embedded import EMBEDDED, embedded_directory
 
     if base in EMBEDDED:
@@ -102,4 +95,4 @@ def _base(base: str, patch: Patch) -> Any:
     if Path(base).is_dir():
         return Path(base)
     with checks.argument("--base"):
-        return checks.load_model(base, None, patch.weight_dtype)
+        return checks.load_model(base, None, None, patch=patch)
