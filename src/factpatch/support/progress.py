@@ -1,4 +1,4 @@
-"""How far long work is: bars on a terminal, lines in the log elsewhere; and what a stage of it took."""
+"""The progress of long work: bars on a terminal, lines in the log elsewhere; and the time that a stage took."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 20.0
-"""How often a line says how far long work is, where there is no terminal for a bar."""
+"""How often a line reports the progress of long work where there is no terminal for a bar."""
+_last_line = time.monotonic()  # of any bar: hundreds of short ones may follow each other
 
 
 @contextmanager
 def bar(description: str, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show how far work is while the context is open; the yielded function advances it.
+    """Show the progress of work while the context is open; the yielded function advances it.
 
-    On a terminal that is a bar on its error stream; elsewhere a line in the log every `LINE_SECONDS`.
+    On a terminal this is a bar on stderr; elsewhere a line in the log every `LINE_SECONDS`.
 
     Args:
         total: How many steps there are; None if unknown.
@@ -38,23 +39,24 @@ def bar(description: str, total: int | None, shown: bool = True) -> Iterator[Cal
     )
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as progress:
         task = progress.add_task(description, total=total)
-        start = said = time.monotonic()
+        start = time.monotonic()
         done = 0
 
         def advance(steps: int) -> None:
-            nonlocal done, said
+            global _last_line
+            nonlocal done
             done += steps
             progress.update(task, advance=steps)
             now = time.monotonic()
-            if shown and not console.is_terminal and now - said >= LINE_SECONDS:
-                said = now
+            if shown and not console.is_terminal and now - _last_line >= LINE_SECONDS:
+                _last_line = now
                 logger.info("%s: %s", description, how_far(done, total, now - start))
 
         yield advance
 
 
 def how_far(done: int, total: int | None, seconds: float) -> str:
-    """As `30 of 120 (25 %), 0:00:40 elapsed, 0:02:00 left`."""
+    """Return such as `30 of 120 (25 %), 0:00:40 elapsed, 0:02:00 left`."""
     elapsed = f"{timedelta(seconds=round(seconds))} elapsed"
     if total is None or done <= 0:
         return f"{done} done, {elapsed}"
