@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.conftest import FACTS, Run
+from tests.cli.conftest import FACTS, Run, interrupt
 from transformers import AutoModelForCausalLM
 
 from factpatch.patch.patch import Patch
@@ -134,14 +134,10 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "layers in disorder": (["--layers", "2,1"], "--layers"),
     "layers in words": (["--layers", "first"], "--layers: critical_layers='first': write numbers"),
     "device": (["--device", "cuda:77"], "--device: device='cuda:77'"),
-    "device name": (["--device", "gpu"], "--device: device='gpu'"),
     "dtype": (["--dtype", "float8"], "--dtype: dtype='float8'"),
     "precision": (["--precision", "quick"], "--precision: precision='quick': no such precision. Known: auto, exact"),
     "setting": (["--set", "target.step=3"], "Did you mean 'steps'"),
-    "strategy": (["--set", "targets.steps=3"], "Did you mean 'target'"),
     "assignment": (["--set", "target.steps"], "--set: setting 'target.steps': write it as"),
-    "value": (["--set", "target.steps=many"], "--set: setting target.steps='many'"),
-    "range": (["--set", "solver.weight=-1"], "--set: setting solver.weight='-1'"),
     "limit": (["--limit", "0"], "--limit"),
     "batch size": (["--batch-size", "none"], "--batch-size"),
     "conflict in a batch": (["--batch-size", "3"], "--facts: facts[0] (id 'darrieux') and facts[2]"),
@@ -190,64 +186,37 @@ def test_an_output_never_lands_in_the_model_or_on_an_input(
         assert (place.read_bytes() if place.exists() else None) == before
 
 
-FACT = FACTS[1]
-BAD_FACTS: dict[str, tuple[str, str]] = {
-    "no slot": (json.dumps([{**FACT, "prompt": "The tower is in"}]), "record 0: prompt="),
-    "two slots": (json.dumps([{**FACT, "prompt": "The {} {} is in"}]), "it is there 2 times"),
-    "empty subject": (json.dumps([FACT, {**FACT, "subject": " "}]), "record 1: subject="),
-    "empty target": (json.dumps([{**FACT, "target_new": ""}]), "target_new"),
-    "missing field": (json.dumps([{name: FACT[name] for name in ("prompt", "subject")}]), "'target_new'"),
-    "not JSON": ("[{", "not JSON"),
-    "nothing": ("", "the file is empty"),
-}
-
-
-@pytest.mark.parametrize(("content", "message"), BAD_FACTS.values(), ids=BAD_FACTS)
 def test_bad_facts_are_named_and_nothing_is_written(
-    run: Run, edit_arguments: list[object], facts_file: Path, tmp_path: Path, content: str, message: str
+    run: Run, edit_arguments: list[object], facts_file: Path, tmp_path: Path
 ) -> None:
-    facts_file.write_text(content)
-    output = run.refused(message, *edit_arguments, "--out", tmp_path / "p.safetensors")
-    assert f"--facts: {facts_file}" in output
-    assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
-
-
-def test_a_missing_facts_file_is_named(run: Run, edit_arguments: list[object], facts_file: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    facts_file.write_text(json.dumps([{**FACTS[1], "prompt": "The tower is in"}]))
+    run.refused(f"--facts: {facts_file}: record 0: prompt=", *edit_arguments, "--out", out)
     facts_file.unlink()
-    run.refused(f"--facts: {facts_file}: no such file", *edit_arguments, "--out", facts_file.with_name("p"))
+    run.refused(f"--facts: {facts_file}: no such file", *edit_arguments, "--out", out)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_is_not_there_is_named(
-    run: Run, edit_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["empty", "without weights", "gptq", "bitsandbytes", "awq"])
+def test_a_model_that_cannot_be_edited_is_named(
+    run: Run,
+    edit_arguments: list[object],
+    model_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    edit_arguments[1] = empty
-    run.refused(f"model='{empty}' cannot be loaded", *edit_arguments, "--out", tmp_path / "p", code=1)
-
-
-@pytest.mark.parametrize("kind", ["gptq", "bitsandbytes", "awq"])
-def test_a_quantized_model_is_refused_with_advice(
-    run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path, kind: str
-) -> None:
-    quantized = tmp_path / "quantized"
-    shutil.copytree(model_directory, quantized)
-    config = json.loads((quantized / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": kind, "bits": 4, "load_in_4bit": True}
-    (quantized / "config.json").write_text(json.dumps(config))
-    edit_arguments[1] = quantized
-    output = run.refused(f"model='{quantized}' cannot be loaded", *edit_arguments, "--out", tmp_path / "p", code=1)
-    assert "Edit the model that it was made from" in output
-
-
-def test_a_model_without_weights_is_refused(
-    run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path
-) -> None:
-    bare = tmp_path / "bare"
-    shutil.copytree(model_directory, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    edit_arguments[1] = bare
-    run.refused(f"model='{bare}' cannot be loaded", *edit_arguments, "--out", tmp_path / "p", code=1)
+    broken, out = tmp_path / "broken", tmp_path / "p"
+    left_out = {"empty": "*", "without weights": "*.safetensors"}.get(what, "")
+    shutil.copytree(model_directory, broken, ignore=shutil.ignore_patterns(left_out))
+    if not left_out:
+        config = json.loads((broken / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": what, "bits": 4, "load_in_4bit": True}
+        (broken / "config.json").write_text(json.dumps(config))
+    edit_arguments[1] = broken
+    output = run.refused(f"model='{broken}' cannot be loaded", *edit_arguments, "--out", out, code=1)
+    assert ("Edit the model that it was made from" in output) == (not left_out)
 
 
 def test_a_model_without_a_preset_takes_layers_and_settings_over_with_a_warning(
@@ -318,10 +287,7 @@ def test_a_failure_in_the_edit_writes_nothing(
 def test_an_interruption_ends_with_130(
     run: Run, edit_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("factpatch.editor.optimize_values", interrupt)
+    interrupt(monkeypatch, "factpatch.editor.optimize_values")
     result = run(*edit_arguments, "--out", tmp_path / "p", "--no-verify")
     assert result.exit_code == 130
     assert "interrupted" in result.output

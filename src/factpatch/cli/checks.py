@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from factpatch.patch.patch import Patch
 
 T = TypeVar("T")
+Kind = Literal["file", "new directory", "directory"]
 
 
 class BadArgumentError(ValueError):
@@ -86,7 +87,7 @@ def parse_names(text: str | None) -> list[str]:
     return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
-def check_output(option: str, path: Path | None, kind: Literal["file", "new directory", "directory"] = "file") -> None:
+def check_output(option: str, path: Path | None, kind: Kind = "file") -> None:
     """Raise BadArgumentError unless an output can be written there, as far as one can know without writing."""
     if path is None:
         return
@@ -101,16 +102,17 @@ def check_output(option: str, path: Path | None, kind: Literal["file", "new dire
         raise BadArgumentError(f"{option} {path}: the directory is not empty; choose another name, or empty it first.")
 
 
-def new_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """A callback that checks the file that an option names as an output."""
-    check_output(param.opts[0], value)
-    return value
+def output(kind: Kind) -> Callable[[typer.CallbackParam, Path | None], Path | None]:
+    """A callback that checks the output that an option names, with `check_output`."""
+
+    def check(param: typer.CallbackParam, value: Path | None) -> Path | None:
+        check_output(param.opts[0], value, kind)
+        return value
+
+    return check
 
 
-def new_directory(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """A callback that checks the directory that an option names as an output."""
-    check_output(param.opts[0], value, "new directory")
-    return value
+new_file, new_directory, directory = output("file"), output("new directory"), output("directory")
 
 
 def default_directory(what: str, model: str) -> Path:

@@ -26,7 +26,7 @@ def locate(
     samples: Annotated[int, typer.Option(min=1, metavar="N")] = 10,
     seed: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
     size: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", callback=checks.directory)] = None,
     figures: Annotated[int, typer.Option(min=0, metavar="N")] = 10,
     chat: options.Chat = False,
     device: options.Device = None,
@@ -52,8 +52,6 @@ def locate(
         out: Keep every fact's trace, averages and heat maps in this directory: new, or from an earlier call.
         figures: Draw heat maps of this many facts.
     """
-    checks.check_output("--out", out, "directory")
-
     from factpatch.lab.drawing.charts import check_plot_file
     from factpatch.lab.tracing import TraceSettings, load_prompts
     from factpatch.lab.tracing import locate as locate_facts

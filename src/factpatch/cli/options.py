@@ -55,6 +55,14 @@ ModelDirectory = Annotated[
         metavar="DIR", help="Where to write the model: a new or empty directory.", callback=checks.new_directory
     ),
 ]
+OtherVersions = Annotated[
+    bool,
+    typer.Option(
+        "--other-versions",
+        help="Continue a run that was begun with other versions of factpatch, PyTorch or transformers, which may "
+        "compute other numbers. The run records this.",
+    ),
+]
 PatchToMeasure = Annotated[
     Path | None,
     typer.Option(metavar="PATCH", help="Ask before and after applying this patch. The model's files do not change."),

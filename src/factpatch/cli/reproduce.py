@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.cli.run import OtherVersions, begin, carry_out
+from factpatch.cli.run import begin, carry_out
 from factpatch.recipe import Recipe
 
 
@@ -28,7 +28,7 @@ def reproduce(
     capability_items: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     prompts: Annotated[str, typer.Option(metavar="FILE")] = "known_1000",
     out: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
-    other_versions: OtherVersions = False,
+    other_versions: options.OtherVersions = False,
 ) -> None:
     """Edit and measure as the paper does, and print its table; also write it as Markdown, LaTeX and CSV.
 

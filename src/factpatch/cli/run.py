@@ -17,27 +17,12 @@ if TYPE_CHECKING:
     from factpatch.lab.runs.reproductions import Output
     from factpatch.lab.runs.tables import Table
 
-Out = Annotated[
-    Path,
-    typer.Option("--out", metavar="DIR", help="The run's directory: new, or from an earlier call.", show_default=False),
-]
-
-
-OtherVersions = Annotated[
-    bool,
-    typer.Option(
-        "--other-versions",
-        help="Continue a run that was begun with other versions of factpatch, PyTorch or transformers, which may "
-        "compute other numbers. The run records this.",
-    ),
-]
-
 
 @options.documented
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
-    out: Out,
-    other_versions: OtherVersions = False,
+    out: Annotated[Path, typer.Option(metavar="DIR")],
+    other_versions: options.OtherVersions = False,
 ) -> None:
     """Edit and measure as a configuration file says, in sequential batches, and print a table.
 
@@ -46,6 +31,7 @@ def run(
 
     Args:
         config: The configuration: what to edit and what to measure.
+        out: The run's directory: new, or from an earlier call.
     """
     from factpatch.lab.runs.config import load_config
 
