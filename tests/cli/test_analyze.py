@@ -174,7 +174,7 @@ def test_an_analysis_that_fails_leaves_the_others(
     monkeypatch.setattr(residuals, "simulated_probabilities", broken)
     result = analyze("contribution", "distance")
     assert result.exit_code == 1
-    assert "contribution: failed; what the others found is in" in result.output
+    assert "contribution: failed; the results of the others are in" in result.output
     assert (tmp_path / "out" / "distance.csv").is_file()
     assert not (tmp_path / "out" / "contribution.csv").exists()
     assert "the loss is not finite" in Page((tmp_path / "out" / "report.html").read_text("utf-8")).text

@@ -47,7 +47,7 @@ def test_a_preset_is_found_and_an_edit_takes_it(
     assert (out / "tradeoff.svg").is_file()
     record = json.loads((out / "tuning.json").read_text("utf-8"))
     assert f"layers 1, 2; {record['corpus_tokens']} tokens for the statistics" in shown.output
-    # Of all fifteen, five would be kept aside, and the last trials would be of ten.
+    # Of all fifteen, five would be held out, and the last trials would be of ten.
     assert {checked["facts"] for checked in record["checked"]} == {4}
     assert record["facts"] == 8
     assert record["about"]["facts"]["count"] == 12
@@ -88,7 +88,7 @@ def test_without_facts_those_of_the_package_are_the_probes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shown = run("tune", model_directory)
-    assert "24 that the package ships are the probes. So few make coarse numbers" in shown.stderr
+    assert "the probes are 24 facts that the package ships. Numbers from so few are coarse" in shown.stderr
     # The text that the package ships is not meant for this model.
     assert shown.exit_code == 1
     assert "corpus=None: " in shown.stderr
