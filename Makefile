@@ -16,7 +16,7 @@ help:
 	@echo "make demo     install, then edit the embedded model and undo the edit"
 	@echo "make test     install, then run all tests"
 	@echo "make lint     lint, format and types"
-	@echo "make check    make lint, then make test"
+	@echo "make check    make lint, docs and test"
 	@echo "make format   format the code"
 	@echo "make docs     build the documentation site in build/site"
 	@echo "make reports  run the published tables and analyses, and write their pages to build/reports (hours)"
@@ -30,11 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[dev]'
-	touch $@ $(VENV)/.installed
-
-$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[docs]'
+	$(INSTALL) --editable '.[dev,docs]'
 	touch $@ $(VENV)/.installed
 
 demo: $(VENV)/.installed
@@ -49,14 +45,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check: lint test
+check: lint docs test
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Each command resumes where it was interrupted.
 REPRODUCE = $(BIN)/factpatch reproduce $(1) --model smollm2-135m --batch-size 20 --text-facts 20
