@@ -166,7 +166,7 @@ class Editor(EditedModel):
         target = self.method.target
         with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
             optimize = self._optimize or optimize_values
-            return optimize(self.lm, facts, layer, target, self.contexts, advance, precision=self.precision)
+            return optimize(self.lm, facts, layer, target, self.contexts, progress=advance, precision=self.precision)
 
     @staged("keys")
     def _read_values(self, subjects: SubjectRows, layer: int) -> Tensor:
