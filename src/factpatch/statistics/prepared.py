@@ -31,17 +31,17 @@ class Prepared:
 
     Args:
         lm: The unedited model.
-        solver: What the memories are for.
+        solver: The solver that the memories are for.
         layers: All layers that are written.
-        preset: Says how many tokens to read, and whether the text that the package ships is good enough.
-        corpus: Text for second moments; None for what the package ships.
+        preset: Says how many tokens to read, and whether the shipped text is good enough.
+        corpus: Text for second moments; None for the shipped one.
         tokens: How many of its tokens to read; by default the preset's number, or ten per key dimension.
-        moments: Second moments that are known already, (d_key, d_key) by layer.
-        scaled: Whether the solver's settings are to be derived from the model's own keys.
-        progress: Show a bar on a terminal.
+        moments: Known second moments, (d_key, d_key) by layer.
+        scaled: Whether to derive the solver's settings from the model's own keys.
+        progress: Show progress bars.
 
     Raises:
-        ValueError: A second moment is needed, and no text is given that it could be read from.
+        ValueError: A second moment is needed, and no suitable text is given.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Prepared:
         self.preset = preset
         given = {str(layer): content_hash(moment) for layer, moment in (moments or {}).items()}
         self.about: dict[str, Any] = {"corpus": "given as matrices", "sha256": given}
-        """What the second moments are of, JSON-able."""
+        """The origin of the second moments, JSON-able."""
         self._corpus = corpus
         self._tokens = preset.corpus_tokens if tokens is None else tokens
         self._moments = dict(moments or {})
@@ -72,11 +72,7 @@ class Prepared:
         self._check_corpus()
 
     def for_layers(self, layers: Sequence[int]) -> Prepared:
-        """The same for other layers: what was read is shared, what was remembered of batches is not.
-
-        Raises:
-            ValueError: A layer's second moment is needed, and no text is given that it could be read from.
-        """
+        """The same for other layers: what was read is shared, what was remembered of batches is not."""
         made = copy(self)
         made.layers = sorted(layers)
         made._moments = dict(self._moments)
@@ -85,18 +81,18 @@ class Prepared:
         return made
 
     def memory(self, layer: int) -> Memory:
-        """The memory of a layer that `read` has read."""
+        """The memory of a layer; call `read` first."""
         return self._memories[layer]
 
     def read(self, contexts: Contexts, layers: Sequence[int] = (), edited: bool = False) -> None:
-        """Have the memories of all written layers and of these.
+        """Prepare the memories of all written layers and of these.
 
         Args:
-            contexts: Called for the contexts in which keys are read, where settings are derived from them.
+            contexts: Called for the contexts of keys, if settings are to be derived from keys.
             edited: Whether the model holds edits, so that nothing can be read.
 
         Raises:
-            ValueError: Something has to be read and the model is edited, or the corpus does not suffice.
+            ValueError: Something has to be read and the model is edited, or the corpus is too short.
         """
         layers = sorted({*self.layers, *layers})
         missing = [layer for layer in layers if layer not in self._memories]
@@ -112,7 +108,7 @@ class Prepared:
             self._scale(contexts())
         for layer in missing:
             self._memories[layer] = self.solver.memory(self._moments.get(layer))
-            self._moments.pop(layer, None)  # only now: after an error it is still there for the next try
+            self._moments.pop(layer, None)  # only now, so that it survives an error for the next attempt
 
     def _check_corpus(self) -> None:
         if not self.solver.reads_corpus or self._corpus is not None or self.preset.shipped_corpus:
@@ -121,7 +117,7 @@ class Prepared:
             raise ValueError(no_corpus(self.lm))
 
     def _scale(self, contexts: Sequence[str]) -> None:
-        """Derive the solver's settings from the model's own keys: those of the facts that the package ships."""
+        """Derive the solver's settings from the model's own keys, those of the demo's facts."""
         with torch.inference_mode(), self.lm.quiet():
             subjects = SubjectRows.of(self.lm, demo_facts(), contexts)
             keys = [read_keys(self.lm, subjects, layer).cpu() for layer in self.layers]
@@ -139,8 +135,8 @@ class Prepared:
         read = min(moment.tokens for moment in moments.values())
         if read < self.lm.d_key:
             raise CorpusError(
-                f"corpus: it holds {read} tokens, fewer than the {self.lm.d_key} dimensions of a key, so that "
-                "directions in daily use would count as unused; give a longer text."
+                f"corpus: it holds {read} tokens, fewer than the {self.lm.d_key} dimensions of a key, so directions in "
+                "common use would count as unused; give a longer text."
             )
         self.about = {"corpus": corpus.identity, "corpus_tokens": read}
         return moments
