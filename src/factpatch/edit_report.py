@@ -196,7 +196,7 @@ def edit_and_report(
         perplexity_before=perplexity_before,
         perplexity_after=perplexity_after,
         patch_file=out,
-        editing=_editing(editor.edits),
+        editing=sum(map(_editing, editor.edits)) if all(edit.seconds for edit in editor.edits) else None,
     )
 
 
@@ -251,10 +251,8 @@ def ask(
         return verify(lm, None, facts, before, progress=advance)
 
 
-def _editing(edits: Sequence[Edit]) -> float | None:
-    if not all(edit.seconds for edit in edits):
-        return None
-    return math.fsum(took for edit in edits for stage, took in edit.seconds.items() if stage != "second_moment")
+def _editing(edit: Edit) -> float:
+    return sum(took for stage, took in edit.seconds.items() if stage != "second_moment")
 
 
 def _named(fact: Fact) -> dict[str, Any]:

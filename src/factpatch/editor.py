@@ -30,7 +30,7 @@ from factpatch.strategies.spread import Spread
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
 from factpatch.values.contexts import check_contexts, generate_contexts
-from factpatch.values.optimize import Optimize, TargetValues, optimize_values, optimized_by
+from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 
 
@@ -80,7 +80,7 @@ class Editor(EditedModel):
         self._contexts = None if contexts is None else check_contexts(contexts)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, recipe.corpus, recipe.corpus_tokens,
-            second_moments, choice.scaled, progress,
+            dict(second_moments or {}), choice.scaled, progress,
         )  # fmt: skip
         self.precision = precision_for(self.lm, recipe.precision)
         self._optimize, self._progress = optimize, progress
@@ -294,6 +294,7 @@ class Editor(EditedModel):
 
     @property
     def settings(self) -> dict[str, Any]:
+        identity = getattr(self._optimize, "identity", None)
         settings = {
             **settings_of(self.method),
             "preset": self._origin,
@@ -304,7 +305,7 @@ class Editor(EditedModel):
             "remember_keys": self.recipe.remember_keys,
             "precision": self.precision.name,
             "second_moment": self.prepared.about,
-            **optimized_by(self._optimize),
+            **({} if identity is None else {"optimize": str(identity)}),
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a patch file gives them back
         return plain

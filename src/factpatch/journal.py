@@ -18,7 +18,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -229,9 +229,8 @@ class Journal(KeptDirectory):
         elif kind == "batch":
             if self.waiting[0] != event["facts"]:
                 raise ValueError(f"{self.waiting[0]} facts were planned and {event['facts']} edited")
-            given = {name: event[name] for name in ("patch", "sha256", "facts", "time")}
-            learned, seconds = tuple(event["learned"]), dict(event["seconds"])
-            self.finished.append(FinishedBatch(**given, learned=learned, seconds=seconds, traces=event.get("traces")))
+            given = {one.name: event[one.name] for one in fields(FinishedBatch) if one.name in event}
+            self.finished.append(FinishedBatch(**{**given, "learned": tuple(event["learned"])}))
             self.waiting.pop(0)
             self._files["patches"] += 1
         elif kind == "undo":

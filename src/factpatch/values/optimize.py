@@ -57,12 +57,6 @@ class Optimize(Protocol):
     ) -> TargetValues: ...
 
 
-def optimized_by(optimize: Optimize | None) -> dict[str, str]:
-    """The entry of a patch's settings for the origin of target values; none for those of `optimize_values`."""
-    identity = getattr(optimize, "identity", None)
-    return {} if identity is None else {"optimize": str(identity)}
-
-
 def optimize_values(
     lm: LanguageModel,
     facts: Sequence[Fact],
