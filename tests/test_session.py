@@ -1,4 +1,4 @@
-"""Sessions on tiny models: what is on the disk at any moment is enough to go on as if nothing had happened."""
+"""Sessions on tiny models: what is on the disk at any moment suffices to continue as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -216,8 +216,9 @@ def test_a_session_resumed_with_a_new_editor_for_every_batch_gives_the_same_patc
     assert patch_bytes(tmp_path / "session") == plain(method)
 
 
-@pytest.mark.parametrize("method", ["memit-blue", "alphaedit-blue", "rect", "prune", "pmet"])
-def test_a_session_killed_at_any_moment_goes_on_as_if_nothing_had_happened(
+# Without and with a regularizer that acts on the session; the test above resumes every method.
+@pytest.mark.parametrize("method", ["memit-blue", "prune"])
+def test_a_session_killed_at_any_moment_continues_as_if_nothing_had_happened(
     method: str, tmp_path: Path, plain: Callable[..., list[bytes]]
 ) -> None:
     directory = begin(tmp_path / "session", method, done=1)
@@ -225,7 +226,7 @@ def test_a_session_killed_at_any_moment_goes_on_as_if_nothing_had_happened(
     drafts = [content for content in found if any(name.endswith(".tmp") for name in content)]
     assert drafts
     assert sum(not content["journal.jsonl"].endswith(b"\n") for content in found) >= 4
-    # The states of one batch are as good as those of two, for the methods that only write other numbers.
+    # For the second method every other state of one batch suffices.
     chosen = found if method == "memit-blue" else found[: len(found) // 2 : 2]
     for number, content in enumerate(chosen):
         place = restored(content, tmp_path / str(number))
@@ -471,8 +472,8 @@ def test_an_editor_of_another_model_or_other_settings_or_with_edits_is_refused(s
         (make(critical_layers=(1, 2)), "other critical layers or other weights there: 3"),
         (make(settings={"solver.weight": 6.0}), r"other settings: solver is .*5\.0.*6\.0"),
         (make("memit"), "other settings: method, source, spread"),
-        (make(remember_keys=False), "other settings: remember_keys; remember_keys is True there and False here"),
-        (make(precision="fast"), "other settings: precision; precision is 'float32' there and 'fast' here"),
+        (make(remember_keys=False), "other settings: remember_keys is True there and False here"),
+        (make(precision="fast"), "other settings: precision is 'float32' there and 'fast' here"),
         (make(contexts=("{}",)), "other settings: contexts"),
         (edited, "has edited the model already"),
     ):
@@ -500,7 +501,10 @@ def test_an_editor_that_does_not_hold_the_session_cannot_edit_in_it(session_of_t
         session.plan([[OTHER]])
         with pytest.raises(SessionError, match="holds 2 batches and the session 1"):
             session.edit(editor)
-        with pytest.raises(SessionError, match="still to be edited"):
+        with pytest.raises(
+            SessionError,
+            match=r"1 batch pending. To finish: factpatch edit --resume .*; to drop: factpatch undo .* --to 1",
+        ):
             session.plan([[OTHER]])
 
 
@@ -599,7 +603,7 @@ def test_a_directory_that_vanished_is_not_made_again(session_of_two: Path) -> No
 
 
 @pytest.mark.parametrize("to", [0, 1, 2, 3])
-def test_after_an_undo_a_session_goes_on_with_other_facts_as_if_the_undone_had_never_been(
+def test_after_an_undo_a_session_continues_with_other_facts_as_if_the_undone_had_never_been(
     to: int, tmp_path: Path, plain: Callable[..., list[bytes]]
 ) -> None:
     directory = begin(tmp_path / "session", done=3)
@@ -633,7 +637,7 @@ def test_an_undo_drops_what_was_pending_and_what_was_asked_for(tmp_path: Path) -
 
 def test_outputs_are_kept_until_they_are_written(tmp_path: Path) -> None:
     directory = begin(tmp_path / "session", outputs={"out": "/p", "no_verify": True}, done=2)
-    with pytest.raises(SessionError, match="1 batches are still to be edited"):
+    with pytest.raises(SessionError, match="1 batch pending"):
         Session(directory).settle()
     finish(directory)
     assert Session(directory).outputs == {"out": "/p", "no_verify": True}

@@ -1,4 +1,4 @@
-"""An edit and its measurements: what the model said before and says now, its perplexity, the steps and the time."""
+"""An edit and its measurements: the model's answers and perplexity before and after, the steps and the time."""
 
 from __future__ import annotations
 
@@ -40,56 +40,29 @@ STAGES = (
 
 
 @dataclass(frozen=True)
-class Steps:
-    """How far the value optimization went at one target layer, one entry per edited fact."""
-
-    evaluations: tuple[int, ...]
-    """Loss evaluations made."""
-    updates: tuple[int, ...]
-    """Updates made."""
-    loss: tuple[float, ...]
-    """The loss at the last evaluation, in nats."""
-
-    @classmethod
-    def of(cls, edits: Sequence[Edit], layer: int) -> Steps:
-        found = [edit.targets[layer] for edit in edits if layer in edit.targets]
-        return cls(
-            tuple(int(count) for targets in found for count in targets.evaluations),
-            tuple(int(count) for targets in found for count in targets.updates),
-            tuple(float(loss) for targets in found for loss in targets.loss),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able record: the mean and the entries of each."""
-        return {
-            name: {"mean": math.fsum(entries) / len(entries), "per_fact": list(entries)}
-            for name, entries in (("evaluations", self.evaluations), ("updates", self.updates), ("loss", self.loss))
-        }
-
-
-@dataclass(frozen=True)
 class EditReport:
     """What an edit did, and what was measured before and after it."""
 
     model: str
-    """What the model is called."""
+    """The model's name."""
     patch: Patch
     """What the edit changed, batch by batch."""
     settings: dict[str, Any]
     """The resolved settings."""
-    steps: dict[int, Steps]
-    """The course of the value optimization, by target layer; of the batches that were not only written again."""
+    steps: dict[int, dict[str, Any]]
+    """The value optimization by target layer: "evaluations", "updates" and "loss" (at the last evaluation, in nats), as
+    their mean and "per_fact". Replayed batches are left out."""
     seconds: dict[str, float]
     """Wall time by stage, and "total"."""
     verification: Verification | None = None
-    """What the model says of the facts in force; None if it was not asked."""
+    """The model's answers on the facts in force; None if it was not asked."""
     perplexity_before: float | None = None
-    """On a text that has nothing to do with the facts; None if it was not measured."""
+    """On a text unrelated to the facts; None if it was not measured."""
     perplexity_after: float | None = None
     patch_file: Path | None = None
     """Where the patch was saved."""
     editing: float | None = None
-    """Seconds that the edits took, without the second moment; None if some were only written again."""
+    """Seconds that the edits took, without the second moment; None if some were replayed."""
 
     @property
     def attempted(self) -> list[Fact]:
@@ -103,17 +76,17 @@ class EditReport:
 
     @property
     def similar(self) -> list[tuple[Fact, Fact]]:
-        """Pairs of facts in force that probably ask the same question in other words."""
+        """Pairs of facts in force that are probably the same question, reworded."""
         return near_duplicates(self.patch.facts)
 
     @property
     def unlearned(self) -> list[Fact]:
-        """The facts in force that the model does not hold; empty if it was not asked."""
+        """The facts in force that the model did not learn; empty if it was not asked."""
         return [] if self.verification is None else self.verification.unlearned()
 
     @property
     def plain(self) -> str:
-        """What was learned, what moved and what it cost, in a sentence; empty if the model was not asked."""
+        """What was learned, what changed and what it cost, in one sentence; empty if the model was not asked."""
         if self.verification is None:
             return ""
         return plain_summary(self.verification, (self.perplexity_before, self.perplexity_after), self.editing)
@@ -136,7 +109,7 @@ class EditReport:
             "perplexity_before": self.perplexity_before,
             "perplexity_after": self.perplexity_after,
             "seconds": dict(self.seconds),
-            "steps": {str(layer): steps.to_dict() for layer, steps in self.steps.items()},
+            "steps": {str(layer): steps for layer, steps in self.steps.items()},
             "settings": self.settings,
             "facts": {
                 "number": len(self.attempted),
@@ -178,11 +151,11 @@ def edit_and_report(
         out: Where to save the patch as soon as the last batch is edited.
         save_model: Where to write the edited model next, a new or empty directory.
         measure: Whether to verify the facts and to measure perplexity.
-        seconds: What earlier stages took, such as {"load": 2.0}; it counts toward the total.
-        progress: Show how far the work is.
+        seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
+        progress: Show progress bars.
 
     Raises:
-        ValueError: The editor has edited before, or a fact cannot be edited; in any batch, nothing was changed.
+        ValueError: The editor has edited before, or a fact of any batch cannot be edited; nothing was changed.
         FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
         OSError: `out` or `save_model` cannot be written; the model stays edited.
     """
@@ -194,8 +167,17 @@ def edit_and_report(
     start = time.perf_counter()
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    measuring = _Measuring(lm, latest(batches)[0], held_out_text() if text is None else text, spent, progress)
-    before = measuring.measure("before") if measure else _Measured()
+    facts, text = latest(batches)[0], held_out_text() if text is None else text
+
+    def measured(when: str, earlier: Verification | None = None) -> tuple[Verification | None, float | None]:
+        if not measure:
+            return None, None
+        with timed(spent, f"verify_{when}"):
+            verification = ask(lm, facts, f"asking {when} the edit", earlier, progress)
+        with timed(spent, "perplexity"), bar("measuring perplexity", 1, progress):
+            return verification, perplexity(lm, text)
+
+    before, perplexity_before = measured("before")
     _edit_all(editor, batches, session, measure, spent)
     patch = editor.patch
     if out is not None:
@@ -203,29 +185,35 @@ def edit_and_report(
     if save_model is not None:
         with timed(spent, "save_model"):
             editor.save_pretrained(save_model)
-    after = measuring.measure("after", before.verification) if measure else _Measured()
+    after, perplexity_after = measured("after", before)
     return EditReport(
         model=lm.name,
         patch=patch,
         settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
         steps=_steps(editor.edits),
         seconds={**spent, "total": earlier + time.perf_counter() - start},
-        verification=after.verification,
-        perplexity_before=before.perplexity,
-        perplexity_after=after.perplexity,
+        verification=after,
+        perplexity_before=perplexity_before,
+        perplexity_after=perplexity_after,
         patch_file=out,
-        editing=_editing(editor.edits),
+        editing=sum(map(_editing, editor.edits)) if all(edit.seconds for edit in editor.edits) else None,
     )
 
 
-def _steps(edits: Sequence[Edit]) -> dict[int, Steps]:
-    return {layer: Steps.of(edits, layer) for layer in sorted({*chain(*(edit.targets for edit in edits))})}
+def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:
+    steps: dict[int, dict[str, Any]] = {}
+    for layer in sorted({*chain(*(edit.targets for edit in edits))}):
+        found = [edit.targets[layer] for edit in edits if layer in edit.targets]
+        for name in ("evaluations", "updates", "loss"):
+            entries = [entry for targets in found for entry in getattr(targets, name).tolist()]
+            steps.setdefault(layer, {})[name] = {"mean": math.fsum(entries) / len(entries), "per_fact": entries}
+    return steps
 
 
 def _edit_all(
     editor: Editor, batches: Sequence[Sequence[Fact]], session: Session | None, ask: bool, spent: dict[str, float]
 ) -> None:
-    """Edit one batch after another; a session's own batches, after those that it has finished."""
+    """Edit one batch after another; a session continues after the batches that it has finished."""
     if session is None:
         for batch in batches:
             editor.edit(batch)
@@ -239,31 +227,8 @@ def _edit_all(
             spent[stage] = spent.get(stage, 0.0) + took
 
 
-@dataclass(frozen=True)
-class _Measured:
-    verification: Verification | None = None
-    perplexity: float | None = None
-
-
-@dataclass(frozen=True)
-class _Measuring:
-    """What is asked before and after an edit."""
-
-    lm: LanguageModel
-    facts: Sequence[Fact]
-    text: str
-    spent: dict[str, float]
-    progress: bool
-
-    def measure(self, when: str, before: Verification | None = None) -> _Measured:
-        with timed(self.spent, f"verify_{when}"):
-            verification = ask(self.lm, self.facts, f"asking {when} the edit", before, self.progress)
-        with timed(self.spent, "perplexity"), bar("measuring perplexity", 1, self.progress):
-            return _Measured(verification, perplexity(self.lm, self.text))
-
-
 def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: Sequence[str]) -> None:
-    """Check that every batch can be edited, as far as tokens tell, so that no error waits until a later batch.
+    """Check, as far as tokens show, that every batch can be edited, so that no error comes up only in a later batch.
 
     Raises:
         ValueError: There is no batch, a batch is empty or contradicts itself, or a subject or a target has no tokens.
@@ -281,15 +246,13 @@ def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: 
 def ask(
     lm: LanguageModel, facts: Sequence[Fact], what: str, before: Verification | None = None, progress: bool = True
 ) -> Verification:
-    """As `factpatch.verify`, with a bar called `what` on a terminal."""
+    """As `factpatch.verify`, with a progress bar called `what`."""
     with bar(what, request_count(lm, facts), progress) as advance:
         return verify(lm, None, facts, before, progress=advance)
 
 
-def _editing(edits: Sequence[Edit]) -> float | None:
-    if not all(edit.seconds for edit in edits):
-        return None
-    return math.fsum(took for edit in edits for stage, took in edit.seconds.items() if stage != "second_moment")
+def _editing(edit: Edit) -> float:
+    return sum(took for stage, took in edit.seconds.items() if stage != "second_moment")
 
 
 def _named(fact: Fact) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is edited into a model: the edits in force, their patch, and the way back."""
+"""An edited model: the edits in force, their patch, and undo."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Edit:
 
     patch: Patch
     targets: dict[int, TargetValues]
-    """The outcome of the value optimization, by target layer; none for a batch that was replayed."""
+    """The outcome of the value optimization, by target layer; empty for a batch that was replayed."""
     traces: dict[int, Traces]
     """What the solver remembers of the batch in every written layer."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -44,22 +44,18 @@ class Edit:
 
 
 class EditedModel(ABC):
-    """A model and the edits in force in it.
-
-    Attributes:
-        lm: The model.
-        recipe: What edits it.
-        history: The edits in force, and the weights that hold them.
-    """
+    """A model and the edits in force in it."""
 
     lm: LanguageModel
     recipe: Recipe
+    """What edits it."""
     history: History[Edit]
+    """The edits in force, and the weights that hold them."""
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What the next edit depends on besides the weights and the facts, resolved, as a patch holds it."""
+        """What the next edit depends on apart from the weights and the facts, resolved, as stored in a patch."""
 
     @property
     def model(self) -> Any:
@@ -76,12 +72,12 @@ class EditedModel(ABC):
 
     @property
     def edits(self) -> list[Edit]:
-        """What this editor has edited and not undone."""
+        """The edits in force: made here and not undone."""
         return list(self.history.entries)
 
     @property
     def patch(self) -> Patch:
-        """Everything this editor has changed and not undone, as one patch: what the model now holds."""
+        """The edits in force as one patch: what the model now holds."""
         if not self.edits:
             raise ValueError("nothing has been edited yet; call edit first.")
         if self.history.shown is not None:
@@ -89,14 +85,11 @@ class EditedModel(ABC):
         return Patch.join([edit.patch for edit in self.edits])
 
     def undo(self) -> Patch:
-        """Take the last edit back, bit for bit; again for the one before.
-
-        Returns:
-            The patch of the edit that was undone.
+        """Undo the last edit, bit for bit, and return its patch; call it again for the one before.
 
         Raises:
             ValueError: Nothing is left to undo, or the weights were changed by somebody else since.
-            RuntimeError: The earlier edits cannot be written with the same bits; the model stays as it is.
+            RuntimeError: The earlier edits cannot be written with the same bits; the model is unchanged.
         """
         if not self.edits:
             raise ValueError("nothing to undo: this editor has not edited the model, or everything is undone.")
@@ -105,30 +98,26 @@ class EditedModel(ABC):
         return undone.patch
 
     def reset(self) -> None:
-        """Take every edit back at once, bit for bit: as `undo` again and again, without writing what is undone next.
-
-        Without edits there is nothing to do.
+        """Undo all edits at once, bit for bit.
 
         Raises:
-            ValueError: The weights were changed by somebody else since the last edit; the model stays as it is.
-            RuntimeError: What was kept of the unedited weights is not what they were; the model stays as it is.
+            ValueError: The weights were changed by somebody else since the last edit; the model is unchanged.
+            RuntimeError: The copies of the unedited weights were altered; the model is unchanged.
         """
         if self.edits:
             self.history.take_back(0, "reset")
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write the edited model with its tokenizer and a model card to a directory that transformers loads.
-
-        The card, `factpatch.export.card`, lists what this editor edited; without an edit in force there is none.
+        """Write the edited model and its tokenizer to a directory that transformers loads, with a model card if edited.
 
         Raises:
-            FileExistsError: The directory exists and is not empty.
+            FileExistsError: The directory is not empty.
             OSError: It cannot be written; nothing is left behind.
         """
         self.lm.save_pretrained(directory, model_card(self.patch) if self.edits else None)
 
     def describe(self, batch: Batch) -> Patch:
-        """A batch that this model holds as a patch."""
+        """Return a patch of a batch that this model holds."""
         settings = self.settings
         return Patch(
             batches=(batch,),

@@ -30,7 +30,7 @@ from factpatch.strategies.spread import Spread
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
 from factpatch.values.contexts import check_contexts, generate_contexts
-from factpatch.values.optimize import Optimize, TargetValues, optimize_values, optimized_by
+from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 
 
@@ -40,16 +40,16 @@ class Editor(EditedModel):
     Args:
         model: The name of an embedded model, a directory, an id of the Hugging Face Hub, or a loaded model.
         tokenizer: The tokenizer of a loaded model.
-        recipe: Method, preset, layers, settings and all else that makes an editor; see `factpatch.Recipe`. Its fields
-            can also be given one by one: `Editor(model, method="memit-blue", seed=1)`.
+        recipe: Method, preset, layers, settings and so on; see `factpatch.Recipe`. Its fields can also be given one by
+            one: `Editor(model, method="memit-blue", seed=1)`.
         contexts: Templates with one `{}` for the prompt, the bare one first; by default the model generates them.
-        second_moments: E[k kᵀ] by layer, (d_key, d_key), for those who have it already.
-        optimize: What finds target values in place of `optimize_values`, such as `SharedTargets`.
+        second_moments: E[k kᵀ] by layer, (d_key, d_key), if already known.
+        optimize: Finds target values instead of `optimize_values`, such as `SharedTargets`.
         written_dtype: What a shift is rounded to before it is added; float32, or float64 for a float64 model.
         progress: Show progress during long work.
 
     Raises:
-        ValueError: An argument does not fit; the message names it and says what to do.
+        ValueError: An argument cannot be used; the message names it and says what to do.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Editor(EditedModel):
     ) -> None:
         if recipe is not None and fields:
             raise ValueError(f"{', '.join(fields)}: these are fields of the recipe; give one or the other.")
-        # Whoever gives a recipe with a LanguageModel has loaded it as the recipe says.
+        # A LanguageModel given with a recipe was already loaded according to it.
         place = () if recipe is not None and isinstance(model, LanguageModel) else ("device", "dtype")
         self.recipe = recipe = Recipe(**fields) if recipe is None else recipe
         where = {name: getattr(recipe, name) for name in place}
@@ -80,7 +80,7 @@ class Editor(EditedModel):
         self._contexts = None if contexts is None else check_contexts(contexts)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, recipe.corpus, recipe.corpus_tokens,
-            second_moments, choice.scaled, progress,
+            dict(second_moments or {}), choice.scaled, progress,
         )  # fmt: skip
         self.precision = precision_for(self.lm, recipe.precision)
         self._optimize, self._progress = optimize, progress
@@ -102,7 +102,7 @@ class Editor(EditedModel):
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """The templates that prompts are put into; generated once, with the recipe's seed, on first use."""
+        """The templates for prompts; generated once, with the recipe's seed, on first use."""
         if self._contexts is None:
             with torch.inference_mode(), self.lm.quiet():
                 self._contexts = generate_contexts(self.lm, self.recipe.seed)
@@ -111,11 +111,11 @@ class Editor(EditedModel):
     def edit(self, facts: Sequence[Fact]) -> Patch:
         """Edit the model in place, all facts in one batch.
 
-        Whatever goes wrong, NaN or an interruption included, the model is as it was before the call.
+        After any error, NaN or an interruption included, the model is as it was before the call.
 
         Returns:
             What this batch changed. Applying the patches of all batches in order to the unedited model gives the same
-            bits; under a regularizer that acts on the session, `patch` does so instead.
+            bits, except under a regularizer that acts on the session: apply `self.patch` then.
 
         Raises:
             ValueError: A fact cannot be edited, or two facts of the batch contradict each other.
@@ -128,7 +128,7 @@ class Editor(EditedModel):
         with self.history.open(self.written_layers, "edit") as draft:
             edit = self._written(facts, draft)
             draft.keep(edit)
-        self._seconds = {}  # what is read from now on is not of this edit
+        self._seconds = {}  # later reads do not count toward this edit
         return edit.patch
 
     def _written(self, facts: tuple[Fact, ...], draft: Draft[Edit]) -> Edit:
@@ -151,7 +151,7 @@ class Editor(EditedModel):
         if self.method.regularizer.acts is Acts.BATCH:
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)
-            # The weights below a layer are no longer those that its keys were read on.
+            # The layers below have changed since the keys were read.
             traces = self._traces(subjects, residuals)
         remembered = traces if self.recipe.remember_keys else {}
         return Edit(self.describe(draft.batch(facts, shifts)), targets, remembered, self._seconds)
@@ -162,11 +162,11 @@ class Editor(EditedModel):
 
     @staged("values")
     def target_values(self, facts: Sequence[Fact], layer: int) -> TargetValues:
-        """Optimize the value of each fact at a layer, on the weights as they are. The model stays so."""
+        """Optimize the value of each fact at a layer, on the present weights, which stay unchanged."""
         target = self.method.target
         with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
             optimize = self._optimize or optimize_values
-            return optimize(self.lm, facts, layer, target, self.contexts, advance, precision=self.precision)
+            return optimize(self.lm, facts, layer, target, self.contexts, progress=advance, precision=self.precision)
 
     @staged("keys")
     def _read_values(self, subjects: SubjectRows, layer: int) -> Tensor:
@@ -189,7 +189,7 @@ class Editor(EditedModel):
 
     @staged("regularize")
     def _regularized(self, acts: Acts, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
-        """What the regularizer keeps of some shifts, if this is when it acts, in the dtype that is stored."""
+        """The shifts as the regularizer changes them if it acts at this point, in the dtype that is stored."""
         if self._method.regularizer.acts is not acts:
             return dict(shifts)
         kept = self._method.regularizer.regularize(shifts, before)
@@ -200,14 +200,14 @@ class Editor(EditedModel):
         write(shifts)
 
     def _traces(self, subjects: SubjectRows, residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
-        """What to remember of facts in some layers, with their keys on the present weights."""
+        """What to remember of facts in some layers, with keys read on the present weights."""
         return {
             layer: self.prepared.memory(layer).trace(self._read_keys(subjects, layer), residual)
             for layer, residual in residuals.items()
         }
 
     def _read_out(self) -> Any:
-        """What the history lets the model show of all batches; None for their sum."""
+        """The history's read-out: None unless the regularizer acts on the session."""
         if self._method.regularizer.acts is not Acts.SESSION:
             return None
         return lambda shifts, unedited: self._regularized(Acts.SESSION, shifts, unedited)
@@ -216,8 +216,8 @@ class Editor(EditedModel):
         """Write batches that were edited before, and continue as if this editor had edited them.
 
         Args:
-            patch: Of the same method and settings, made on what the model now is; not what a regularizer has left of a
-                session's sum.
+            patch: Of the same method and settings, made on the model's present weights; not one that a regularizer has
+                made of a session's sum.
             traces: What the solver remembered of each batch. By default the keys of the facts are read again, on the
                 weights that each batch leaves.
 
@@ -256,7 +256,7 @@ class Editor(EditedModel):
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found))
 
     def prepare(self, layers: Sequence[int] = ()) -> None:
-        """Read what every edit needs, so that only editing is left: contexts, and second moments of written layers."""
+        """Read what every edit needs: contexts, and second moments of written layers."""
         with timed(self._seconds, "second_moment"):
             self.prepared.read(lambda: self.contexts, layers, edited=bool(self.edits))
         with timed(self._seconds, "contexts"):
@@ -272,12 +272,9 @@ class Editor(EditedModel):
         return self.prepared.memory(layer).fresh()
 
     def with_spread(self, spread: Spread, optimize: Optimize | None = None) -> Editor:
-        """An editor of the same model that spreads the residual otherwise, and shares what was read and prepared.
+        """An editor of the same model with another spread (and `optimize`), which shares what was read and prepared.
 
-        Of several editors of a model one may hold edits at a time.
-
-        Args:
-            optimize: What finds its target values; by default what finds those of this editor.
+        Only one of several editors of a model may hold edits at a time.
 
         Raises:
             ValueError: This editor holds edits.
@@ -286,7 +283,7 @@ class Editor(EditedModel):
             raise ValueError(
                 "with_spread: this editor holds edits, which the other would not know of; undo them first."
             )
-        if self.prepared.scaled:  # from the layers of this editor's spread, once for all
+        if self.prepared.scaled:  # derived once, from the layers of this editor's spread
             self.prepare()
         made = copy(self)
         made._method = replace(self.method, spread=spread)
@@ -297,7 +294,7 @@ class Editor(EditedModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the next edit depends on besides the weights and the facts, resolved, as a patch holds it."""
+        identity = getattr(self._optimize, "identity", None)
         settings = {
             **settings_of(self.method),
             "preset": self._origin,
@@ -308,7 +305,7 @@ class Editor(EditedModel):
             "remember_keys": self.recipe.remember_keys,
             "precision": self.precision.name,
             "second_moment": self.prepared.about,
-            **optimized_by(self._optimize),
+            **({} if identity is None else {"optimize": str(identity)}),
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a patch file gives them back
         return plain

@@ -1,14 +1,14 @@
-"""Journal: the state of a session's directory, and the only way in which it changes. It needs no model and no PyTorch.
+"""Journal: the state of a session's directory, and the only way to change it. It needs no model and no PyTorch.
 
     session.json     what the session edits: the model, the recipe, the settings, the hashes of the unedited weights
     facts/0001.json  the facts of one call
     patches/0001.safetensors, ...  one patch per batch, in the order in which they were edited
-    traces/0001.safetensors, ...   what the solver remembers of a batch, if that cannot be read again with the patch
+    traces/0001.safetensors, ...   what the solver remembers of a batch, if the patch does not suffice to restore it
     journal.jsonl    one line per event: facts planned, a batch finished, an undo, outputs written
     lock             held by the process that writes
 
-A line is written after the files it mentions are on the disk, so the journal never promises what is not there. A batch
-without a line was not edited: it is edited again, which gives the same patch.
+A line is written after the files it mentions, so the journal never mentions a missing file. A batch without a line
+counts as not edited: it is edited again, which gives the same patch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from factpatch.facts import Fact, check_batch
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.support.directory import DirectoryError, KeptDirectory, cut_unfinished
 from factpatch.support.files import append, file_digest
+from factpatch.support.words import counted
 
 if TYPE_CHECKING:
     from factpatch.recipe import Recipe
@@ -39,19 +40,19 @@ JOURNAL = "journal.jsonl"
 
 
 class SessionError(DirectoryError):
-    """A session's directory cannot be used as asked; the message names the file and says what to do."""
+    """A session's directory cannot be used as requested; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
 class FinishedBatch:
-    """A batch that was edited."""
+    """A batch that was edited; files are relative to the directory."""
 
     patch: str
-    """Its patch file, relative to the directory."""
+    """Its patch file."""
     sha256: str
     """The checksum that the patch file states."""
     facts: int
-    """How many facts it has."""
+    """The number of its facts."""
     learned: tuple[bool, ...]
     """Whether the model held each of them right after the batch; empty if it was not asked."""
     seconds: dict[str, float]
@@ -59,17 +60,14 @@ class FinishedBatch:
     time: str
     """When it was finished, in UTC."""
     traces: str | None = None
-    """The file of what the solver remembers of it, relative to the directory, if there is one."""
+    """The file of what the solver remembers of it, if any."""
 
 
 class Journal(KeptDirectory):
-    """What a session's directory holds, and how it changes.
-
-    Args:
-        path: One that `factpatch.session.Session.create` made.
+    """The content of a session's directory, and its changes.
 
     Raises:
-        SessionError: It is no session, or its files do not fit together.
+        SessionError: `path` is not a directory that `factpatch.session.Session.create` made, or its files disagree.
     """
 
     holds = "a session"
@@ -83,15 +81,15 @@ class Journal(KeptDirectory):
         self.finished: list[FinishedBatch] = []
         """The batches in force."""
         self.undone = 0
-        """How many batches were taken back, over all time."""
+        """How many batches were ever undone."""
         self.waiting: list[int] = []
-        """How many facts each batch has that is planned and not edited yet."""
+        """The number of facts of each pending batch: planned and not edited yet."""
         self.outputs: dict[str, Any] = {}
-        """The outputs that the last plan asked for besides the patches, until they are written."""
+        """The outputs that the last plan requested besides the patches, until they are written."""
         self._files = {"facts": 0, "patches": 0}
-        self._plan: tuple[Path, str] | None = None  # the file of facts that are waiting, and its digest
-        self._planned: list[Fact] = []  # its content, once it has been read
-        self._length = 0  # of the journal, as far as it was read or written here
+        self._plan: tuple[Path, str] | None = None  # the file of pending facts, and its digest
+        self._planned: list[Fact] = []  # its content, once read
+        self._length = 0  # of the part of the journal that was read or written here
         for number, event in enumerate(self._events(), start=1):
             try:
                 self._take(event)
@@ -103,13 +101,13 @@ class Journal(KeptDirectory):
 
     @property
     def source(self) -> str | None:
-        """The model as the command line named it; None for a session that was begun in Python."""
+        """The model as named on the command line; None for a session begun in Python."""
         source: str | None = self.record.get("source") or self.record.get("about", {}).get("model")
         return source
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the session's editor; raises RecipeError if a field names what is no longer there."""
+        """The recipe of the session's editor; RecipeError if a field names something that no longer exists."""
         from factpatch.recipe import Recipe
 
         options = self.record.get("about", {})
@@ -118,7 +116,7 @@ class Journal(KeptDirectory):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; raise SessionError if one is in, or has been since this session was read."""
+        """Keep other processes out; SessionError if one is working here, or has since this session was read."""
         with super().locked():
             cut_unfinished(self.path / JOURNAL)
             self.check_current()
@@ -126,15 +124,15 @@ class Journal(KeptDirectory):
 
     @property
     def pending(self) -> list[tuple[Fact, ...]]:
-        """What is planned and not edited yet; raises SessionError if the file of these facts is missing or altered."""
+        """The batches planned and not edited yet; SessionError if the file of their facts is missing or altered."""
         if not self.waiting or self._plan is None:
             return []
         path, digest = self._plan
         if not self._planned:
             if not path.is_file() or file_digest(path) != digest:
                 raise SessionError(
-                    f"{path}: is missing or was altered after it was planned. Put the original back, or drop what is "
-                    f"still to be edited: factpatch undo {self.path} --to {len(self.finished)}"
+                    f"{path}: is missing or was altered after it was planned. Put the original back, or drop the "
+                    f"pending batches: factpatch undo {self.path} --to {len(self.finished)}"
                 )
             self._planned = load_facts(path)
         rest = iter(self._planned[len(self._planned) - sum(self.waiting) :])
@@ -149,10 +147,10 @@ class Journal(KeptDirectory):
         return [*done, *self.pending]
 
     def plan(self, batches: Sequence[Sequence[Fact]], outputs: Mapping[str, Any] | None = None) -> None:
-        """Record which batches are to be edited next. Call it inside `locked`.
+        """Record which batches to edit next. Call it inside `locked`.
 
         Args:
-            outputs: JSON-able data for whoever resumes.
+            outputs: JSON-able data for the process that resumes.
 
         Raises:
             ValueError: There is no batch, or one that is empty or contradicts itself.
@@ -164,7 +162,7 @@ class Journal(KeptDirectory):
         for batch in batches:
             check_batch(batch)
         self.check_idle()
-        self.check_current()  # the name of the file below may be another's by now
+        self.check_current()  # otherwise another process may have used the name of the file below
         name = f"facts/{self._files['facts'] + 1:04d}.json"
         save_facts([fact for batch in batches for fact in batch], self.path / name)
         sizes, digest = [len(batch) for batch in batches], file_digest(self.path / name)
@@ -175,27 +173,27 @@ class Journal(KeptDirectory):
         """Raise SessionError if batches are pending."""
         if self.waiting:
             raise SessionError(
-                f"{self.path}: {len(self.waiting)} batches are still to be edited. Finish them: factpatch edit "
-                f"--resume {self.path}; or drop them: factpatch undo {self.path} --to {len(self.finished)}"
+                f"{self.path}: {counted(len(self.waiting), 'batch')} pending. To finish: factpatch edit --resume "
+                f"{self.path}; to drop: factpatch undo {self.path} --to {len(self.finished)}"
             )
 
     def undo(self, to: int) -> None:
-        """Return to where the session was after batch `to`, 0 for the beginning. Call it inside `locked`.
+        """Return to the state after batch `to`, 0 for the beginning; drop pending ones. Call it inside `locked`.
 
-        What was pending is dropped. The patches of the undone batches stay in the directory, out of force.
+        The patches of the undone batches stay in the directory, no longer in force.
         """
         if not 0 <= to <= len(self.finished):
             raise SessionError(f"to={to}: the session has {len(self.finished)} batches; give a number from 0 to that.")
         self._append({"event": "undo", "to": to})
 
     def settle(self) -> None:
-        """Record that the outputs of the last plan are written too. Call it inside `locked`."""
+        """Record that the outputs of the last plan are written. Call it inside `locked`."""
         self.check_idle()
         if self.outputs:
             self._append({"event": "settle"})
 
     def check_current(self) -> None:
-        """Raise SessionError if the journal is not as far as this session knows; all writing only appends to it."""
+        """Raise SessionError if another process has appended to the journal since this session read it."""
         if (self.path / JOURNAL).stat().st_size != self._length:
             raise SessionError(f"{self.path}: has been changed since it was opened; open it again.")
 
@@ -210,7 +208,7 @@ class Journal(KeptDirectory):
 
     @contextmanager
     def advised(self, number: int) -> Iterator[None]:
-        """Let an error about a batch's patch say how to continue without it."""
+        """Make an error about a batch's patch say how to continue without it."""
         try:
             yield
         except PatchFileError as error:
@@ -219,7 +217,7 @@ class Journal(KeptDirectory):
             ) from error
 
     def _take(self, event: Mapping[str, Any]) -> None:
-        """Let the state follow one event."""
+        """Update the state by one event."""
         kind = event["event"]
         if kind == "plan":
             if self.waiting:
@@ -231,9 +229,8 @@ class Journal(KeptDirectory):
         elif kind == "batch":
             if self.waiting[0] != event["facts"]:
                 raise ValueError(f"{self.waiting[0]} facts were planned and {event['facts']} edited")
-            given = {name: event[name] for name in ("patch", "sha256", "facts", "time")}
-            learned, seconds = tuple(event["learned"]), dict(event["seconds"])
-            self.finished.append(FinishedBatch(**given, learned=learned, seconds=seconds, traces=event.get("traces")))
+            given = {one.name: event[one.name] for one in fields(FinishedBatch) if one.name in event}
+            self.finished.append(FinishedBatch(**{**given, "learned": tuple(event["learned"])}))
             self.waiting.pop(0)
             self._files["patches"] += 1
         elif kind == "undo":
@@ -267,10 +264,10 @@ class Journal(KeptDirectory):
             self._length += len(line) + 1
             yield event
         if cut:
-            logger.warning("%s, line %d: was cut short, so what it says counts as not done.", path, len(lines) + 1)
+            logger.warning("%s, line %d: was cut short, so its event counts as not done.", path, len(lines) + 1)
 
     def _append(self, event: dict[str, Any]) -> None:
-        """Write a line of the journal, whole or not at all, and follow it."""
+        """Append an event to the journal, whole or not at all, and update the state."""
         self.check_current()
         event = {**event, "time": now()}
         line = _line(event)
@@ -280,7 +277,7 @@ class Journal(KeptDirectory):
 
 
 def _line(event: Mapping[str, Any]) -> bytes:
-    """A line of the journal, with a checksum that tells if it was altered."""
+    """A line of the journal, with a checksum."""
     record = {name: value for name, value in event.items() if name != "crc32"}
     return json.dumps({**record, "crc32": zlib.crc32(json.dumps(record).encode())}).encode() + b"\n"
 

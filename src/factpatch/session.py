@@ -23,10 +23,10 @@ from factpatch.support.words import difference
 
 
 class Session(Journal):
-    """A session's directory, as `create` made it: an editor that is attached edits what is planned, and it is recorded.
+    """A session's directory, as `create` made it: an attached editor edits what is planned, and the result is recorded.
 
     Raises:
-        SessionError: It is no session, or its files do not fit together.
+        SessionError: It is not a session, or its files disagree.
     """
 
     @classmethod
@@ -42,9 +42,8 @@ class Session(Journal):
 
         Args:
             editor: One that has not edited anything.
-            batches: What is to be edited first; see `plan`.
-            source: The model as the command line names it, if the editor can be made again from that and its recipe.
-            outputs: See `plan`.
+            batches: What to edit first, and `outputs`, as in `plan`.
+            source: The model as named on the command line, if that and the recipe can recreate the editor.
 
         Raises:
             SessionError: The editor has edited.
@@ -73,27 +72,27 @@ class Session(Journal):
         return cls(path)
 
     def patches(self) -> Iterator[Patch]:
-        """The patches of the batches in force; raises SessionError if one is not what the journal mentions."""
+        """The patches of the batches in force; SessionError if one differs from the journal's entry."""
         self.check_patches()
         return (self._load(number) for number in range(1, len(self.finished) + 1))
 
     def patch(self) -> Patch:
-        """Everything in force as one patch.
+        """All batches in force as one patch.
 
         Raises:
-            SessionError: Nothing is in force, or the regularizer acts on the session, which takes the model.
+            SessionError: None is in force, or the regularizer acts on the session, which requires the model.
         """
         if not self.finished:
             raise SessionError(f"{self.path}: no batch is in force, so there is no patch.")
         if not self.record["joins"]:
             raise SessionError(
-                f"{self.path}: {self.record['method']} conditions the sum of all batches, which takes the model. "
+                f"{self.path}: {self.record['method']} conditions the sum of all batches, which requires the model. "
                 f"factpatch edit --resume {self.path} --out PATCH writes that patch."
             )
         return Patch.join(list(self.patches()))
 
     def attach(self, editor: Editor) -> None:
-        """Bring an unedited editor to where the session is. If that fails, the editor stays unedited.
+        """Bring an unedited editor to the state of the session. If that fails, the editor stays unedited.
 
         Raises:
             SessionError: The editor has edited, or its model or its settings are not the session's.
@@ -112,7 +111,7 @@ class Session(Journal):
         differing = difference(self.record["settings"], _settings(editor))
         if differing is not None:
             raise SessionError(f"{self.path}: the session was begun with other settings: {differing}.")
-        if self.finished:  # as one patch, so that it is all written or nothing
+        if self.finished:  # as one patch, so that all is written or nothing
             editor.replay(Patch.join(list(self.patches())), self._traces())
 
     def edit(self, editor: Editor, ask: bool = True) -> Patch:
@@ -121,7 +120,7 @@ class Session(Journal):
         If the result cannot be written, the edit is undone.
 
         Args:
-            ask: Whether to ask the model afterwards which facts it holds.
+            ask: Whether to check afterwards which facts the model holds.
 
         Raises:
             IndexError: Nothing is pending.
@@ -162,7 +161,7 @@ class Session(Journal):
             return Patch.load(self.path / self.finished[number - 1].patch)
 
     def _save_traces(self, editor: Editor, number: str) -> dict[str, str]:
-        """Save what the solver remembers of the last batch, unless it can be read again, and say where."""
+        """Save what the solver remembers of the last batch, unless it can be read again; return the event's field."""
         kept = editor.edits[-1].traces
         if all(editor.prepared.memory(layer).rereads for layer in kept):
             return {}
@@ -177,7 +176,7 @@ class Session(Journal):
         return {"traces": f"traces/{number}.safetensors"}
 
     def _traces(self) -> list[dict[int, Traces]] | None:
-        """What the solver remembered of each batch in force; None if it was not saved."""
+        """What the solver remembered of each batch in force; None if not saved."""
         files = [self.path / batch.traces for batch in self.finished if batch.traces is not None]
         if len(files) < len(self.finished):
             return None
@@ -195,7 +194,7 @@ class Session(Journal):
 
 
 def load_patch(path: str | Path) -> Patch:
-    """A patch from its file, or from the directory of a session; raises PatchFileError or SessionError."""
+    """A patch from its file or from the directory of a session; PatchFileError or SessionError if there is none."""
     return Session(path).patch() if Path(path).is_dir() else Patch.load(path)
 
 
@@ -204,7 +203,7 @@ def _hashes(editor: Editor) -> dict[str, str]:
 
 
 def _settings(editor: Editor) -> dict[str, Any]:
-    """What an editor's next batch depends on, as `session.json` gives it back."""
+    """What an editor's next batch depends on, as read back from `session.json`."""
     editor.prepare()
     settings = {**editor.settings, "seed": editor.recipe.seed, "written_dtype": str(editor.written_dtype)}
     return {name: plain(value) for name, value in settings.items()}

@@ -294,7 +294,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a file": (["{edit}", "--session", "{facts}"], "same place as --facts"),
     "another file": (["{edit}", "--session", "{done}/session.json"], "is a file; choose another name"),
     "no folder": (["{edit}", "--session", "{tmp}/x/y"], "--session {tmp}/x/y: the folder {tmp}/x does not exist"),
-    "unfinished": (["{edit}", "--session", "{unfinished}"], "1 batches are still to be edited. Finish them"),
+    "unfinished": (["{edit}", "--session", "{unfinished}"], "1 batch pending. To finish"),
     "other method": (
         ["{edit}", "--session", "{done}", "--method", "memit"],
         "was begun with other settings: method is 'memit-blue' there and 'memit' here",

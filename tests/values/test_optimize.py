@@ -128,13 +128,16 @@ def batched(
     return optimize_values(lm, facts, layer, target, CONTEXTS, tokens_at_once=tokens)
 
 
-# Two families in every way; each of the others with either target, once bare and once framed.
+FLAGS = list(product((False, True), repeat=2))
+
+
+# Every family with either target and with either value of both flags; every pair of flags with either target.
 @pytest.mark.parametrize(
     ("target", "family", "bos", "chat"),
     [
-        pytest.param(target, family, bos, chat, id=f"{type(target).__name__}-{family}-bos={bos}-chat={chat}")
-        for target, family, bos, chat in product((TARGET, TWO_SITES), FAMILIES, (False, True), (False, True))
-        if family in ("gpt2", "llama") or bos == chat == (target is TARGET)
+        pytest.param(target, family, *FLAGS[place], id=f"{type(target).__name__}-{family}-{place}")
+        for number, family in enumerate(FAMILIES)
+        for target, place in ((TARGET, number % 4), (TWO_SITES, 3 - number % 4))
     ],
 )
 def test_batched_values_equal_one_fact_at_a_time(target: Target, family: str, bos: bool, chat: bool) -> None:

@@ -86,33 +86,34 @@ def check_state(
     found = {layer: content_hash(weights[layer]) for layer in weights}
     if found == known[wanted]:
         return
-    last = len(batches)
     name = model_name(text_config(transformers_model(model)))
     held = known.index(found) if found in known else None
-    if held == last:
-        raise PatchMismatchError(f"{name} already holds this patch; it was not applied a second time.")
-    if held == 0:
-        raise PatchMismatchError(f"{name} does not hold this patch: its weights are those from before the edit.")
-    if held is not None:
-        raise PatchMismatchError(
-            f"{name} holds only the first {held} of the patch's {last} batches; restore the base model first."
-        )
     differing = layer_list([layer for layer in found if found[layer] != known[wanted].get(layer)])
-    if wanted == 0:
-        raise PatchMismatchError(
+    if held == len(batches):
+        message = f"{name} already holds this patch; it was not applied a second time."
+    elif held == 0:
+        message = f"{name} does not hold this patch: its weights are those from before the edit."
+    elif held is not None:
+        message = (
+            f"{name} holds only the first {held} of the patch's {len(batches)} batches; restore the base model first."
+        )
+    elif wanted == 0:
+        message = (
             f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(config)}. Load "
             "that model, without other edits; or rebase the patch, if it is meant for these weights too."
         )
-    if not all(batch.after for batch in batches):
-        raise PatchMismatchError(
+    elif not all(batch.after for batch in batches):
+        message = (
             f"the patch was composed or shrunk and does not record the weights it leaves in {differing}; give base, "
             "from which they can be computed."
         )
-    raise PatchMismatchError(
-        f"the weights of {differing} of {name} are not those that the patch leaves. If they were edited after it, "
-        "remove the later edits first. If applying the patch warned that they are rounded differently on this "
-        "machine, give base."
-    )
+    else:
+        message = (
+            f"the weights of {differing} of {name} are not those that the patch leaves. If they were edited after it, "
+            "remove the later edits first. If applying the patch warned that they are rounded differently on this "
+            "machine, give base."
+        )
+    raise PatchMismatchError(message)
 
 
 def base_weights(

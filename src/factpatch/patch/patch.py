@@ -141,7 +141,14 @@ class Patch:
         check_state(self.config, self.batches, weights, model, wanted=0)
         with unchanged_on_failure(weights):
             write_all(weights, self.batches, self.written_dtype)
-            self._warn_of_rounding(weights)
+            # Only the end is compared: what this machine rounds differently on the way shows there or does not matter.
+            rounded = changed_layers(weights, last_states(self.batches), self.layers) if self.sealed else []
+        if rounded:
+            logger.warning(
+                "%s: this machine rounds the shift differently from the one that made the patch; the edit is the "
+                "same up to rounding, not bit for bit. To remove it, give the base model.",
+                layer_list(rounded),
+            )
 
     def remove(self, model: Any, base: Any = None) -> None:
         """Take the patch off a model that holds it.
@@ -330,16 +337,6 @@ class Patch:
 
     def _weights_of(self, model: Any) -> dict[int, Tensor]:
         return fitting_weights(self.config, self.weight_dtype, self.batches, model)
-
-    def _warn_of_rounding(self, weights: Mapping[int, Tensor]) -> None:
-        # Only the end is compared: what a machine rounds differently on the way shows there or does not matter.
-        rounded = changed_layers(weights, last_states(self.batches), self.layers) if self.sealed else []
-        if rounded:
-            logger.warning(
-                "%s: this machine rounds the shift differently from the one that made the patch; the edit is the "
-                "same up to rounding, not bit for bit. To remove it, give the base model.",
-                layer_list(rounded),
-            )
 
     def _made_here(self, weights: Mapping[int, Tensor], originals: Mapping[int, Tensor]) -> bool:
         """Whether applying the patch on this machine gives these weights, though the hashes say otherwise."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -26,121 +26,106 @@ logger = logging.getLogger(__name__)
 Contexts = Callable[[], Sequence[str]]
 
 
+@dataclass
 class Prepared:
     """The memories of a solver in the layers that are written.
 
-    Args:
-        lm: The unedited model.
-        solver: What the memories are for.
-        layers: All layers that are written.
-        preset: Says how many tokens to read, and whether the text that the package ships is good enough.
-        corpus: Text for second moments; None for what the package ships.
-        tokens: How many of its tokens to read; by default the preset's number, or ten per key dimension.
-        moments: Second moments that are known already, (d_key, d_key) by layer.
-        scaled: Whether the solver's settings are to be derived from the model's own keys.
-        progress: Show a bar on a terminal.
-
     Raises:
-        ValueError: A second moment is needed, and no text is given that it could be read from.
+        ValueError: A second moment is needed, and no suitable text is given.
     """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        solver: Solver,
-        layers: Sequence[int],
-        preset: Preset,
-        corpus: str | Sequence[str] | Corpus | None = None,
-        tokens: int | None = None,
-        moments: Mapping[int, Tensor] | None = None,
-        scaled: bool = False,
-        progress: bool = True,
-    ) -> None:
-        self.lm = lm
-        self.solver = solver
-        self.layers = sorted(layers)
-        self.preset = preset
-        given = {str(layer): content_hash(moment) for layer, moment in (moments or {}).items()}
+    lm: LanguageModel
+    """The unedited model."""
+    solver: Solver
+    """The solver that the memories are for."""
+    layers: list[int]
+    """All layers that are written, ascending."""
+    preset: Preset
+    """Says how many tokens to read, and whether the shipped text is good enough."""
+    corpus: str | Sequence[str] | Corpus | None = None
+    """Text for second moments; None for the shipped one."""
+    tokens: int | None = None
+    """How many of its tokens to read; by default the preset's number, or ten per key dimension."""
+    moments: dict[int, Tensor] = field(default_factory=dict)
+    """Second moments that no memory has taken yet, (d_key, d_key) by layer."""
+    scaled: bool = False
+    """Whether to derive the solver's settings from the model's own keys."""
+    progress: bool = True
+    """Show progress bars."""
+
+    def __post_init__(self) -> None:
+        given = {str(layer): content_hash(moment) for layer, moment in self.moments.items()}
         self.about: dict[str, Any] = {"corpus": "given as matrices", "sha256": given}
-        """What the second moments are of, JSON-able."""
-        self._corpus = corpus
-        self._tokens = preset.corpus_tokens if tokens is None else tokens
-        self._moments = dict(moments or {})
+        """The origin of the second moments, JSON-able."""
         self._memories: dict[int, Memory] = {}
-        self.scaled = scaled
-        self._progress = progress
         self._check_corpus()
 
     def for_layers(self, layers: Sequence[int]) -> Prepared:
-        """The same for other layers: what was read is shared, what was remembered of batches is not.
-
-        Raises:
-            ValueError: A layer's second moment is needed, and no text is given that it could be read from.
-        """
+        """The same for other layers: what was read is shared, what was remembered of batches is not."""
         made = copy(self)
         made.layers = sorted(layers)
-        made._moments = dict(self._moments)
+        made.moments = dict(self.moments)
         made._memories = {layer: memory.fresh() for layer, memory in self._memories.items()}
         made._check_corpus()
         return made
 
     def memory(self, layer: int) -> Memory:
-        """The memory of a layer that `read` has read."""
+        """The memory of a layer; call `read` first."""
         return self._memories[layer]
 
     def read(self, contexts: Contexts, layers: Sequence[int] = (), edited: bool = False) -> None:
-        """Have the memories of all written layers and of these.
+        """Prepare the memories of all written layers and of these.
 
         Args:
-            contexts: Called for the contexts in which keys are read, where settings are derived from them.
+            contexts: Called for the contexts of keys, if settings are to be derived from keys.
             edited: Whether the model holds edits, so that nothing can be read.
 
         Raises:
-            ValueError: Something has to be read and the model is edited, or the corpus does not suffice.
+            ValueError: Something has to be read and the model is edited, or the corpus is too short.
         """
         layers = sorted({*self.layers, *layers})
         missing = [layer for layer in layers if layer not in self._memories]
-        unread = [layer for layer in missing if layer not in self._moments] if self.solver.reads_corpus else []
+        unread = [layer for layer in missing if layer not in self.moments] if self.solver.reads_corpus else []
         if unread:
             if edited:
                 raise ValueError(
                     f"layers {unread} have no second moment yet, and the model is edited already; the second moment is "
                     "of the unedited model."
                 )
-            self._moments |= {layer: moment.matrix for layer, moment in self._read_moments(unread).items()}
+            self.moments |= {layer: moment.matrix for layer, moment in self._read_moments(unread).items()}
         if self.scaled and missing:
             self._scale(contexts())
         for layer in missing:
-            self._memories[layer] = self.solver.memory(self._moments.get(layer))
-            self._moments.pop(layer, None)  # only now: after an error it is still there for the next try
+            self._memories[layer] = self.solver.memory(self.moments.get(layer))
+            self.moments.pop(layer, None)  # only now, so that it survives an error for the next attempt
 
     def _check_corpus(self) -> None:
-        if not self.solver.reads_corpus or self._corpus is not None or self.preset.shipped_corpus:
+        if not self.solver.reads_corpus or self.corpus is not None or self.preset.shipped_corpus:
             return
-        if not {*self.layers} <= {*self._moments, *self._memories}:
+        if not {*self.layers} <= {*self.moments, *self._memories}:
             raise ValueError(no_corpus(self.lm))
 
     def _scale(self, contexts: Sequence[str]) -> None:
-        """Derive the solver's settings from the model's own keys: those of the facts that the package ships."""
+        """Derive the solver's settings from the model's own keys, those of the demo's facts."""
         with torch.inference_mode(), self.lm.quiet():
             subjects = SubjectRows.of(self.lm, demo_facts(), contexts)
             keys = [read_keys(self.lm, subjects, layer).cpu() for layer in self.layers]
-        moments = [self._moments[layer] for layer in self.layers] if self.solver.reads_corpus else []
+        moments = [self.moments[layer] for layer in self.layers] if self.solver.reads_corpus else []
         self.solver = self.solver.scaled(moments, keys, WRITTEN)
         self.scaled = False
         numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in asdict(self.solver).items())  # type: ignore[call-overload]
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, SecondMoment]:
-        corpus = corpus_from(self._corpus)
-        tokens = self._tokens or TOKENS_PER_DIMENSION * self.lm.d_key
-        with bar("reading the second moment", tokens, self._progress) as advance:
+        corpus = corpus_from(self.corpus)
+        tokens = self.tokens or self.preset.corpus_tokens or TOKENS_PER_DIMENSION * self.lm.d_key
+        with bar("reading the second moment", tokens, self.progress) as advance:
             moments = SecondMoment.read(self.lm, layers, corpus, tokens, progress=advance)
         read = min(moment.tokens for moment in moments.values())
         if read < self.lm.d_key:
             raise CorpusError(
-                f"corpus: it holds {read} tokens, fewer than the {self.lm.d_key} dimensions of a key, so that "
-                "directions in daily use would count as unused; give a longer text."
+                f"corpus: it holds {read} tokens, fewer than the {self.lm.d_key} dimensions of a key, so directions in "
+                "common use would count as unused; give a longer text."
             )
         self.about = {"corpus": corpus.identity, "corpus_tokens": read}
         return moments

@@ -1,16 +1,16 @@
 """The least-squares problem of one layer, for one batch after another, without d_key³ work per batch.
 
-Every solver here asks for the same: of all shifts in the span of a basis U, Δᵀ = U X, the one that minimizes
+Every solver here minimizes, over all shifts Δᵀ = U X in the span of a basis U,
 
     ‖K Δᵀ − R‖² + ‖K_p Δᵀ‖² + tr(Xᵀ G X),
 
-where G says what a shift costs by itself. Earlier keys only add to that cost: G + Uᵀ K_pᵀ K_p U. Let L Lᵀ be this sum
-and F = L⁻¹ Uᵀ Kᵀ the features of the n present keys; by Woodbury's identity Δᵀ = U L⁻ᵀ F (I + Fᵀ F)⁻¹ R. So a batch
-costs two triangular solves and a system as large as the number of its facts, 2 n r² operations for r dimensions.
+where G is the cost of the shift itself. Earlier keys only add to that cost: G + Uᵀ K_pᵀ K_p U. Let L Lᵀ be this sum and
+F = L⁻¹ Uᵀ Kᵀ the features of the n present keys; by Woodbury's identity Δᵀ = U L⁻ᵀ F (I + Fᵀ F)⁻¹ R. So a batch costs
+two triangular solves and a system as large as the number of its facts, 2 n r² operations for r dimensions.
 
-Afterwards its keys become earlier ones. L is brought up to date by orthogonal transformations of the rows of Lᵀ and of
-the keys, [Lᵀ; K U] = Q [L'ᵀ; 0], which takes about 2 n r² operations as well, however many facts came before. Being
-orthogonal they lose nothing to rounding, unlike updates of the inverse, so that L need never be factored again.
+Afterwards its keys become earlier ones. L is updated by orthogonal transformations of the rows of Lᵀ and of the keys,
+[Lᵀ; K U] = Q [L'ᵀ; 0], which takes about 2 n r² operations as well, however many facts came before. Being orthogonal
+they do not amplify rounding, unlike updates of the inverse, so L never has to be factored again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from factpatch.patch.shift import LowRank
 from factpatch.strategies.memory import Memory, Traces
 
 PANEL = 48
-"""Rows of Lᵀ that are transformed at once: (2 n + PANEL) r² operations in all, nearly all of them matrix products."""
+"""Rows of Lᵀ transformed at once: (2 n + PANEL) r² operations in all, nearly all of them matrix products."""
 
 
 class System:
-    """What a shift costs by itself: G = L Lᵀ, in the coordinates of a basis U.
+    """The cost of a shift itself: G = L Lᵀ, in the coordinates of a basis U.
 
     Args:
         factor: L, (r, r), lower triangular, or () for a multiple of the identity; float64.
@@ -58,14 +58,14 @@ class System:
         return inside if self.basis is None else inside @ self.basis.T
 
     def copy(self) -> System:
-        """The same with a factor of its own, (r, r), that `preserve` may change."""
+        """The same with its own factor, (r, r), which `preserve` may change."""
         if self.factor.dim() > 0:
             return System(self.factor.clone(), self.basis)
         rank = self.d_key if self.basis is None else self.basis.shape[1]
         return System(torch.diag(self.factor.expand(rank)).T, self.basis)
 
     def preserve(self, keys: Tensor) -> None:
-        """Count shifts of what these (n, d_key) keys give as a cost: G + Uᵀ Kᵀ K U, in place."""
+        """Add the cost of changing the values of (n, d_key) keys: G + Uᵀ Kᵀ K U, in place."""
         add_rows(self.factor, self._inside(keys))
 
     def _inside(self, keys: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ class System:
         if keys.shape[1] != self.d_key:
             raise ValueError(f"keys have width {keys.shape[1]}, but the second moment has {self.d_key}.")
         rows = keys.to(self.factor.device, torch.float64)
-        # With facts as rows the product runs at full speed, with facts as columns at a third of it.
+        # With facts as columns the product would run at a third of the speed.
         return rows if self.basis is None else rows @ self.basis
 
 
 class EarlierKeys(Memory):
-    """A system that keeps up with the keys of earlier facts."""
+    """A system that adds the keys of earlier facts as they come."""
 
     def __init__(self, system: System) -> None:
         super().__init__()
@@ -109,11 +109,10 @@ class EarlierKeys(Memory):
 
 
 def add_rows(factor: Tensor, rows: Tensor) -> None:
-    """Make the Cholesky factor of L Lᵀ + Zᵀ Z of L, in place.
+    """Turn L into the Cholesky factor of L Lᵀ + Zᵀ Z, in place.
 
-    A Householder QR decomposition of the rows of Lᵀ and Z one below the other, which leaves out what is zero: the
-    reflections of a panel of Lᵀ's rows are I − [I; V] T [I; V]ᵀ, since these rows are triangular already. The diagonal
-    may change sign, which no use of L minds.
+    This is a Householder QR decomposition of [Lᵀ; Z] that skips the zeros: since the rows of Lᵀ are triangular already,
+    the reflections of a panel of them are I − [I; V] T [I; V]ᵀ. The diagonal may change sign, which no use of L minds.
 
     Args:
         factor: L, (r, r), lower triangular; fastest with contiguous columns, as `torch.linalg.cholesky` returns it.
@@ -128,7 +127,7 @@ def add_rows(factor: Tensor, rows: Tensor) -> None:
         packed, scales = torch.geqrf(torch.cat([upper[start:end, start:end], rows[:, start:end]]))
         upper[start:end, start:end] = packed[:size].triu()
         V = packed[size:]
-        # T⁻¹ is diag(1 / scales) and what Vᵀ V has above its diagonal; where the keys have a zero, so may the scales.
+        # T⁻¹ is diag(1 / scales) plus the part of Vᵀ V above its diagonal; if keys hold zeros, so may the scales.
         transposed = torch.linalg.solve_triangular(
             scales[:, None] * (V.T @ V), torch.diag(scales), upper=False, unitriangular=True
         )

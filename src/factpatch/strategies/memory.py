@@ -19,12 +19,12 @@ class Memory(ABC):
     """What a solver knows of one layer: of ordinary text, and of the batches that were edited before.
 
     Its bits depend on the sequence of traces alone. So undoing a batch, replaying a patch and resuming a session
-    restore it: they call `follow` with the traces in force, and a memory never has to be saved itself.
+    restore it by calling `follow` with the traces in force, and the memory itself never has to be saved.
     """
 
     rereads: ClassVar[bool] = True
     """Whether the traces of a batch follow from its keys alone. Then a patch suffices to restore them, since keys can
-    be read again; otherwise a session saves the traces of each batch beside its patch."""
+    be read again; otherwise a session saves the traces of each batch with its patch."""
 
     def __init__(self) -> None:
         self._followed: list[Traces] = []
@@ -66,12 +66,9 @@ class Memory(ABC):
         """Another memory of the same layer, which has seen no batch."""
 
     def follow(self, batches: Sequence[Traces]) -> None:
-        """Remember these batches, in order, and no others.
-
-        Batches that continue those of the last call cost `remember` each; others start over.
-        """
+        """Remember exactly these batches, in order: only the new ones if they continue those of the last call."""
         known = self._followed
-        # If an interruption leaves a batch half remembered, the next call starts over.
+        # Empty until the end: after an interruption in the middle of a batch, the next call starts over.
         self._followed = []
         if len(batches) < len(known) or any(a is not b for a, b in zip(known, batches, strict=False)) or not known:
             self.forget()

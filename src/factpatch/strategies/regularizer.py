@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Acts(Enum):
-    """When a regularizer acts, and so what its `before` is: the weights before the layer, the batch or the session."""
+    """When a regularizer acts; its `before` are the weights before the layer, the batch or the session."""
 
     LAYER = "on each layer, before it is written"
     BATCH = "once per batch, when all its layers are written"
@@ -33,14 +33,14 @@ class Regularizer(ABC):
         """Return the shifts to keep.
 
         Args:
-            shifts: the full shift of one layer, of each one of a batch, or of each one of a session, as `acts` says.
-            before: the weight of each of these layers without that shift, (d_value, d_key).
+            shifts: The full shift of one layer, or of each layer of a batch or a session, as `acts` says.
+            before: The weight of each of these layers without that shift, (d_value, d_key).
         """
 
 
 @dataclass(frozen=True)
 class Unchanged(Regularizer):
-    """Keep the shifts as the solver gave them."""
+    """Keep the shifts as they are."""
 
     acts: ClassVar[Acts] = Acts.LAYER
 
@@ -52,14 +52,14 @@ class Unchanged(Regularizer):
 class KeepLargest(Regularizer):
     """Keep the entries of a shift that change their weight most, relatively: the largest |Δ / (W + 1e-8)|.
 
-    Of N entries those not below the ⌊(1 - keep) N⌋-th smallest are kept. Source: RECT (arXiv:2401.04700); BLUE's
+    Of N entries, those not below the ⌊(1 - keep) N⌋-th smallest are kept. Source: RECT (arXiv:2401.04700); BLUE's
     experiments keep 40 %, RECT's own code 20 %.
     """
 
     acts: ClassVar[Acts] = Acts.BATCH
 
     keep: float = 0.4
-    """The share of the entries that is kept."""
+    """The share of the entries to keep."""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -74,7 +74,7 @@ class KeepLargest(Regularizer):
         import torch
 
         change = (shift.matrix() / (before.to("cpu", torch.float64) + 1e-8)).abs()
-        # A float a hair below an integer would lose one entry.
+        # Rounding may leave the product just below an integer, which would keep one entry too many.
         dropped = math.floor((1 - self.keep) * change.numel() + 1e-6)
         if dropped == 0:
             return torch.ones_like(change, dtype=torch.bool)
@@ -86,8 +86,8 @@ class CapSingularValues(Regularizer):
     """Let no singular value of the session's total shift exceed the largest of the original weight by much.
 
     With s_max = σ₁(W₀), a singular value s > s_max of the total shift becomes ln s - ln s_max + s_max.
-    Source: PRUNE (arXiv:2405.16821). The published script of BLUE's experiments adds the capped shift to weights
-    that hold the full shift already; here it replaces the full shift, as the paper says.
+    Source: PRUNE (arXiv:2405.16821). The published script of BLUE's experiments adds the capped shift to weights that
+    already hold the full shift; here it replaces the full shift, as the paper says.
     """
 
     acts: ClassVar[Acts] = Acts.SESSION
@@ -101,7 +101,7 @@ class CapSingularValues(Regularizer):
         from factpatch.patch.shift import LowRank, decomposed
 
         weight = before.double()
-        # The largest singular value costs an eigenvalue problem of the smaller side.
+        # Cheaper than a singular value decomposition of the weight.
         largest = torch.linalg.eigvalsh(weight @ weight.T)[-1].sqrt().cpu()
         left, singular, right = decomposed(shift)
         if not bool((singular > largest).any()):

@@ -1,9 +1,9 @@
 """3. The least-squares problem solved in one layer.
 
 Rows are facts (the papers stack columns). Everything is computed in float64. What costs d_key³ depends on the second
-moment alone and is done once per process and layer; `least_squares` says how the rest is done.
+moment alone and is done once per process and layer; see `least_squares` for the rest.
 
-PyTorch is imported where it is used, here and in the other strategies: a list of methods should not wait for it.
+PyTorch is imported where it is used, here and in the other strategies: listing methods should not wait for it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from factpatch.strategies.memory import Memory
 
 WRITTEN = 0.75
-"""The share of its residual that a fact edited alone gets where nothing else is known; see `Solver.scaled`. What was
-found by hand for SmolLM2-135M comes to 0.6 to 0.75 with BLUE and to 0.85 to 0.93 without."""
+"""The default share of its residual that a fact edited alone gets; see `Solver.scaled`. The settings found by hand for
+SmolLM2-135M amount to 0.6 to 0.75 with BLUE and to 0.85 to 0.93 without."""
 UNUSED = 0.3
-"""The share of the second moment's trace in the directions that count as unused by ordinary text. The published
-threshold of 0.02 leaves 0.21 to 0.47 in layers 4 to 8 of SmolLM2-135M."""
+"""The share of the second moment's trace in directions considered unused by ordinary text. The published threshold of
+0.02 leaves 0.21 to 0.47 in layers 4 to 8 of SmolLM2-135M."""
 
 
 class Solver(ABC):
-    """Find the shift of one weight that sends keys to their residuals and does as little as possible otherwise."""
+    """Find the shift of one weight that sends keys to their residuals and changes as little as possible otherwise."""
 
     reads_corpus: ClassVar[bool] = True
     """Whether `memory` needs the second moment of keys on ordinary text."""
 
     @abstractmethod
     def memory(self, second_moment: Tensor | None) -> Memory:
-        """What is known of one layer before anything is edited; it solves one batch after another.
+        """The memory of one layer before anything is edited.
 
         Args:
             second_moment: C₀, (d_key, d_key), the mean second moment of keys on ordinary text; None if `reads_corpus`
@@ -50,14 +50,14 @@ class Solver(ABC):
     def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> Solver:
         """Return this solver with settings that mean the same in every model; by default its own settings.
 
-        A fact that is edited alone, with key k, gets the share h / (h + c) of its residual, where h says how far k
-        stands out from ordinary keys and c is the setting: λ and h = kᵀ C₀⁻¹ k of `Ridge`, L2 and h = ‖Uᵀ k‖² of
-        `NullSpace`. So the setting that writes the share ρ is c = h (1 − ρ) / ρ, whatever unit the keys are in.
+        A fact edited alone, with key k, gets the share h / (h + c) of its residual, where h measures how far k stands
+        out from ordinary keys and c is the setting: in `Ridge` c = λ and h = kᵀ C₀⁻¹ k, in `NullSpace` c = L2 and
+        h = ‖Uᵀ k‖². So the setting that writes the share ρ is c = h (1 − ρ) / ρ, in whatever unit the keys are.
 
         Args:
             second_moments: C₀ of each layer that will be written, (d_key, d_key).
-            keys: of some facts in each of these layers, (n, d_key). h is their median in each layer; of several layers
-                the geometric mean is taken.
+            keys: Of some facts in each of these layers, (n, d_key). h is the median over facts, then the geometric mean
+                over layers.
             written: ρ, between 0 and 1.
 
         Raises:
@@ -71,11 +71,7 @@ class LeastSquares(Solver):
 
     @abstractmethod
     def prepare(self, second_moment: Tensor) -> System:
-        """Return what a shift costs by itself, and the directions that it may use.
-
-        Raises:
-            ValueError: The second moment does not fit the solver's settings.
-        """
+        """Return the cost of a shift itself and the directions it may use; ValueError as from `memory`."""
 
     def memory(self, second_moment: Tensor | None) -> EarlierKeys:
         from factpatch.strategies.least_squares import EarlierKeys
@@ -93,7 +89,7 @@ class Ridge(LeastSquares):
     """
 
     weight: float = 15000.0
-    """λ: how many tokens of ordinary text the preserved associations count for."""
+    """λ: the weight of ordinary text, in tokens."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
@@ -124,12 +120,12 @@ class Ridge(LeastSquares):
 class NullSpace(LeastSquares):
     """Ridge regression inside the null space of ordinary keys: Δᵀ = (P (Kᵀ K + K_pᵀ K_p) + L2 I)⁻¹ P Kᵀ R, P = U Uᵀ.
 
-    By the push-through identity that is Δᵀ = U X with the X that is best at G = L2 I.
+    By the push-through identity this is Δᵀ = U X with the X that is optimal for G = L2 I.
     Source: AlphaEdit (arXiv:2410.02355), eq. 14.
     """
 
     threshold: float = 0.02
-    """Directions whose eigenvalue in C₀ is below this count as unused by ordinary text."""
+    """Directions whose eigenvalue in C₀ is below this are considered unused by ordinary text."""
     l2: float = 10.0
     """L2, in squared key units."""
 
@@ -163,18 +159,14 @@ class NullSpace(LeastSquares):
         return replace(alone, l2=_setting(heights, written))
 
     def within(self, basis: Tensor) -> System:
-        """The system of a null space that is known already.
-
-        Args:
-            basis: U, (d_key, r), orthonormal; float64.
-        """
+        """The system of a given null space; U is (d_key, r), orthonormal, float64."""
         from factpatch.strategies.least_squares import System
 
         return System(basis.new_tensor(math.sqrt(self.l2)), basis)
 
 
 def _height(system: System, keys: Tensor) -> float:
-    """The median over keys of the h that a system with the setting 1 gives."""
+    """The median of h over keys, given a system with the setting 1."""
     return float(system.features(keys).square().sum(dim=1).median())
 
 
@@ -185,6 +177,6 @@ def _setting(heights: Sequence[float], written: float) -> float:
 
 
 def _rest(spectrum: Tensor, share: float) -> float:
-    """The largest threshold below which eigenvalues, ascending, sum up to at most a share of all."""
+    """The largest threshold below which ascending eigenvalues sum to at most a share of the total."""
     below = int((spectrum.cumsum(0) <= share * spectrum.sum()).sum())
     return float(spectrum[min(below, len(spectrum) - 1)])

@@ -17,18 +17,18 @@ class Step:
     target_layer: int
     """The layer at which the value is optimized and the residual measured."""
     share: float
-    """The fraction of the residual, as it is just before this write, that this layer takes."""
+    """The fraction that this layer takes of the residual, which is measured again just before each write."""
 
 
 class Spread(ABC):
     """Decide where the residual goes: which layers are written, in order, and with what share.
 
-    A target value is optimized when a step first asks for its layer, so after all writes of earlier steps.
+    A target value is optimized when a step first needs its layer, so after the writes of all earlier steps.
     """
 
     @abstractmethod
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
-        """Return one step per write. `share` is a fraction of the residual still left, remeasured each time."""
+        """Return one step per write."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kept = dict[str, "Tensor"]
-"""What a target keeps of every fact during a search, (n, …) each, by name."""
+"""What a target keeps for every fact during a search, (n, …) each, by name."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Found:
 
 
 class Problem(Protocol):
-    """What a search can ask: the loss of a batch of facts at any δ."""
+    """What a search works on: the loss of a batch of facts at any δ."""
 
     present: Tensor
     """(n, sites, d_value): the unshifted activations of the bare prompts."""
@@ -58,16 +58,16 @@ class Target:
 
     For one fact and one layer, Adam minimizes over δ, added to the activation at the subject's last token,
     mean over contexts of NLL + `kl_factor` · KL + `weight_decay` · ‖δ‖ / ‖h‖², with h the activation of the bare
-    prompt. A member says which activations these are; where there are several, each has its δ, its decay and its clamp.
+    prompt. A subclass says which activations these are; if several, each has its own δ, decay and clamp.
     Source: ROME (arXiv:2202.05262), eq. 4; MEMIT (arXiv:2210.07229), eq. 15.
 
-    The methods below are the mathematics, for all n facts at once; a member replaces those in which it differs. Rows of
-    a fact lie in several micro-batches, and facts that are finished leave: `factpatch.values` sees to both.
+    The methods below are the mathematics for all n facts at once; a subclass overrides those in which it differs.
+    `factpatch.values` splits the texts into micro-batches and drops facts that are finished.
     """
 
     sites: ClassVar[tuple[str, ...]]
-    """Whose outputs get a δ of their own: names of `LanguageModel` methods that take a layer. The value of the last one
-    is the target value, and the residual is measured there."""
+    """Whose outputs get a δ each: names of `LanguageModel` methods that take a layer. The target value belongs to the
+    last one, where the residual is measured too."""
     inside: ClassVar[bool]
     """Whether a site lies before the end of the block, so that the block itself runs again at each step."""
 
@@ -98,11 +98,11 @@ class Target:
         return self.sites[-1]
 
     def begin(self, present: Tensor) -> Kept:
-        """What to keep of every fact before the first evaluation, given (n, sites, d_value) activations."""
+        """What to keep for every fact before the first evaluation, given (n, sites, d_value) activations."""
         return {}
 
     def weigh(self, nll: Tensor, kl: Tensor, kept: Kept) -> Tensor:
-        """What NLL and KL, (n,) each, add to the loss. Linear in both, since they come from several micro-batches."""
+        """What NLL and KL, (n,) each, add to the loss. Must be linear: they are summed over micro-batches."""
         return nll + self.kl_factor * kl
 
     def penalty(self, delta: Tensor, norm: Tensor) -> Tensor:
@@ -112,11 +112,11 @@ class Target:
         return decay
 
     def judge(self, evaluation: Evaluation, kept: Kept) -> tuple[Tensor, Kept]:
-        """Say after an evaluation which facts are finished, (n,), and what to keep of all facts for the next one."""
+        """Return after an evaluation which facts are finished, (n,), and what to keep for the next one."""
         return evaluation.loss < self.stop_loss, kept
 
     def project(self, delta: Tensor, norm: Tensor) -> Tensor:
-        """Move δ after each update to where it is allowed: here onto the ball of radius `clamp` · norm."""
+        """Move δ after each update to where it is allowed: here into the ball of radius `clamp` · norm."""
         length = delta.norm(dim=-1)
         largest = self.clamp * norm
         scale: Tensor = (largest / length).where(length > largest, length.new_ones(()))
@@ -141,7 +141,7 @@ class HiddenState(Target):
 
 @dataclass(frozen=True)
 class AttentionAndMlp(Target):
-    """Optimize the outputs of the attention and of the MLP at once; only the MLP's is written.
+    """Optimize the outputs of the attention and of the MLP together; only the MLP's is written.
 
     The loss is c · NLL + `kl_factor` · KL + `weight_decay` · (‖δ_a‖ / ‖a‖² + ‖δ_m‖ / ‖m‖²), each δ with its own clamp.
     Once a fact is predicted, c becomes `learned_weight`, so that the KL leads, and the fact is finished when the KL is

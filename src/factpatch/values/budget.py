@@ -1,4 +1,4 @@
-"""How many tokens a micro-batch of the value optimization may hold: as many as pay, and as fit into the free memory."""
+"""How many tokens a micro-batch of the value optimization may hold: as many as pay and fit into the free memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from factpatch.values.frozen import Frozen
 from factpatch.values.micro_batch import FrozenRows
 from factpatch.values.rows import Row, micro_batches
 
-# The most tokens of a micro-batch, by the kind of device. More do not make the matrix products any faster: measured on
-# a CPU; elsewhere the number of tokens from which on reading the weights takes no time, with room to spare.
+# The most tokens of a micro-batch, by the kind of device; more do not make the matrix products any faster. Measured on
+# a CPU; elsewhere generously above the number at which reading the weights takes no time.
 MOST_TOKENS = {"cpu": 1024}
 MOST_TOKENS_ELSEWHERE = 8192
 LEAST_TOKENS = 16
-# The most suffix tokens of rows that are run together where nothing is kept for a backward pass, and how many
-# activations as wide as an MLP such a token has at a time.
+# The most suffix tokens to run together when nothing is kept for a backward pass, and how many activations as wide as
+# an MLP such a token has at a time.
 MOST_TOKENS_TO_FREEZE = 8192
 ACTIVATIONS = 4
-# Of the free memory what a micro-batch keeps for its backward pass may take. The rest is for what lives shortly, for
-# gaps between allocations, and for others.
+# The share of the free memory for what a micro-batch keeps for its backward pass. The rest is for short-lived tensors,
+# gaps between allocations and other processes.
 SHARE = 0.5
-# Tables (reads, vocabulary) in the work dtype that are alive at once while losses are read and their gradient is taken.
+# Tables (reads, vocabulary) in the work dtype that are alive at once while losses and their gradient are computed.
 TABLES = 6
 
 
@@ -44,11 +44,11 @@ def tokens_to_freeze(lm: LanguageModel, rows: Sequence[Row]) -> int:
 def tokens_that_fit(lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module], delta: Tensor) -> int:
     """The largest number of suffix tokens in a micro-batch: the most that pay, halved until they fit.
 
-    Halving makes the outcome insensitive to how much memory is free exactly: where there is plenty, it is always the
-    most that pay, so that the same command groups the same rows and gives the same bits.
+    Halving makes the outcome insensitive to the exact amount of free memory: with plenty it is always the most that
+    pay, so that the same command groups the same rows and gives the same bits.
 
     Args:
-        delta: (facts, sites, d_value), where it will be.
+        delta: (facts, sites, d_value), on the device where it will be.
     """
     tokens = MOST_TOKENS.get(delta.device.type, MOST_TOKENS_ELSEWHERE)
     per_token, head = _kept_per_token(lm, frozen, sites, delta)
@@ -70,8 +70,8 @@ def _kept_per_token(
 ) -> tuple[dict[torch.device, float], torch.device]:
     """The bytes that a token keeps on each device for the backward pass, and the device of the last hidden states.
 
-    Measured on a row of median length, as the difference between that row twice and once: what does not grow with the
-    rows, such as weights, falls out.
+    Measured on a row of median length, as the difference between that row twice and once, which cancels what does not
+    grow with the rows, such as weights.
     """
     rows = sorted((row for row in frozen.rows if row.targets), key=lambda row: row.suffix)
     row = rows[len(rows) // 2]

@@ -1,4 +1,4 @@
-"""Contexts: templates with one `{}` for the whole prompt. The first is the prompt alone."""
+"""Contexts: templates with one `{}` for the whole prompt; the first is the bare prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
 
 def generate_contexts(lm: LanguageModel, seed: int, tokens: int = 10, top_k: int = 5) -> tuple[str, ...]:
-    """Return the bare template and one per opening, behind a text that the model itself continues.
+    """Return the bare template and, for each opening, one after a text that the model itself continues from it.
 
     Each opening is continued to `tokens` tokens in all, sampled once from the `top_k` most probable ones; braces become
     spaces and ". " is appended. Source: MEMIT (arXiv:2210.07229), section 4.2 of its appendix.

@@ -1,10 +1,15 @@
 """The loss of a batch of facts at any δ, and the descent on all facts' δ at once, in steps that wait for nothing.
 
-What the loss is made of, when a fact is finished and where δ may go belongs to the target; here rows are scheduled.
+The target says what the loss consists of, when a fact is finished and where δ may go; this module schedules rows.
 
     micro-batches of rows ──▶ Loss.evaluate ──▶ Target.weigh, penalty ──▶ gradient
               ▲                                                              │
               └── facts that are finished leave ◀── Target.judge ◀── Adam, Target.project
+
+Two axes must not be confused. δ, Adam's moments and the target's state have one row per *fact*, in the order of the
+batch. A micro-batch has one row per *text* of a fact, sorted by length, so the texts of a fact lie in several
+micro-batches, each of which adds its share to the fact's loss and gradient. When facts leave, the others are renumbered
+in both: `Loss.keep` in the micro-batches, `State.rows` and `Adam.keep` in what is held per fact.
 """
 
 from __future__ import annotations
@@ -22,11 +27,11 @@ from factpatch.values.budget import tokens_that_fit
 from factpatch.values.frozen import Frozen
 from factpatch.values.micro_batch import FrozenRows, Losses
 
-# Gradients of a float16 model are computed times this, since small ones would become zero; times less where that
-# overflows. The result is divided by it again.
+# The loss of a float16 model is multiplied by the first of these, or small gradients would become zero; by a later one
+# if that overflows. The gradient is divided by it again.
 LOSS_SCALES = (1024.0, 32.0, 1.0)
-# Evaluations from one look at the stops to the next, by the kind of device. A look makes the host wait until the device
-# has done all that it was asked for; on a CPU there is nothing to wait for.
+# Evaluations from one look at the stops to the next, by the kind of device. At a look the host waits until the device
+# has finished all its work; on a CPU there is nothing to wait for.
 LOOK_EVERY = {"cpu": 1}
 LOOK_EVERY_ELSEWHERE = 4
 
@@ -59,7 +64,7 @@ class Loss:
     Args:
         frozen: The rows of the batch.
         present: (n, sites, d_value), the unshifted activations on the bare prompts.
-        tokens: Largest number of suffix tokens in a micro-batch; by default what fits.
+        tokens: Largest number of suffix tokens in a micro-batch; by default as many as fit.
     """
 
     def __init__(
@@ -75,8 +80,7 @@ class Loss:
         self.groups: Sequence[FrozenRows] = frozen.micro_batches(tokens)
 
     def evaluate(self, delta: Tensor, kept: Kept, gradient: bool = True) -> Evaluation:
-        """Run the facts that are left with δ, (n, sites, d_value). The host waits for nothing, but with float16 for the
-        scale."""
+        """Run the facts that are left with δ, (n, sites, d_value); the host waits only to choose float16's scale."""
         scales = (0.0,) if not gradient else LOSS_SCALES if self.lm.dtype == torch.float16 else (1.0,)
         for scale in scales:
             losses, slope = self._run(delta, kept, scale)
@@ -96,7 +100,7 @@ class Loss:
         return rows
 
     def _run(self, delta: Tensor, kept: Kept, scale: float) -> tuple[Losses, Tensor]:
-        """What the rows add up to and, unless `scale` is 0, the gradient, computed times `scale` and divided again."""
+        """The sums over all rows and, unless `scale` is 0, the gradient, computed from `scale` times the loss."""
         delta = delta.detach().requires_grad_(scale > 0)
         nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
         gradient = torch.zeros_like(delta)
@@ -105,8 +109,8 @@ class Loss:
             part = group.losses(self.lm, self.sites, delta)
             if scale == 0:
                 return part, None
-            # Now, so that one micro-batch's activations are alive at a time; and apart from the other gradients, which
-            # must not hold half of this one if memory does not suffice.
+            # The backward pass runs here, so that only one micro-batch's activations are alive at a time. Its result
+            # is added outside: if memory runs out and `in_pieces` retries with halves, nothing is counted twice.
             loss = self.target.weigh(part.nll, part.kl, kept)
             (slope,) = torch.autograd.grad(scale * loss.sum(), delta)
             return Losses(part.nll.detach(), part.kl.detach(), part.missed), slope
@@ -127,14 +131,14 @@ class Loss:
 
 @dataclass
 class State:
-    """Facts that are being optimized, one row each; all on δ's device."""
+    """Facts that are being optimized, one row each, on δ's device."""
 
     delta: Tensor
     """(n, sites, d_value)"""
     kept: Kept
     """What the target keeps of each fact."""
     going: Tensor
-    """Whether no stop has been reached. Of a fact that has reached one, nothing moves any more."""
+    """Whether the fact has not reached a stop; once it has, nothing of it changes any more."""
     broken: Tensor
     """Whether a loss or a gradient was not finite."""
     evaluations: Tensor
@@ -142,7 +146,7 @@ class State:
 
     @classmethod
     def of(cls, present: Tensor, kept: Kept) -> State:
-        """The beginning, given (n, sites, d_value) unshifted activations."""
+        """The initial state, given (n, sites, d_value) unshifted activations."""
         no = torch.zeros(len(present), dtype=torch.bool, device=present.device)
         return cls(
             delta=torch.zeros_like(present),
@@ -154,7 +158,7 @@ class State:
         )
 
     def rows(self, rows: Tensor) -> State:
-        """These rows alone."""
+        """Only these rows."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         kept = {name: value[rows] for name, value in parts.pop("kept").items()}
         return State(kept=kept, **{name: value[rows] for name, value in parts.items()})
@@ -163,8 +167,8 @@ class State:
 class Descent:
     """The optimization of all facts' δ at one layer.
 
-    Stops are kept on the device and looked at every few evaluations. Only then do finished facts leave the batch; until
-    then they are evaluated without effect. So it changes nothing beyond rounding how often one looks.
+    Stops are kept on the device and read every few evaluations. Only then do finished facts leave the batch; until then
+    they are evaluated without effect, so how often the stops are read changes nothing beyond rounding.
     """
 
     def __init__(self, loss: Loss) -> None:
@@ -174,12 +178,12 @@ class Descent:
         self.adam = Adam(self.target.learning_rate, torch.zeros_like(loss.present), torch.zeros_like(loss.present))
 
     def run(self, progress: Callable[[int], None]) -> Found:
-        """Continue until every fact is finished or has used its steps; return where all of them end, in their order."""
+        """Run until every fact is finished or has used its steps; return where each ended, in the batch's order."""
         steps, device = self.target.steps, self.loss.present.device
         every = LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
         found = Found(self.state.delta.clone(), self.state.evaluations.clone(), self.state.loss.clone())
-        active = torch.arange(len(self.state.going), device=device)
-        left = len(active) * steps
+        active = torch.arange(len(self.state.going), device=device)  # which facts of `found` the rows are of
+        left = len(active) * steps  # evaluations not yet reported as done or not needed
         for evaluation in range(1, steps + 1):
             last = evaluation == steps
             self.step(update=not last)
@@ -201,13 +205,14 @@ class Descent:
         return found
 
     def step(self, update: bool = True) -> None:
-        """Evaluate all facts and move those that go on."""
+        """Evaluate all facts and move those that are not finished."""
         state, target = self.state, self.target
         found = self.loss.evaluate(state.delta, state.kept, gradient=update)
         finite = torch.isfinite(found.loss) & torch.isfinite(found.gradient).flatten(1).all(dim=1)
         state.broken = state.broken | (state.going & ~finite)
         state.evaluations = state.evaluations + state.going
         state.loss = torch.where(state.going, found.loss, state.loss)
+        # What a finished fact keeps is updated too, which has no effect: its loss and its δ are frozen.
         finished, state.kept = target.judge(found, state.kept)
         state.going = state.going & ~finished
         if update:

@@ -1,4 +1,16 @@
-"""Everything of a batch's rows that δ cannot change: computed once, read at every step."""
+"""Everything of a batch's rows that δ cannot change: computed once, read at every step.
+
+δ is added after layer `start` (or inside the next block) at the subject's last token, s. With causal attention it
+reaches nothing before s, and nothing at or below `start`. So of a row's tokens and layers
+
+                     shared beginning │ own tokens before s │ from s on
+    layers > start   keys and values  │ keys and values     │ run at every step
+    layers ≤ start   run once         │ run once            │ run once, giving `hidden`
+
+The rows of a context often begin alike (a template, a system prompt): `_shared_prefixes` runs that beginning once for
+all of them. `_own_tokens` then runs the rest up to `start`, and from there on only the tokens before s. All keys and
+values go to one pool, in which a row's prefix is a list of places, so rows of different contexts can share a pass.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +33,20 @@ from factpatch.values.rows import Row, micro_batches
 
 @dataclass(frozen=True)
 class Frozen:
-    """What δ cannot change of all rows of a batch, to be put together to micro-batches."""
+    """What δ cannot change of all rows of a batch, from which micro-batches are made."""
 
     rows: Sequence[Row]
     start: int
     """The last layer that will not run again; -1 if all will."""
     pool: Pool
     found: dict[int, tuple[PackedRow, Tensor]]
-    """By the identity of a row: its tokens from the subject's last one on, and what layer `start` puts out for them."""
+    """By the identity of a row: its tokens from the subject's last one on, and layer `start`'s outputs for them."""
     dtype: torch.dtype
     work_dtype: torch.dtype
     device: torch.device | None
 
     def micro_batch(self, rows: Sequence[Row]) -> FrozenRows:
-        """Some of the rows, neighbors of equal suffix length."""
+        """A micro-batch of some of the rows."""
         found = [self.found[id(row)] for row in rows]
         hidden = torch.cat([hidden for _, hidden in found])
         frozen = [
@@ -45,7 +57,7 @@ class Frozen:
         )
 
     def micro_batches(self, tokens: int) -> list[FrozenRows]:
-        """All rows, in micro-batches of at most so many suffix tokens."""
+        """All rows, in micro-batches of at most `tokens` suffix tokens."""
         return [self.micro_batch(rows) for rows in micro_batches(self.rows, tokens)]
 
 
@@ -54,13 +66,10 @@ def freeze(
 ) -> Frozen:
     """Run everything that δ cannot change, once. Call it inside `packed_attention`.
 
-    What the rows of one context begin with is run for all of them together; then each row's own tokens up to layer
-    `start`, and from there on only those before the subject's last token, whose keys and values the others will read.
-
     Args:
-        start: the last layer that will not run again; -1 if all will.
-        tokens: largest number of suffix tokens of rows that are run together; fewer where memory does not suffice.
-        device: where δ is; by default where block `start` puts out.
+        start: The last layer that will not run again; -1 if all will.
+        tokens: Largest number of suffix tokens of rows that are run together; fewer if memory does not suffice.
+        device: Where δ is; by default where the outputs of block `start` are.
     """
     with torch.inference_mode():
         shared, begins = _shared_prefixes(lm, rows)
@@ -70,7 +79,7 @@ def freeze(
 
         found = [own for batch in micro_batches(rows, tokens) for _, own in in_pieces(own_tokens, batch)]
     ends = list(accumulate((own.pool.tokens for own in found), initial=shared.tokens))
-    # Out of inference mode, joining makes tensors that can take part in a backward pass.
+    # Joined outside inference mode: only then may the tensors take part in a backward pass.
     pool = Pool.joined([shared.above(start), *(own.pool for own in found)])
     by_row: dict[int, tuple[PackedRow, Tensor]] = {}
     for own, offset in zip(found, ends, strict=False):
@@ -81,11 +90,7 @@ def freeze(
 
 
 def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict[int, tuple[int, ...]]]:
-    """Run what all rows of a context begin with, before any subject's last token.
-
-    Returns:
-        The pool of these tokens, and by context their places in it.
-    """
+    """Run what all rows of a context begin with, before any subject's last token: a pool, and places by context."""
     contexts: dict[int, list[Row]] = {}
     for row in rows:
         contexts.setdefault(row.context, []).append(row)
@@ -109,15 +114,15 @@ def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict
 
 @dataclass(frozen=True)
 class _Own:
-    """What running the own tokens of some rows has given."""
+    """The outcome of running the own tokens of some rows."""
 
     rows: Sequence[Row]
     pool: Pool
-    """Of the tokens between the shared ones and the subject's last, for the layers behind `start`."""
+    """Of the tokens between the shared ones and the subject's last, for the layers above `start`."""
     places: list[range]
-    """By row: where these lie in the pool."""
+    """By row: the places of these tokens in the pool."""
     hidden: list[Tensor]
-    """By row, (suffix, d_value): what layer `start` puts out from the subject's last token on."""
+    """By row, (suffix, d_value): outputs of layer `start` from the subject's last token on."""
 
 
 def _own_tokens(

@@ -1,4 +1,4 @@
-"""A micro-batch of rows: what a step runs and reads."""
+"""A micro-batch of rows: what a step of the value optimization runs and reads."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Losses:
 
 @dataclass(frozen=True)
 class FrozenRow:
-    """What the host knows of a row."""
+    """What is known of a row without asking the device."""
 
     fact: int
     packed: PackedRow
     """From the subject's last token on."""
     targets: tuple[int, ...]
-    """Token ids whose NLL is read at the last positions; none where the KL is read at the first."""
+    """Token ids whose NLL is read at the last positions; none in the row whose KL is read at the first."""
     weight: float
     """Share of one read position in the fact's mean NLL."""
 
 
 @dataclass(frozen=True)
 class _Reads:
-    """What a loss reads where: first every position whose NLL it reads, then those of the KL."""
+    """The positions that a loss reads: first those of the NLL, then those of the KL."""
 
     place: Tensor
     """(reads,): the position among the tokens."""
@@ -72,20 +72,20 @@ class _Reads:
 
 @dataclass
 class FrozenRows:
-    """The tokens of rows from the subject's last one on, ready to be run from one layer on.
+    """The tokens of rows from the subject's last one on, ready to run in the layers above `start`.
 
-    All that a step needs is on the device before it begins: a step waits for nothing that the device computes.
+    All that a step needs is on the device before it begins: a step never waits for what the device computes.
     """
 
     start: int
     """The last layer that does not run again; -1 if all do."""
     rows: tuple[FrozenRow, ...]
     pool: Pool
-    """Keys and values of what comes before, for the layers behind `start`; shared with other micro-batches."""
+    """Keys and values of the tokens before, for the layers above `start`; shared with other micro-batches."""
     hidden: Tensor
     """(tokens, d_value): outputs of block `start`, or inputs of the first block."""
     packing: Packing
-    """How the rows lie side by side."""
+    """How the rows are concatenated."""
     reads: _Reads
     fact: Tensor
     """(rows,): the fact of each row."""
@@ -103,13 +103,7 @@ class FrozenRows:
         work_dtype: torch.dtype,
         device: torch.device,
     ) -> FrozenRows:
-        """Bring rows to the device.
-
-        Args:
-            dtype: of hidden states.
-            work_dtype: of losses.
-            device: where δ is; `hidden` may be elsewhere.
-        """
+        """Move rows to δ's device, which need not be that of `hidden`; `work_dtype` is that of losses."""
         packing = Packing([row.packed for row in rows], dtype, hidden.device)
         fact = torch.tensor([row.fact for row in rows], device=device)
         return cls(start, tuple(rows), pool, hidden, packing, _Reads.of(rows, work_dtype, device), fact)
@@ -118,7 +112,7 @@ class FrozenRows:
         """Add δ at the subject's last token and run what it reaches.
 
         Args:
-            sites: modules whose outputs get a δ each: block `start`, or parts of the block behind it.
+            sites: Modules whose outputs get a δ each: block `start`, or parts of the next block.
             delta: (facts, sites, d_value), in the work dtype.
 
         Returns:
@@ -128,9 +122,9 @@ class FrozenRows:
             return run_packed(lm, self.packing, self.pool, hidden=self.hidden, start=self.start)[0]
 
     def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
-        """Run the rows with δ and read their losses, the head only where one is read; arguments as before."""
+        """Run the rows as `hidden_states` does, and the head at the positions that are read."""
         last = self.hidden_states(lm, sites, delta)
-        # A model spread over devices ends on another one than it was edited on.
+        # A model spread over devices ends on another device than the edited layer's.
         log_probabilities = lm.log_probabilities(last[self.reads.place.to(last.device)]).to(delta.device)
         reads, count = self.reads, len(self.reads.target)
         read, present = log_probabilities[:count], log_probabilities[count:]
@@ -146,11 +140,7 @@ class FrozenRows:
         )
 
     def keep(self, renumbered: Sequence[int]) -> FrozenRows | None:
-        """Drop the rows of facts that are finished.
-
-        Args:
-            renumbered: the new number of each fact, -1 for a finished one.
-        """
+        """Drop the rows of finished facts, given the new number of each fact, -1 for a finished one; None if all."""
         staying = [index for index, row in enumerate(self.rows) if renumbered[row.fact] >= 0]
         return self._only(staying, renumbered) if staying else None
 

@@ -38,10 +38,10 @@ class TargetValues:
 
 
 class Optimize(Protocol):
-    """What finds target values: `optimize_values`, or something in its place with the same arguments.
+    """What finds target values: `optimize_values`, or a replacement with the same arguments.
 
-    One that finds other values than `optimize_values` has an attribute `identity`, text that tells it from others. The
-    settings of a patch hold it, so that batches of different origins are not joined by mistake.
+    A replacement that finds other values has an attribute `identity`, a text that distinguishes it. The settings of a
+    patch hold it, so that batches of different origins are not joined by mistake.
     """
 
     def __call__(
@@ -51,16 +51,10 @@ class Optimize(Protocol):
         layer: int,
         target: Target,
         contexts: Sequence[str],
-        progress: Callable[[int], None] = ...,
         *,
+        progress: Callable[[int], None] = ...,
         precision: Precision | None = None,
     ) -> TargetValues: ...
-
-
-def optimized_by(optimize: Optimize | None) -> dict[str, str]:
-    """What settings say of where target values come from: nothing, if they are those of `optimize_values`."""
-    identity = getattr(optimize, "identity", None)
-    return {} if identity is None else {"optimize": str(identity)}
 
 
 def optimize_values(
@@ -76,23 +70,22 @@ def optimize_values(
     """Find, for every fact, the value at `layer` that makes the model say the new object.
 
     One forward and backward pass serves the whole batch. A step runs the layers above `layer` on the tokens from the
-    subject's last token on; everything else is computed once and kept. The result does not depend on how the facts are
-    batched, beyond rounding.
+    subject's last token on; everything else is computed once. How the facts are batched affects the result only by
+    rounding.
 
     Args:
-        layer: where the δs are added and the value is wanted.
-        target: the loss, the step size, the stops.
-        contexts: templates, the bare prompt first.
-        progress: called now and then with the number of evaluations that are made, or not needed, since the last call.
-        tokens_at_once: largest number of suffix tokens in a micro-batch; by default as many as pay, or fewer by halves
-            if the free memory asks for it (`factpatch.values.budget`). Where even those do not fit, a micro-batch is
-            halved and evaluated again. The result is the same beyond rounding, and the same to the bit where the
-            micro-batches are the same: on one machine with memory to spare, always.
-        precision: what to compute in, and what to return; by default what the model is stored in.
+        layer: Where the δs are added and the value is wanted.
+        target: The loss, the step size, the stops.
+        contexts: Templates, the bare prompt first.
+        progress: Called at times with the number of evaluations made, or found unnecessary, since the last call.
+        tokens_at_once: Largest number of suffix tokens in a micro-batch; by default as many as pay and fit into memory
+            (`factpatch.values.budget`). A micro-batch that does not fit is halved and evaluated again. The same
+            micro-batches give the same bits: on one machine with memory to spare, always.
+        precision: What to compute in and to return; by default what the model is stored in.
 
     Raises:
-        FloatingPointError: a loss or a gradient is not finite.
-        OutOfMemoryError: memory does not suffice for a single row.
+        FloatingPointError: A loss or a gradient is not finite.
+        OutOfMemoryError: Memory does not suffice for a single row.
     """
     subjects = SubjectRows.of(lm, facts, contexts[:1])
     present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
@@ -102,7 +95,7 @@ def optimize_values(
         present = present.to(lm.work_dtype)
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
-        # The frozen rows are not kept in a name: what micro-batches do not take over should not outlive their making.
+        # The frozen rows get no name, so that what the micro-batches do not take over is freed.
         loss = Loss(
             lm, freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device), layer, target, present,
             tokens_at_once,

@@ -20,7 +20,7 @@ from factpatch.values.contexts import fill
 
 @dataclass(frozen=True)
 class SubjectRows:
-    """The prompts of a batch in every context, cut behind the subject's last token: nothing later reaches it."""
+    """The prompts of a batch in every context, cut after the subject's last token: nothing later affects it."""
 
     rows: list[list[int]]
     """Token ids; the rows of one fact are consecutive, the bare prompt first."""
@@ -42,17 +42,12 @@ class SubjectRows:
 
 
 def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site: str, side: str) -> Tensor:
-    """Read what a module of a layer takes in or puts out at the last token of each row.
+    """Read the inputs or outputs of a layer's module at the last token of each row: (rows, width), in the work dtype.
 
     Args:
-        lm: The model; it is left as it was.
         rows: Token ids, at least one in each row.
-        layer: The layer; nothing above it runs.
         site: The module's name among the methods of `LanguageModel`, as "block" or "down_projection".
         side: "inputs" or "outputs".
-
-    Returns:
-        (rows, width), in the work dtype.
     """
     module = getattr(lm, site)(layer)
     texts = [tuple(row) for row in rows]
@@ -62,7 +57,7 @@ def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site
         wanted = {side: {0: module}}
         with captured(**wanted, stop_after=lm.block(layer)) as read:
             run_tree(lm, tree)
-        # A row of its own keeps nothing of the whole pass alive.
+        # Copied, so that a row does not keep the whole pass alive.
         activation = read[0].reshape(len(tree.ids), -1)
         return {text: activation[tree.places[text][-1]].to(lm.work_dtype, copy=True) for text in batch}
 
@@ -77,8 +72,7 @@ def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site
 def read_keys(lm: LanguageModel, subjects: SubjectRows, layer: int) -> Tensor:
     """Keys of a batch: (key of the bare prompt + mean of the prefixed keys) / 2, at the subject's last token.
 
-    Returns:
-        (n, d_key), inputs of the down-projection of `layer`, in the work dtype.
+    They are inputs of the down-projection of `layer`, (n, d_key), in the work dtype.
     """
     keys = read_last(lm, subjects.rows, layer, "down_projection", "inputs")
     keys = keys.view(-1, subjects.contexts, keys.shape[-1])

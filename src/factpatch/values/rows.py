@@ -1,4 +1,4 @@
-"""The texts of the value optimization as rows: token ids, the subject's position, and what a loss reads where."""
+"""The texts of the value optimization as rows: token ids, the subject's position, and where a loss is read."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Row:
 def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[Row]:
     """Build the rows of a batch: for every fact one per context, and one for the KL.
 
-    A context's text is the prompt and the target without its last token. The KL's text is "{subject} is a", cut behind
+    A context's text is the prompt and the target without its last token. The KL's text is "{subject} is a", cut after
     the subject's last token, where its distribution is read. In a chat, both are the user's turn, prefix included, and
     the target begins the answer.
 
     Raises:
-        ValueError: a subject disappears in tokenization, or a target reaches back to the subject.
+        ValueError: A subject disappears in tokenization, or a target reaches back to the subject.
     """
     frame = lm.frame
     texts: list[str] = []
@@ -82,8 +82,8 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
 def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str:
     """What follows the prompt: the target without its last token, as text.
 
-    This way through the text is the published one, and half a character gets lost on it. In a chat, where nothing is
-    published, the whole target follows, and its last token is cut off later.
+    Decoding to text is the published way, which can lose half a character. In a chat, where nothing is published, the
+    whole target follows, and its last token is cut off later.
     """
     if lm.frame.chat:
         return lm.frame.space + fact.target_new
@@ -94,6 +94,6 @@ def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str:
 
 
 def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """Split rows, sorted by suffix length, into batches with at most so many suffix tokens each; a row stays whole."""
+    """Split rows, sorted by suffix length, into batches of at most `tokens` suffix tokens; a row stays whole."""
     ordered = sorted(rows, key=lambda row: (row.suffix, row.fact))
     return list(consecutive(ordered, lambda row: row.suffix, tokens))

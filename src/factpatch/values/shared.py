@@ -1,4 +1,4 @@
-"""Value targets that several methods need, optimized once."""
+"""Target values that several methods need, optimized once."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from safetensors.torch import load_file, save_file
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import content_hash
-from factpatch.strategies.target import Target
 from factpatch.support.files import atomic_write
 from factpatch.values.optimize import TargetValues, optimize_values
 
 
 class SharedTargets:
-    """A value optimization that remembers on disk: give it to `Editor(optimize=...)`.
+    """An `Optimize` that caches its results on disk: give it to `Editor(optimize=...)`.
 
-    What is found depends on the model, its weights, the facts, the contexts and the target's settings, and on nothing
-    else: methods that differ in the solver or the regularizer share it as long as they hold the same weights.
+    A result depends on the model, its weights, the facts, the contexts and the target's settings, and on nothing else:
+    methods that differ in the solver or the regularizer share it as long as they hold the same weights.
 
     Args:
-        directory: Where the targets are kept; it is made if it is not there.
-        model: What tells this model from others besides its editable weights, as `model_hash` of the unedited one.
+        directory: Where the targets are kept; created if necessary.
+        model: Identifies the model beyond its editable weights, such as `model_hash` of the unedited one.
     """
 
     def __init__(self, directory: str | Path, model: str) -> None:
@@ -38,19 +37,13 @@ class SharedTargets:
         self._seconds = 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
 
-    def __call__(
-        self,
-        lm: LanguageModel,
-        facts: Sequence[Fact],
-        layer: int,
-        target: Target,
-        contexts: Sequence[str],
-        progress: Callable[[int], None] = lambda finished: None,
-        **options: Any,
-    ) -> TargetValues:
+    def __call__(self, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any) -> TargetValues:
         """As `optimize_values`, whose further options count as settings."""
-        about = [_about(fact) for fact in facts], layer, repr(target), list(contexts), repr(sorted(options.items()))
-        path = self.directory / f"{self._digest(lm, *about)}.safetensors"
+        layer, target, contexts = about
+        progress = options.pop("progress", lambda finished: None)
+        read = [[fact.prompt, fact.subject, fact.target_new] for fact in facts]  # by the optimization
+        digest = self._digest(lm, read, layer, repr(target), list(contexts), repr(sorted(options.items())))
+        path = self.directory / f"{digest}.safetensors"
         if not path.exists():
             start = time.perf_counter()
             found = optimize_values(lm, facts, layer, target, contexts, progress, **options)
@@ -64,27 +57,22 @@ class SharedTargets:
         return TargetValues(**{name: value.to(lm.device) for name, value in kept.items()})
 
     def take_seconds(self) -> float:
-        """What the optimizations took that were read from disk instead, since this was last asked."""
+        """Return the time that results read from disk since the last call once took."""
         taken, self._seconds = self._seconds, 0.0
         return taken
 
     def _digest(self, lm: LanguageModel, *about: Any) -> str:
         weights = [content_hash(lm.weight(layer)) for layer in range(lm.num_layers)]
-        # Sums are rounded in another order on another number of threads.
+        # The order of summation, and so the rounding, depends on the number of threads.
         place = [str(lm.device), str(lm.dtype), repr(lm.frame), torch.get_num_threads()]
         whole = [self.model, place, weights, *about]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 class InBatches:
-    """A value optimization that takes facts a few at a time: give it to `Editor(optimize=...)`.
+    """An `Optimize` that passes facts on to another, `size` at a time; the values differ by rounding only.
 
-    The values are the same beyond rounding. With one that remembers, an interruption costs no more than one batch, and
-    the same facts are found again whether they were asked for alone or among others.
-
-    Args:
-        optimize: as `optimize_values`.
-        size: how many facts at a time.
+    Around one that caches, an interruption costs at most one batch, and the same batches are found again.
     """
 
     def __init__(self, optimize: Callable[..., TargetValues], size: int) -> None:
@@ -92,14 +80,8 @@ class InBatches:
         self.size = size
 
     def __call__(self, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any) -> TargetValues:
-        """As `optimize_values`."""
         batches = [facts[start : start + self.size] for start in range(0, len(facts), self.size)]
         found = [self.optimize(lm, batch, *about, **options) for batch in batches]
         return TargetValues(
             **{field.name: torch.cat([getattr(part, field.name) for part in found]) for field in fields(TargetValues)}
         )
-
-
-def _about(fact: Fact) -> list[str]:
-    """What the value optimization reads of a fact."""
-    return [fact.prompt, fact.subject, fact.target_new]

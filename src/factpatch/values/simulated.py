@@ -1,4 +1,4 @@
-"""Simulated editing: what a model would say of facts if their values were others. No weight is written."""
+"""Simulated editing: what a model would answer if the values of facts were different. No weight is written."""
 
 from __future__ import annotations
 
@@ -18,28 +18,25 @@ from factpatch.values.frozen import freeze
 from factpatch.values.micro_batch import FrozenRows, Losses
 from factpatch.values.rows import optimization_rows
 
-# Suffix tokens that are run together: so few that the head's table, (read positions, vocabulary), stays small.
+# Suffix tokens that are run together: few enough that the head's table, (read positions, vocabulary), stays small.
 _TOKENS = 1024
 
 
 def simulated_probabilities(
     lm: LanguageModel, facts: Sequence[Fact], layer: int, target: Target, shifts: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The probability of each fact's whole new object behind the bare prompt, with its value shifted.
-
-    What a shift cannot change is run once for all of them.
+    """The probability of each fact's whole new object after the bare prompt, with its value shifted.
 
     Args:
-        layer: whose value is shifted at the subject's last token: the output of the target's site.
-        target: says which site that is.
-        shifts: each (n, d_value).
+        layer: The layer at which the output of the target's site is shifted at the subject's last token.
+        shifts: Each (n, d_value).
 
     Returns:
         For each of the shifts (n,) probabilities in [0, 1], on the CPU.
 
     Raises:
-        ValueError: a subject disappears in tokenization, or a target reaches back to the subject.
-        OutOfMemoryError: memory does not suffice for a single row.
+        ValueError: A subject disappears in tokenization, or a target reaches back to the subject.
+        OutOfMemoryError: Memory does not suffice for a single row.
     """
     rows = [row for row in optimization_rows(lm, facts, (BARE,)) if row.targets]
     tokens = torch.tensor([len(row.targets) for row in rows])
@@ -50,7 +47,7 @@ def simulated_probabilities(
         frozen = freeze(lm, rows, start, size)
         found = []
         for shift in shifts:
-            # A row's fact is its place among all facts, of which a micro-batch holds some.
+            # All facts' shifts: rows refer to facts by their index in the batch.
             delta = shift.to(lm.work_dtype)[:, None]
 
             def losses(group: FrozenRows, delta: Tensor = delta) -> Losses:
