@@ -7,25 +7,48 @@ import io
 import logging
 import sys
 import warnings
-from importlib import import_module
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import factpatch
+from factpatch.cli import (
+    analyze,
+    apply,
+    capability,
+    compose,
+    data,
+    demo,
+    drift,
+    edit,
+    locate,
+    log,
+    lora,
+    methods,
+    models,
+    presets,
+    report,
+    reproduce,
+    run,
+    second_moment,
+    show,
+    tune,
+    undo,
+    verify,
+)
 from factpatch.cli.checks import BadArgumentError, explained
 from factpatch.cli.render import note
 
-# Each is a module here with a function or, in the case of `data`, an application of that name. They import PyTorch
-# inside their functions, so that --help does not wait for it.
-COMMANDS = {
-    "Edit": "demo edit apply undo compose lora",
-    "Measure": "verify capability drift",
-    "Inspect": "show log",
-    "Prepare a model": "locate tune second-moment",
-    "Experiments": "run reproduce report analyze",
-    "Reference": "methods models presets data",
+# By the panel of `--help` that lists them. They import PyTorch inside their functions, so help does not wait for it.
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Edit": (demo.demo, edit.edit, apply.apply, undo.undo, compose.compose, lora.lora),
+    "Measure": (verify.verify, capability.capability, drift.drift),
+    "Inspect": (show.show, log.log),
+    "Prepare a model": (locate.locate, tune.tune, second_moment.second_moment),
+    "Experiments": (run.run, reproduce.reproduce, report.report, analyze.analyze),
+    "Reference": (methods.methods, models.models, presets.presets),
 }
 
 
@@ -76,16 +99,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Change what an open-weight language model knows, without retraining: facts in, a small reversible patch out.",
 )
-for panel, names in COMMANDS.items():
-    for name in names.split():
-        identifier = name.replace("-", "_")
-        module = import_module(f"factpatch.cli.{identifier}")
-        if name == "data":
-            app.add_typer(module.app, name=name, rich_help_panel=panel)
-        else:
-            command = getattr(module, identifier)
-            paragraphs = (" ".join(text.split()) for text in command.__doc__.split("\n\n"))
-            app.command(name, help="\n\n".join(paragraphs), rich_help_panel=panel)(command)
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        paragraphs = (" ".join(text.split()) for text in (command.__doc__ or "").split("\n\n"))
+        name = command.__name__.replace("_", "-")
+        app.command(name, help="\n\n".join(paragraphs), rich_help_panel=panel)(command)
+app.add_typer(data.app, name="data", rich_help_panel="Reference")
 
 
 @app.callback()
