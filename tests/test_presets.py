@@ -363,7 +363,7 @@ def test_a_choice_says_where_it_is_from() -> None:
     assert (by_hand.critical_layers, by_hand.origin) == ((3,), None)
 
 
-def test_a_variant_that_does_not_concern_the_method_is_said_to_change_nothing(caplog: Any) -> None:
+def test_a_variant_that_does_not_concern_the_method_is_logged_to_change_nothing(caplog: Any) -> None:
     with caplog.at_level("INFO", logger="factpatch"):
         chosen(PRESETS["GPT-J-6B"], "memit", 28, variant="large-batch-zsre")
     assert "the variant large-batch-zsre of the preset changes nothing for memit" in caplog.text

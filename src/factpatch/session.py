@@ -1,4 +1,4 @@
-"""Session: an editor that lives in a directory. Every finished batch is a patch file and a line of a journal."""
+"""Session: an editor kept in a directory. Every finished batch is a patch file and a line of a journal."""
 
 from __future__ import annotations
 

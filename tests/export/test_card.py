@@ -66,7 +66,7 @@ def test_the_hub_reads_the_metadata() -> None:
 
 
 @pytest.mark.parametrize("origin", ["", "/home/ada/secret/tiny", "../secret/tiny", "src/factpatch", "smollm2-135m"])
-def test_what_is_not_on_the_hub_is_not_called_a_base_model_and_no_folder_is_told(origin: str) -> None:
+def test_what_is_not_on_the_hub_is_not_called_a_base_model_and_no_folder_is_revealed(origin: str) -> None:
     card = model_card(patch_of([FACTS], origin))
     data = yaml.safe_load(card.split("---\n")[1])
     assert "base_model" not in data

@@ -394,11 +394,11 @@ def test_the_same_fact_in_layers_that_are_apart_is_refused_since_no_hash_tells_w
 def test_a_patch_composed_of_composed_ones_still_says_whether_it_is_of_a_chat(family: str) -> None:
     parts = [edit(tiny_model(family), [(1,)], 0)]
     parts += [other_facts(parts[0]), other_facts(other_facts(parts[0]))]
-    told = [replace(part, settings={**part.settings, "chat": True, "n": n}) for n, part in enumerate(parts)]
-    whole = Patch.compose([told[2], Patch.compose(told[:2])])
+    asked = [replace(part, settings={**part.settings, "chat": True, "n": n}) for n, part in enumerate(parts)]
+    whole = Patch.compose([asked[2], Patch.compose(asked[:2])])
     assert whole.chat
     assert len(whole.settings["composed"]) == 3
-    assert not Patch.compose([parts[2], Patch.compose(told[:2])]).chat
+    assert not Patch.compose([parts[2], Patch.compose(asked[:2])]).chat
 
 
 def test_a_patch_is_not_rebased_onto_the_model_that_holds_it(family: str) -> None:

@@ -241,7 +241,7 @@ def test_an_applied_patch_is_not_applied_again(family: str) -> None:
     refused(edit(model), model, "already holds this patch")
 
 
-def test_a_model_that_holds_part_of_a_patch_is_told(family: str) -> None:
+def test_a_model_that_holds_part_of_a_patch_is_named(family: str) -> None:
     model, edited = tiny_model(family), tiny_model(family)
     patch = edit(edited)
     replace(patch, batches=patch.batches[:1]).apply(model)
@@ -459,11 +459,11 @@ def test_a_patch_is_a_safetensors_file_that_other_programs_read(saved: Path) -> 
 
 
 def test_describe_tells_what_is_in_a_file(saved: Path) -> None:
-    told = describe(saved)
-    assert (told["format"], told["method"], told["weight_dtype"]) == (FORMAT, "memit-blue", "float32")
-    assert told["layers"] == [1, 2]
-    assert told["bytes"] == saved.stat().st_size
-    assert told["batches"][0]["facts"][0]["subject"] == "Zoë"
+    found = describe(saved)
+    assert (found["format"], found["method"], found["weight_dtype"]) == (FORMAT, "memit-blue", "float32")
+    assert found["layers"] == [1, 2]
+    assert found["bytes"] == saved.stat().st_size
+    assert found["batches"][0]["facts"][0]["subject"] == "Zoë"
 
 
 def test_a_loaded_patch_does_not_change_with_its_file(saved: Path) -> None:

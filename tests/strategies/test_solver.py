@@ -194,7 +194,7 @@ def test_rows_are_added_to_a_cholesky_factor(rank: int, rows: int) -> None:
     gram = torch.randn(rank, rank, generator=generator, dtype=torch.float64)
     gram = gram @ gram.T + torch.eye(rank, dtype=torch.float64)
     added = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
-    added[:, ::3] = 0.0  # as behind a rectified linear unit
+    added[:, ::3] = 0.0  # as after a rectified linear unit
     factor, given = torch.linalg.cholesky(gram), added.clone()
     add_rows(factor, added)
     assert torch.equal(added, given)

@@ -111,9 +111,7 @@ class Ridge(LeastSquares):
 
     def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> Ridge:
         """λ from h = kᵀ C₀⁻¹ k, which on average over ordinary tokens is d_key."""
-        alone = replace(self, weight=1.0)
-        heights = [_height(alone.prepare(moment), of) for moment, of in zip(second_moments, keys, strict=True)]
-        return replace(self, weight=_setting(heights, written))
+        return replace(self, weight=_setting(replace(self, weight=1.0), second_moments, keys, written))
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,8 @@ class NullSpace(LeastSquares):
         """G = L2 I, and U, (d_key, r): the eigenvectors of C₀ with eigenvalue below the threshold."""
         import torch
 
+        from factpatch.strategies.least_squares import System
+
         values, vectors = torch.linalg.eigh(second_moment.double())
         basis: Tensor = vectors[:, values < self.threshold]
         if basis.shape[1] == 0:
@@ -146,7 +146,7 @@ class NullSpace(LeastSquares):
                 f"threshold={self.threshold}: no eigenvalue of the second moment is below it (the smallest is "
                 f"{float(values[0]):.3g}, the median {float(values.median()):.3g}); raise the threshold."
             )
-        return self.within(basis.contiguous())
+        return System(basis.new_tensor(math.sqrt(self.l2)), basis.contiguous())
 
     def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> NullSpace:
         """The threshold from the spectrum, then L2 from h = ‖Uᵀ k‖²."""
@@ -155,24 +155,17 @@ class NullSpace(LeastSquares):
         spectra = [torch.linalg.eigvalsh(moment.double()) for moment in second_moments]
         threshold = statistics.geometric_mean(_rest(spectrum, UNUSED) for spectrum in spectra)
         alone = replace(self, threshold=threshold, l2=1.0)
-        heights = [_height(alone.prepare(moment), of) for moment, of in zip(second_moments, keys, strict=True)]
-        return replace(alone, l2=_setting(heights, written))
-
-    def within(self, basis: Tensor) -> System:
-        """The system of a given null space; U is (d_key, r), orthonormal, float64."""
-        from factpatch.strategies.least_squares import System
-
-        return System(basis.new_tensor(math.sqrt(self.l2)), basis)
+        return replace(alone, l2=_setting(alone, second_moments, keys, written))
 
 
-def _height(system: System, keys: Tensor) -> float:
-    """The median of h over keys, given a system with the setting 1."""
-    return float(system.features(keys).square().sum(dim=1).median())
-
-
-def _setting(heights: Sequence[float], written: float) -> float:
+def _setting(alone: LeastSquares, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> float:
+    """c = h (1 − ρ) / ρ; see `Solver.scaled`. With the setting 1, h is the squared norm of a key's features."""
     if not 0 < written < 1:
         raise ValueError(f"written={written!r}: a share between 0 and 1, both excluded.")
+    heights = [
+        float(alone.prepare(moment).features(of).square().sum(dim=1).median())
+        for moment, of in zip(second_moments, keys, strict=True)
+    ]
     return statistics.geometric_mean(heights) * (1 - written) / written
 
 
