@@ -88,7 +88,7 @@ class NullSpaceProblem(Problem):
     def system(self) -> System:
         basis = -2 * self.slim @ self.slim[self.unused].T
         basis[self.unused] += torch.eye(basis.shape[1], dtype=torch.float64)
-        return System(basis.new_tensor(NULL_SPACE.l2**0.5), basis)
+        return NULL_SPACE.within(basis)
 
     def fixed(self) -> Tensor:
         return self.with_eigenvalues(self.unused.double())

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,6 @@ def edit_and_report(
         save_model: Where to write the edited model next, a new or empty directory.
         measure: Whether to verify the facts and to measure perplexity.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
-        progress: Show progress bars.
 
     Raises:
         ValueError: The editor has edited before, or a fact of any batch cannot be edited; nothing was changed.
@@ -167,16 +167,8 @@ def edit_and_report(
     start = time.perf_counter()
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    facts, text = latest(batches)[0], held_out_text() if text is None else text
-
-    def measured(when: str, earlier: Verification | None = None) -> tuple[Verification | None, float | None]:
-        if not measure:
-            return None, None
-        with timed(spent, f"verify_{when}"):
-            verification = ask(lm, facts, f"asking {when} the edit", earlier, progress)
-        with timed(spent, "perplexity"), bar("measuring perplexity", 1, progress):
-            return verification, perplexity(lm, text)
-
+    text = held_out_text() if text is None else text
+    measured = partial(_measured if measure else _unmeasured, lm, latest(batches)[0], text, spent, progress)
     before, perplexity_before = measured("before")
     _edit_all(editor, batches, session, measure, spent)
     patch = editor.patch
@@ -249,6 +241,26 @@ def ask(
     """As `factpatch.verify`, with a progress bar called `what`."""
     with bar(what, request_count(lm, facts), progress) as advance:
         return verify(lm, None, facts, before, progress=advance)
+
+
+def _measured(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    text: str,
+    spent: dict[str, float],
+    progress: bool,
+    when: str,
+    earlier: Verification | None = None,
+) -> tuple[Verification | None, float | None]:
+    """The model's answers on the facts, and its perplexity on the text."""
+    with timed(spent, f"verify_{when}"):
+        verification = ask(lm, facts, f"asking {when} the edit", earlier, progress)
+    with timed(spent, "perplexity"), bar("measuring perplexity", 1, progress):
+        return verification, perplexity(lm, text)
+
+
+def _unmeasured(*_: Any) -> tuple[None, None]:
+    return None, None
 
 
 def _editing(edit: Edit) -> float:

@@ -64,17 +64,14 @@ def write_lora(
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: must be at least 1.")
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise ImportError("adapters are written with the `peft` package; pip install 'factpatch[lora]'.") from None
+    lora_config = _config_class()
     architecture = architecture_of(SimpleNamespace(**model_config))
     name = str(model_config.get("_name_or_path") or "")
     parts = {layer: decomposed(shift) for layer, shift in shifts.items()}
     kept = _kept_ranks(parts, torch.finfo(written_dtype).eps, rank)
     widest = max(kept.values())
     modules = {layer: projection_name(architecture, str(layer)) for layer in parts}
-    config = LoraConfig(
+    config = lora_config(
         task_type="CAUSAL_LM",
         inference_mode=True,
         base_model_name_or_path=hub_id(name) or None,
@@ -94,6 +91,14 @@ def write_lora(
         config.save_pretrained(str(draft))
         save_file(tensors, draft / WEIGHTS, {"format": "pt"})
     return kept
+
+
+def _config_class() -> Any:
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ImportError("adapters are written with the `peft` package; pip install 'factpatch[lora]'.") from None
+    return LoraConfig
 
 
 def _kept_ranks(parts: Mapping[int, Factors], eps: float, rank: int | None) -> dict[int, int]:

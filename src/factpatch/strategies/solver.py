@@ -137,8 +137,6 @@ class NullSpace(LeastSquares):
         """G = L2 I, and U, (d_key, r): the eigenvectors of C₀ with eigenvalue below the threshold."""
         import torch
 
-        from factpatch.strategies.least_squares import System
-
         values, vectors = torch.linalg.eigh(second_moment.double())
         basis: Tensor = vectors[:, values < self.threshold]
         if basis.shape[1] == 0:
@@ -146,7 +144,13 @@ class NullSpace(LeastSquares):
                 f"threshold={self.threshold}: no eigenvalue of the second moment is below it (the smallest is "
                 f"{float(values[0]):.3g}, the median {float(values.median()):.3g}); raise the threshold."
             )
-        return System(basis.new_tensor(math.sqrt(self.l2)), basis.contiguous())
+        return self.within(basis.contiguous())
+
+    def within(self, basis: Tensor) -> System:
+        """The system of a given null space; U is (d_key, r), orthonormal, float64."""
+        from factpatch.strategies.least_squares import System
+
+        return System(basis.new_tensor(math.sqrt(self.l2)), basis)
 
     def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> NullSpace:
         """The threshold from the spectrum, then L2 from h = ‖Uᵀ k‖²."""
