@@ -117,10 +117,10 @@ class MethodFields(Section):
     settings: Annotated[dict[str, Any], BeforeValidator(_assigned), Flag("--set", "NAME=VALUE", list[str])] = Field(
         default_factory=dict
     )
-    """Settings of the method's strategies to replace, as solver.weight=5000; `factpatch methods --settings` lists
-    them."""
+    """Replace a setting of the method, such as solver.weight=5000; can be repeated. `factpatch methods --settings`
+    lists them."""
     remember_keys: Annotated[
-        bool, Flag("--no-remember-keys", kind=bool, help="Let a batch move the keys of the batches before it.")
+        bool, Flag("--no-remember-keys", kind=bool, help="Do not preserve the keys of earlier batches.")
     ] = True
     """Whether to preserve the keys of facts that were edited before."""
 
@@ -147,7 +147,7 @@ class ModelFields(Section):
     """Ask every prompt as a user's turn of a chat, in the model's own chat template; the target begins the assistant's
     answer."""
     precision: Annotated[str | None, BeforeValidator(_known_precision), Flag("--precision", "P")] = None
-    """What the value optimization computes in: exact (float64), float32, or fast (matrix products in 16 bits, the rest
+    """The precision of the value optimization: exact (float64), float32, or fast (matrix products in 16 bits, the rest
     in float32). Default: what the model is loaded in."""
     device: Annotated[str | None, BeforeValidator(_named), Flag("--device", "D")] = None
     """cpu, cuda, cuda:1, ...; auto spreads the model. Default: cpu."""
@@ -167,7 +167,7 @@ class Recipe(MethodFields, ModelFields):
     """
 
     method: Annotated[str | InstanceOf[Method], Flag("--method", "NAME")] = "memit-blue"
-    """One that `factpatch methods` lists, with the settings of the model's preset."""
+    """The editing method, with the settings of the model's preset; `factpatch methods` lists them."""
     seed: Annotated[NonNegativeInt, Flag("--seed", "N", int)] = 0
     """Seed of the texts that facts are embedded in."""
 
