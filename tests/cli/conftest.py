@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
@@ -135,22 +136,42 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(cache)
 
 
-@pytest.fixture
-def edit_arguments(model_directory: Path, facts_file: Path, corpus: Path) -> list[object]:
+def editing(model: Path, facts: Path, corpus: Path) -> list[object]:
     """An edit that works on the tiny model, all but --out."""
     return [
-        "edit", model_directory, "--facts", facts_file, "--layers", "1,2", "--set", "target.steps=5",
-        "--corpus", corpus, "--batch-size", "2",
+        "edit", model, "--facts", facts, "--layers", "1,2", "--set", "target.steps=5", "--corpus", corpus,
+        "--batch-size", "2",
     ]  # fmt: skip
 
 
 @pytest.fixture
-def patch(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
-    """Two batches, of two facts and one."""
-    path = tmp_path / "p.safetensors"
+def edit_arguments(model_directory: Path, facts_file: Path, corpus: Path) -> list[object]:
+    return editing(model_directory, facts_file, corpus)
+
+
+@pytest.fixture(scope="session")
+def patches_made(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, corpus: Path) -> Path:
+    """A folder with the patches of `patch` and `rect`, which tests take copies of."""
+    folder = tmp_path_factory.mktemp("patches")
+    facts = folder / "facts.json"
+    facts.write_text(json.dumps(FACTS), encoding="utf-8")
+    run, edit = Run(folder / "cache"), editing(model_directory, facts, corpus)
     # A light edit: what is derived for so small a model writes far more.
-    run.ok(*edit_arguments, "--set", "solver.weight=1500", "--out", path, "--no-verify")
-    return path
+    for name, options in (("p", ("--set", "solver.weight=1500")), ("rect", ("--method", "rect"))):
+        run.ok(*edit, *options, "--out", folder / f"{name}.safetensors", "--no-verify")
+    return folder
+
+
+@pytest.fixture
+def patch(patches_made: Path, tmp_path: Path) -> Path:
+    """Two batches, of two facts and one."""
+    return Path(shutil.copy(patches_made / "p.safetensors", tmp_path))
+
+
+@pytest.fixture
+def rect(patches_made: Path, tmp_path: Path) -> Path:
+    """A patch without a low rank."""
+    return Path(shutil.copy(patches_made / "rect.safetensors", tmp_path))
 
 
 def small_run(model_directory: Path, facts_file: Path, corpus: Path) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.cli.conftest import FACTS, Run, interrupt
+from tests.cli.conftest import FACTS, Run, editing, interrupt
 from transformers import AutoModelForCausalLM
 
 from factpatch.patch.patch import Patch
@@ -25,16 +26,30 @@ STAGES = {
 }  # fmt: skip
 
 
-def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(
-    run: Run, edit_arguments: list[object], model_directory: Path, tmp_path: Path
-) -> None:
-    out, report, saved = tmp_path / "p.safetensors", tmp_path / "r.json", tmp_path / "edited"
-    run.ok(*edit_arguments, "--out", out, "--report", report, "--save-model", saved, "--seed", 3)
+@dataclass(frozen=True)
+class Edited:
+    """A finished edit: its patch, its report, the model that it saved, and what it printed."""
 
-    patch = Patch.load(out)
+    patch: Path
+    report: dict[str, Any]
+    model: Path
+    screen: str
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, corpus: Path) -> Edited:
+    folder = tmp_path_factory.mktemp("edited")
+    facts, out, report, saved = (folder / name for name in ("facts.json", "p.safetensors", "r.json", "model"))
+    facts.write_text(json.dumps(FACTS), encoding="utf-8")
+    options = ("--out", out, "--report", report, "--save-model", saved, "--seed", 3)
+    result = Run(folder / "cache").ok(*editing(model_directory, facts, corpus), *options)
+    return Edited(out, json.loads(report.read_text()), saved, result.output)
+
+
+def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(edited: Edited, model_directory: Path) -> None:
+    patch, found = Patch.load(edited.patch), edited.report
     assert [[fact.id for fact in batch.facts] for batch in patch.batches] == [["darrieux", "tower"], ["darrieux-again"]]
     assert patch.seed == 3
-    found: dict[str, Any] = json.loads(report.read_text())
     assert found.keys() >= KEYS
     assert found["seconds"].keys() >= STAGES
     stages = sum(took for stage, took in found["seconds"].items() if stage != "total")
@@ -48,7 +63,8 @@ def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(
     assert found["settings"]["target"]["steps"] == 5
     assert found["settings"]["critical_layers"] == [1, 2]
     assert found["settings"]["batch_size"] == 2
-    assert found["patch"]["bytes"] == out.stat().st_size
+    assert found["settings"]["precision"] == patch.settings["precision"] == "float32"
+    assert found["patch"]["bytes"] == edited.patch.stat().st_size
     for layer in ("1", "2"):
         steps = found["steps"][layer]
         assert steps["evaluations"]["per_fact"] == [5, 5, 5]
@@ -56,19 +72,16 @@ def test_an_edit_writes_a_patch_a_report_and_a_model_that_agree(
 
     base = AutoModelForCausalLM.from_pretrained(model_directory)
     patch.apply(base)
-    edited = AutoModelForCausalLM.from_pretrained(saved).state_dict()
-    assert all(torch.equal(tensor, edited[name]) for name, tensor in base.state_dict().items())
+    saved = AutoModelForCausalLM.from_pretrained(edited.model).state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in base.state_dict().items())
 
 
-def test_an_update_in_a_later_batch_is_what_counts(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
-    report = tmp_path / "r.json"
-    result = run.ok(*edit_arguments, "--out", tmp_path / "p.safetensors", "--report", report)
-    found = json.loads(report.read_text())
-    assert [row["id"] for row in found["facts"]["rows"]] == ["tower", "darrieux-again"]
-    assert found["facts"]["number"] == 3
-    assert found["facts"]["batches"] == [2, 1]
-    assert [fact["id"] for fact in found["superseded"]] == ["darrieux"]
-    assert "Replaced by a later fact" in result.output
+def test_an_update_in_a_later_batch_is_what_counts(edited: Edited) -> None:
+    assert [row["id"] for row in edited.report["facts"]["rows"]] == ["tower", "darrieux-again"]
+    assert edited.report["facts"]["number"] == 3
+    assert edited.report["facts"]["batches"] == [2, 1]
+    assert [fact["id"] for fact in edited.report["superseded"]] == ["darrieux"]
+    assert "Replaced by a later fact" in edited.screen
 
 
 def test_the_screen_shows_facts_metrics_unlearned_facts_and_the_patch(
@@ -100,32 +113,31 @@ def test_the_screen_lists_facts_that_probably_ask_the_same(
     ]
 
 
-def test_without_verification_the_patch_is_the_same(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
-    first, second, report = tmp_path / "1.safetensors", tmp_path / "2.safetensors", tmp_path / "r.json"
-    run.ok(*edit_arguments, "--out", first)
-    run.ok(*edit_arguments, "--out", second, "--no-verify", "--report", report)
-    assert first.read_bytes() == second.read_bytes()
+def test_without_verification_the_patch_is_the_same(
+    run: Run, edited: Edited, edit_arguments: list[object], tmp_path: Path
+) -> None:
+    out, report = tmp_path / "p.safetensors", tmp_path / "r.json"
+    run.ok(*edit_arguments, "--out", out, "--no-verify", "--report", report, "--seed", 3)
+    assert out.read_bytes() == edited.patch.read_bytes()
     found = json.loads(report.read_text())
     assert found["efficacy"] == {"before": None, "after": None}
     assert found["perplexity_before"] is None
     assert len(found["facts"]["rows"]) == 2
 
 
-def test_forgetting_earlier_keys_is_in_the_settings(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
-    out = tmp_path / "p.safetensors"
-    run.ok(*edit_arguments, "--out", out, "--no-verify", "--no-remember-keys")
-    assert Patch.load(out).settings["remember_keys"] is False
-
-
-@pytest.mark.parametrize(("options", "expected"), [([], "float32"), (["--precision", "fast"], "fast")])
-def test_the_precision_is_in_the_patch_and_in_the_report(
-    run: Run, edit_arguments: list[object], tmp_path: Path, options: list[str], expected: str
+def test_options_are_in_the_patch_in_the_report_and_shown(
+    run: Run, edit_arguments: list[object], tmp_path: Path
 ) -> None:
     out, report = tmp_path / "p.safetensors", tmp_path / "r.json"
-    run.ok(*edit_arguments, "--out", out, "--report", report, "--no-verify", *options)
-    assert Patch.load(out).settings["precision"] == expected
-    assert json.loads(report.read_text())["settings"]["precision"] == expected
-    assert f"precision    {expected}" in run("show", out).output
+    options = ("--no-remember-keys", "--precision", "fast", "--variant", "equal-settings")
+    run.ok(*edit_arguments, *options, "--out", out, "--report", report, "--no-verify")
+    preset = {"model": "SmolLM2-135M", "variant": "equal-settings", "assumed": True}
+    for settings in (Patch.load(out).settings, json.loads(report.read_text())["settings"]):
+        assert settings["remember_keys"] is False
+        assert settings["precision"] == "fast"
+        assert settings["solver"]["weight"] == 500
+        assert settings["preset"] == preset
+    assert "precision    fast" in run("show", out).output
 
 
 BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
@@ -232,13 +244,6 @@ def test_a_model_without_a_preset_takes_layers_and_settings_over_with_a_warning(
     assert "solver" not in warning
     assert "solver settings derived from the keys of" in result.stderr
     assert Patch.load(tmp_path / "p").layers == (0, 3)
-
-
-def test_a_variant_of_the_preset_is_taken_and_recorded(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
-    run.ok(*edit_arguments, "--variant", "equal-settings", "--out", tmp_path / "p", "--no-verify")
-    settings = Patch.load(tmp_path / "p").settings
-    assert settings["solver"]["weight"] == 500
-    assert settings["preset"] == {"model": "SmolLM2-135M", "variant": "equal-settings", "assumed": True}
 
 
 def test_an_unknown_variant_is_refused_with_a_suggestion(

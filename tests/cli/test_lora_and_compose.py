@@ -13,15 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from factpatch.patch.patch import Patch, total_shifts
 
-
-@pytest.fixture
-def rect(run: Run, edit_arguments: list[object], tmp_path: Path) -> Path:
-    """A patch without a low rank."""
-    path = tmp_path / "rect.safetensors"
-    run.ok(*edit_arguments, "--out", path, "--no-verify", "--method", "rect")
-    return path
-
-
 # --- lora
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.conftest import FACTS, Run, interrupt, invoke
+from tests.cli.conftest import FACTS, Run, editing, interrupt
 from tests.processes import command, killed, start, wait
 from tests.support.test_files_atomic import largest_file
 from transformers import AutoModelForCausalLM
@@ -45,21 +45,34 @@ def more(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def unfinished(run: Run, arguments: list[object], directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A session that was interrupted in its second batch."""
-    with monkeypatch.context() as patched:
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, corpus: Path) -> dict[str, str]:
+    """Two sessions that tests copy, and the places that bad commands name; nothing of it may change."""
+    place = tmp_path_factory.mktemp("sessions")
+    facts = place / "facts.json"
+    facts.write_text(json.dumps(FACTS))
+    run = Run(tmp_path_factory.mktemp("cache"))
+    edit = [*editing(model_directory, facts, corpus), "--no-verify"]
+    done, unfinished = place / "done", place / "unfinished"
+    run.ok(*edit, "--session", done)
+    with pytest.MonkeyPatch.context() as patched:
         interrupt(patched, "factpatch.editor.optimize_values", calls=2)
-        result = run(*arguments)
-    assert result.exit_code == 130, result.output
-    assert f"1 of 2 batches kept; continue with: factpatch edit --resume {directory}" in result.output
-    return directory
+        message = f"1 of 2 batches kept; continue with: factpatch edit --resume {unfinished}"
+        run.refused(message, *edit, "--session", unfinished, code=130)
+    names = {"done": str(done), "unfinished": str(unfinished), "facts": str(facts), "model": str(model_directory)}
+    return {**names, "edit": "\0".join(map(str, edit))}
 
 
 @pytest.fixture
-def session(run: Run, arguments: list[object], directory: Path) -> Path:
-    run.ok(*arguments)
-    return directory
+def unfinished(sessions: dict[str, str], directory: Path) -> Path:
+    """A session that was interrupted in its second batch."""
+    return shutil.copytree(sessions["unfinished"], directory)
+
+
+@pytest.fixture
+def session(sessions: dict[str, str], directory: Path) -> Path:
+    """A session of two batches, both finished."""
+    return shutil.copytree(sessions["done"], directory)
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -71,14 +84,14 @@ def patches(directory: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("method", ["memit-blue", "prune"])
-def test_a_session_gives_the_patch_and_the_report_of_a_plain_edit(
+def test_a_session_gives_the_patch_and_report_of_a_plain_edit_and_writes_the_patch_alone_again_when_asked(
     run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path, method: str
 ) -> None:
-    plain, out, report = tmp_path / "plain", tmp_path / "out", tmp_path / "r.json"
-    run.ok(*edit_arguments, "--method", method, "--out", plain, "--no-verify")
-    result = run.ok(
-        *edit_arguments, "--method", method, "--session", directory, "--out", out, "--report", report, "--seed", 0
-    )
+    plain, out, report, again = (tmp_path / name for name in ("plain", "out", "r.json", "again"))
+    edit = [*edit_arguments, "--method", method]
+    run.ok(*edit, "--out", plain, "--no-verify")
+    options = ("--report", report, "--save-model", tmp_path / "edited", "--seed", 0)
+    result = run.ok(*edit, "--session", directory, "--out", out, *options)
     assert f"Session: {directory} (3 facts; factpatch log {directory} shows them)" in result.output
     assert out.read_bytes() == plain.read_bytes()
     found = json.loads(report.read_text())
@@ -87,16 +100,6 @@ def test_a_session_gives_the_patch_and_the_report_of_a_plain_edit(
     assert found["efficacy"]["after"] is not None
     assert all(len(batch.learned) == batch.facts for batch in Session(directory).finished)
 
-
-@pytest.mark.parametrize("method", ["memit-blue", "prune"])
-def test_a_finished_session_writes_its_patch_when_asked_and_nothing_else_again(
-    run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path, method: str
-) -> None:
-    out, report, again = tmp_path / "out", tmp_path / "r.json", tmp_path / "again"
-    result = run.ok(
-        *edit_arguments, "--method", method, "--session", directory, "--out", out, "--report", report, "--no-verify",
-        "--save-model", tmp_path / "edited",
-    )  # fmt: skip
     before = {**files(directory), str(report): report.read_bytes()}
     result = run.ok("edit", "--resume", directory, "--out", again)
     assert again.read_bytes() == out.read_bytes()
@@ -320,27 +323,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     "log nothing": (["log", "{tmp}"], "DIR: {tmp}: is not the directory of a session"),
     "apply nothing": (["apply", "{model}", "{tmp}", "--out", "{tmp}/x"], "PATCH: {tmp}: is not the directory of a"),
 }
-
-
-@pytest.fixture(scope="module")
-def sessions(tmp_path_factory: pytest.TempPathFactory, model_directory: Path, corpus: Path) -> dict[str, str]:
-    """The places that bad commands name; nothing of it may change."""
-
-    place = tmp_path_factory.mktemp("sessions")
-    facts = place / "facts.json"
-    facts.write_text(json.dumps(FACTS))
-    edit = [
-        "edit", model_directory, "--facts", facts, "--layers", "1,2", "--set", "target.steps=5", "--corpus", corpus,
-        "--batch-size", 2, "--no-verify",
-    ]  # fmt: skip
-    cache = tmp_path_factory.mktemp("cache")
-    for name, calls in (("done", 9), ("unfinished", 2)):
-        with pytest.MonkeyPatch.context() as patched:
-            interrupt(patched, "factpatch.editor.optimize_values", calls)
-            result = invoke(cache, *edit, "--session", place / name)
-        assert result.exit_code == (0 if name == "done" else 130), result.output
-    names = {name: str(place / name) for name in ("done", "unfinished")}
-    return {**names, "facts": str(facts), "model": str(model_directory), "edit": "\0".join(map(str, edit))}
 
 
 @pytest.mark.parametrize(("command", "message"), BAD.values(), ids=BAD)
