@@ -46,9 +46,6 @@ class Equality(LeastSquares):
 class Exact(EarlierKeys):
     """Earlier keys are part of C; the keys of the batch are met exactly."""
 
-    def fresh(self) -> Exact:
-        return Exact(self.first)
-
     def solve(self, keys: Tensor, residual: Tensor) -> LowRank:
         features = self.system.features(keys)  # F, (n, r), with F Fᵀ = K C⁻¹ Kᵀ
         combined = torch.linalg.solve(features @ features.T, features)

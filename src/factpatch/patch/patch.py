@@ -45,7 +45,7 @@ _PLAIN_FIELDS = ("method", "settings", "config", "versions", "seed")
 _DTYPE_FIELDS = ("weight_dtype", "written_dtype")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Patch:
     """All that an editor changed in a model, batch by batch, and what is needed to apply and remove it elsewhere.
 
@@ -92,6 +92,10 @@ class Patch:
                     f"{layer_list(broken)} differ. Give batches that were edited one after another."
                 )
             left |= batch.left
+
+    def __repr__(self) -> str:
+        about = f"{self.method}, {len(self.facts)} facts in {len(self.batches)} batches, {layer_list(self.layers)}"
+        return f"<Patch: {about}, {self.num_bytes:,} bytes>"
 
     @property
     def facts(self) -> list[Fact]:

@@ -94,7 +94,7 @@ class EarlierKeys(Memory):
         self.system = self.first
 
     def fresh(self) -> EarlierKeys:
-        return EarlierKeys(self.first)
+        return type(self)(self.first)
 
     def solve(self, keys: Tensor, residual: Tensor) -> LowRank:
         if keys.shape[0] != residual.shape[0]:

@@ -18,8 +18,8 @@ from factpatch.lab.analysis.findings import (
     gap,
     over_layers,
 )
+from factpatch.lab.analysis.simulated import simulated_probabilities
 from factpatch.lab.analysis.study import Study
-from factpatch.values.simulated import simulated_probabilities
 
 
 def contribution(study: Study) -> Findings:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from factpatch import Fact
 from factpatch.evaluation.probabilities import score
+from factpatch.lab.analysis.simulated import simulated_probabilities
 from factpatch.model.hooks import adding
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies import AttentionAndMlp, HiddenState, Target
 from factpatch.values.rows import optimization_rows
-from factpatch.values.simulated import simulated_probabilities
 
 EXACT = torch.float64
 
