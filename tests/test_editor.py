@@ -20,6 +20,7 @@ from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, Hidden
 from factpatch.methods import settings_of
 from factpatch.model.weights import restore, snapshot
 from factpatch.patch.shift import Dense, Shift
+from factpatch.recipe import Recipe, RecipeError
 from factpatch.strategies.regularizer import Acts, CapSingularValues, KeepLargest, Regularizer
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 
@@ -697,3 +698,30 @@ def test_an_edit_inside_inference_mode_is_an_edit() -> None:
     expected = outside.edit(FACTS).batches[0].after
     with torch.inference_mode():
         assert inside.edit(FACTS).batches[0].after == expected
+
+
+def test_a_composed_patch_is_replayed_edited_upon_and_undone() -> None:
+    first, other = make(dtype=torch.float32), make(dtype=torch.float32)
+    before = state(other)
+    whole = Patch.compose([first.edit(FACTS[:1]), first.edit(FACTS[1:2])])
+    assert not whole.sealed
+    other.replay(whole)
+    assert other.edits[0].patch.sealed
+    other.edit(FACTS[2:])
+    other.undo()
+    other.undo()
+    assert same(other, before)
+
+
+def test_keys_that_nobody_preserves_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(editor_module, "read_keys", lambda *given: calls.append(1) or read_keys(*given))
+    make("rect", remember_keys=False).edit(FACTS)
+    assert len(calls) == len(LAYERS)
+
+
+def test_a_method_may_stand_third_and_a_loaded_model_must_be_as_the_recipe_says() -> None:
+    lm, given = tiny("llama"), {"contexts": CONTEXTS, "second_moments": second_moments()}
+    assert Editor(lm, None, "rect", critical_layers=LAYERS, **given).method.name == "rect"
+    with pytest.raises(RecipeError, match=r"dtype='float64': .* is loaded in torch.float32"):
+        Editor(lm, recipe=Recipe(critical_layers=LAYERS, dtype="float64"), **given)

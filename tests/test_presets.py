@@ -341,14 +341,14 @@ def test_nothing_assumed_is_nothing_to_warn_of(caplog: Any) -> None:
 def test_the_solver_of_an_assumed_preset_is_scaled_unless_something_is_said_of_it() -> None:
     assumed = replace(read_preset(MADE_UP), assumed=True)
     found = chosen(assumed, "memit")
-    assert found.scaled
+    assert found.underived
     assert found.method.solver == METHODS["memit"].solver
     given = chosen(assumed, "memit", settings={"solver.weight": 2})
-    assert (given.scaled, given.method.solver) == (False, Ridge(weight=2))
+    assert (given.underived, given.method.solver) == (False, Ridge(weight=2))
     named = chosen(assumed, "memit", variant="other")
-    assert (named.scaled, named.method.solver) == (False, Ridge(weight=5))
-    assert not chosen(read_preset(MADE_UP), "memit").scaled
-    assert not chosen(assumed, None).scaled
+    assert (named.underived, named.method.solver) == (False, Ridge(weight=5))
+    assert not chosen(read_preset(MADE_UP), "memit").underived
+    assert not chosen(assumed, None).underived
 
 
 def test_a_choice_says_where_it_is_from() -> None:

@@ -22,14 +22,14 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"variant": "equal", "method": METHODS["memit"]}, "variant", "a Method is taken as it is"),
     ({"preset": "nowhere.yaml"}, "preset", "nowhere.yaml"),
     ({"critical_layers": "4,x"}, "critical_layers", "numbers with commas between them"),
-    ({"critical_layers": (-1,)}, "critical_layers", "greater than or equal to 0"),
+    ({"critical_layers": (-1,)}, "critical_layers", "must be greater than or equal to 0"),
     ({"corpus": "nowhere.txt"}, "corpus", "no such text file"),
     ({"corpus_tokens": 0}, "corpus_tokens", "corpus_tokens=0: must be positive"),
     ({"precision": "exakt"}, "precision", "Did you mean 'exact'"),
     ({"dtype": "float23"}, "dtype", "no such dtype"),
     ({"device": "gpu"}, "device", "cannot be used"),
     ({"seed": -1}, "seed", "seed=-1"),
-    ({"sede": 1}, "sede", "no such argument. Did you mean 'seed'"),
+    ({"sede": 1}, "sede", "has this field. Did you mean 'seed'"),
 ]
 
 
@@ -88,3 +88,10 @@ def test_every_field_is_documented_and_has_an_option() -> None:
     flags = [Recipe.flag(name).name for name in Recipe.model_fields]
     assert len(set(flags)) == len(flags)
     assert all(field.description for field in Recipe.model_fields.values())
+
+
+def test_the_precisions_are_those_that_are_computed_in() -> None:
+    from factpatch.model.precision import AUTO, PRECISIONS
+    from factpatch.recipe import PRECISIONS as NAMES
+
+    assert set(NAMES) == {AUTO, *PRECISIONS}

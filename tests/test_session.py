@@ -134,7 +134,7 @@ STAGES = {
     "optimizing": "factpatch.editor.optimize_values",
     "keys": "factpatch.editor.read_keys",
     "writing the weights": "factpatch.patch.history.add_shift",
-    "remembering": "factpatch.patch.history.History._take",
+    "remembering": "factpatch.patch.history.History._commit",
     "saving": "factpatch.patch.patch.Patch.save",
     "filling the patch file": "safetensors.torch.save",
     "syncing": "factpatch.support.files.os.fsync",

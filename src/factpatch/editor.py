@@ -41,7 +41,7 @@ class Editor(EditedModel):
         model: The name of an embedded model, a directory, an id of the Hugging Face Hub, or a loaded model.
         tokenizer: The tokenizer of a loaded model.
         recipe: Method, preset, layers, settings and so on; see `factpatch.Recipe`. Its fields can also be given one by
-            one: `Editor(model, method="memit-blue", seed=1)`.
+            one: `Editor(model, method="memit-blue", seed=1)`. The method alone is a recipe too.
         contexts: Templates with one `{}` for the prompt, the bare one first; by default the model generates them.
         second_moments: E[k kᵀ] by layer, (d_key, d_key), if already known.
         optimize: Finds target values instead of `optimize_values`, such as `SharedTargets`.
@@ -56,7 +56,7 @@ class Editor(EditedModel):
         self,
         model: Any,
         tokenizer: Any = None,
-        recipe: Recipe | None = None,
+        recipe: Recipe | str | Method | None = None,
         *,
         contexts: Sequence[str] | None = None,
         second_moments: Mapping[int, Tensor] | None = None,
@@ -65,13 +65,17 @@ class Editor(EditedModel):
         progress: bool = True,
         **fields: Any,
     ) -> None:
+        if isinstance(recipe, (str, Method)):
+            recipe, fields = None, {"method": recipe, **fields}
         if recipe is not None and fields:
             raise ValueError(f"{', '.join(fields)}: these are fields of the recipe; give one or the other.")
         # A LanguageModel given with a recipe was already loaded according to it.
-        place = () if recipe is not None and isinstance(model, LanguageModel) else ("device", "dtype")
+        loaded = recipe is not None and isinstance(model, LanguageModel)
         self.recipe = recipe = Recipe(**fields) if recipe is None else recipe
-        where = {name: getattr(recipe, name) for name in place}
+        where = {} if loaded else {"device": recipe.device, "dtype": recipe.dtype}
         self.lm: LanguageModel = load_language_model(model, tokenizer, chat=recipe.chat, **where)
+        if loaded:
+            recipe.check_place(self.lm)
         choice = choose(recipe, self.lm)
         self.lm.check_layers(choice.critical_layers)
         editable_weights(self.lm.model, choice.critical_layers)
@@ -80,7 +84,7 @@ class Editor(EditedModel):
         self._contexts = None if contexts is None else check_contexts(contexts)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, recipe.corpus, recipe.corpus_tokens,
-            dict(second_moments or {}), choice.scaled, progress,
+            dict(second_moments or {}), choice.underived, progress,
         )  # fmt: skip
         self.precision = precision_for(self.lm, recipe.precision)
         self._optimize, self._progress = optimize, progress
@@ -146,15 +150,15 @@ class Editor(EditedModel):
             residuals[layer] = (step.share * (targets[step.target_layer].values - present)).cpu()
             keys = self._read_keys(subjects, layer)
             shifts |= self._regularized(Acts.LAYER, {layer: self._solve(layer, keys, residuals[layer])}, draft.before)
-            traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
+            if self.recipe.remember_keys:
+                traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
             self._write(draft.write, {layer: shifts[layer]})
         if self.method.regularizer.acts is Acts.BATCH:
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)
-            # The layers below have changed since the keys were read.
-            traces = self._traces(subjects, residuals)
-        remembered = traces if self.recipe.remember_keys else {}
-        return Edit(self.describe(draft.batch(facts, shifts)), targets, remembered, self._seconds)
+            if self.recipe.remember_keys:  # the layers below have changed since the keys were read
+                traces = self._traces(subjects, residuals)
+        return Edit(self.describe(draft.batch(facts, shifts)), targets, traces, self._seconds)
 
     @staged("contexts")
     def _subjects(self, facts: Sequence[Fact]) -> SubjectRows:
@@ -249,7 +253,7 @@ class Editor(EditedModel):
                     "the model that was edited."
                 )
             for index, batch in enumerate(patch.batches):
-                draft.replay(batch)
+                batch = draft.replay(batch)
                 found = {} if traces is None else traces[index]
                 if traces is None and self.recipe.remember_keys:
                     found = self._traces(self._subjects(batch.facts), dict.fromkeys(batch.shifts))
@@ -283,7 +287,7 @@ class Editor(EditedModel):
             raise ValueError(
                 "with_spread: this editor holds edits, which the other would not know of; undo them first."
             )
-        if self.prepared.scaled:  # derived once, from the layers of this editor's spread
+        if self.prepared.underived:  # derived once, from the layers of this editor's spread
             self.prepare()
         made = copy(self)
         made._method = replace(self.method, spread=spread)

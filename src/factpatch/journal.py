@@ -1,4 +1,4 @@
-"""Journal: the state of a session's directory, and the only way to change it. It needs no model and no PyTorch.
+"""Journal: the state of a session's directory, which only grows. It needs no model and no PyTorch.
 
     session.json     what the session edits: the model, the recipe, the settings, the hashes of the unedited weights
     facts/0001.json  the facts of one call
@@ -61,6 +61,7 @@ class FinishedBatch:
     """When it was finished, in UTC."""
     traces: str | None = None
     """The file of what the solver remembers of it, if any."""
+    traces_sha256: str | None = None
 
 
 class Journal(KeptDirectory):
@@ -92,7 +93,7 @@ class Journal(KeptDirectory):
         self._length = 0  # of the part of the journal that was read or written here
         for number, event in enumerate(self._events(), start=1):
             try:
-                self._take(event)
+                self._follow(event)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise SessionError(
                     f"{self.path / JOURNAL}, line {number}: does not follow from the lines before it "
@@ -107,9 +108,16 @@ class Journal(KeptDirectory):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the session's editor; RecipeError if a field names something that no longer exists."""
+        """The recipe of the session's editor.
+
+        Raises:
+            SessionError: It was begun in Python, and the directory does not hold a recipe.
+            RecipeError: A field names something that no longer exists.
+        """
         from factpatch.recipe import Recipe
 
+        if self.source is None:
+            raise SessionError(f"{self.path}: was begun in Python; continue it there with Session.attach.")
         options = self.record.get("about", {})
         older = {name: value for name, value in options.items() if name != "model"}
         return Recipe.from_dict(self.record.get("recipe", older))
@@ -216,7 +224,7 @@ class Journal(KeptDirectory):
                 f"{error} Put it back, or go back before it: factpatch undo {self.path} --to {number - 1}"
             ) from error
 
-    def _take(self, event: Mapping[str, Any]) -> None:
+    def _follow(self, event: Mapping[str, Any]) -> None:
         """Update the state by one event."""
         kind = event["event"]
         if kind == "plan":
@@ -273,7 +281,7 @@ class Journal(KeptDirectory):
         line = _line(event)
         append(self.path / JOURNAL, line)
         self._length += len(line)
-        self._take(event)
+        self._follow(event)
 
 
 def _line(event: Mapping[str, Any]) -> bytes:

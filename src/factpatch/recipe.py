@@ -24,7 +24,7 @@ from pydantic import (
 
 from factpatch.methods import Method, method_named, parse_assignments, with_settings
 from factpatch.presets.preset import Preset, load_preset, preset_for
-from factpatch.statistics.corpus import Corpus, corpus_from
+from factpatch.statistics.corpus import Corpus, check_corpus
 from factpatch.support.words import suggestion
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def _about(field: str) -> Iterator[None]:
     """Let an error name the field that it is about."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise RecipeError(field, f"{field}={str(error.filename)!r}: {error.strerror}.") from error
+    except ValueError as error:
         raise RecipeError(field, str(error)) from error
 
 
@@ -65,18 +67,22 @@ class Flag:
 
 
 def _layers(value: Any) -> Any:
-    if not isinstance(value, str):
-        # A range or numpy's integers will do.
-        return tuple(int(one) if hasattr(one, "__index__") else one for one in value) if value is not None else None
+    if value is None:
+        return None
     try:
-        return tuple(int(part) for part in value.split(","))
-    except ValueError:
+        if isinstance(value, str):
+            return tuple(int(part) for part in value.split(","))
+        # A range or numpy's integers will do.
+        return tuple(int(one) if hasattr(one, "__index__") else one for one in value)
+    except (TypeError, ValueError):
         raise ValueError(f"critical_layers={value!r}: write numbers with commas between them, as 4,5,6,7,8.") from None
 
 
 def _assigned(value: Any) -> Any:
     """A list of NAME=VALUE, as on the command line, or a mapping."""
-    return parse_assignments(value) if isinstance(value, (list, tuple)) else dict(value or {})
+    if isinstance(value, (str, list, tuple)):
+        return parse_assignments([value] if isinstance(value, str) else value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _corpus(value: Any) -> Any:
@@ -169,7 +175,7 @@ class Recipe(MethodFields, ModelFields):
     method: Annotated[str | InstanceOf[Method], Flag("--method", "NAME")] = "memit-blue"
     """The editing method, with the settings of the model's preset; `factpatch methods` lists them."""
     seed: Annotated[NonNegativeInt, Flag("--seed", "N", int)] = 0
-    """Seed of the texts that facts are embedded in."""
+    """Seed for sampling the contexts, the texts before a prompt."""
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -194,7 +200,7 @@ class Recipe(MethodFields, ModelFields):
                 load_preset(self.preset)
         if isinstance(self.corpus, str):
             with _about("corpus"):
-                corpus_from(self.corpus)
+                check_corpus(self.corpus)
         if self.dtype is not None or self.device not in (None, "auto"):
             from factpatch.model.loading import check_device, dtype_named
 
@@ -215,6 +221,18 @@ class Recipe(MethodFields, ModelFields):
         """The method, before settings are replaced."""
         return method_named(self.method) if isinstance(self.method, str) else self.method
 
+    def check_place(self, lm: LanguageModel) -> None:
+        """Raise RecipeError unless a model that is loaded already is as the recipe says."""
+        from factpatch.model.loading import dtype_named
+
+        dtype = dtype_named(self.dtype)
+        if dtype is not None and dtype != lm.dtype:
+            raise RecipeError(
+                "dtype", f"dtype={self.dtype!r}: {lm.name} is loaded in {lm.dtype}; load it as asked for."
+            )
+        if self.device not in (None, "auto") and str(self.device).partition(":")[0] != lm.device.type:
+            raise RecipeError("device", f"device={self.device!r}: {lm.name} is on {lm.device}; load it there.")
+
     def to_dict(self, defaults: bool = False) -> dict[str, Any]:
         """Return what differs from the defaults, as JSON-able data with paths that hold in every folder.
 
@@ -222,7 +240,7 @@ class Recipe(MethodFields, ModelFields):
             defaults: Whether to return the other fields too.
 
         Raises:
-            ValueError: A field holds what only Python can make again, such as a `Method`.
+            ValueError: A field holds what cannot be written to a file, such as a `Method`.
         """
         record: dict[str, Any] = {}
         for name, about in sorted(type(self).model_fields.items()):
@@ -230,7 +248,9 @@ class Recipe(MethodFields, ModelFields):
             if not defaults and value == about.get_default(call_default_factory=True):
                 continue
             if isinstance(value, (Method, Preset, Corpus)):
-                raise ValueError(f"{name}: holds a {type(value).__name__}, which only Python can make again.")
+                raise ValueError(
+                    f"{name}: holds a {type(value).__name__}, which cannot be written to a file; use a name or a path."
+                )
             place = isinstance(value, (str, Path)) and name in ("preset", "corpus") and Path(value).exists()
             record[name] = os.path.abspath(value) if place else list(value) if isinstance(value, tuple) else value
         return record
@@ -250,11 +270,13 @@ def _explained(error: ValidationError, of: type[Recipe]) -> RecipeError:
     if isinstance(cause, RecipeError):
         return cause
     if first["type"] == "extra_forbidden":
-        return RecipeError(name, f"{name}: an editor has no such argument.{suggestion(name, of.model_fields)}")
+        known = [*of.model_fields, "contexts", "second_moments", "optimize", "written_dtype", "progress"]
+        return RecipeError(name, f"{name}: neither a recipe nor an editor has this field.{suggestion(name, known)}")
     if isinstance(cause, ValueError):
         return RecipeError(name, str(cause))
     message = first["msg"].replace("Input should be greater than 0", "must be positive")
-    return RecipeError(name, f"{name}={first['input']!r}: {message[0].lower()}{message[1:].rstrip('.')}.")
+    message = message.replace("Input should be", "must be").rstrip(".")
+    return RecipeError(name, f"{name}={first['input']!r}: {message}.")
 
 
 @dataclass(frozen=True)
@@ -266,7 +288,7 @@ class Choice:
     preset: Preset
     origin: dict[str, Any] | None
     """The preset's model, the variant and whether the preset is assumed; None if nothing is from a preset."""
-    scaled: bool
+    underived: bool
     """Whether to derive the solver's settings from the model's own keys, since another model's do not fit."""
 
 
@@ -288,8 +310,8 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     numbers = {} if name is None else preset.settings(name, recipe.variant)
     # A variant named explicitly is taken literally.
     assumed = name is not None and preset.assumed and recipe.variant is None
-    scaled = assumed and not any(setting.startswith("solver.") for setting in recipe.settings)
-    if scaled:
+    underived = assumed and not any(setting.startswith("solver.") for setting in recipe.settings)
+    if underived:
         numbers = {setting: value for setting, value in numbers.items() if not setting.startswith("solver.")}
     if preset.assumed:
         taken = {setting: value for setting, value in numbers.items() if setting not in recipe.settings}
@@ -302,7 +324,7 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
         critical_layers=tuple(preset.layers_for(lm.num_layers)) if layers is None else layers,
         preset=preset,
         origin={"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None,
-        scaled=scaled,
+        underived=underived,
     )
 
 

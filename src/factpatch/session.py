@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact
 from factpatch.journal import JOURNAL, Journal, SessionError, now
 from factpatch.model.weights import content_hash
-from factpatch.patch.file import describe
+from factpatch.patch.file import PatchFileError, describe
 from factpatch.patch.patch import Patch
 from factpatch.strategies.memory import Traces
 from factpatch.strategies.regularizer import Acts
-from factpatch.support.files import atomic_directory, atomic_write, plain, write_json
+from factpatch.support.files import atomic_directory, atomic_write, file_digest, plain, write_json
 from factpatch.support.words import difference
 
 
@@ -172,25 +173,26 @@ class Session(Journal):
             for layer, traces in kept.items()
             for name, tensor in traces.items()
         }
-        atomic_write(folder / f"{number}.safetensors", lambda draft: save_file(tensors, draft))
-        return {"traces": f"traces/{number}.safetensors"}
+        file = folder / f"{number}.safetensors"
+        atomic_write(file, lambda draft: save_file(tensors, draft))
+        return {"traces": f"traces/{file.name}", "traces_sha256": file_digest(file)}
 
     def _traces(self) -> list[dict[int, Traces]] | None:
         """What the solver remembered of each batch in force; None if not saved."""
-        files = [self.path / batch.traces for batch in self.finished if batch.traces is not None]
-        if len(files) < len(self.finished):
+        if any(batch.traces is None for batch in self.finished):
             return None
-        found = []
-        for file in files:
-            traces: dict[int, dict[str, Any]] = {}
-            try:
-                for key, tensor in load_file(file).items():
-                    layer, _, name = key.partition(".")
-                    traces.setdefault(int(layer), {})[name] = tensor
-            except (OSError, ValueError) as error:
-                raise SessionError(f"{file}: cannot be read ({error}). Restore it from a copy.") from error
-            found.append(traces)
-        return found  # type: ignore[return-value]
+        found: list[dict[int, Traces]] = []
+        for number, batch in enumerate(self.finished, start=1):
+            file = self.path / str(batch.traces)
+            with self.advised(number):
+                if not file.is_file() or file_digest(file) != batch.traces_sha256:
+                    raise PatchFileError(f"{file}: the traces of batch {number} are missing or were altered.")
+            traces: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in load_file(file).items():
+                layer, _, name = key.partition(".")
+                traces.setdefault(int(layer), {})[name] = tensor
+            found.append(dict(traces))
+        return found
 
 
 def load_patch(path: str | Path) -> Patch:

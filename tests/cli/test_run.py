@@ -279,11 +279,11 @@ def test_altered_facts_are_noticed(begin: Any, through: dict[str, Any], tmp_path
     ("change", "said"),
     [
         ({"methods": ["memitt"]}, "memitt"),
-        ({"methods": ["memit", "memit"]}, "stands twice"),
+        ({"methods": ["memit", "memit"]}, "given twice"),
         ({"methods": [{"name": "memit", "settings": {"solver.wight": 1}}]}, "wight"),
         ({"methods": []}, "methods"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"seeds": [1, 1]}, "a seed stands twice"),
+        ({"seeds": [1, 1]}, "a seed is given twice"),
         ({"facts": 3}, "facts is 3: there is no such field"),
         ({"evaluate": {"text": {"sampling": "beam"}}}, "evaluate.text.sampling"),
         ({"datasets": [{"facts": "a.json", "name": "a/b"}]}, "name of a folder"),

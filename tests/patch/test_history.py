@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import factpatch.patch.history as history_module
 from factpatch.facts import Fact
 from factpatch.model.weights import content_hash
 from factpatch.patch.batch import Batch, first_states, last_states, states
@@ -130,3 +135,50 @@ def test_a_batch_is_replayed_to_its_bits_or_not_at_all() -> None:
     with pytest.raises(RuntimeError, match="rounds the shifts differently"), history.open([1, 2], "replay") as draft:
         draft.replay(other)
     assert held(weights) == before
+
+
+def at_every_line(work: Callable[[], object]) -> Iterator[int]:
+    """Do some work again and again, interrupted at the first, the second, ... of its lines in the project's files."""
+    ours = str(Path(history_module.__file__).parents[1])
+    for moment in count(1):
+        seen = 0
+
+        def trace(frame: FrameType, event: str, argument: object, moment: int = moment) -> Any:
+            nonlocal seen
+            inside = frame.f_code.co_filename.startswith(ours) or frame.f_code.co_filename.endswith("contextlib.py")
+            if event == "line" and inside:
+                seen += 1
+                if seen == moment:
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            work()
+            return
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        yield moment  # only now: what was interrupted between two context managers is closed with its frames
+
+
+@pytest.mark.parametrize("read_out", [None, halved], ids=["sum", "read out"])
+@pytest.mark.parametrize("act", ["add", "take back"])
+def test_after_an_interruption_at_any_line_weights_and_entries_agree(act: str, read_out: Any) -> None:
+    weights, history = make(read_out)
+    expected = [held(weights)]
+    for seed in range(3):
+        add(history, seed)
+        expected.append(held(weights))
+    history.take_back(2, "undo")
+    work = (lambda: add(history, 2)) if act == "add" else (lambda: history.take_back(0, "reset"))
+    moments = 0
+    for _ in at_every_line(work):
+        moments += 1
+        assert held(weights) == expected[len(history.entries)]
+        if len(history.entries) != 2:  # done, and interrupted on the way out
+            history.take_back(0, "reset")
+            add(history, 0)
+            add(history, 1)
+    assert moments > 50

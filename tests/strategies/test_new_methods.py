@@ -14,6 +14,7 @@ from tests.models import tiny
 from torch import Tensor
 
 from factpatch import METHODS, Editor, HiddenState, Method, Patch, Session
+from factpatch.journal import SessionError
 from factpatch.patch.shift import Dense, Shift
 from factpatch.strategies.memory import Memory, Traces
 from factpatch.strategies.solver import Solver
@@ -187,3 +188,39 @@ def test_a_solver_without_a_second_moment_needs_no_corpus_on_a_model_without_a_p
     editor = Editor(tiny("llama"), method=WHITENED, contexts=CONTEXTS, settings={"target.steps": 2})
     assert editor.preset.assumed
     editor.edit(FACTS[:1])
+
+
+@pytest.mark.parametrize("change", ["cut short", "swapped", "missing"])
+def test_traces_that_were_altered_are_refused_with_the_way_back(change: str, tmp_path: Path) -> None:
+    session, editor = Session.create(tmp_path / "session", whitened(), [[fact] for fact in FACTS[:2]]), whitened()
+    with session.locked():
+        session.attach(editor)
+        while session.waiting:
+            session.edit(editor, ask=False)
+    first, second = sorted((tmp_path / "session" / "traces").iterdir())
+    if change == "missing":
+        second.unlink()
+    else:
+        second.write_bytes(second.read_bytes()[:50] if change == "cut short" else first.read_bytes())
+    fresh = whitened()
+    with pytest.raises(SessionError, match=r"traces of batch 2 are missing or were altered.*--to 1"):
+        Session(tmp_path / "session").attach(fresh)
+    assert not fresh.edits
+
+
+@dataclass(frozen=True)
+class Checked(HiddenState):
+    """Descend, halve δ, and look at the loss of the whole batch again."""
+
+    def search(self, problem: Problem, descend: Callable[[], Found]) -> Found:
+        found = descend()
+        halved = replace(found, delta=found.delta / 2)
+        again = problem.evaluate(halved.delta, self.begin(problem.present), gradient=False)
+        return replace(halved, loss=again.loss)
+
+
+def test_a_target_may_evaluate_the_batch_after_the_descent() -> None:
+    settings = {"target.stop_loss": 5.0}  # some facts leave before others
+    found, plain = (edited(target, settings=settings).edits[0].targets for target in (Checked(), HiddenState()))
+    torch.testing.assert_close(found[LAYERS[0]].delta, plain[LAYERS[0]].delta / 2)
+    assert not torch.equal(found[LAYERS[0]].loss, plain[LAYERS[0]].loss)

@@ -50,7 +50,7 @@ def argument(name: str | None = None) -> Iterator[None]:
         if name is None:
             if not isinstance(error, RecipeError):
                 raise
-            name, prefixes = option_name(error.field), [f"{error.field}: "]
+            name, prefixes = option_name(error.field), [f"{error.field}: ", f"{error.field}="]
         # The library names its own argument, which usually has the name of the option.
         said = explained(error)
         said = next((said.removeprefix(prefix) for prefix in prefixes if said.startswith(prefix)), said)

@@ -186,7 +186,7 @@ def _opened(directory: Path) -> factpatch.Session:
     """A session that the command line can continue."""
     session = factpatch.Session(directory)
     if session.source is None:
-        raise ValueError(f"{directory}: was begun in Python, with an editor that only Python can make again.")
+        raise ValueError(f"{directory}: was begun in Python; continue it there with Session.attach.")
     return session
 
 

@@ -41,8 +41,8 @@ def check_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={str(device)!r} cannot be used: {reason} Try cpu, cuda or cuda:0.") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device={str(device)!r} cannot be used: {reason}. Try cpu, cuda or cuda:0.") from None
     return chosen
 
 

@@ -61,11 +61,13 @@ def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Map
     """
     from safetensors.torch import save
 
-    text = json.dumps({"sha256": _NO_CHECKSUM, **dict(sorted({"format": FORMAT, **document}.items()))})
-    if len(text) > _LONGEST_HEADER:
+    body = json.dumps({"format": FORMAT, **document}, sort_keys=True)
+    text = f'{{"sha256": "{_NO_CHECKSUM}", {body[1:]}'
+    size = len(json.dumps(text))  # in the header, which is JSON itself
+    if size > _LONGEST_HEADER:
         raise ValueError(
-            f"the facts take {len(text)} bytes and a safetensors header holds {_LONGEST_HEADER}; save the patch in "
-            "several parts, or leave out paraphrases and neighbors."
+            f"the facts take {size} bytes and a safetensors header holds {_LONGEST_HEADER}; save the patch in several "
+            "parts, or leave out paraphrases and neighbors."
         )
     # With a single entry in the metadata, safetensors writes the same bytes every time.
     content = bytearray(save(dict(tensors), {"factpatch": text}))

@@ -144,14 +144,19 @@ class Draft(Generic[E]):
         """Add an entry, whose batches the weights now hold."""
         self.entries = (*self.entries, entry)
 
-    def replay(self, batch: Batch) -> None:
-        """Write a batch again; RuntimeError if this machine writes other bits than the one that edited."""
+    def replay(self, batch: Batch) -> Batch:
+        """Write a batch again, and return it with the weights it leaves, if it did not record them.
+
+        Raises:
+            RuntimeError: This machine writes other bits than the one that edited.
+        """
         self.write(batch.shifts)
         if changed_layers(self.weights, batch.after, batch.after):
             raise RuntimeError(
                 "replay: this machine rounds the shifts differently from the one that edited, so the edits cannot be "
                 "continued here bit for bit. Apply their patch instead, and edit from there."
             )
+        return replace(batch, after=_hashes(self.weights, batch.shifts))
 
 
 class History(Generic[E]):
@@ -201,7 +206,7 @@ class History(Generic[E]):
             draft = Draft(weights, before, self.written_dtype, self.entries)
             yield draft
             # A layer that was never written before is unedited as it was just now.
-            self._take(draft.entries, {**shown, **self._unedited}, weights)
+            self._commit(draft.entries, {**shown, **self._unedited}, weights)
 
     def take_back(self, to: int, action: str) -> None:
         """Return to where the first `to` entries left the weights, bit for bit.
@@ -229,7 +234,7 @@ class History(Generic[E]):
                     f"{action}: the copies of the unedited weights of {layer_list(differing)} were altered. The model "
                     "is as it was before the call; load it anew."
                 )
-            self._take(kept, self._unedited, weights)
+            self._commit(kept, self._unedited, weights)
 
     def check_untouched(self, action: str) -> None:
         """Raise ValueError if somebody else has changed the weights since the last entry."""
@@ -241,7 +246,7 @@ class History(Generic[E]):
                 "restore them, or make a new Editor."
             )
 
-    def _take(self, entries: tuple[E, ...], unedited: dict[int, Tensor], weights: dict[int, Tensor]) -> None:
+    def _commit(self, entries: tuple[E, ...], unedited: dict[int, Tensor], weights: dict[int, Tensor]) -> None:
         """Put these entries in force, whose batches the weights hold in full, and write their read-out, if any."""
         batches = [batch for entry in entries for batch in entry.batches]
         full: dict[int, Tensor] = {}
@@ -265,10 +270,11 @@ class History(Generic[E]):
     @contextmanager
     def _unchanged_on_failure(self, weights: Mapping[int, Tensor]) -> Iterator[dict[int, Tensor]]:
         """As `unchanged_on_failure`, for the fields of the history as well."""
-        before = dict(self.__dict__)
+        # One block for both: between two, an interruption would restore the fields and not the weights.
+        before, copies = dict(self.__dict__), snapshot(weights)
         try:
-            with unchanged_on_failure(weights) as copies:
-                yield copies
+            yield copies
         except BaseException:
+            restore(weights, copies)
             self.__dict__.update(before)
             raise

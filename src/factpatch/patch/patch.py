@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 # The fields of a patch that a file holds as they are, and those that it holds by name.
 _PLAIN_FIELDS = ("method", "settings", "config", "versions", "seed")
 _DTYPE_FIELDS = ("weight_dtype", "written_dtype")
+_OF_ONE_DTYPE = "patches of one dtype can be joined or composed. Rebase one onto a model in the other's dtype."
+_OF_ONE_SESSION = "patches of one session can be joined. Apply them one after another, or compose them."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,12 +149,12 @@ class Patch:
             write_all(weights, self.batches, self.written_dtype)
             # Only the end is compared: what this machine rounds differently on the way shows there or does not matter.
             rounded = changed_layers(weights, last_states(self.batches), self.layers) if self.sealed else []
-        if rounded:
-            logger.warning(
-                "%s: this machine rounds the shift differently from the one that made the patch; the edit is the "
-                "same up to rounding, not bit for bit. To remove it, give the base model.",
-                layer_list(rounded),
-            )
+            if rounded:
+                logger.warning(
+                    "%s: this machine rounds the shift differently from the one that made the patch; the edit is the "
+                    "same up to rounding, not bit for bit. To remove it, give the base model.",
+                    layer_list(rounded),
+                )
 
     def remove(self, model: Any, base: Any = None) -> None:
         """Take the patch off a model that holds it.
@@ -192,8 +194,8 @@ class Patch:
             PatchMismatchError, FloatingPointError, ValueError: As in `apply`.
         """
         copies = snapshot(self._weights_of(model))
-        self.apply(model)
         try:
+            self.apply(model)
             yield
         finally:
             # Looked up again, since the block may have moved the model to another device.
@@ -359,7 +361,7 @@ def _check_alike(patches: Sequence[Patch], fields: Sequence[str]) -> Patch:
             if getattr(patch, name) != getattr(first, name):
                 raise ValueError(
                     f"patches[{index}] has {name}={getattr(patch, name)!r} and patches[0] {getattr(first, name)!r}; "
-                    "patches must agree in this. Apply them one after another instead."
+                    + (_OF_ONE_DTYPE if name in _DTYPE_FIELDS else _OF_ONE_SESSION)
                 )
         differing = same_model(first.config, patch.config)
         if differing:

@@ -7,10 +7,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
 from factpatch.support.files import file_digest
+
+_NO_FILE = "corpus={!r}: no such text file; give a file, or hf:NAME for a dataset."
+_NO_DATASETS = "corpus={!r}: datasets are read with the `datasets` package; pip install 'factpatch[datasets]'."
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,15 @@ def documents_in(lines: Iterable[str]) -> Iterator[str]:
             held = []
 
 
+def check_corpus(source: str) -> None:
+    """Raise ValueError unless a source names a text file, or a dataset and the package that reads it is installed."""
+    if source.startswith("hf:"):
+        if find_spec("datasets") is None:
+            raise ValueError(_NO_DATASETS.format(source))
+    elif not Path(source).is_file():
+        raise ValueError(_NO_FILE.format(source))
+
+
 def corpus_from(source: str | Path | Sequence[str] | Corpus | None) -> Corpus:
     """Open a corpus; a ValueError says that there is no such file, or that the dataset cannot be opened.
 
@@ -53,7 +66,7 @@ def corpus_from(source: str | Path | Sequence[str] | Corpus | None) -> Corpus:
         return Corpus(f"documents:{_digest(documents)}", lambda: iter(documents))
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"corpus={str(source)!r}: no such text file; give a file, or hf:NAME for a dataset.")
+        raise ValueError(_NO_FILE.format(str(source)))
 
     def stream() -> Iterator[str]:
         with path.open(encoding="utf-8") as lines:
@@ -70,9 +83,7 @@ def _dataset(source: str) -> Corpus:
     try:
         import datasets
     except ImportError:
-        raise ValueError(
-            f"corpus={source!r}: datasets are read with the `datasets` package; pip install 'factpatch[datasets]'."
-        ) from None
+        raise ValueError(_NO_DATASETS.format(source)) from None
     name, config, split, column = ([*source.removeprefix("hf:").split(":"), "", "", "", ""])[:4]
     try:
         stream = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)

@@ -48,7 +48,7 @@ class Prepared:
     """How many of its tokens to read; by default the preset's number, or ten per key dimension."""
     moments: dict[int, Tensor] = field(default_factory=dict)
     """Second moments that no memory has taken yet, (d_key, d_key) by layer."""
-    scaled: bool = False
+    underived: bool = False
     """Whether to derive the solver's settings from the model's own keys."""
     progress: bool = True
     """Show progress bars."""
@@ -93,7 +93,7 @@ class Prepared:
                     "of the unedited model."
                 )
             self.moments |= {layer: moment.matrix for layer, moment in self._read_moments(unread).items()}
-        if self.scaled and missing:
+        if self.underived and missing:
             self._scale(contexts())
         for layer in missing:
             self._memories[layer] = self.solver.memory(self.moments.get(layer))
@@ -112,7 +112,7 @@ class Prepared:
             keys = [read_keys(self.lm, subjects, layer).cpu() for layer in self.layers]
         moments = [self.moments[layer] for layer in self.layers] if self.solver.reads_corpus else []
         self.solver = self.solver.scaled(moments, keys, WRITTEN)
-        self.scaled = False
+        self.underived = False
         numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in asdict(self.solver).items())  # type: ignore[call-overload]
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 

@@ -15,6 +15,7 @@ in both: `Loss.keep` in the micro-batches, `State.rows` and `Adam.keep` in what 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 
 import torch
@@ -172,7 +173,7 @@ class Descent:
     """
 
     def __init__(self, loss: Loss) -> None:
-        self.loss = loss
+        self.loss = copy(loss)  # facts leave it, and the target may evaluate the whole batch afterwards
         self.target = loss.target
         self.state = State.of(loss.present, self.target.begin(loss.present))
         self.adam = Adam(self.target.learning_rate, torch.zeros_like(loss.present), torch.zeros_like(loss.present))

@@ -78,6 +78,7 @@ class InBatches:
     def __init__(self, optimize: Callable[..., TargetValues], size: int) -> None:
         self.optimize = optimize
         self.size = size
+        self.identity: str | None = getattr(optimize, "identity", None)
 
     def __call__(self, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any) -> TargetValues:
         batches = [facts[start : start + self.size] for start in range(0, len(facts), self.size)]

@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 def _different(what: str, values: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(values)) < len(values):
-        raise ValueError(f"a {what} stands twice")
+        raise ValueError(f"a {what} is given twice")
     return values
 
 
@@ -178,7 +178,7 @@ class RunConfig(ModelFields):
 def _check_names(field: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{', '.join(twice)}: stands twice; give each a {field} of its own")
+        raise ValueError(f"{', '.join(twice)}: given twice; give each a {field} of its own")
     unusable = [name for name in names if not name.strip(" .") or set(name) & set('/\\:*?"<>|')]
     if unusable:
         raise ValueError(f"{unusable[0]!r}: is used as the name of a folder; choose another {field}")
