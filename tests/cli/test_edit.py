@@ -142,18 +142,18 @@ def test_options_are_in_the_patch_in_the_report_and_shown(
 
 BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "method": (["--method", "memit-bleu"], "Did you mean 'memit-blue'"),
-    "layer": (["--layers", "1,9"], "--layers: critical_layers=[1, 9]: layer 9 does not exist"),
+    "layer": (["--layers", "1,9"], "--layers: [1, 9]: layer 9 does not exist"),
     "layers in disorder": (["--layers", "2,1"], "--layers"),
-    "layers in words": (["--layers", "first"], "--layers: critical_layers='first': write numbers"),
-    "device": (["--device", "cuda:77"], "--device: device='cuda:77'"),
-    "dtype": (["--dtype", "float8"], "--dtype: dtype='float8'"),
-    "precision": (["--precision", "quick"], "--precision: precision='quick': no such precision. Known: auto, exact"),
+    "layers in words": (["--layers", "first"], "--layers: 'first': write numbers"),
+    "device": (["--device", "cuda:77"], "--device: 'cuda:77'"),
+    "dtype": (["--dtype", "float8"], "--dtype: 'float8'"),
+    "precision": (["--precision", "quick"], "--precision: 'quick': no such precision. Known: auto, exact"),
     "setting": (["--set", "target.step=3"], "Did you mean 'steps'"),
     "assignment": (["--set", "target.steps"], "--set: setting 'target.steps': write it as"),
     "limit": (["--limit", "0"], "--limit"),
     "batch size": (["--batch-size", "none"], "--batch-size"),
     "conflict in a batch": (["--batch-size", "3"], "--facts: facts[0] (id 'darrieux') and facts[2]"),
-    "corpus": (["--corpus", "nowhere.txt"], "--corpus: corpus='nowhere.txt'"),
+    "corpus": (["--corpus", "nowhere.txt"], "--corpus: 'nowhere.txt'"),
     "perplexity text": (["--perplexity-text", "nowhere.txt"], "--perplexity-text: nowhere.txt"),
     "report in no folder": (["--report", "nowhere/r.json"], "--report nowhere/r.json"),
     "report in the patch": (["--report", "p.safetensors"], "--out"),
@@ -250,7 +250,7 @@ def test_an_unknown_variant_is_refused_with_a_suggestion(
     run: Run, edit_arguments: list[object], tmp_path: Path
 ) -> None:
     given = [*edit_arguments, "--variant", "equal-setings", "--out", tmp_path / "p"]
-    run.refused("--variant: variant='equal-setings': SmolLM2-135M has no such variant. Did you mean", *given)
+    run.refused("--variant: 'equal-setings': SmolLM2-135M has no such variant. Did you mean", *given)
 
 
 def test_a_directory_in_use_is_not_written_to(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
