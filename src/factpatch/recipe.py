@@ -174,7 +174,7 @@ class Recipe(MethodFields, ModelFields):
 
     method: Annotated[str | InstanceOf[Method], Flag("--method", "NAME")] = "memit-blue"
     """The editing method, with the settings of the model's preset; `factpatch methods` lists them."""
-    seed: Annotated[NonNegativeInt, Flag("--seed", "N", int)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), Flag("--seed", "N", int)] = 0
     """Seed for sampling the contexts, the texts before a prompt."""
 
     def __init__(self, **fields: Any) -> None:

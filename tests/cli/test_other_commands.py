@@ -257,3 +257,13 @@ def test_an_unknown_command_is_refused_with_a_suggestion(run: Run) -> None:
 
 def test_the_version_is_printed(run: Run) -> None:
     assert factpatch.__version__ in run("--version").output
+
+
+@pytest.mark.parametrize("place", ["config.json", "notes"])
+def test_no_output_lands_in_the_model_it_was_made_from(
+    place: str, run: Run, model_directory: Path, facts_file: Path
+) -> None:
+    before = sorted(path.name for path in model_directory.iterdir())
+    inside = model_directory / place
+    run.refused("lies in the model's directory", "verify", model_directory, "--facts", facts_file, "--report", inside)
+    assert sorted(path.name for path in model_directory.iterdir()) == before

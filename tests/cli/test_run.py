@@ -345,3 +345,25 @@ def test_datasets_and_seeds_are_edited_each_by_itself(begin: Any, config: dict[s
         assert any(line.strip() == name for line in result.output.splitlines())
     assert "drawn Efficacy" in (tmp_path / "out" / "table.md").read_text("utf-8")
     assert "first Efficacy" in (tmp_path / "out" / "table.md").read_text("utf-8")
+
+
+def test_batches_that_somebody_has_undone_are_edited_again(begin: Any, through: dict[str, Any], tmp_path: Path) -> None:
+    line = tmp_path / "out" / "rows" / "three" / "0" / "memit"
+    before, batches = numbers(tmp_path / "out"), len(Session(line).finished)
+    session = Session(line)
+    with session.locked():
+        session.undo(to=1)
+    (line / "row.json").unlink()
+    for file in (line / "measured").glob("end*"):
+        file.unlink()
+    result = begin(through)
+    assert result.exit_code == 0, result.output
+    assert len(Session(line).finished) == batches
+    assert numbers(tmp_path / "out") == before
+
+
+def test_a_recipe_that_cannot_be_used_begins_no_run(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    result = begin({**config, "dtype": "float23"})
+    assert result.exit_code == 2
+    assert "dtype='float23': no such dtype" in result.output
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from factpatch.cli import checks, options, render
 
 
@@ -19,6 +21,8 @@ def apply(
     from factpatch.export.card import model_card
 
     loaded = checks.load_patch("PATCH", patch)
+    checks.check_outside(Path(model), out=out)
+    checks.check_outside(patch, "session's", out=out)
     lm = checks.load_model(model, device, dtype, patch=loaded)
     loaded.apply(lm)
     checks.save_model(lm, out, model_card(loaded))

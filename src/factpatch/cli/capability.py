@@ -51,6 +51,8 @@ def capability(
         out: Write the results, item by item, as JSON.
     """
     checks.check_distinct(out=out, patch=patch)
+    checks.check_outside(Path(model), out=out)
+    checks.check_outside(patch, "session's", out=out)
     names, others = checks.parse_names(tasks), checks.parse_names(harness)
     if data is None and (names or not others):
         raise checks.BadArgumentError("--data: give the folder with the items of the tasks, such as glue_sst2.json.")

@@ -48,6 +48,9 @@ def compose(
             f"--dtype {dtype}: applies to the model of --rebase; give that too, or leave it out."
         )
 
+    for folder in patches:
+        checks.check_outside(folder, "session's", out=out)
+    checks.check_outside(None if rebase is None else Path(rebase), out=out)
     parts = [checks.load_patch("PATCH", path) for path in patches]
     with checks.argument("PATCH"):
         composed = factpatch.Patch.compose(parts)

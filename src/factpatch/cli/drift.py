@@ -41,6 +41,8 @@ def drift(
         out: Write the numbers, and the map if drawn, as JSON.
     """
     checks.check_distinct(out=out, plot=plot, patch=patch, prompts=Path(prompts))
+    checks.check_outside(Path(model), out=out, plot=plot)
+    checks.check_outside(patch, "session's", out=out, plot=plot)
 
     from factpatch.data import load_known_facts
     from factpatch.evaluation.hidden_states import HiddenShift, hidden_states, tsne_map

@@ -152,6 +152,7 @@ def _check_outputs(
         model=model,
         facts=facts,
         corpus=Path(recipe.corpus) if isinstance(recipe.corpus, str) else None,
+        preset=recipe.preset if isinstance(recipe.preset, Path) else None,
         perplexity_text=outputs["perplexity_text"],
         **files,
         save_model=save_model,

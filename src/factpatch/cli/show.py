@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, options, render
+from factpatch.support.words import counted
 
 
 @options.documented
@@ -44,6 +45,6 @@ def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
     for name, text in lines.items():
         render.say(f"{name:<12} {text}")
     for number, batch in enumerate(found["batches"], start=1):
-        render.heading(f"Batch {number} of {len(found['batches'])}: {len(batch['facts'])} facts")
+        render.heading(f"Batch {number} of {len(found['batches'])}: {counted(len(batch['facts']), 'fact')}")
         for fact in batch["facts"]:
             render.say(f"  {render.fact_line(Fact.from_dict(fact))}")

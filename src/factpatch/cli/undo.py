@@ -51,6 +51,8 @@ def undo(
     from factpatch.model.weights import changed_layers
 
     loaded = checks.load_patch("PATCH", patch)
+    checks.check_outside(Path(model), out=out)
+    checks.check_outside(patch, "session's", out=out)
     lm = checks.load_model(model, device, dtype, patch=loaded)
     loaded.remove(lm, None if base is None else _base(base, loaded))
     rounded = changed_layers(lm.weights(loaded.layers), loaded.states()[0], loaded.layers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from factpatch.cli import checks, options, render
 
 
@@ -22,6 +24,8 @@ def verify(
     edited with it.
     """
     checks.check_distinct(report=report, facts=facts, patch=patch)
+    checks.check_outside(Path(model), report=report)
+    checks.check_outside(patch, "session's", report=report)
 
     from factpatch.data import load_facts
     from factpatch.edit_report import ask

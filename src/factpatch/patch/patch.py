@@ -37,6 +37,7 @@ from factpatch.patch.file import (
 )
 from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
 from factpatch.patch.shift import shifts_by_batch, tensors_by_name
+from factpatch.support.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ class Patch:
             left |= batch.left
 
     def __repr__(self) -> str:
-        about = f"{self.method}, {len(self.facts)} facts in {len(self.batches)} batches, {layer_list(self.layers)}"
+        size = f"{counted(len(self.facts), 'fact')} in {counted(len(self.batches), 'batch')}"
+        about = f"{self.method}, {size}, {layer_list(self.layers)}"
         return f"<Patch: {about}, {self.num_bytes:,} bytes>"
 
     @property

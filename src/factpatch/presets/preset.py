@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from factpatch.methods import has_setting, method_named, with_settings
 from factpatch.model.architectures import ARCHITECTURES
 from factpatch.support.files import atomic_write
+from factpatch.support.validation import explained
 from factpatch.support.words import suggestion
 
 if TYPE_CHECKING:
@@ -214,6 +215,8 @@ def load_preset(path: str | Path) -> Preset:
     """Read a preset from a YAML file, which a ValueError names if it is not a preset."""
     try:
         return read_preset(Path(path).read_text("utf-8"))
+    except ValidationError as error:
+        raise ValueError(f"{path}: is no preset: {explained(error)}") from None
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from None
 

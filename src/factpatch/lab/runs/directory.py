@@ -23,9 +23,10 @@ import torch
 
 from factpatch.data import load_facts, save_facts
 from factpatch.facts import Fact
-from factpatch.lab.runs.config import RunConfig, config_from
+from factpatch.lab.runs.config import ConfigError, RunConfig, config_from
 from factpatch.lab.runs.inputs import facts_file, identities, select_facts
 from factpatch.lab.runs.plan import Plan
+from factpatch.recipe import RecipeError
 from factpatch.support.directory import DirectoryError, KeptDirectory
 from factpatch.support.files import file_digest, plain
 from factpatch.support.words import difference
@@ -73,6 +74,11 @@ class RunDirectory(KeptDirectory):
         path = Path(path)
         if not cls.is_begun(path):
             cls.check_place(path)
+            for method in config.methods:
+                try:
+                    config.recipe(method, config.seeds[0])
+                except RecipeError as error:
+                    raise ConfigError(f"{method.label}: {error}") from error
             facts, inputs = select_facts(config), identities(config)  # before a directory is made
             cls.begin(path, lambda: _begin(path, config, facts, inputs))
         found = cls(path)

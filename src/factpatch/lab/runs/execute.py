@@ -147,6 +147,8 @@ class _Runner:
         try:
             with session.locked():
                 session.attach(editor)
+                if not session.pending and len(session.finished) < len(plan.batches):
+                    session.plan(plan.batches[len(session.finished) :])  # somebody has undone some
                 self.pace.skip(len(session.finished))
                 while session.pending:
                     self._measure_written(plan, todo, session)
