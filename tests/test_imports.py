@@ -17,7 +17,7 @@ ROOT = Path(factpatch.__file__).parent
 ORDER = (
     "cli", "lab", "edit_report", "session", "editor", "edited", "statistics.prepared", "journal", "recipe",
     "evaluation", "statistics", "values", "presets", "methods", "strategies",
-    "export.card", "patch.patch", "export", "patch", "data", "model", "facts", "support",
+    "patch", "export", "data", "model", "facts", "support",
 )  # fmt: skip
 
 

@@ -6,13 +6,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from factpatch.export.lora import hub_id
 from factpatch.facts import Fact, latest
 from factpatch.model.embedded import EMBEDDED
-from factpatch.patch.patch import Patch
 
 TAGS = ("factpatch", "knowledge-editing", "model-editing")
 # Characters with a meaning in Markdown, HTML and tables.
@@ -20,10 +20,13 @@ _ACTIVE = re.compile(r"([\\`*_\[\]<>|~$&])")
 _STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, line and paragraph separators
 
 
-def model_card(patch: Patch) -> str:
+def model_card(patch: Any) -> str:
     """Return the README.md of a model that holds a patch: metadata for the Hugging Face Hub in YAML, then Markdown.
 
     It does not reveal the path of the base model on this machine.
+
+    Args:
+        patch: A `factpatch.Patch`, which knows how to export itself: so nothing here imports it.
     """
     in_force, superseded = latest(batch.facts for batch in patch.batches)
     origin = str(patch.config.get("_name_or_path") or "")

@@ -17,7 +17,6 @@ from torch import Tensor
 from factpatch.model.architectures import architecture_of
 from factpatch.model.embedded import EMBEDDED
 from factpatch.model.language_model import projection_name
-from factpatch.patch.shift import Shift, decomposed
 from factpatch.support.files import atomic_directory
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ Factors = tuple[Tensor, Tensor, Tensor]
 
 
 def write_lora(
-    shifts: Mapping[int, Shift],
+    parts: Mapping[int, Factors],
     model_config: Mapping[str, Any],
     written_dtype: torch.dtype,
     directory: str | Path,
@@ -46,7 +45,7 @@ def write_lora(
     since not every server reads a rank for each layer; lora_alpha is that rank, so that the factors are not scaled.
 
     Args:
-        shifts: Δ by layer, (d_value, d_key).
+        parts: Δ by layer, as its singular value decomposition U, s, V.T in float64.
         model_config: The config of the base model; nothing checks that the adapter is loaded on that model.
         written_dtype: The dtype that shifts are written in (float32, or float64 in exact mode).
         directory: A new or empty directory.
@@ -67,7 +66,6 @@ def write_lora(
     lora_config = _config_class()
     architecture = architecture_of(SimpleNamespace(**model_config))
     name = str(model_config.get("_name_or_path") or "")
-    parts = {layer: decomposed(shift) for layer, shift in shifts.items()}
     kept = _kept_ranks(parts, torch.finfo(written_dtype).eps, rank)
     widest = max(kept.values())
     modules = {layer: projection_name(architecture, str(layer)) for layer in parts}

@@ -36,7 +36,7 @@ from factpatch.patch.file import (
     write_patch_file,
 )
 from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
-from factpatch.patch.shift import shifts_by_batch, tensors_by_name
+from factpatch.patch.shift import decomposed, shifts_by_batch, tensors_by_name
 from factpatch.support.words import counted
 
 logger = logging.getLogger(__name__)
@@ -289,7 +289,8 @@ class Patch:
             ValueError: The shift is not of low rank and `rank` is not given; the message says what it needs.
             FileExistsError: The directory exists and is not empty.
         """
-        return write_lora(total_shifts(self.batches), self.config, self.written_dtype, directory, rank)
+        parts = {layer: decomposed(shift) for layer, shift in total_shifts(self.batches).items()}
+        return write_lora(parts, self.config, self.written_dtype, directory, rank)
 
     def save(self, path: str | Path) -> None:
         """Write the patch to one safetensors file, replacing an existing one; the same patch gives the same bytes.
