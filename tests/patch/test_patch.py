@@ -6,9 +6,7 @@ import errno
 import json
 import logging
 import math
-import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.models import FAMILIES, tiny_model, tiny_tokenizer
+from tests.support.test_files_atomic import largest_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -406,17 +405,6 @@ def test_incomplete_patches_are_refused() -> None:
 
 
 # --- files
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes. Python ignores the signal that comes with it, so writes fail with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
