@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,12 +27,20 @@ from factpatch.recipe import Recipe, choose
 from factpatch.statistics.prepared import Prepared
 from factpatch.strategies.memory import Memory, Traces
 from factpatch.strategies.regularizer import Acts
-from factpatch.strategies.spread import Spread
+from factpatch.strategies.spread import Spread, Step
+from factpatch.strategies.target import Target
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
 from factpatch.values.contexts import check_contexts, generate_contexts
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
-from factpatch.values.reading import SubjectRows, read_keys, read_values
+from factpatch.values.views import (
+    FIRST_LAYER,
+    FIRST_STEP,
+    Views,
+    other_first_tokens,
+    views_of,
+    without_bos,
+)
 
 
 class Editor(EditedModel):
@@ -105,6 +114,11 @@ class Editor(EditedModel):
         return sorted({step.layer for step in self._method.spread.steps(self.critical_layers)})
 
     @property
+    def edited_layers(self) -> list[int]:
+        """The layers that an edit may write: those of the spread, and the first one where first tokens need it."""
+        return [FIRST_LAYER, *self.written_layers] if self._apart else self.written_layers
+
+    @property
     def contexts(self) -> tuple[str, ...]:
         """The templates for prompts; generated once, with the recipe's seed, on first use."""
         if self._contexts is None:
@@ -129,7 +143,7 @@ class Editor(EditedModel):
         check_batch(facts)
         self._seconds = {}
         self.prepare()
-        with self.history.open(self.written_layers, "edit") as draft:
+        with self.history.open(self.edited_layers, "edit") as draft:
             edit = self._written(facts, draft)
             draft.keep(edit)
         self._seconds = {}  # later reads do not count toward this edit
@@ -137,18 +151,18 @@ class Editor(EditedModel):
 
     def _written(self, facts: tuple[Fact, ...], draft: Draft[Edit]) -> Edit:
         """The editing loop: solve and write one layer after another."""
-        subjects = self._subjects(facts)
+        views = self._views(facts)
         shifts: dict[int, Shift] = {}
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
-        for step in self.method.spread.steps(self.critical_layers):
+        for step, written in self._plan(views):
             layer = step.layer
             if step.target_layer not in targets:  # optimized on first use, then remembered
-                targets[step.target_layer] = self.target_values(facts, step.target_layer)
-            present = self._read_values(subjects, step.target_layer)
+                targets[step.target_layer] = self._targets(written, step.target_layer)
+            present = self._read_values(written, step.target_layer)
             residuals[layer] = (step.share * (targets[step.target_layer].values - present)).cpu()
-            keys = self._read_keys(subjects, layer)
+            keys = self._read_keys(written, layer)
             shifts |= self._regularized(Acts.LAYER, {layer: self._solve(layer, keys, residuals[layer])}, draft.before)
             if self.recipe.remember_keys:
                 traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
@@ -157,35 +171,62 @@ class Editor(EditedModel):
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)
             if self.recipe.remember_keys:  # the layers below have changed since the keys were read
-                traces = self._traces(subjects, residuals)
+                traces = self._traces(views, residuals)
         return Edit(self.describe(draft.batch(facts, shifts)), targets, traces, self._seconds)
 
-    @staged("contexts")
-    def _subjects(self, facts: Sequence[Fact]) -> SubjectRows:
-        return SubjectRows.of(self.lm, facts, self.contexts)
+    @property
+    def _apart(self) -> bool:
+        """Whether bare prompts may have views of their own. Exact mode stays with the published keys."""
+        fits = self.precision.name != "exact" and FIRST_LAYER not in self.written_layers
+        return fits and self._method.target.apart and without_bos(self.lm)
 
-    @staged("values")
+    @staged("contexts")
+    def _views(self, facts: Sequence[Fact]) -> tuple[Views, Views | None]:
+        return views_of(self.lm, facts, self.contexts, self.method.target, self._apart)
+
+    def _plan(self, views: tuple[Views, Views | None]) -> Iterator[tuple[Step, Views]]:
+        """What to write, in order: first tokens to the first layer, then the steps of the method."""
+        main, first = views
+        if first is not None:
+            yield FIRST_STEP, first
+        for step in self.method.spread.steps(self.critical_layers):
+            yield step, main
+
     def target_values(self, facts: Sequence[Fact], layer: int) -> TargetValues:
         """Optimize the value of each fact at a layer, on the present weights, which stay unchanged."""
-        target = self.method.target
-        with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
+        return self._optimized(facts, layer, self.method.target, self.contexts)
+
+    @staged("values")
+    def _optimized(self, facts: Sequence[Fact], layer: int, target: Target, contexts: Sequence[str]) -> TargetValues:
+        with bar(f"optimizing values at layer {layer}", len(facts) * target.most_steps, self._progress) as advance:
             optimize = self._optimize or optimize_values
-            return optimize(self.lm, facts, layer, target, self.contexts, progress=advance, precision=self.precision)
+            return optimize(self.lm, facts, layer, target, contexts, progress=advance, precision=self.precision)
+
+    def _targets(self, views: Views, layer: int) -> TargetValues:
+        found = [self._optimized(view.facts, layer, views.target, view.contexts) for view in views.parts]
+        return views.joined(found)
 
     @staged("keys")
-    def _read_values(self, subjects: SubjectRows, layer: int) -> Tensor:
-        return read_values(self.lm, subjects, layer, self.method.target.site)
+    def _read_values(self, views: Views, layer: int) -> Tensor:
+        return views.values(self.lm, layer)
 
     @staged("keys")
-    def _read_keys(self, subjects: SubjectRows, layer: int) -> Tensor:
-        return read_keys(self.lm, subjects, layer).cpu()
+    def _read_keys(self, views: Views, layer: int) -> Tensor:
+        return views.keys(self.lm, layer).cpu()
+
+    @cached_property
+    def _other_first_tokens(self) -> Traces:
+        """What the first layer preserves before any batch."""
+        keys = other_first_tokens(self.lm).cpu()
+        return self.prepared.memory(FIRST_LAYER).trace(keys, keys.new_zeros(len(keys), self.lm.d_value))
 
     @staged("solve")
     def _solve(self, layer: int, keys: Tensor, residual: Tensor) -> Shift:
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
-        memory.follow([edit.traces[layer] for edit in self.edits if layer in edit.traces])
+        preserved = [] if layer in self.written_layers else [self._other_first_tokens]
+        memory.follow(preserved + [edit.traces[layer] for edit in self.edits if layer in edit.traces])
         shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
@@ -203,10 +244,11 @@ class Editor(EditedModel):
     def _write(self, write: Callable[[Mapping[int, Shift]], None], shifts: Mapping[int, Shift]) -> None:
         write(shifts)
 
-    def _traces(self, subjects: SubjectRows, residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
+    def _traces(self, views: tuple[Views, Views | None], residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
         """What to remember of facts in some layers, with keys read on the present weights."""
+        written = {step.layer: some for step, some in self._plan(views)}
         return {
-            layer: self.prepared.memory(layer).trace(self._read_keys(subjects, layer), residual)
+            layer: self.prepared.memory(layer).trace(self._read_keys(written[layer], layer), residual)
             for layer, residual in residuals.items()
         }
 
@@ -256,13 +298,13 @@ class Editor(EditedModel):
                 batch = draft.replay(batch)
                 found = {} if traces is None else traces[index]
                 if traces is None and self.recipe.remember_keys:
-                    found = self._traces(self._subjects(batch.facts), dict.fromkeys(batch.shifts))
+                    found = self._traces(self._views(batch.facts), dict.fromkeys(batch.shifts))
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found))
 
     def prepare(self, layers: Sequence[int] = ()) -> None:
         """Read what every edit needs: contexts, and second moments of written layers."""
         with timed(self._seconds, "second_moment"):
-            self.prepared.read(lambda: self.contexts, layers, edited=bool(self.edits))
+            self.prepared.read(lambda: self.contexts, [*layers, *self.edited_layers], edited=bool(self.edits))
         with timed(self._seconds, "contexts"):
             _ = self.contexts
 

@@ -41,7 +41,7 @@ class SharedTargets:
         """As `optimize_values`, whose further options count as settings."""
         layer, target, contexts = about
         progress = options.pop("progress", lambda finished: None)
-        read = [[fact.prompt, fact.subject, fact.target_new] for fact in facts]  # by the optimization
+        read = [[fact.prompt, fact.subject, fact.target_new, fact.space] for fact in facts]  # by the optimization
         digest = self._digest(lm, read, layer, repr(target), list(contexts), repr(sorted(options.items())))
         path = self.directory / f"{digest}.safetensors"
         if not path.exists():
@@ -53,7 +53,7 @@ class SharedTargets:
             return found
         kept = load_file(path)
         self._seconds += float(kept.pop("seconds"))
-        progress(len(facts) * target.steps)
+        progress(len(facts) * target.most_steps)
         return TargetValues(**{name: value.to(lm.device) for name, value in kept.items()})
 
     def take_seconds(self) -> float:
