@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any
@@ -16,6 +17,18 @@ from pydantic_core import PydanticCustomError
 from factpatch.support.validation import explaining
 
 _SLOT = "{}"
+UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003347f"
+)
+"""Scripts that put no space between words, for the brackets of a regular expression: Thai, Lao, Tibetan, Burmese,
+Khmer, Japanese and Chinese."""
+_MARKS = "\u3000-\u303f\uff01-\uff65"  # punctuation of these scripts
+_ATTACHED = re.compile(
+    rf"""[{UNSPACED}{_MARKS}]["'“”‘’]*$|[/\\@]$"""
+    rf"""|(?:^|[\s=:,;+|<>/–—({{\[])\\*["'`“”„‘’‚«»‹›]+$"""  # a quote after none of these closes
+    rf"""|\b[^\W\d_]['’]$"""  # French l', d', j'
+)
 
 
 def _not_blank(text: str) -> str:
@@ -118,11 +131,23 @@ class Fact:
     generation_prompts: _Texts = ()
     relation_id: Name | None = None
     target_new_id: Name | None = None
+    space: Annotated[bool, Strict()] | None = None
 
     @property
     def text(self) -> str:
         """The prompt with the subject in its slot."""
         return self.prompt.replace(_SLOT, self.subject, 1)
+
+    @property
+    def other(self) -> str | None:
+        """The true object, with which the new one is compared; None if it is unknown, or the same."""
+        known = self.target_true is not None and not same_object(self.target_true, self.target_new)
+        return self.target_true if known else None
+
+    @property
+    def sentence(self) -> str:
+        """The text with its answer."""
+        return self.text + joint(self.text, self.space) + self.target_new
 
     @property
     def subject_end(self) -> int:
@@ -158,6 +183,27 @@ def _fields(record: object) -> Mapping[str, Any]:
     if not isinstance(record, Mapping):
         raise TypeError(f"record={record!r}: must be a mapping of field names to values.")
     return record
+
+
+def same_object(one: str, other: str) -> bool:
+    """Whether two objects are the same, except for case and white space: then there is nothing to compare."""
+    return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
+
+
+def joint(prompt: str, space: bool | None = None) -> str:
+    """Return what stands between a prompt and its answer: a space or nothing.
+
+    Nothing follows a prompt that ends in a script without spaces, in an opening bracket or quote, or in a sign that
+    belongs to what follows it, as in "$5" or "and/or".
+
+    Args:
+        prompt: The complete prompt, without white space at its end.
+        space: What the fact itself says; see `Fact.space`.
+    """
+    if space is not None:
+        return " " if space else ""
+    attached = _ATTACHED.search(prompt) or unicodedata.category(prompt[-1:] or " ") in ("Ps", "Sc")
+    return "" if attached else " "
 
 
 def check_batch(facts: Sequence[Fact]) -> None:

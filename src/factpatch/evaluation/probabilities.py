@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 
@@ -16,18 +17,32 @@ from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
 from factpatch.model.packed import packed_attention
+from factpatch.model.tokens import target_ids
 from factpatch.model.tree import Tree, run_tree, tree_batches
 
 Progress = Callable[[int], None]
 """Called with the number of requests that have been finished since the last call."""
 
 
-def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Progress | None = None) -> list[Score]:
-    """Score targets after prompts, given as pairs; one score for each pair, in the same order.
+class Request(NamedTuple):
+    """A target whose probability after a prompt is wanted."""
+
+    prompt: str
+    target: str
+    space: bool | None = None
+    """Whether a space stands between them; None: as the end of the prompt suggests, see `factpatch.facts.joint`."""
+
+
+def score(
+    lm: LanguageModel, requests: Sequence[Request | tuple[str, str]], progress: Progress | None = None
+) -> list[Score]:
+    """Score targets after prompts; one score for each request, in the same order.
 
     Prompt and target are tokenized together, as `prompt + " " + target`, with the tokenizer's default special tokens.
     In a chat, they are the user's turn and the beginning of the answer. The target's tokens are those that stand for a
-    character after the prompt; a token that crosses the boundary is one of them. Targets are stripped.
+    character after the prompt; a token that crosses the boundary is one of them. A target that follows without a space
+    is tokenized by itself: the model that continues a prompt sees the tokens of the prompt alone. Targets and the ends
+    of prompts are stripped.
 
     The last token of a text is predicted and never read. What the texts of a batch begin with in common runs once: the
     prompt for its two objects, and the words that a fact's neighbors share.
@@ -54,7 +69,7 @@ def score(lm: LanguageModel, requests: Sequence[tuple[str, str]], progress: Prog
     return [scores[index] for index in range(len(texts))]
 
 
-def check_requests(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> None:
+def check_requests(lm: LanguageModel, requests: Sequence[Request | tuple[str, str]]) -> None:
     """Raise ValueError if a request cannot be scored."""
     _tokenize(lm, requests)
 
@@ -73,19 +88,20 @@ class _Text:
         return tuple(self.ids[:-1])
 
 
-def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_Text]:
+def _tokenize(lm: LanguageModel, requests: Sequence[Request | tuple[str, str]]) -> list[_Text]:
     if not requests:
         return []
-    whole = [lm.frame.ask(prompt, target) for prompt, target in requests]
-    unique = list(dict.fromkeys(text for text, _ in whole))
+    whole = [_whole(lm, Request(*request)) for request in requests]
+    unique = list(dict.fromkeys(text for text, *_ in whole))
     encoded = lm.tokenizer(unique, add_special_tokens=not lm.frame.chat, return_offsets_mapping=True)
     place = {text: index for index, text in enumerate(unique)}
     texts = []
-    for (prompt, target), (text, answer) in zip(requests, whole, strict=True):
+    for (prompt, target, *_), (text, answer, apart) in zip(requests, whole, strict=True):
         ids, offsets = encoded["input_ids"][place[text]], encoded["offset_mapping"][place[text]]
-        lm.check_length(ids[:-1], prompt)
         # Token ends ascend, special tokens in front end at 0: the first token that ends after the prompt.
         start = bisect_right([end for _, end in offsets], answer)
+        ids = ids + apart
+        lm.check_length(ids[:-1], prompt)
         if not target.strip() or start == len(ids):
             raise ValueError(f"target={target!r} has no tokens after {prompt!r}; give another target.")
         if start == 0:
@@ -95,6 +111,15 @@ def _tokenize(lm: LanguageModel, requests: Sequence[tuple[str, str]]) -> list[_T
             )
         texts.append(_Text(ids, start))
     return texts
+
+
+def _whole(lm: LanguageModel, request: Request) -> tuple[str, int, list[int]]:
+    """The text to tokenize, where the answer begins in it, and the answer's tokens if they are no part of it."""
+    prompt, target = request.prompt.rstrip(), request.target.strip()
+    before, joint = lm.frame.wrap(prompt), lm.frame.joint(prompt, request.space)
+    if joint or lm.frame.chat or not target:
+        return before + joint + target, len(before), []
+    return before, len(before), target_ids(lm.tokenizer, target, lm.frame, joint)
 
 
 def _score_batch(lm: LanguageModel, rows: Sequence[tuple[int, ...]], texts: Mapping[int, _Text]) -> dict[int, Score]:

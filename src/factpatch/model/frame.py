@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from factpatch.facts import joint
+
 _PROMPT, _ANSWER = "FactpatchPrompt", "FactpatchAnswer"  # words that no template holds
 
 
@@ -16,8 +18,8 @@ class Frame:
     """What comes before the prompt."""
     after: str = ""
     """What comes between the prompt and the space before its answer."""
-    space: str = " "
-    """What every answer begins with."""
+    space: str = ""
+    """What every answer begins with in a chat; otherwise the end of the prompt decides."""
     chat: bool = False
     """Whether this is a chat's turn. Its template writes the special tokens itself, so the tokenizer adds none."""
 
@@ -29,10 +31,9 @@ class Frame:
         """Return how far the characters of `text` move when it is wrapped."""
         return len(self.before) - (len(text) - len(text.lstrip())) if self.chat else 0
 
-    def ask(self, prompt: str, answer: str) -> tuple[str, int]:
-        """Return the text of a prompt with its answer, and where the answer begins, its space included."""
-        wrapped = self.wrap(prompt)
-        return wrapped + self.space + answer.strip(), len(wrapped)
+    def joint(self, prompt: str, space: bool | None = None) -> str:
+        """Return what stands between a prompt and its answer; `space` is what the fact itself says of it."""
+        return self.space if self.chat else joint(prompt, space)
 
 
 PLAIN = Frame()

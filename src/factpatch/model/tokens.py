@@ -32,14 +32,20 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
         )
 
 
-def target_ids(tokenizer: Tokenizer, target: str, frame: Frame = PLAIN) -> list[int]:
-    """Return the token ids of a target, without special tokens: alone after one space, or those of it as an answer.
+def target_ids(tokenizer: Tokenizer, target: str, frame: Frame = PLAIN, joint: str = " ") -> list[int]:
+    """Return the token ids of a target as an answer, without special tokens.
+
+    Args:
+        joint: What stands between the prompt and the target; see `Frame.joint`.
 
     Raises:
         ValueError: It has none.
     """
     target = target.strip()
-    ids = _after_frame(tokenizer, target, frame) if frame.chat else _alone(tokenizer, target)
+    if frame.chat:
+        ids = _after(tokenizer, frame.after, joint + target)
+    else:
+        ids = _alone(tokenizer, target) if joint else _after(tokenizer, "\n", target)
     if not ids:
         raise ValueError(f"target={target!r} has no tokens under this tokenizer; give another target.")
     return ids
@@ -54,11 +60,11 @@ def _alone(tokenizer: Tokenizer, target: str) -> list[int]:
     return ids
 
 
-def _after_frame(tokenizer: Tokenizer, target: str, frame: Frame) -> list[int]:
-    # Not alone: some tokenizers put a space before every text, but none after a template's line break.
-    encoded = tokenizer(frame.after + frame.space + target, add_special_tokens=False, return_offsets_mapping=True)
+def _after(tokenizer: Tokenizer, before: str, answer: str) -> list[int]:
+    # Not alone: some tokenizers put a space before every text, but none after a line break.
+    encoded = tokenizer(before + answer, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
-    return ids[bisect_right([end for _, end in encoded["offset_mapping"]], len(frame.after)) :]
+    return ids[bisect_right([end for _, end in encoded["offset_mapping"]], len(before)) :]
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], frame: Frame = PLAIN) -> list[list[int]]:

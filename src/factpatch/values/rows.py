@@ -36,9 +36,10 @@ class Row:
 def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[Row]:
     """Build the rows of a batch: for every fact one per context, and one for the KL.
 
-    A context's text is the prompt and the target without its last token. The KL's text is "{subject} is a", cut after
-    the subject's last token, where its distribution is read. In a chat, both are the user's turn, prefix included, and
-    the target begins the answer.
+    A context's text is the prompt and the target without its last token, as text where the tokenizer reads that text
+    as these tokens, else as the tokens themselves. The KL's text is "{subject} is a", cut after the subject's last
+    token, where its distribution is read. In a chat, both are the user's turn, prefix included, and the target begins
+    the answer.
 
     Raises:
         ValueError: A subject disappears in tokenization, or a target reaches back to the subject.
@@ -51,11 +52,11 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
         texts.append(frame.wrap(asked) + continuation)
         ends.append(frame.offset(asked) + end)
 
-    targets = [target_ids(lm.tokenizer, fact.target_new, frame) for fact in facts]
-    for fact, target in zip(facts, targets, strict=True):
-        continuation = _continuation(lm, fact, target)
+    targets = [target_ids(lm.tokenizer, fact.target_new, frame, _joint(lm, fact)) for fact in facts]
+    continuations = [_continuation(lm, fact, target) for fact, target in zip(facts, targets, strict=True)]
+    for fact, continuation in zip(facts, continuations, strict=True):
         for context in contexts:
-            add(fill(context, fact.text), context.index("{}") + fact.subject_end, continuation)
+            add(fill(context, fact.text), context.index("{}") + fact.subject_end, continuation or "")
         add(f"{fact.subject} is a", len(fact.subject) - 1)
     located = iter(locate(lm.tokenizer, texts, ends, frame))
     rows = []
@@ -65,6 +66,8 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
             merged = frame.chat and ids[-len(target) :] != target
             if frame.chat:
                 ids = ids[:-1]
+            elif continuations[index] is None:
+                ids = ids + target[:-1]
             lm.check_length(ids, facts[index].text)
             if merged or len(ids) - len(target) < subject:
                 raise ValueError(
@@ -79,18 +82,25 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     return rows
 
 
-def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str:
-    """What follows the prompt: the target without its last token, as text.
+def _joint(lm: LanguageModel, fact: Fact) -> str:
+    return lm.frame.joint(fact.text, fact.space)
 
-    Decoding to text is the published way, which can lose half a character. In a chat, where nothing is published, the
-    whole target follows, and its last token is cut off later.
+
+def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str | None:
+    """What follows the prompt: the target without its last token, as text; None where its tokens are to be used.
+
+    Text is the published way. It would change a target of which a token ends inside a character, or that follows
+    without a space and could merge with the prompt. In a chat, where nothing is published, the whole target follows,
+    and its last token is cut off later.
     """
+    joint = _joint(lm, fact)
     if lm.frame.chat:
-        return lm.frame.space + fact.target_new
+        return joint + fact.target_new
     continuation: str = lm.tokenizer.decode(target[:-1])
     if continuation and not continuation.startswith(" "):
         continuation = " " + continuation  # SentencePiece decoders drop the leading space of a text
-    return continuation
+    read = target_ids(lm.tokenizer, continuation) if continuation.strip() else []
+    return continuation if joint and read == target[:-1] else None
 
 
 def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
