@@ -147,7 +147,7 @@ class Session(Journal):
                     "patch": name,
                     "sha256": describe(self.path / name)["sha256"],
                     "facts": len(facts),
-                    "learned": [reading.learned for reading in read_facts(editor.lm, bare, answers=False)],
+                    "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
                     "seconds": {stage: round(took, 3) for stage, took in editor.edits[-1].seconds.items()},
                     **self._save_traces(editor, number),
                 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,23 +18,36 @@ if TYPE_CHECKING:
     from factpatch.evaluation.verify import Verification
     from factpatch.facts import Fact
 
-screen = Console(highlight=False)
+WIDE = 100
+"""The columns of a line of prose, and of everything where no terminal says how many there are."""
+
+
+def _console(**options: Any) -> Console:
+    made = Console(highlight=False, **options)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDE
+    return made
+
+
+screen = _console()
 """Results go here."""
-messages = Console(stderr=True, highlight=False)
+messages = _console(stderr=True)
 """Progress, warnings and errors go here."""
 
-WIDEST = 100
+LONGEST = 160
+"""The most characters of a fact's prompt, and of its answer, that a table or a list shows."""
 METRIC_LINES = (
-    ("efficacy", "new answer likelier than the true one"),
-    ("generalization", "the same, asked with paraphrases"),
-    ("specificity", "neighbors keep their true answer"),
+    ("prompt_contained", "said: continuing the prompt, it says the new answer"),
+    ("question_contained", "the same, asked a question"),
+    ("chat_contained", "the same in a chat"),
+    ("prompt_contained_true", "continuing the prompt, it says the true answer"),
+    ("strict_efficacy", "exact: every token of the new answer is the likeliest"),
     ("token_efficacy", "tokens of the new answer that are the likeliest"),
     ("token_generalization", "the same, asked with paraphrases"),
     ("token_specificity", "the same for neighbors and their true answer"),
-    ("prompt_contained", "continuing the prompt, it says the new answer"),
-    ("question_contained", "asked a question, it says the new answer"),
-    ("chat_contained", "the same in a chat"),
-    ("prompt_contained_true", "continuing the prompt, it says the true answer"),
+    ("efficacy", "preferred: new answer likelier than the true one"),
+    ("generalization", "the same, asked with paraphrases"),
+    ("specificity", "neighbors keep their true answer"),
 )
 
 
@@ -49,7 +63,7 @@ def note(text: str, style: str = "") -> None:
 
 def paragraph(text: str) -> None:
     """Print prose, wrapped at a width that reads well."""
-    screen.print(Text(text), width=min(screen.width, WIDEST))
+    screen.print(Text(text), width=min(screen.width, WIDE))
 
 
 def heading(text: str) -> None:
@@ -99,18 +113,20 @@ def change(before: float | None, after: float, digits: int = 1) -> str:
 def fact_table(verification: Verification) -> Table:
     """Fact by fact: what the model said and says, and how probable the new answer was and is."""
     before = verification.before
-    made = table(expand=True, width=min(screen.width, WIDEST))
+    made = table(expand=True, width=screen.width)
     made.add_column("fact", ratio=11, overflow="fold")
     for column in ("it says",) if before is None else ("it said", "it says now"):
         made.add_column(column, ratio=6, no_wrap=True, overflow="ellipsis")
     made.add_column("p(new)", justify="right", no_wrap=True, min_width=6 if before is None else 14)
+    said = verification.said()
     for index, (fact, now) in enumerate(zip(verification.facts, verification.after, strict=True)):
-        cells = [Text.assemble(printable(fact.text), " ", (printable(fact.target_new), "bold"))]
+        *prompt, answer = _shortened(fact)
+        cells = [Text.assemble(*prompt, (answer, "bold"))]
         chance = _probability(now.probability_new)
         if before is not None:
             cells.append(Text(printable(before[index].answer or ""), style="dim"))
             chance = f"{_probability(before[index].probability_new)} -> {chance}"
-        made.add_row(*cells, _answer(fact, now), Text(chance, style="" if now.learned else "red"))
+        made.add_row(*cells, _answer(fact, now, said[index]), Text(chance, style="" if said[index] else "red"))
     return made
 
 
@@ -118,11 +134,11 @@ def _probability(value: float) -> str:
     return "<0.01" if 0 < value < 0.005 else f"{value:.2f}"
 
 
-def _answer(fact: Fact, now: Reading) -> Text:
+def _answer(fact: Fact, now: Reading, said: bool) -> Text:
     answer, target = printable(now.answer or ""), printable(fact.target_new)
     if answer.startswith(target):
         return Text.assemble((target, "bold green"), answer[len(target) :])
-    return Text(answer, style="" if now.learned else "red")
+    return Text(answer, style="" if said else "red")
 
 
 def metric_table(verification: Verification, perplexity: tuple[float | None, float | None] = (None, None)) -> Table:
@@ -144,8 +160,22 @@ def metric_table(verification: Verification, perplexity: tuple[float | None, flo
 
 
 def fact_line(fact: Fact) -> str:
-    """A fact on one line: the prompt with its subject, and the new answer."""
-    return f"{printable(fact.text)} {printable(fact.target_new)}"
+    """A fact on one line: the prompt with its subject, and the new answer. Long ones are cut."""
+    return "".join(_shortened(fact))
+
+
+def _shortened(fact: Fact) -> tuple[str, str, str]:
+    """The prompt, what stands between, and the new answer. A long prompt is cut around its subject and at its end."""
+    from factpatch.facts import joint
+
+    text, part = fact.text, LONGEST // 4
+    if len(text) > LONGEST:
+        start = max(0, fact.subject_end + 1 - len(fact.subject) - part)
+        end = min(fact.subject_end + 1 + part, start + 3 * part)
+        rest = text[end:] if len(text) - end <= part else f" … {text[-part:]}"
+        text = ("… " if start else "") + text[start:end] + rest
+    answer = fact.target_new if len(fact.target_new) <= LONGEST else f"{fact.target_new[:LONGEST]} …"
+    return printable(text), joint(fact.text, fact.space), printable(answer)
 
 
 def show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
@@ -163,7 +193,7 @@ def show_verification(
     screen.print(fact_table(verification))
     screen.print(metric_table(verification, perplexity))
     paragraph(f"{plain}.")
-    show_facts("Not learned", verification.unlearned(), "red")
+    show_facts("Not said", verification.unlearned(), "red")
 
 
 def show_times(seconds: dict[str, float]) -> None:

@@ -32,11 +32,20 @@ _END_BEFORE_MORE = re.compile(rf"{_NO_END}{_CLOSING}(?=\s)|\n")
 _END = re.compile(rf"{_NO_END}{_CLOSING}(?=\s|$)|\n")
 
 
-def first_sentence(text: str) -> str:
-    """Return the text up to the end of its first sentence or of its first line with text, stripped."""
+def first_sentence(text: str, sentences: int = 1) -> str:
+    """Return the text up to the end of its first sentence, or of its first line with text, stripped; or of a later one.
+
+    Args:
+        sentences: How many sentences or lines to return.
+    """
     text = text.strip()
-    end = _END.search(text)
+    end = next(islice(_END.finditer(text), sentences - 1, None), None)
     return text[: end.end()].rstrip() if end else text
+
+
+def sentence_count(text: str) -> int:
+    """Return how many sentences or lines a text has, as `first_sentence` counts them; at least 1."""
+    return 1 + len(_END_BEFORE_MORE.findall(text.strip()))
 
 
 def greedy_answers(
@@ -45,6 +54,7 @@ def greedy_answers(
     max_new_tokens: int | Sequence[int] = MAX_NEW_TOKENS,
     frames: Sequence[Frame] | None = None,
     progress: Progress = lambda answers: None,
+    sentences: Sequence[int] | None = None,
 ) -> list[str]:
     """Continue each prompt greedily and return the first sentence or line of what the model says.
 
@@ -54,6 +64,7 @@ def greedy_answers(
         max_new_tokens: Where an answer is cut if no sentence or line ends before; one number for each prompt, or one.
         frames: How each prompt is asked; by default all as the model is asked.
         progress: Called after each batch of answers with their number.
+        sentences: How many sentences or lines to return for each prompt; by default one.
 
     Returns:
         One answer for each prompt, stripped; it may be empty.
@@ -64,16 +75,24 @@ def greedy_answers(
     rooms = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     rows = _rows(lm, prompts, [lm.frame] * len(prompts) if frames is None else frames, rooms)
 
-    def ended(new: list[int]) -> bool:
-        """More text cannot change the first sentence."""
-        return _END_BEFORE_MORE.search(_decode(lm.tokenizer, new).lstrip()) is not None
+    asked = list(zip(rows, rooms, [1] * len(rows) if sentences is None else sentences, strict=True))
+    said: dict[tuple[tuple[int, ...], int, int], str] = {}
+    for wanted in sorted({one[2] for one in asked}):
 
-    unique = list(dict.fromkeys(zip(rows, rooms, strict=True)))
-    progress(len(rows) - len(unique))
-    own_rows, own_rooms = [row for row, _ in unique], [room for _, room in unique]
-    found = continuations(lm, own_rows, own_rooms, done=ended, ends=end_tokens(lm), progress=progress)
-    said = {one: first_sentence(_decode(lm.tokenizer, new)) for one, new in zip(unique, found, strict=True)}
-    return [said[one] for one in zip(rows, rooms, strict=True)]
+        def ended(new: list[int], wanted: int = wanted) -> bool:
+            """More text cannot change the first sentences."""
+            ends = _END_BEFORE_MORE.finditer(_decode(lm.tokenizer, new).lstrip())
+            return next(islice(ends, wanted - 1, None), None) is not None
+
+        alike = [one for one in asked if one[2] == wanted]
+        unique = list(dict.fromkeys(alike))
+        progress(len(alike) - len(unique))
+        own_rows, own_rooms = [row for row, *_ in unique], [room for _, room, _ in unique]
+        found = continuations(lm, own_rows, own_rooms, done=ended, ends=end_tokens(lm), progress=progress)
+        said |= {
+            one: first_sentence(_decode(lm.tokenizer, new), wanted) for one, new in zip(unique, found, strict=True)
+        }
+    return [said[one] for one in asked]
 
 
 @dataclass(frozen=True)

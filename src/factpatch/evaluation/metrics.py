@@ -4,9 +4,9 @@ A metric is in percent, and None where there is nothing to compute it from: no f
 paraphrases or neighbors. Each fact counts once, however many probes it brings; one without the probes that a metric
 needs does not count.
 
-Two readings of success are in use for the probability of an object. The published one compares two objects: the NLL
-(mean nats per target token) of the new and of the true one. The strict one asks whether every token of the wanted
-object is the most probable token. What the model answers freely is matched word by word.
+Three words say what became of a fact. It is *preferred* if the new object has a lower NLL (mean nats per target token)
+than the true one, which is what the published metrics count; *exact* if every token of the new object is the most
+probable one; and *said* if the model's free answer holds it, word by word.
 """
 
 from __future__ import annotations
@@ -122,10 +122,19 @@ def _words(text: str) -> list[str]:
 
 def _answered(form: str, match: Callable[[str, str], bool], true: bool) -> Share:
     def share(fact: Fact, reading: Reading) -> float | None:
-        said, target = reading.said(form), fact.target_true if true else fact.target_new
+        said, target = reading.answer_to(form), fact.other if true else fact.target_new
         return None if said is None or target is None else match(without_prompt(said, fact.text), target)
 
     return share
+
+
+def said(fact: Fact, reading: Reading) -> bool:
+    """Whether the model says a fact: its free answer to the prompt holds the new object.
+
+    Where it was not asked for free answers: whether every token of the new object is the most probable one.
+    """
+    found = METRICS["prompt_contained"](fact, reading)
+    return reading.exact if found is None else bool(found)
 
 
 def _answer_metrics() -> Iterator[tuple[str, Share]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers
+from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers, sentence_count
 from factpatch.evaluation.probabilities import Progress
 from factpatch.evaluation.readings import Answer
 from factpatch.facts import Fact
@@ -36,7 +36,8 @@ def answers(
     rooms = [_room(lm, fact, name, frame) for fact in facts for name, frame in framed.items()]
     # All at once: a step on many rows takes little longer than one on few.
     frames = [framed[name] for name, _ in asked]
-    said = greedy_answers(lm, [prompt for _, prompt in asked], rooms, frames, progress)
+    lengths = [sentence_count(fact.target_new) for fact in facts for _ in framed]
+    said = greedy_answers(lm, [prompt for _, prompt in asked], rooms, frames, progress, lengths)
     found = [Answer(name, prompt, answer) for (name, prompt), answer in zip(asked, said, strict=True)]
     return [tuple(found[first : first + len(framed)]) for first in range(0, len(found), len(framed))]
 
@@ -60,5 +61,7 @@ def _asked(form: str, frame: Frame, fact: Fact) -> str:
 
 def _room(lm: LanguageModel, fact: Fact, form: str, frame: Frame) -> int:
     """Enough tokens for the new object, so that a long one is not cut."""
-    room = max(MAX_NEW_TOKENS, len(target_ids(lm.tokenizer, fact.target_new, frame)) + 1)
+    room = max(
+        MAX_NEW_TOKENS, len(target_ids(lm.tokenizer, fact.target_new, frame, frame.joint(fact.text, fact.space))) + 1
+    )
     return room if form == "prompt" else room + _REPEATED

@@ -142,23 +142,19 @@ class Reading:
     @property
     def answer(self) -> str | None:
         """What the model says greedily after the edit prompt; None if that was not asked for."""
-        return self.said("prompt")
+        return self.answer_to("prompt")
 
-    def said(self, form: str) -> str | None:
+    def answer_to(self, form: str) -> str | None:
         """Return the answer to one form of the question; None if it was not asked in that form."""
         return next((answer.said for answer in self.answers if answer.form == form), None)
 
     @property
-    def learned(self) -> bool:
-        """Whether the new object is more probable per token than the true one, which is what efficacy counts.
-
-        Without a true object: whether greedy decoding gives the new object.
-        """
-        preferred = self.rewrite.prefers_new
-        return self.greedy_match if preferred is None else preferred
+    def preferred(self) -> bool | None:
+        """Whether the new object is likelier than the true one; None without a true object that differs."""
+        return self.rewrite.prefers_new
 
     @property
-    def greedy_match(self) -> bool:
+    def exact(self) -> bool:
         """Whether every token of the new object is the most probable one."""
         return self.rewrite.new.greedy
 
@@ -168,8 +164,8 @@ class Reading:
         del rewrite["prompt"]
         return {
             **rewrite,
-            "learned": self.learned,
-            "greedy_match": self.greedy_match,
+            "preferred": self.preferred,
+            "exact": self.exact,
             "answer": self.answer,
             "answers": [answer.to_dict() for answer in self.answers],
             "paraphrases": [probe.to_dict() for probe in self.paraphrases],

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from factpatch.evaluation.metrics import FactMetric, fact_metrics, summary
-from factpatch.evaluation.probabilities import Progress, check_requests, score
+from factpatch.evaluation.metrics import FactMetric, fact_metrics, said, summary
+from factpatch.evaluation.probabilities import Progress, Request, check_requests, score
 from factpatch.evaluation.questions import answers as free_answers
 from factpatch.evaluation.questions import forms
 from factpatch.evaluation.readings import Probe, Reading
-from factpatch.facts import Fact
+from factpatch.facts import Fact, same_object
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.support.words import counted
@@ -50,9 +50,13 @@ class Verification:
         """
         return fact_metrics(self.facts, self.after)
 
+    def said(self) -> list[bool]:
+        """Return for each fact whether the model says it now; see `metrics.said`."""
+        return [said(fact, reading) for fact, reading in zip(self.facts, self.after, strict=True)]
+
     def unlearned(self) -> list[Fact]:
-        """Return the facts that the model does not hold now; see `Reading.learned`."""
-        return [fact for fact, reading in zip(self.facts, self.after, strict=True) if not reading.learned]
+        """Return the facts that the model does not say now."""
+        return [fact for fact, held in zip(self.facts, self.said(), strict=True) if not held]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able record: the summary, and the readings of each fact."""
@@ -64,12 +68,16 @@ class Verification:
                 "subject": fact.subject,
                 "target_new": fact.target_new,
                 "target_true": fact.target_true,
-                "before": None if earlier is None else earlier.to_dict(),
-                "after": now.to_dict(),
+                "before": None if earlier is None else _record(fact, earlier),
+                "after": _record(fact, now),
             }
             for fact, earlier, now in zip(self.facts, before, self.after, strict=True)
         ]
         return {"summary": self.summary(), "facts": facts}
+
+
+def _record(fact: Fact, reading: Reading) -> dict[str, Any]:
+    return {"said": said(fact, reading), **reading.to_dict()}
 
 
 def verify(
@@ -141,14 +149,14 @@ def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True
 def _probes(fact: Fact) -> Iterator[tuple[str, str | None]]:
     """The prompts to ask, each with the true object there: the edit prompt, the paraphrases, the neighbors."""
     for prompt in (fact.text, *fact.paraphrases):
-        yield prompt, fact.target_true
+        yield prompt, fact.other
     for neighbor in fact.neighbors:
-        yield neighbor.prompt, neighbor.target_true
+        yield neighbor.prompt, None if same_object(neighbor.target_true, fact.target_new) else neighbor.target_true
 
 
-def _requests(fact: Fact) -> list[tuple[str, str]]:
+def _requests(fact: Fact) -> list[Request]:
     pairs = ((prompt, target) for prompt, true in _probes(fact) for target in (fact.target_new, true))
-    return [(prompt, target) for prompt, target in pairs if target is not None]
+    return [Request(prompt, target, fact.space) for prompt, target in pairs if target is not None]
 
 
 def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> tuple[list[Fact], list[str]]:
@@ -181,22 +189,28 @@ def plain_summary(
     perplexity: tuple[float | None, float | None] = (None, None),
     seconds: float | None = None,
 ) -> str:
-    """Say in a sentence without any metric what was learned, what else moved and what it cost.
+    """Say in a sentence without any metric what the model says now, what else moved and what it cost.
 
-    A fact is learned as in `Reading.learned`, and a paraphrase agrees if the new object is likelier than the true one.
-    A neighbor has moved if its true object was likelier than the new one before and is not now; without an earlier
-    verification, the sentence counts those that are wrong now. What is not known is left out.
+    Facts are counted as said, exact and preferred; see docs/metrics.md. Preferred are counted among those with a true
+    object that differs. A paraphrase agrees if the new object is likelier than the true one or, where none is known,
+    exact. A neighbor has moved if its true object was likelier than the new one before and is not now; without an
+    earlier verification, the sentence counts those that are wrong now. What is not known is left out.
 
     Returns:
-        For example "38 of 40 facts learned; 70 of 80 paraphrases agree; 3 of 360 neighbors moved; perplexity +1.2 %;
-        editing took 40 s", where `perplexity` was measured on ordinary text before and after.
+        For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; 70 of 80 paraphrases agree; 3 of 360 neighbors
+        moved; perplexity +1.2 %; editing took 40 s", where `perplexity` was measured on ordinary text before and after.
     """
     now = verification.after
-    parts = [f"{sum(reading.learned for reading in now)} of {counted(len(now), 'fact')} learned"]
-    agree = [probe.prefers_new for reading in now for probe in reading.paraphrases]
-    known = [one for one in agree if one is not None]
-    if known:
-        parts.append(f"{sum(known)} of {counted(len(known), 'paraphrase')} agree{'s' if len(known) == 1 else ''}")
+    first = f"{sum(reading.exact for reading in now)} exact"
+    if any(reading.answers for reading in now):  # else what is said is not known
+        first = f"{sum(verification.said())} of {counted(len(now), 'fact')} said, {first}"
+    else:
+        first = f"of {counted(len(now), 'fact')}, {first}"
+    preferred = [reading.preferred for reading in now if reading.preferred is not None]
+    parts = [first + (f", {sum(preferred)} of {len(preferred)} preferred" if preferred else "")]
+    agree = [_agrees(probe) for reading in now for probe in reading.paraphrases]
+    if agree:
+        parts.append(f"{sum(agree)} of {counted(len(agree), 'paraphrase')} agree{'s' if len(agree) == 1 else ''}")
     parts += _neighbors(verification)
     before, after = perplexity
     if before is not None and after is not None:
@@ -204,6 +218,10 @@ def plain_summary(
     if seconds is not None:
         parts.append(f"editing took {seconds:.0f} s")
     return "; ".join(parts)
+
+
+def _agrees(probe: Probe) -> bool:
+    return probe.new.greedy if probe.prefers_new is None else probe.prefers_new
 
 
 def _neighbors(verification: Verification) -> list[str]:

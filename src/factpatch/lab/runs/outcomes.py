@@ -1,4 +1,4 @@
-"""What became of each fact of a run: learned, forgotten or never learned, and what the model says now."""
+"""What became of each fact of a run: said, forgotten or never said, and what the model says now."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Numbers = Mapping[str, float]
 class State(str, Enum):
     """What became of a fact."""
 
-    LEARNED = "learned"
-    FORGOTTEN = "learned at first, then forgotten"
-    FAILED = "not learned"
-    LOST = "not learned at the end"
+    SAID = "said"
+    FORGOTTEN = "said at first, then forgotten"
+    FAILED = "not said"
+    LOST = "not said at the end"
     """The model was not asked right after it was written."""
 
 
@@ -48,11 +48,11 @@ class Outcome:
 
     @property
     def state(self) -> State:
-        if _learned(self.end):
-            return State.LEARNED
+        if _said(self.end):
+            return State.SAID
         if not self.written:
             return State.LOST
-        return State.FORGOTTEN if _learned(self.written) else State.FAILED
+        return State.FORGOTTEN if _said(self.written) else State.FAILED
 
     @property
     def paraphrases(self) -> int | None:
@@ -71,16 +71,16 @@ class Outcome:
 
     @property
     def harm(self) -> tuple[bool, float, float]:
-        """Sorts from the worst to the best: whether it is learned, the share of paraphrases, the loss of neighbors."""
+        """Sorts from the worst to the best: whether it is said, the share of paraphrases, the loss of neighbors."""
         lost = self.end.get("specificity", 0.0) - self.before.get("specificity", 0.0)
         agreeing = _agreeing(self.end)
-        return self.state is State.LEARNED, 100.0 if agreeing is None else agreeing, lost
+        return self.state is State.SAID, 100.0 if agreeing is None else agreeing, lost
 
     @property
     def flawless(self) -> bool:
-        """Whether it is learned, all paraphrases agree and no neighbor was lost."""
-        learned, agreeing, lost = self.harm
-        return learned and agreeing == 100.0 and lost >= 0.0
+        """Whether it is said, all paraphrases agree and no neighbor was lost."""
+        said, agreeing, lost = self.harm
+        return said and agreeing == 100.0 and lost >= 0.0
 
 
 def outcomes(results: Results) -> dict[tuple[str, str], list[Outcome]]:
@@ -106,7 +106,7 @@ def outcomes(results: Results) -> dict[tuple[str, str], list[Outcome]]:
 
 
 def worst(some: Iterable[Outcome], limit: int) -> list[Outcome]:
-    """The facts with the worst outcome: not learned first, then those whose paraphrases or neighbors went wrong."""
+    """The facts with the worst outcome: not said first, then those whose paraphrases or neighbors went wrong."""
     return sorted((one for one in some if not one.flawless), key=lambda one: one.harm)[:limit]
 
 
@@ -115,13 +115,14 @@ def answers(file: Path) -> dict[int, str]:
     return {one["place"]: one["said"] for one in texts_at(file) if one["form"] == "prompt"}
 
 
-def _learned(numbers: Numbers) -> bool:
-    """As `Reading.learned`: the new object is likelier than the true one or, without a true one, the likeliest."""
-    return numbers.get("efficacy", numbers.get("strict_efficacy")) == 100.0
+def _said(numbers: Numbers) -> bool:
+    """Whether the model says the fact or, where it was not asked for answers, every token of it is the likeliest."""
+    return numbers.get("prompt_contained", numbers.get("strict_efficacy")) == 100.0
 
 
 def _agreeing(numbers: Numbers) -> float | None:
-    """The percentage of paraphrases that agree, by the same criterion as `_learned`; None if the fact has none."""
+    """The percentage of paraphrases that agree: the new object is likelier than the true one or, where none is known,
+    exact; None if the fact has none."""
     return numbers.get("generalization", numbers.get("strict_generalization"))
 
 
@@ -131,16 +132,16 @@ def _count(share: float | None, prompts: int) -> int | None:
 
 
 def in_a_sentence(results: Results, label: str, dataset: str, some: Sequence[Outcome]) -> str:
-    """What a method learned on a dataset, its side effects and its cost. What was not measured is left out.
+    """What the model says after a method, the side effects and the cost. What was not measured is left out.
 
     Returns:
-        For example "178 of 200 facts learned; 12 more were learned and then forgotten; 350 of 400 paraphrases agree;
+        For example "178 of 200 facts said; 12 more were said and then forgotten; 350 of 400 paraphrases agree;
         1,620 of 2,000 neighbors are right, 1,750 before; perplexity 20.61 → 21.30 (+3.3 %); editing took 12 min".
     """
     states = [one.state for one in some]
-    parts = [f"{states.count(State.LEARNED):,} of {len(some):,} facts learned"]
+    parts = [f"{states.count(State.SAID):,} of {len(some):,} facts said"]
     if forgotten := states.count(State.FORGOTTEN):
-        parts.append(f"{forgotten:,} more {'was' if forgotten == 1 else 'were'} learned and then forgotten")
+        parts.append(f"{forgotten:,} more {'was' if forgotten == 1 else 'were'} said and then forgotten")
     agreeing = [(one.paraphrases, len(one.fact.paraphrases)) for one in some if one.paraphrases is not None]
     if agreeing:
         yes, asked = map(sum, zip(*agreeing, strict=True))

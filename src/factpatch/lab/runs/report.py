@@ -97,7 +97,7 @@ def _dataset(results: Results, found: Mapping[tuple[str, str], list[Outcome]], n
         "bars": charts(bars(table), {}),
         "forgetting": charts(forgetting(results, name), FORGETTING),
         "worst": {label: list(_worst(some, limit)) for label, some in of.items()},
-        "failures": {label: sum(one.state is not State.LEARNED for one in some) for label, some in of.items()},
+        "failures": {label: sum(one.state is not State.SAID for one in some) for label, some in of.items()},
     }
 
 
