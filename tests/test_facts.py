@@ -44,6 +44,52 @@ def test_a_slot_inside_the_subject_is_plain_text() -> None:
     assert one.text[: one.subject_end + 1].endswith("the {} operator")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "kept", "text"),
+    [
+        ("The capital of France is", "France", "The capital of {} is", "The capital of France is"),
+        ("The capital of {subject} is", "France", "The capital of {} is", "The capital of France is"),
+        ("The capital of france is", "France", "The capital of {} is", "The capital of france is"),
+        ("Is Limabean from LIMA or Lima", "Lima", "Is Limabean from LIMA or {}", "Is Limabean from LIMA or Lima"),
+        ('{"capital of {subject}": "', "France", '{"capital of {}": "', '{"capital of France": "'),
+        ('{"a": {}, "of {subject}": "', "France", '{"a": {}, "of {subject}": "', '{"a": {}, "of France": "'),
+        ('{"a": {}, "b": {}, "of France": "', "France", '{"a": {}, "b": {}, "of {subject}": "', None),
+        ("f'{x}' in {} prints", "Python", "f'{x}' in {} prints", "f'{x}' in Python prints"),
+        ("print('{}'.format(x)) in {subject} prints", "Python", "print('{}'.format(x)) in {subject} prints", None),
+        ("print('{} {}') in Python prints", "Python", "print('{} {}') in {subject} prints", None),
+        ("{France}", "France", "{{}}", "{France}"),
+        ("{{subject}}", "France", "{{}}", "{France}"),
+        ("{subject}{}", "France", "{subject}{}", "France{}"),
+        ("{{{subject}}, {}} is", "France", "{{{subject}}, {}} is", "{{France}, {}} is"),
+        ("中国的首都是", "中国", "{}的首都是", "中国的首都是"),
+        ("Cafe or Cafe\u0301 is", "Caf\u00e9", "Cafe or {} is", "Cafe or Cafe\u0301 is"),
+        ("Caf\u00e9s or Caf\u00e9 is", "Cafe\u0301", "Caf\u00e9s or {} is", "Caf\u00e9s or Caf\u00e9 is"),
+        ("Cafe\u0301 or Cafe is", "Cafe", "Cafe\u0301 or {} is", "Cafe\u0301 or Cafe is"),
+    ],
+)
+def test_the_slot_is_the_named_one_or_the_only_one_or_where_the_subject_stands(
+    prompt: str, subject: str, kept: str, text: str | None
+) -> None:
+    one = fact(prompt=prompt, subject=subject)
+    assert one.prompt == kept
+    assert one.text == (prompt.replace("{subject}", subject) if text is None else text)
+    assert one.text[one.subject_start : one.subject_end + 1] == one.subject
+    assert Fact.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    other = dataclasses.replace(one, subject="Chile")
+    assert other.text == one.text[: one.subject_start] + "Chile" + one.text[one.subject_end + 1 :]
+
+
+def test_prompts_lose_white_space_at_their_end_only() -> None:
+    one = fact(
+        prompt=" The capital of {} is \n", paraphrases=[" Peru is run from\t"], neighbors=[Neighbor("a \u3000", "b")]
+    )
+    assert (one.prompt, one.paraphrases, one.neighbors[0].prompt) == (
+        " The capital of {} is",
+        (" Peru is run from",),
+        "a",
+    )
+
+
 def test_subject_and_targets_lose_surrounding_white_space() -> None:
     one = fact(subject=" Peru\n", target_new="\tOslo ", target_true=" Lima")
     assert (one.subject, one.target_new, one.target_true) == ("Peru", "Oslo", "Lima")
@@ -65,8 +111,14 @@ def test_a_fact_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"prompt": "The capital is"}, ValueError, "prompt='The capital is': must hold {} exactly once,"),
-        ({"prompt": "{} or {} is"}, ValueError, "it is there 2 times"),
+        (
+            {"prompt": "The capital is"},
+            ValueError,
+            "prompt='The capital is': does not contain the subject 'Peru', in any case; write {subject} where the",
+        ),
+        ({"prompt": "{} or {} is"}, ValueError, "holds {} 2 times, and does not contain the subject 'Peru'"),
+        ({"prompt": "{subject} or {subject} is"}, ValueError, "write {subject} where the subject goes, once"),
+        ({"prompt": "{} {} {subject} Peru {subject}"}, ValueError, "which cannot be told apart; reword the prompt"),
         ({"prompt": ""}, ValueError, "prompt='': must not be blank."),
         ({"subject": " \n"}, ValueError, r"subject=' \n': must not be blank."),
         ({"target_new": ""}, ValueError, "target_new='': must"),
@@ -86,6 +138,8 @@ def test_a_fact_cannot_be_changed() -> None:
         ({"paraphrases": [2]}, TypeError, "paraphrases[0]=2: must be"),
         ({"generation_prompts": "Peru is"}, TypeError, "generation_prompts='Peru is': must be a list or tuple."),
         ({"target_new_id": 585}, TypeError, "target_new_id=585: must be"),
+        ({"space": "no"}, TypeError, "space='no': must be a valid boolean"),
+        ({"space": 1}, TypeError, "space=1: must be a valid boolean"),
         ({"neighbors": "x"}, TypeError, "neighbors='x': must be a list or tuple."),
         ({"neighbors": ["x"]}, TypeError, "neighbors[0]='x': must be a dictionary or an instance of Neighbor."),
         (
@@ -130,6 +184,7 @@ def test_from_dict_reads_back_what_to_dict_wrote() -> None:
         generation_prompts=("Peru is", "Peru is"),
         relation_id="P36",
         target_new_id="Q585",
+        space=False,
     )
     assert full.to_dict().keys() == {field.name for field in dataclasses.fields(full)}
     for one in (fact(), full):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any
@@ -14,8 +15,14 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from factpatch.support.validation import explaining
+from factpatch.support.words import quoted
 
 _SLOT = "{}"
+_NAMED_SLOT = "{subject}"
+# Characters that a letter before them needs: "e" is no part of "é", in however many characters that is written.
+_CONTINUED = r"(?![\u0300-\u036f])"
+# Scripts that put no spaces between words, apart from the wide ones.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 
 
 def _not_blank(text: str) -> str:
@@ -24,12 +31,91 @@ def _not_blank(text: str) -> str:
     return text
 
 
-def _with_slot(prompt: str) -> str:
-    if prompt.count(_SLOT) != 1:
-        raise ValueError(
-            f"must hold {{}} exactly once, where the subject goes; it is there {prompt.count(_SLOT)} times"
-        )
-    return prompt
+def prompt_around(whole: str, subject: str, words_only: bool = False) -> tuple[str, str] | None:
+    """Find a subject in a complete prompt.
+
+    Exact spelling is tried before any case, and whole words before parts of words; the first place counts. It does not
+    matter which of its forms Unicode has for an accented character.
+
+    Args:
+        whole: The prompt, in which every brace is text.
+        subject: What to look for.
+        words_only: Whether a part of a word does not count.
+
+    Returns:
+        The prompt with a slot at the subject's place, and the subject as the prompt spells it: filled with it, the
+        prompt is `whole` to the letter. None if the subject is not there.
+
+    Raises:
+        ValueError: No slot can be told from the braces that are text.
+    """
+    composed = unicodedata.normalize("NFC", subject.strip())
+    pattern = "".join(
+        f"(?:{re.escape(one)}|{re.escape(parts)})" if parts != one else re.escape(one)
+        for one, parts in ((one, unicodedata.normalize("NFD", one)) for one in composed)
+    )
+    for flags in (0, re.IGNORECASE) if composed else ():
+        places = [match.span(1) for match in re.finditer(f"(?=({pattern}{_CONTINUED}))", whole, flags)]
+        words = [place for place in places if not (_within_word(whole, place[0]) or _within_word(whole, place[1]))]
+        for start, end in words if words_only else [*words, *places]:
+            return with_slot(whole[:start], whole[end:]), whole[start:end]
+    return None
+
+
+def _within_word(text: str, place: int) -> bool:
+    """Whether the characters on both sides of a place belong to one word."""
+    sides = text[place - 1 : place + 1] if place else ""
+    return len(sides) == 2 and all(map(_in_words, sides))
+
+
+def _in_words(one: str) -> bool:
+    if unicodedata.east_asian_width(one) in "WF" or _UNSPACED.match(one):
+        return False  # every character may begin a word
+    return one.isalnum() or one == "_" or unicodedata.category(one).startswith("M")
+
+
+def with_slot(before: str, after: str, named: bool = False) -> str:
+    """Join what stands around the subject with a slot: `{}`, or `{subject}` where the rest holds a `{}` as text.
+
+    Args:
+        before: The prompt up to the subject; its braces are text.
+        after: The rest of it.
+        named: Whether to prefer `{subject}`, which leaves no doubt.
+
+    Raises:
+        ValueError: The rest holds `{subject}` too, as text, so that no slot can be told from it.
+    """
+    for slot in (_NAMED_SLOT, _SLOT) if named else (_SLOT, _NAMED_SLOT):
+        prompt = f"{before}{slot}{after}"
+        if _around_slot(prompt) == (before, after):
+            return prompt
+    raise ValueError(
+        f"{quoted(before + _NAMED_SLOT + after)}: the braces are a slot at one place and text at others, which "
+        "cannot be told apart; reword the prompt."
+    )
+
+
+def two_readings(prompt: str, subject: str) -> tuple[str, str] | None:
+    """Return what a prompt asks if its `{}` is the slot and what if that is text, where it may be either.
+
+    That is so where a prompt holds one `{}` and, as whole words, the subject in full.
+    """
+    around = _around_slot(prompt)
+    if around is None or prompt.count(_NAMED_SLOT) == 1:
+        return None
+    found = prompt_around(prompt, subject, words_only=True)
+    if found is None or unicodedata.normalize("NFC", found[1]) != unicodedata.normalize("NFC", subject.strip()):
+        return None
+    return subject.strip().join(around), prompt
+
+
+def _around_slot(prompt: str) -> tuple[str, str] | None:
+    """What stands before and after a prompt's slot; None if there is no place that can only be the slot."""
+    for slot in (_NAMED_SLOT, _SLOT):
+        if prompt.count(slot) == 1:
+            before, _, after = prompt.partition(slot)
+            return before, after
+    return None
 
 
 def _listed(value: object) -> object:
@@ -47,6 +133,9 @@ Text = Annotated[str, Strict(), AfterValidator(_not_blank)]
 """A text that is not blank, kept as it is."""
 Name = Annotated[Text, AfterValidator(str.strip)]
 """A text that is not blank, without the white space around it."""
+Question = Annotated[Text, AfterValidator(str.rstrip)]
+"""A text that is not blank and ends where its answer begins, so without white space at its end."""
+_Questions = Annotated[tuple[Question, ...], BeforeValidator(_listed)]
 _Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
 
 
@@ -64,7 +153,7 @@ class Neighbor:
         ValueError: A field is missing or blank.
     """
 
-    prompt: Text
+    prompt: Question
     target_true: Name
 
     def to_dict(self) -> dict[str, str]:
@@ -87,11 +176,16 @@ class Neighbor:
 class Fact:
     """One edit: after it, `prompt` filled with `subject` is answered by `target_new`.
 
-    The subject and the targets lose surrounding white space, since the editor itself puts exactly one space before a
-    target. Only the first `{}` is a slot; every other brace is text, so nothing here goes through `str.format`.
+    The subject and the targets lose surrounding white space, and prompts that are asked lose it at their end, since the
+    editor itself decides whether a space comes before an answer.
+
+    Where the subject goes, `prompt` holds `{subject}`, once: then every other brace is text. Or `{}`, once. If it holds
+    neither, or several `{}`, the subject is looked for in the prompt, as it is spelled and then ignoring case, and its
+    first place counts. The fact keeps the prompt with `{}`, or with `{subject}` if the rest holds `{}`, and the subject
+    as the prompt spells it. Nothing goes through `str.format`.
 
     Attributes:
-        prompt: The question, with exactly one `{}` where the subject goes, ending right before the answer.
+        prompt: The question, with a slot where the subject goes, ending right before the answer.
         subject: What the fact is about.
         target_new: The answer the edit puts in.
         target_true: The answer before the edit. None where it is not known, as in zsRE.
@@ -102,32 +196,59 @@ class Fact:
             and consistency. A prompt may occur several times, for as many texts. Lists are accepted.
         relation_id: What the fact says of its subject, as a Wikidata property: P103 is the native language.
         target_new_id: The new answer as a Wikidata item. With `relation_id`, it finds the reference texts.
+        space: Whether a space comes between the prompt and its answer. None: as the end of the prompt suggests.
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: A field is missing or unknown, `prompt` does not hold exactly one `{}`, or a text is blank.
+        ValueError: A field is missing or unknown, a text is blank, or `prompt` shows no place for the subject.
     """
 
-    prompt: Annotated[Text, AfterValidator(_with_slot)]
+    prompt: Question
     subject: Name
     target_new: Name
     target_true: Name | None = None
     id: Annotated[Text | None, BeforeValidator(_numbered)] = None
-    paraphrases: _Texts = ()
+    paraphrases: _Questions = ()
     neighbors: Annotated[tuple[Neighbor, ...], BeforeValidator(_listed)] = ()
     generation_prompts: _Texts = ()
     relation_id: Name | None = None
     target_new_id: Name | None = None
+    space: Annotated[bool | None, Strict()] = None
+
+    def __post_init__(self) -> None:
+        around = _around_slot(self.prompt)
+        found = prompt_around(self.prompt, self.subject) if around is None else (with_slot(*around), self.subject)
+        if found is None:
+            several = f"holds {_SLOT} {self.prompt.count(_SLOT)} times, and " if _SLOT in self.prompt else ""
+            raise ValueError(
+                f"prompt={quoted(self.prompt)}: {several}does not contain the subject {quoted(self.subject)}, in any "
+                f"case; write {_NAMED_SLOT} where the subject goes, once, as in 'The capital of {_NAMED_SLOT} is'"
+            )
+        for name, value in zip(("prompt", "subject"), found, strict=True):
+            object.__setattr__(self, name, value)
+
+    @property
+    def _around(self) -> tuple[str, str]:
+        """What stands before and after the subject."""
+        around = _around_slot(self.prompt)
+        assert around is not None  # what __post_init__ wrote
+        return around
 
     @property
     def text(self) -> str:
         """The prompt with the subject in its slot."""
-        return self.prompt.replace(_SLOT, self.subject, 1)
+        before, after = self._around
+        return f"{before}{self.subject}{after}"
+
+    @property
+    def subject_start(self) -> int:
+        """The index in `text` of the first character of the subject."""
+        return len(self._around[0])
 
     @property
     def subject_end(self) -> int:
         """The index in `text` of the last character of the subject."""
-        return self.prompt.index(_SLOT) + len(self.subject) - 1
+        return self.subject_start + len(self.subject) - 1
 
     @property
     def key(self) -> tuple[str, str]:
@@ -156,7 +277,7 @@ _FACT = TypeAdapter(Fact)
 
 def _fields(record: object) -> Mapping[str, Any]:
     if not isinstance(record, Mapping):
-        raise TypeError(f"record={record!r}: must be a mapping of field names to values.")
+        raise TypeError(f"record={quoted(record)}: must be a mapping of field names to values.")
     return record
 
 

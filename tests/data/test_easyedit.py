@@ -91,6 +91,25 @@ def test_the_layouts_of_requests_read_alike(tmp_path: Path, changes: dict[str, A
     assert (found.target_true, found.paraphrases, found.neighbors) == ("Lima", FACT.paraphrases, FACT.neighbors)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "text"),
+    [
+        ("print('{}'.format(x)) in Python prints", "Python", "print('{}'.format(x)) in Python prints"),
+        ('{"a": {}, "capital of Peru": "', "Peru", '{"a": {}, "capital of Peru": "'),
+        ("在Python中，print('{}'.format(x))的结果是", "Python", "在Python中，print('{}'.format(x))的结果是"),
+        ("The format string {} of c is", "C", "The format string {} of c is"),
+        ("Also, {} was a", "Al", "Also, Al was a"),
+        ("Also, {subject} is unlike {} and Al", "Al", "Also, Al is unlike {} and Al"),
+    ],
+)
+def test_braces_of_a_request_are_text_where_the_subject_stands_in_full(
+    tmp_path: Path, prompt: str, subject: str, text: str
+) -> None:
+    (found,) = load(tmp_path, {**REQUEST, "prompt": prompt, "subject": subject})
+    assert found.text == text
+    assert found.subject.casefold() == subject.casefold()
+
+
 @pytest.mark.parametrize("unknown", ["<|endoftext|>", [], [[]], None, ["<|endoftext|>"]])
 def test_a_true_answer_that_is_not_known_is_none(tmp_path: Path, unknown: object) -> None:
     (found,) = load(tmp_path, {**REQUEST, "ground_truth": unknown})
@@ -143,7 +162,7 @@ def test_zsre_with_portability_is_still_zsre(tmp_path: Path) -> None:
     [
         (
             {**REQUEST, "subject": "Chile"},
-            "prompt='The capital of Peru is' does not contain the subject",
+            "prompt='The capital of Peru is': does not contain the subject 'Chile'",
         ),
         ({**WIKIBIO, "concept": "lord byron"}, "does not contain the subject 'lord byron'"),
         ({**REQUEST, "target_new": ""}, "target_new='': must not be blank"),

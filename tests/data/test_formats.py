@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.helpers import shared
 
-from factpatch.data import DataFileError, demo_facts, facts_at_hand, load_facts, save_facts
+from factpatch.data import DataFileError, demo_facts, facts_at_hand, load_facts, save_facts, saved_facts
 from factpatch.data.sources import SOURCES
 from factpatch.facts import Fact, Neighbor, check_batch
 from factpatch.support.files import file_digest
@@ -108,6 +108,57 @@ def test_a_plain_neighbor_takes_the_true_target_of_its_fact(tmp_path: Path) -> N
     record = {**OWN, "target_true": "Lima", "neighbors": neighbors}
     (fact,) = load_facts(write(tmp_path / "facts.json", [record]))
     assert fact.neighbors == (Neighbor("Cusco is a town in", "Lima"), Neighbor("Quito is a town in", "Ecuador"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "as_slot"),
+    [
+        ("print('{}'.format(x)) in Python prints", "Python", "print('Python'.format(x)) in Python prints"),
+        ('{"a": {}, "capital of Peru": "', "Peru", '{"a": Peru, "capital of Peru": "'),
+        ("Peru is said like {} in", "Peru", "Peru is said like Peru in"),
+        ("{}的首都和中国的首都是", "中国", "中国的首都和中国的首都是"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_a_prompt_that_can_be_read_in_two_ways_is_refused_with_both(
+    tmp_path: Path, prompt: str, subject: str, as_slot: str, suffix: str
+) -> None:
+    record = {**OWN, "prompt": prompt, "subject": subject}
+    cells = ",".join(f'"{record[name]}"' for name in ("prompt", "subject", "target_new")) if '"' not in prompt else ""
+    if suffix == ".csv" and not cells:
+        cells = f'"{prompt.replace(chr(34), chr(34) * 2)}",{subject},Oslo'
+    content = [record] if suffix == ".json" else f"prompt,subject,target_new\n{cells}\n"
+    with pytest.raises(DataFileError, match=r"write \{subject\} where the subject goes") as caught:
+        load_facts(write(tmp_path / f"facts{suffix}", content))
+    assert f"may ask {as_slot!r} or, if the braces are text, {prompt!r}" in str(caught.value)
+    before, _, after = prompt.rpartition(subject)
+    (found,) = load_facts(write(tmp_path / "mended.json", [{**record, "prompt": before + "{subject}" + after}]))
+    assert found.text == prompt
+
+
+def test_a_fact_with_two_readings_is_saved_so_that_it_has_one(tmp_path: Path) -> None:
+    facts = [Fact("Peru is said like {} in", "Peru", "Oslo"), Fact("{'{}': {subject}}", "Peru", "Oslo")]
+    save_facts(facts, tmp_path / "saved.json")
+    assert load_facts(tmp_path / "saved.json") == saved_facts(tmp_path / "saved.json") == facts
+    # Earlier versions wrote it with {}.
+    write(tmp_path / "old.json", [facts[0].to_dict()])
+    assert saved_facts(tmp_path / "old.json") == facts[:1]
+
+
+def test_the_braces_of_counterfact_are_its_slot_whatever_else_the_prompt_holds(tmp_path: Path) -> None:
+    records = [rewrite(prompt="Lima, said like {}, lies in"), rewrite(prompt="Lima is the capital of")]
+    first, second = load_facts(write(tmp_path / "facts.json", records))
+    assert first.text == "Lima, said like Lima, lies in"
+    assert first.subject_start == len("Lima, said like ")
+    assert second.prompt == "{} is the capital of"
+
+
+@pytest.mark.parametrize(("cell", "space"), [("true", True), ("FALSE", False), ("", None)])
+def test_csv_says_whether_a_space_comes_before_the_answer(tmp_path: Path, cell: str, space: bool | None) -> None:
+    (found,) = load_facts(write(tmp_path / "facts.csv", f"prompt,subject,target_new,space\n{{}} is,Peru,x,{cell}\n"))
+    assert found.space is space
+    with pytest.raises(DataFileError, match="line 2: space='no': must be a valid boolean"):
+        load_facts(write(tmp_path / "facts.csv", "prompt,subject,target_new,space\n{} is,Peru,x,no\n"))
 
 
 def test_counterfact_neighbors_take_the_true_target_of_their_fact(tmp_path: Path) -> None:
@@ -210,7 +261,7 @@ def test_a_limit_that_is_no_integer_is_refused(tmp_path: Path, limit: Any) -> No
         ("f.json", [OWN, without(OWN, "subject")], "record 1: missing field 'subject'"),
         ("f.json", [{**OWN, "target_tru": "x"}], "record 0: unknown field 'target_tru'. Did you mean 'target_true'?"),
         ("f.json", [{**OWN, "subject": 3}], "record 0: subject=3: must be a valid string"),
-        ("f.json", [{**OWN, "prompt": "no slot"}], "record 0: prompt='no slot': must hold {} exactly once"),
+        ("f.json", [{**OWN, "prompt": "no slot"}], "record 0: prompt='no slot': does not contain the subject 'Peru'"),
         ("f.json", [{**OWN, "paraphrases": "x"}], "record 0: paraphrases='x': must be a list"),
         ("f.json", [{**OWN, "neighbors": "x"}], "record 0: neighbors='x': must be a list"),
         ("f.json", [{**OWN, "neighbors": ["x"]}], r"record 0: neighbors\[0\]='x' is a plain prompt.*add target_true"),

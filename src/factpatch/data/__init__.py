@@ -1,6 +1,6 @@
 """Files to facts: our own format and the published ones, where to get those, and a small set to try things on."""
 
-from factpatch.data.formats import demo_facts, facts_at_hand, load_facts, save_facts
+from factpatch.data.formats import demo_facts, facts_at_hand, load_facts, save_facts, saved_facts
 from factpatch.data.known import KnownFact, load_known_facts
 from factpatch.data.records import DataFileError
 from factpatch.data.references import ReferenceTexts, Tfidf, demo_references
@@ -20,4 +20,5 @@ __all__ = [
     "load_known_facts",
     "resolve_data",
     "save_facts",
+    "saved_facts",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 
 from factpatch.data.records import DataFileError, convert_records, read_optional_text, read_text, read_texts
 from factpatch.data.sources import fetched, resolve_data
-from factpatch.facts import Fact, Neighbor
+from factpatch.facts import Fact, Neighbor, prompt_around, two_readings, with_slot
 from factpatch.support.files import atomic_write
+from factpatch.support.words import quoted
 
 Record = Mapping[str, Any]
 _WIKIBIO = {"text": "prompt", "concept": "subject", "labels": "target_new"}
@@ -65,12 +65,28 @@ def save_facts(facts: Iterable[Fact], path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() != ".json":
         raise DataFileError(f"{path}: facts are saved as JSON; choose a name that ends in .json.")
-    records = [fact.to_dict() for fact in facts]
+    records = [_record(fact) for fact in facts]
     if not records:
         raise ValueError("facts=[]: there is nothing to save; give at least one fact.")
     text = json.dumps(records, ensure_ascii=False, indent=2) + "\n"
     # Bytes, so that every system writes the same line ends.
     atomic_write(path, lambda draft: draft.write_bytes(text.encode()))
+
+
+def _record(fact: Fact) -> Record:
+    """A fact as `load_facts` reads it, with a slot that can only be one."""
+    record = fact.to_dict()
+    if two_readings(fact.prompt, fact.subject) is not None:
+        record["prompt"] = with_slot(fact.text[: fact.subject_start], fact.text[fact.subject_end + 1 :], named=True)
+    return record
+
+
+def saved_facts(path: Path) -> list[Fact]:
+    """Return the facts of a file that `save_facts` wrote, also an earlier version's; raise as `load_facts` does.
+
+    Unlike there, nothing is taken for another program's record.
+    """
+    return convert_records(path, lambda record, _: Fact.from_dict(record))
 
 
 def demo_facts() -> list[Fact]:
@@ -113,8 +129,17 @@ def fact_from_own(record: Record, index: int) -> Fact:
     """Return the fact of a record in our own format: the fields of `Fact`, by their names.
 
     A neighbor is an object with `prompt` and `target_true`, or a plain prompt, whose answer is then the fact's own
-    `target_true`.
+    `target_true`. A prompt with `{}` that holds the subject in full too is refused: other programs write so where the
+    braces are text.
     """
+    prompt, subject = record.get("prompt"), record.get("subject")
+    readings = two_readings(prompt, subject) if isinstance(prompt, str) and isinstance(subject, str) else None
+    if readings is not None:
+        raise ValueError(
+            f"prompt={quoted(prompt)}: holds {{}} and the subject {quoted(subject)} in full, so it may ask "
+            f"{quoted(readings[0])} or, if the braces are text, {quoted(readings[1])}; write {{subject}} where the "
+            "subject goes."
+        )
     neighbors, target_true = record.get("neighbors"), record.get("target_true")
     if not isinstance(neighbors, list):
         return Fact.from_dict(record)
@@ -137,7 +162,7 @@ def fact_from_counterfact(record: Record, index: int) -> Fact:
     """
     target_true = read_text(record, "requested_rewrite.target_true.str")
     return Fact(
-        prompt=read_text(record, "requested_rewrite.prompt"),
+        prompt=_template(read_text(record, "requested_rewrite.prompt")),
         subject=read_text(record, "requested_rewrite.subject"),
         target_new=read_text(record, "requested_rewrite.target_new.str"),
         target_true=target_true,
@@ -182,7 +207,8 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
     """Return the fact of an EasyEdit request (arXiv:2308.07269) or of a KnowEdit record (arXiv:2401.01286).
 
     - Without `case_id`, its id is `index`.
-    - `prompt` holds the subject, as `{}` or in full.
+    - `prompt` holds the subject in full, and every brace is text; or, if it does not, `{}` in its place. `{subject}`
+      in its place leaves no doubt.
     - `ground_truth` is the true answer. Where answers are lists, or lists of spellings, the first is taken, as EasyEdit
       does; none, or "<|endoftext|>", means that it is not known.
     - Paraphrases are `rephrase_prompt`, or `rephrase`, and those prompts of `portability` that ask the same with
@@ -192,8 +218,8 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
       about the same subject. A prompt without an answer is skipped.
     """
     prompt, subject = read_text(record, "prompt"), read_text(record, "subject")
-    if "{}" not in prompt:
-        prompt, subject = _prompt_around(record, "prompt", "subject")
+    if prompt.count("{subject}") != 1:
+        prompt, subject = prompt_around(prompt, subject, words_only="{}" in prompt) or (prompt, subject)
     target_new = read_text(record, "target_new").strip()
     same = (
         question
@@ -232,19 +258,18 @@ FORMATS = tuple(
 
 
 def _prompt_around(record: Record, text: str, subject: str) -> tuple[str, str]:
-    """Return the text in one field with `{}` in place of the subject in another, and the subject as the text spells it.
+    """Return the text in one field with a slot in place of the subject in another, and the subject as found."""
+    whole, name = read_text(record, text), read_text(record, subject)
+    found = prompt_around(whole, name)
+    if found is None:
+        raise ValueError(f"{text}={quoted(whole)} does not contain the subject {quoted(name.strip())}, in any case.")
+    return found
 
-    Exact spelling is tried before any case, and whole words before parts of words; the first place counts. Filled with
-    the returned subject, the prompt is the text to the letter.
-    """
-    whole, name = read_text(record, text), read_text(record, subject).strip()
-    part = re.escape(name)
-    for flags in (0, re.IGNORECASE):
-        for pattern in (rf"(?<!\w){part}(?!\w)", part):
-            if match := re.search(pattern, whole, flags):
-                start, end = match.span()
-                return whole[:start] + "{}" + whole[end:], whole[start:end]
-    raise ValueError(f"{text}={whole!r} does not contain the subject {name!r}, in any case.")
+
+def _template(prompt: str) -> str:
+    """A prompt whose `{}` is its slot, whatever else stands there."""
+    before, slot, after = prompt.partition("{}")
+    return with_slot(before, after) if slot and "{}" not in after else prompt
 
 
 def _rephrased(record: Record) -> list[str]:

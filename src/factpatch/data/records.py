@@ -25,7 +25,7 @@ _TEXT: TypeAdapter[str] = TypeAdapter(Text)
 _TEXTS: TypeAdapter[list[str]] = TypeAdapter(list[Text])
 _CSV_REQUIRED = ("prompt", "subject", "target_new")
 _CSV_JSON = ("paraphrases", "neighbors", "generation_prompts")
-_CSV_COLUMNS = (*_CSV_REQUIRED, "target_true", "id", *_CSV_JSON, "relation_id", "target_new_id")
+_CSV_COLUMNS = (*_CSV_REQUIRED, "target_true", "id", *_CSV_JSON, "relation_id", "target_new_id", "space")
 
 
 class DataFileError(ValueError):
@@ -155,8 +155,15 @@ def _csv_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
         record: dict[str, object] = dict.fromkeys(_CSV_REQUIRED, "")
         for name, cell in zip(columns, cells, strict=True):
             if cell.strip():
-                record[name] = _json(f"{path}: {place}: column {name!r}", cell) if name in _CSV_JSON else cell
+                record[name] = _cell(f"{path}: {place}: column {name!r}", name, cell)
         yield place, record
+
+
+def _cell(place: str, name: str, cell: str) -> Any:
+    if name in _CSV_JSON:
+        return _json(place, cell)
+    # "TRUE" is what spreadsheets write; another word is refused by the field's own check.
+    return {"true": True, "false": False}.get(cell.strip().lower(), cell) if name == "space" else cell
 
 
 def _check_columns(place: str, columns: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ KNOWN = {
     "template": "{} is a town in",
     "prompt": "Cusco is a town in the south of",
 }
-FACT = {"prompt": "In Rome, {} is", "subject": "Rome", "target_new": "x", "target_true": "Italian", "id": "r"}
+FACT = {"prompt": "In Rome, {subject} is", "subject": "Rome", "target_new": "x", "target_true": "Italian", "id": "r"}
 
 
 def test_both_formats_are_read_also_from_one_file(tmp_path: Path) -> None:

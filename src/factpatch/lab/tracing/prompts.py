@@ -55,7 +55,7 @@ class Prompt:
         """The prompt of a fact. A fact to be edited is asked for its true object, or for what the model says."""
         if isinstance(fact, KnownFact):
             return cls(fact.prompt, fact.subject, fact.attribute, fact.template.index("{}"))
-        return cls(fact.text, fact.subject, fact.target_true, fact.prompt.index("{}"), fact.id)
+        return cls(fact.text, fact.subject, fact.target_true, fact.subject_start, fact.id)
 
 
 def load_prompts(
