@@ -3,11 +3,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from typing import Any
 
 import pytest
 
-from factpatch.facts import Fact, Neighbor, check_batch, latest, near_duplicates
+from factpatch.facts import (
+    Fact,
+    Neighbor,
+    RepeatedQuestionsError,
+    check_batch,
+    latest,
+    near_duplicates,
+    without_repeats,
+)
 
 
 def fact(**changes: Any) -> Fact:
@@ -239,7 +248,7 @@ def test_two_answers_to_one_question_in_a_batch_are_refused_with_both_targets_an
 
 
 def test_a_duplicate_in_a_batch_is_refused_even_where_other_fields_differ() -> None:
-    with pytest.raises(ValueError, match=r"facts\[0\] \(id '3'\) and facts\[1\] are duplicates.*Drop one"):
+    with pytest.raises(ValueError, match=r"facts\[0\] \(id '3'\) and facts\[1\] are duplicates.*--repeats first"):
         check_batch([fact(id="3"), fact(target_new=" Oslo", target_true="Lima")])
 
 
@@ -292,3 +301,43 @@ def test_every_pair_of_near_duplicates_is_listed_once_in_order() -> None:
     one, two, three = fact(), fact(prompt="The capital city of {} is"), fact(prompt="The big capital city of {} is")
     assert near_duplicates([one, two, three]) == [(one, two), (one, three), (two, three)]
     assert near_duplicates([]) == []
+
+
+def test_many_facts_of_one_subject_are_compared_in_seconds() -> None:
+    words = [f"w{i}" for i in range(100)]
+    facts = [fact(prompt=f"{{}} {' '.join(words[i % 90 : i % 90 + 5])} {i} a{i} b{i} c{i}") for i in range(3_000)]
+    start = time.perf_counter()
+    assert near_duplicates(facts) == []
+    assert time.perf_counter() - start < 20
+
+
+def test_every_repeated_question_of_a_batch_is_listed_as_far_as_that_is_of_use() -> None:
+    facts = [fact(subject=f"Land {i // 2}", target_new=f"Town {i % 3}") for i in range(100)]
+    with pytest.raises(RepeatedQuestionsError) as caught:
+        check_batch(facts)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "0 exact duplicates and 50 conflicting answers:"
+    assert (
+        lines[1]
+        == "  facts[0] and facts[1] conflict: they answer 'The capital of Land 0 is' with 'Town 0' and 'Town 1'."
+    )
+    assert lines[20].startswith("  facts[38] and facts[39] conflict:")
+    assert lines[21] == "  and 30 more."
+    assert [one.target_new for one in without_repeats(facts, "first")] == [f"Town {2 * i % 3}" for i in range(50)]
+    assert [one.target_new for one in without_repeats(facts, "last")] == [f"Town {(2 * i + 1) % 3}" for i in range(50)]
+    assert without_repeats(facts[::2]) == facts[::2]
+
+
+@pytest.mark.parametrize("half", ["\ud800", "x\udfff", "\udc00\ud800"])
+@pytest.mark.parametrize("field", ["prompt", "subject", "target_new", "target_true", "id", "paraphrases"])
+def test_half_of_a_character_is_refused(field: str, half: str) -> None:
+    value: Any = [half] if field == "paraphrases" else half + "{}" if field == "prompt" else half
+    with pytest.raises(ValueError, match=f"{field}.*holds half of a character"):
+        fact(**{field: value})
+
+
+def test_a_long_subject_is_found_as_it_is_spelled() -> None:
+    long = "a" * 500_000 + "b"
+    assert fact(prompt=f"In {long} lies", subject=long).prompt == "In {} lies"
+    with pytest.raises(ValueError, match="does not contain the subject"):
+        fact(prompt="a" * 1_000_000, subject=long)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from factpatch.support.validation import explaining
-from factpatch.support.words import quoted
+from factpatch.support.words import counted, quoted
+
+logger = logging.getLogger(__name__)
 
 _SLOT = "{}"
 _NAMED_SLOT = "{subject}"
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 # Characters that a letter before them needs: "e" is no part of "é", in however many characters that is written.
 _CONTINUED = r"(?![\u0300-\u036f])"
+_LONGEST_SEARCHED = 1_000  # the search in any case takes time with the product of two lengths
 # Scripts that put no spaces between words, apart from the wide ones.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 
@@ -28,6 +33,8 @@ _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be blank")
+    if not text.isascii() and (half := _HALF.search(text)):
+        raise ValueError(f"holds half of a character, {half[0]!r}, without its other half; write the whole one")
     return text
 
 
@@ -49,17 +56,25 @@ def prompt_around(whole: str, subject: str, words_only: bool = False) -> tuple[s
     Raises:
         ValueError: No slot can be told from the braces that are text.
     """
-    composed = unicodedata.normalize("NFC", subject.strip())
-    pattern = "".join(
-        f"(?:{re.escape(one)}|{re.escape(parts)})" if parts != one else re.escape(one)
-        for one, parts in ((one, unicodedata.normalize("NFD", one)) for one in composed)
-    )
-    for flags in (0, re.IGNORECASE) if composed else ():
-        places = [match.span(1) for match in re.finditer(f"(?=({pattern}{_CONTINUED}))", whole, flags)]
-        words = [place for place in places if not (_within_word(whole, place[0]) or _within_word(whole, place[1]))]
+    for places in _places(whole, subject.strip()):
+        words = [place for place in places if not any(_within_word(whole, end) for end in place)]
         for start, end in words if words_only else [*words, *places]:
             return with_slot(whole[:start], whole[end:]), whole[start:end]
     return None
+
+
+def _places(whole: str, name: str) -> Iterator[list[tuple[int, int]]]:
+    """Where a name stands in a text: as it is spelled, then in any case."""
+    if len(name) > _LONGEST_SEARCHED:
+        start = whole.find(name)
+        yield [] if start < 0 else [(start, start + len(name))]
+        return
+    pattern = "".join(
+        f"(?:{re.escape(one)}|{re.escape(parts)})" if parts != one else re.escape(one)
+        for one, parts in ((one, unicodedata.normalize("NFD", one)) for one in unicodedata.normalize("NFC", name))
+    )
+    for flags in (0, re.IGNORECASE) if name else ():
+        yield [match.span(1) for match in re.finditer(f"(?=({pattern}{_CONTINUED}))", whole, flags)]
 
 
 def _within_word(text: str, place: int) -> bool:
@@ -281,33 +296,85 @@ def _fields(record: object) -> Mapping[str, Any]:
     return record
 
 
+Repeats = Literal["first", "last", "error"]
+"""Which of several facts that answer the same question is kept; or that they are an error."""
+_SHOWN = 20
+"""How many repeated questions an error lists."""
+
+
+class RepeatedQuestionsError(ValueError):
+    """Facts that are to be written at once answer the same question."""
+
+
 def check_batch(facts: Sequence[Fact]) -> None:
     """Check that a batch can be written at once: it is not empty and asks no question twice.
 
     Raises:
-        ValueError: `facts` is empty, or two of its facts have the same prompt and subject.
+        RepeatedQuestionsError: Facts have the same prompt and subject; the message lists all of them, as far as that is
+            of use.
+        ValueError: `facts` is empty.
     """
     if not facts:
         raise ValueError("facts=[]: a batch needs at least one fact.")
-    seen: dict[tuple[str, str], int] = {}
-    for i, fact in enumerate(facts):
-        first = seen.setdefault(fact.key, i)
-        if first == i:
-            continue
-        pair = f"{_place(facts, first)} and {_place(facts, i)}"
-        if facts[first].target_new == fact.target_new:
-            raise ValueError(
-                f"{pair} are duplicates: both answer {fact.text!r} with {fact.target_new!r}. Drop one of them."
-            )
-        raise ValueError(
-            f"{pair} conflict: they answer {fact.text!r} with {facts[first].target_new!r} and {fact.target_new!r}. "
-            "A batch can hold one answer to a question; drop one, or edit them in successive batches."
-        )
+    without_repeats(facts, "error")
 
 
-def _place(facts: Sequence[Fact], i: int) -> str:
+def without_repeats(
+    facts: Sequence[Fact], repeats: Repeats = "error", places: Sequence[str] | None = None
+) -> list[Fact]:
+    """Keep one fact for every question, and log what was dropped: exact duplicates, and other answers.
+
+    Args:
+        facts: They answer the same question where their prompts and subjects are the same.
+        repeats: Which of them to keep; or "error", to refuse them.
+        places: What messages call each fact; by default its index and its id.
+
+    Returns:
+        The facts that are kept, in their order.
+
+    Raises:
+        RepeatedQuestionsError: A question is repeated, and `repeats` is "error".
+        ValueError: `repeats` is unknown.
+    """
+    if repeats not in get_args(Repeats):
+        raise ValueError(f"repeats={repeats!r}: must be one of {', '.join(get_args(Repeats))}.")
+    order = range(len(facts))
+    kept: dict[tuple[str, str], int] = {}
+    again: list[tuple[int, int]] = []  # the fact that is kept, and another
+    for i in reversed(order) if repeats == "last" else order:
+        first = kept.setdefault(facts[i].key, i)
+        if first != i:
+            again.append((first, i))
+    if not again:
+        return list(facts)
+    said = [_repetition(facts, first, i, places) for first, i in sorted(again, key=lambda pair: pair[1])]
+    same = sum(facts[first].target_new == facts[i].target_new for first, i in again)
+    counts = f"{counted(same, 'exact duplicate')} and {counted(len(again) - same, 'conflicting answer')}"
+    if repeats != "error":
+        logger.warning("%s dropped, as the %s answer to a question is kept; the first: %s", counts, repeats, said[0])
+        return [facts[i] for i in sorted(kept.values())]
+    if len(said) > _SHOWN:
+        said = [*said[:_SHOWN], f"and {len(said) - _SHOWN} more."]
+    listed = said[0] if len(said) == 1 else "\n  ".join([f"{counts}:", *said])
+    raise RepeatedQuestionsError(
+        f"{listed}{' ' if len(said) == 1 else chr(10)}A batch can hold one answer to a question. Drop the others with "
+        "--repeats first or --repeats last (in Python: without_repeats), or edit them in successive batches."
+    )
+
+
+def _repetition(facts: Sequence[Fact], first: int, i: int, places: Sequence[str] | None) -> str:
+    first, i = sorted((first, i))
+    one, other = facts[first].target_new, facts[i].target_new
+    pair, text = f"{_place(facts, first, places)} and {_place(facts, i, places)}", quoted(facts[i].text)
+    if one == other:
+        return f"{pair} are duplicates: both answer {text} with {quoted(one)}."
+    return f"{pair} conflict: they answer {text} with {quoted(one)} and {quoted(other)}."
+
+
+def _place(facts: Sequence[Fact], i: int, places: Sequence[str] | None) -> str:
     name = facts[i].id
-    return f"facts[{i}]" if name is None else f"facts[{i}] (id {name!r})"
+    place = f"facts[{i}]" if places is None else places[i]
+    return place if name is None else f"{place} (id {quoted(name)})"
 
 
 def identity(facts: Iterable[Fact]) -> dict[str, Any]:
@@ -326,20 +393,20 @@ def near_duplicates(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
     Returns:
         Pairs in the order of the facts, each pair once.
     """
-    by_subject: dict[str, list[Fact]] = {}
+    by_subject: dict[str, list[tuple[Fact, str, frozenset[str]]]] = {}
     pairs = []
     for fact in facts:
         others = by_subject.setdefault(fact.subject.casefold(), [])
-        pairs += [(other, fact) for other in others if other.key != fact.key and _alike(other, fact)]
-        others.append(fact)
+        # The words of each prompt once, not once a pair: thousands of facts may have one subject.
+        text, words, asked = fact.text, frozenset(re.findall(r"\w+", fact.prompt.casefold())), set(fact.paraphrases)
+        size = len(words)
+        for other, its_text, its_words in others:
+            # More than half of the union is more than a third of the sum of the sizes.
+            alike = 3 * len(words & its_words) > size + len(its_words)
+            if (alike or its_text in asked or text in other.paraphrases) and other.key != fact.key:
+                pairs.append((other, fact))
+        others.append((fact, text, words))
     return pairs
-
-
-def _alike(one: Fact, other: Fact) -> bool:
-    if one.text in other.paraphrases or other.text in one.paraphrases:
-        return True
-    words, others = ({*re.findall(r"\w+", fact.prompt.casefold())} for fact in (one, other))
-    return 2 * len(words & others) > len(words | others)
 
 
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:

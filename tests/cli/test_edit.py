@@ -152,7 +152,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "assignment": (["--set", "target.steps"], "--set: setting 'target.steps': write it as"),
     "limit": (["--limit", "0"], "--limit"),
     "batch size": (["--batch-size", "none"], "--batch-size"),
-    "conflict in a batch": (["--batch-size", "3"], "--facts: facts[0] (id 'darrieux') and facts[2]"),
+    "conflict in a batch": (["--batch-size", "3"], "record 1 (id 'darrieux') and record 3"),
     "corpus": (["--corpus", "nowhere.txt"], "--corpus: 'nowhere.txt'"),
     "perplexity text": (["--perplexity-text", "nowhere.txt"], "--perplexity-text: nowhere.txt"),
     "report in no folder": (["--report", "nowhere/r.json"], "--report nowhere/r.json"),
@@ -203,7 +203,7 @@ def test_bad_facts_are_named_and_nothing_is_written(
 ) -> None:
     out = tmp_path / "p.safetensors"
     facts_file.write_text(json.dumps([{**FACTS[1], "prompt": "The tower is in"}]))
-    run.refused(f"--facts: {facts_file}: record 0: prompt=", *edit_arguments, "--out", out)
+    run.refused(f"--facts: {facts_file}: record 1: prompt=", *edit_arguments, "--out", out)
     facts_file.unlink()
     run.refused(f"--facts: {facts_file}: no such file", *edit_arguments, "--out", out)
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,11 @@ def quoted(value: object, most: int = 200) -> str:
         text = repr(value)
     except RecursionError:
         return f"{type(value).__name__} nested too deeply to show"
+    return cut(text, most)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text without its middle, where it has more than so many characters."""
     return text if len(text) <= most else f"{text[: most - 40]} … {text[-35:]}"
 
 
