@@ -56,7 +56,8 @@ def prompt_around(whole: str, subject: str, words_only: bool = False) -> tuple[s
     Raises:
         ValueError: No slot can be told from the braces that are text.
     """
-    for places in _places(whole, subject.strip()):
+    name = subject.strip()
+    for places in _places(whole, name) if name else ():
         words = [place for place in places if not any(_within_word(whole, end) for end in place)]
         for start, end in words if words_only else [*words, *places]:
             return with_slot(whole[:start], whole[end:]), whole[start:end]
@@ -65,6 +66,8 @@ def prompt_around(whole: str, subject: str, words_only: bool = False) -> tuple[s
 
 def _places(whole: str, name: str) -> Iterator[list[tuple[int, int]]]:
     """Where a name stands in a text: as it is spelled, then in any case."""
+    if _folded(name) not in _folded(whole):
+        return
     if len(name) > _LONGEST_SEARCHED:
         start = whole.find(name)
         yield [] if start < 0 else [(start, start + len(name))]
@@ -73,8 +76,12 @@ def _places(whole: str, name: str) -> Iterator[list[tuple[int, int]]]:
         f"(?:{re.escape(one)}|{re.escape(parts)})" if parts != one else re.escape(one)
         for one, parts in ((one, unicodedata.normalize("NFD", one)) for one in unicodedata.normalize("NFC", name))
     )
-    for flags in (0, re.IGNORECASE) if name else ():
+    for flags in (0, re.IGNORECASE):
         yield [match.span(1) for match in re.finditer(f"(?=({pattern}{_CONTINUED}))", whole, flags)]
+
+
+def _folded(text: str) -> str:
+    return text.lower() if text.isascii() else unicodedata.normalize("NFC", text.casefold())
 
 
 def _within_word(text: str, place: int) -> bool:

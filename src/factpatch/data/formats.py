@@ -29,12 +29,7 @@ from factpatch.support.words import counted, quoted
 _WIKIBIO = {"text": "prompt", "concept": "subject", "labels": "target_new"}
 _FASTEDIT = {"target": "target_new", "queries": "paraphrases"}
 _CKNOWEDIT = {"target_old": "ground_truth"}
-_WIKIBIGEDIT = {
-    "update": "prompt",
-    "ans": "target_new",
-    "loc": "locality_prompt",
-    "loc_ans": "locality_ground_truth",
-}
+_WIKIBIGEDIT = {"update": "prompt", "ans": "target_new"}
 logger = logging.getLogger(__name__)
 
 _NO_ANSWER = "<|endoftext|>"  # what EasyEdit writes where the true answer is not known
@@ -370,8 +365,8 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
     - Paraphrases are `rephrase_prompt`, or `rephrase`, and those prompts of `portability` that ask the same with
       another name of the subject (Subject_Aliasing) and expect the new answer. Its other groups ask something else,
       whose answer follows from the edit: a fact has no place for them.
-    - Neighbors are the prompts of `locality`, in all its groups, and `locality_prompt`; most of them ask something else
-      about the same subject. A prompt without an answer is skipped.
+    - Neighbors are the prompts of `locality`, in all its groups, `locality_prompt` and `loc`; most of them ask
+      something else about the same subject. A prompt without an answer is skipped.
     """
     prompt, subject = read_text(record, "prompt"), _subject(record)
     if prompt.count("{subject}") != 1:
@@ -379,14 +374,15 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
     answers = record.get("target_new")
     first = next(_answers("target_new", answers), None) if isinstance(answers, list) else None
     target_new = first or read_text(record, "target_new").strip()
+    neighbors = [*_probes(record, "locality")]
     same = (
         question
         for group, question, answers in _probes(record, "portability")
         if group == _SAME_QUESTION and target_new.casefold() in map(str.casefold, answers)
     )
-    # EasyEdit's own CounterFact files have two fields in place of `locality`.
-    flat = {"prompt": record.get("locality_prompt"), "ground_truth": record.get("locality_ground_truth")}
-    neighbors = [*_probes(record, "locality"), *_pairs("locality_prompt", "", flat)]
+    # EasyEdit's own CounterFact files have two fields in place of `locality`, and other sets have two as zsRE has them.
+    for prompts, truths in (("locality_prompt", "locality_ground_truth"), ("loc", "loc_ans")):
+        neighbors += _pairs(prompts, "", {"prompt": record.get(prompts), "ground_truth": record.get(truths)})
     return Fact(
         prompt=prompt,
         subject=subject,
@@ -404,12 +400,12 @@ FORMATS = tuple(
     for name, marks, convert in (
         ("CounterFact and MQuAKE (requested_rewrite, ...)", "requested_rewrite", fact_from_counterfact),
         ("WikiBigEdit (subject, update, ans, rephrase, ...)", "update ans", fact_from_wikibigedit),
-        ("zsRE (subject, src, answers, ...)", "src loc loc_ans", fact_from_zsre),
+        ("zsRE (subject, src, answers, ...)", "src answers", fact_from_zsre),
         ("KnowEdit's WikiBio (text, concept, labels, locality)", "concept labels", fact_from_wikibio),
         ("CKnowEdit (prompt, subject, target_old, target_new, ...)", "target_old", fact_from_cknowedit),
         (
             "EasyEdit and KnowEdit (prompt, subject, target_new, ground_truth, rephrase_prompt, locality, portability)",
-            "ground_truth rephrase_prompt rephrase locality portability locality_prompt",
+            "ground_truth rephrase_prompt rephrase locality portability locality_prompt loc loc_ans",
             fact_from_easyedit,
         ),
         ("FastEdit (prompt, subject, target, queries)", "target queries", fact_from_fastedit),

@@ -187,7 +187,9 @@ def _has_lines(path: Path, text: str) -> bool:
         return path.suffix.lower() == ".jsonl" and not first.startswith("[")
     try:
         _DECODER.decode(first)
-    except (json.JSONDecodeError, RecursionError):
+    except RecursionError:
+        return path.suffix.lower() == ".jsonl"
+    except json.JSONDecodeError:
         # Mostly a list over several lines. A file of lines, if its name says so, whose first line is damaged.
         return path.suffix.lower() == ".jsonl" and first.startswith("{") and not _is_json(text)
     return True
@@ -262,8 +264,8 @@ def _separator(path: Path, text: str) -> tuple[str, str, int]:
     header = re.split(r"[\r\n]", text, maxsplit=1)[0]
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     for separator in (usual, *_SEPARATORS):
-        cells = next(csv.reader([header], delimiter=separator), [])
-        if {cell.strip() for cell in cells}.issuperset(_CSV_REQUIRED):
+        # Split by itself: the names that are looked for need no quotes, and a damaged header is reported by the reader.
+        if {cell.strip(' "') for cell in header.split(separator)}.issuperset(_CSV_REQUIRED):
             return separator, text, line
     return usual, text, line
 
