@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
 import time
 from typing import Any
@@ -305,10 +306,28 @@ def test_every_pair_of_near_duplicates_is_listed_once_in_order() -> None:
 
 def test_many_facts_of_one_subject_are_compared_in_seconds() -> None:
     words = [f"w{i}" for i in range(100)]
-    facts = [fact(prompt=f"{{}} {' '.join(words[i % 90 : i % 90 + 5])} {i} a{i} b{i} c{i}") for i in range(3_000)]
+    facts = [fact(prompt=f"{{}} {' '.join(words[i % 90 : i % 90 + 5])} {i} a{i} b{i} c{i}") for i in range(6_000)]
     start = time.perf_counter()
     assert near_duplicates(facts) == []
     assert time.perf_counter() - start < 20
+
+
+def test_near_duplicates_are_those_that_comparing_every_two_facts_finds() -> None:
+    chance = random.Random(3)
+    facts = []
+    for _ in range(150):
+        prompt = " ".join(chance.choices("abcdefgh", k=chance.randint(1, 7))) + " {}"
+        paraphrases = [prompt.format("Peru")] if chance.random() < 0.1 else [f"{chance.choice('abc')} Peru"]
+        facts.append(fact(prompt=prompt if chance.random() < 0.9 else "{}", paraphrases=paraphrases))
+
+    def alike(one: Fact, other: Fact) -> bool:
+        words, others = (set(re.findall(r"\w+", it.prompt)) for it in (one, other))
+        same = 2 * len(words & others) > len(words | others)
+        return one.key != other.key and (same or one.text in other.paraphrases or other.text in one.paraphrases)
+
+    expected = [(facts[j], facts[i]) for i in range(150) for j in range(i) if alike(facts[i], facts[j])]
+    assert len(expected) > 100
+    assert near_duplicates(facts) == expected
 
 
 def test_every_repeated_question_of_a_batch_is_listed_as_far_as_that_is_of_use() -> None:

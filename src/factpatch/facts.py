@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, Literal, get_args
@@ -400,19 +401,24 @@ def near_duplicates(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
     Returns:
         Pairs in the order of the facts, each pair once.
     """
-    by_subject: dict[str, list[tuple[Fact, str, frozenset[str]]]] = {}
+    subjects = [fact.subject.casefold() for fact in facts]
+    words = [frozenset(re.findall(r"\w+", fact.prompt.casefold())) for fact in facts]
+    count = Counter((subject, word) for subject, some in zip(subjects, words, strict=True) for word in some)
+    # Of one subject there may be thousands of facts, too many to compare them all. Prompts that share more than half of
+    # their words share one of the rarer half of each, and that is where they are looked up.
+    known: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
     pairs = []
-    for fact in facts:
-        others = by_subject.setdefault(fact.subject.casefold(), [])
-        # The words of each prompt once, not once a pair: thousands of facts may have one subject.
-        text, words, asked = fact.text, frozenset(re.findall(r"\w+", fact.prompt.casefold())), set(fact.paraphrases)
-        size = len(words)
-        for other, its_text, its_words in others:
-            # More than half of the union is more than a third of the sum of the sizes.
-            alike = 3 * len(words & its_words) > size + len(its_words)
-            if (alike or its_text in asked or text in other.paraphrases) and other.key != fact.key:
-                pairs.append((other, fact))
-        others.append((fact, text, words))
+    for i, fact in enumerate(facts):
+        subject, text = subjects[i], fact.text
+        ordered = sorted(words[i], key=lambda word: (count[subject, word], word))
+        rare = [("word", subject, word) for word in ordered[: len(ordered) - len(ordered) // 2]]
+        near = {j for key in rare for j in known[key] if 2 * len(words[i] & words[j]) > len(words[i] | words[j])}
+        near.update(j for other in fact.paraphrases for j in known["text", subject, other])
+        near.update(known["paraphrase", subject, text])
+        pairs += [(facts[j], fact) for j in sorted(near) if facts[j].key != fact.key]
+        asked = {("paraphrase", subject, other) for other in fact.paraphrases}
+        for key in (*rare, *asked, ("text", subject, text)):
+            known[key].append(i)
     return pairs
 
 
