@@ -86,6 +86,8 @@ def test_encodings_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str
 def test_other_encodings_are_refused_with_what_to_do(tmp_path: Path, encoding: str, message: str) -> None:
     with pytest.raises(DataFileError, match=message):
         load(tmp_path, "f.csv", ROWS.replace("Peru", "Curaçao").encode(encoding))
+    with pytest.raises(DataFileError, match=r"is a pointer of git-lfs, .* git lfs pull"):
+        load(tmp_path, "f.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(DataFileError, match=r"is not UTF-16 text: .*; save it as UTF-8"):
         load(tmp_path, "f.csv", b"\xff\xfea")
 
@@ -258,6 +260,10 @@ def test_a_folder_without_a_dot_in_its_name_is_no_data_set(tmp_path: Path, monke
     Path("data").mkdir()
     with pytest.raises(DataFileError, match=r"^data: is a folder; give a file"):
         load_facts("data")
+    Path("counterfact").mkdir()
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DataFileError, match=r"^counterfact: .* Download it"):
+        load_facts("counterfact")
 
 
 def test_what_datasets_and_spreadsheets_save_names_the_way_to_a_file(tmp_path: Path) -> None:

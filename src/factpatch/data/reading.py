@@ -96,6 +96,8 @@ def _read_text(path: Path) -> str:
         raise DataFileError(f"{path}: cannot be read: {error.strerror}.") from error
     # utf-8-sig also reads files without a byte order mark. Spreadsheets write one, and it would spoil the first name.
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    if data.startswith(b"version https://git-lfs"):
+        raise DataFileError(f"{path}: is a pointer of git-lfs, not the file itself; get that with: git lfs pull")
     if encoding == "utf-8-sig" and b"\0" in data[:4]:
         raise DataFileError(f"{path}: looks like UTF-16 without a byte order mark; save it as UTF-8.")
     try:
