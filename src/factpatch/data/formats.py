@@ -13,17 +13,9 @@ from typing import Any
 from factpatch.data.reading import DataFileError
 from factpatch.data.records import Record, convert_records, placed_records, read_optional_text, read_text, read_texts
 from factpatch.data.sources import fetched, resolve_data
-from factpatch.facts import (
-    Fact,
-    Neighbor,
-    RepeatedQuestionsError,
-    Repeats,
-    prompt_around,
-    two_readings,
-    with_slot,
-    without_repeats,
-)
+from factpatch.facts import Fact, Neighbor, RepeatedQuestionsError, Repeats, without_repeats
 from factpatch.support.files import atomic_write
+from factpatch.support.slots import prompt_around, two_readings, with_slot
 from factpatch.support.words import counted, quoted
 
 _WIKIBIO = {"text": "prompt", "concept": "subject", "labels": "target_new"}

@@ -106,7 +106,8 @@ def resolve_data(data: str | Path) -> Path:
     """Return the file that a path or the name of a published data set stands for. Nothing is downloaded.
 
     A single word without an extension that is no file or folder here is a name, and so is that of a data set where a
-    folder has it too; its file must be in the cache, and be the one that was fetched. Anything else is a path, and returned as it is.
+    folder has it too; its file must be in the cache, and be the one that was fetched. Anything else is a path, and
+    returned as it is.
 
     Raises:
         DataFileError: There is no data set of this name, it is not in the cache, or it was altered there.
