@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
+import time
 from typing import Any
 
 import pytest
 
-from factpatch.facts import Fact, Neighbor, check_batch, latest, near_duplicates
+from factpatch.facts import (
+    Fact,
+    Neighbor,
+    RepeatedQuestionsError,
+    check_batch,
+    latest,
+    near_duplicates,
+    without_repeats,
+)
 
 
 def fact(**changes: Any) -> Fact:
@@ -44,6 +54,52 @@ def test_a_slot_inside_the_subject_is_plain_text() -> None:
     assert one.text[: one.subject_end + 1].endswith("the {} operator")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "kept", "text"),
+    [
+        ("The capital of France is", "France", "The capital of {} is", "The capital of France is"),
+        ("The capital of {subject} is", "France", "The capital of {} is", "The capital of France is"),
+        ("The capital of france is", "France", "The capital of {} is", "The capital of france is"),
+        ("Is Limabean from LIMA or Lima", "Lima", "Is Limabean from LIMA or {}", "Is Limabean from LIMA or Lima"),
+        ('{"capital of {subject}": "', "France", '{"capital of {}": "', '{"capital of France": "'),
+        ('{"a": {}, "of {subject}": "', "France", '{"a": {}, "of {subject}": "', '{"a": {}, "of France": "'),
+        ('{"a": {}, "b": {}, "of France": "', "France", '{"a": {}, "b": {}, "of {subject}": "', None),
+        ("f'{x}' in {} prints", "Python", "f'{x}' in {} prints", "f'{x}' in Python prints"),
+        ("print('{}'.format(x)) in {subject} prints", "Python", "print('{}'.format(x)) in {subject} prints", None),
+        ("print('{} {}') in Python prints", "Python", "print('{} {}') in {subject} prints", None),
+        ("{France}", "France", "{{}}", "{France}"),
+        ("{{subject}}", "France", "{{}}", "{France}"),
+        ("{subject}{}", "France", "{subject}{}", "France{}"),
+        ("{{{subject}}, {}} is", "France", "{{{subject}}, {}} is", "{{France}, {}} is"),
+        ("中国的首都是", "中国", "{}的首都是", "中国的首都是"),
+        ("Cafe or Cafe\u0301 is", "Caf\u00e9", "Cafe or {} is", "Cafe or Cafe\u0301 is"),
+        ("Caf\u00e9s or Caf\u00e9 is", "Cafe\u0301", "Caf\u00e9s or {} is", "Caf\u00e9s or Caf\u00e9 is"),
+        ("Cafe\u0301 or Cafe is", "Cafe", "Cafe\u0301 or {} is", "Cafe\u0301 or Cafe is"),
+    ],
+)
+def test_the_slot_is_the_named_one_or_the_only_one_or_where_the_subject_stands(
+    prompt: str, subject: str, kept: str, text: str | None
+) -> None:
+    one = fact(prompt=prompt, subject=subject)
+    assert one.prompt == kept
+    assert one.text == (prompt.replace("{subject}", subject) if text is None else text)
+    assert one.text[one.subject_start : one.subject_end + 1] == one.subject
+    assert Fact.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+    other = dataclasses.replace(one, subject="Chile")
+    assert other.text == one.text[: one.subject_start] + "Chile" + one.text[one.subject_end + 1 :]
+
+
+def test_prompts_lose_white_space_at_their_end_only() -> None:
+    one = fact(
+        prompt=" The capital of {} is \n", paraphrases=[" Peru is run from\t"], neighbors=[Neighbor("a \u3000", "b")]
+    )
+    assert (one.prompt, one.paraphrases, one.neighbors[0].prompt) == (
+        " The capital of {} is",
+        (" Peru is run from",),
+        "a",
+    )
+
+
 def test_subject_and_targets_lose_surrounding_white_space() -> None:
     one = fact(subject=" Peru\n", target_new="\tOslo ", target_true=" Lima")
     assert (one.subject, one.target_new, one.target_true) == ("Peru", "Oslo", "Lima")
@@ -65,8 +121,14 @@ def test_a_fact_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"prompt": "The capital is"}, ValueError, "prompt='The capital is': must hold {} exactly once,"),
-        ({"prompt": "{} or {} is"}, ValueError, "it is there 2 times"),
+        (
+            {"prompt": "The capital is"},
+            ValueError,
+            "prompt='The capital is': does not contain the subject 'Peru', in any case; write {subject} where the",
+        ),
+        ({"prompt": "{} or {} is"}, ValueError, "holds {} 2 times, and does not contain the subject 'Peru'"),
+        ({"prompt": "{subject} or {subject} is"}, ValueError, "write {subject} where the subject goes, once"),
+        ({"prompt": "{} {} {subject} Peru {subject}"}, ValueError, "which cannot be told apart; reword the prompt"),
         ({"prompt": ""}, ValueError, "prompt='': must not be blank."),
         ({"subject": " \n"}, ValueError, r"subject=' \n': must not be blank."),
         ({"target_new": ""}, ValueError, "target_new='': must"),
@@ -86,6 +148,8 @@ def test_a_fact_cannot_be_changed() -> None:
         ({"paraphrases": [2]}, TypeError, "paraphrases[0]=2: must be"),
         ({"generation_prompts": "Peru is"}, TypeError, "generation_prompts='Peru is': must be a list or tuple."),
         ({"target_new_id": 585}, TypeError, "target_new_id=585: must be"),
+        ({"space": "no"}, TypeError, "space='no': must be a valid boolean"),
+        ({"space": 1}, TypeError, "space=1: must be a valid boolean"),
         ({"neighbors": "x"}, TypeError, "neighbors='x': must be a list or tuple."),
         ({"neighbors": ["x"]}, TypeError, "neighbors[0]='x': must be a dictionary or an instance of Neighbor."),
         (
@@ -130,6 +194,7 @@ def test_from_dict_reads_back_what_to_dict_wrote() -> None:
         generation_prompts=("Peru is", "Peru is"),
         relation_id="P36",
         target_new_id="Q585",
+        space=False,
     )
     assert full.to_dict().keys() == {field.name for field in dataclasses.fields(full)}
     for one in (fact(), full):
@@ -184,7 +249,7 @@ def test_two_answers_to_one_question_in_a_batch_are_refused_with_both_targets_an
 
 
 def test_a_duplicate_in_a_batch_is_refused_even_where_other_fields_differ() -> None:
-    with pytest.raises(ValueError, match=r"facts\[0\] \(id '3'\) and facts\[1\] are duplicates.*Drop one"):
+    with pytest.raises(ValueError, match=r"facts\[0\] \(id '3'\) and facts\[1\] are duplicates.*--repeats first"):
         check_batch([fact(id="3"), fact(target_new=" Oslo", target_true="Lima")])
 
 
@@ -237,3 +302,61 @@ def test_every_pair_of_near_duplicates_is_listed_once_in_order() -> None:
     one, two, three = fact(), fact(prompt="The capital city of {} is"), fact(prompt="The big capital city of {} is")
     assert near_duplicates([one, two, three]) == [(one, two), (one, three), (two, three)]
     assert near_duplicates([]) == []
+
+
+def test_many_facts_of_one_subject_are_compared_in_seconds() -> None:
+    words = [f"w{i}" for i in range(100)]
+    facts = [fact(prompt=f"{{}} {' '.join(words[i % 90 : i % 90 + 5])} {i} a{i} b{i} c{i}") for i in range(6_000)]
+    start = time.perf_counter()
+    assert near_duplicates(facts) == []
+    assert time.perf_counter() - start < 20
+
+
+def test_near_duplicates_are_those_that_comparing_every_two_facts_finds() -> None:
+    chance = random.Random(3)
+    facts = []
+    for _ in range(150):
+        prompt = " ".join(chance.choices("abcdefgh", k=chance.randint(1, 7))) + " {}"
+        paraphrases = [prompt.format("Peru")] if chance.random() < 0.1 else [f"{chance.choice('abc')} Peru"]
+        facts.append(fact(prompt=prompt if chance.random() < 0.9 else "{}", paraphrases=paraphrases))
+
+    def alike(one: Fact, other: Fact) -> bool:
+        words, others = (set(re.findall(r"\w+", it.prompt)) for it in (one, other))
+        same = 2 * len(words & others) > len(words | others)
+        return one.key != other.key and (same or one.text in other.paraphrases or other.text in one.paraphrases)
+
+    expected = [(facts[j], facts[i]) for i in range(150) for j in range(i) if alike(facts[i], facts[j])]
+    assert len(expected) > 100
+    assert near_duplicates(facts) == expected
+
+
+def test_every_repeated_question_of_a_batch_is_listed_as_far_as_that_is_of_use() -> None:
+    facts = [fact(subject=f"Land {i // 2}", target_new=f"Town {i % 3}") for i in range(100)]
+    with pytest.raises(RepeatedQuestionsError) as caught:
+        check_batch(facts)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "0 exact duplicates and 50 conflicting answers:"
+    assert (
+        lines[1]
+        == "  facts[0] and facts[1] conflict: they answer 'The capital of Land 0 is' with 'Town 0' and 'Town 1'."
+    )
+    assert lines[20].startswith("  facts[38] and facts[39] conflict:")
+    assert lines[21] == "  and 30 more."
+    assert [one.target_new for one in without_repeats(facts, "first")] == [f"Town {2 * i % 3}" for i in range(50)]
+    assert [one.target_new for one in without_repeats(facts, "last")] == [f"Town {(2 * i + 1) % 3}" for i in range(50)]
+    assert without_repeats(facts[::2]) == facts[::2]
+
+
+@pytest.mark.parametrize("half", ["\ud800", "x\udfff", "\udc00\ud800"])
+@pytest.mark.parametrize("field", ["prompt", "subject", "target_new", "target_true", "id", "paraphrases"])
+def test_half_of_a_character_is_refused(field: str, half: str) -> None:
+    value: Any = [half] if field == "paraphrases" else half + "{}" if field == "prompt" else half
+    with pytest.raises(ValueError, match=f"{field}.*holds half of a character"):
+        fact(**{field: value})
+
+
+def test_a_long_subject_is_found_as_it_is_spelled() -> None:
+    long = "a" * 500_000 + "b"
+    assert fact(prompt=f"In {long} lies", subject=long).prompt == "In {} lies"
+    with pytest.raises(ValueError, match="does not contain the subject"):
+        fact(prompt="a" * 1_000_000, subject=long)

@@ -132,7 +132,7 @@ def two_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What a batch calls on its way to the disk, in the order in which it does.
 STAGES = {
     "optimizing": "factpatch.editor.optimize_values",
-    "keys": "factpatch.editor.read_keys",
+    "keys": "factpatch.values.views.read_keys",
     "writing the weights": "factpatch.patch.history.add_shift",
     "remembering": "factpatch.patch.history.History._commit",
     "saving": "factpatch.patch.patch.Patch.save",

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from factpatch.support.joint import joint
+from factpatch.support.slots import NAMED_SLOT, SLOT, around_slot, prompt_around, with_slot
 from factpatch.support.validation import explaining
+from factpatch.support.words import counted, quoted
 
-_SLOT = "{}"
-UNSPACED = (
-    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003347f"
-)
-"""Scripts that put no space between words, for the brackets of a regular expression: Thai, Lao, Tibetan, Burmese,
-Khmer, Japanese and Chinese."""
-_MARKS = "\u3000-\u303f\uff01-\uff65"  # punctuation of these scripts
-_ATTACHED = re.compile(
-    rf"""[{UNSPACED}{_MARKS}]["'“”‘’]*$|[/\\@]$"""
-    rf"""|(?:^|[\s=:,;+|<>/–—({{\[])\\*["'`“”„‘’‚«»‹›]+$"""  # a quote after none of these closes
-    rf"""|\b[^\W\d_]['’]$"""  # French l', d', j'
-)
+logger = logging.getLogger(__name__)
+
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be blank")
+    if not text.isascii() and (half := _HALF.search(text)):
+        raise ValueError(f"holds half of a character, {half[0]!r}, without its other half; write the whole one")
     return text
-
-
-def _with_slot(prompt: str) -> str:
-    if prompt.count(_SLOT) != 1:
-        raise ValueError(
-            f"must hold {{}} exactly once, where the subject goes; it is there {prompt.count(_SLOT)} times"
-        )
-    return prompt
 
 
 def _listed(value: object) -> object:
@@ -60,6 +48,9 @@ Text = Annotated[str, Strict(), AfterValidator(_not_blank)]
 """A text that is not blank, kept as it is."""
 Name = Annotated[Text, AfterValidator(str.strip)]
 """A text that is not blank, without the white space around it."""
+Question = Annotated[Text, AfterValidator(str.rstrip)]
+"""A text that is not blank and ends where its answer begins, so without white space at its end."""
+_Questions = Annotated[tuple[Question, ...], BeforeValidator(_listed)]
 _Texts = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
 
 
@@ -77,7 +68,7 @@ class Neighbor:
         ValueError: A field is missing or blank.
     """
 
-    prompt: Text
+    prompt: Question
     target_true: Name
 
     def to_dict(self) -> dict[str, str]:
@@ -100,11 +91,16 @@ class Neighbor:
 class Fact:
     """One edit: after it, `prompt` filled with `subject` is answered by `target_new`.
 
-    The subject and the targets lose surrounding white space, since the editor itself puts exactly one space before a
-    target. Only the first `{}` is a slot; every other brace is text, so nothing here goes through `str.format`.
+    The subject and the targets lose surrounding white space, and prompts that are asked lose it at their end, since the
+    editor itself decides whether a space comes before an answer.
+
+    Where the subject goes, `prompt` holds `{subject}`, once: then every other brace is text. Or `{}`, once. If it holds
+    neither, or several `{}`, the subject is looked for in the prompt, as it is spelled and then ignoring case, and its
+    first place counts. The fact keeps the prompt with `{}`, or with `{subject}` if the rest holds `{}`, and the subject
+    as the prompt spells it. Nothing goes through `str.format`.
 
     Attributes:
-        prompt: The question, with exactly one `{}` where the subject goes, ending right before the answer.
+        prompt: The question, with a slot where the subject goes, ending right before the answer.
         subject: What the fact is about.
         target_new: The answer the edit puts in.
         target_true: The answer before the edit. None where it is not known, as in zsRE.
@@ -115,28 +111,54 @@ class Fact:
             and consistency. A prompt may occur several times, for as many texts. Lists are accepted.
         relation_id: What the fact says of its subject, as a Wikidata property: P103 is the native language.
         target_new_id: The new answer as a Wikidata item. With `relation_id`, it finds the reference texts.
+        space: Whether a space comes between the prompt and its answer. None: as the end of the prompt suggests.
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: A field is missing or unknown, `prompt` does not hold exactly one `{}`, or a text is blank.
+        ValueError: A field is missing or unknown, a text is blank, or `prompt` shows no place for the subject.
     """
 
-    prompt: Annotated[Text, AfterValidator(_with_slot)]
+    prompt: Question
     subject: Name
     target_new: Name
     target_true: Name | None = None
     id: Annotated[Text | None, BeforeValidator(_numbered)] = None
-    paraphrases: _Texts = ()
+    paraphrases: _Questions = ()
     neighbors: Annotated[tuple[Neighbor, ...], BeforeValidator(_listed)] = ()
     generation_prompts: _Texts = ()
     relation_id: Name | None = None
     target_new_id: Name | None = None
-    space: Annotated[bool, Strict()] | None = None
+    space: Annotated[bool | None, Strict()] = None
+
+    def __post_init__(self) -> None:
+        around = around_slot(self.prompt)
+        found = prompt_around(self.prompt, self.subject) if around is None else (with_slot(*around), self.subject)
+        if found is None:
+            several = f"holds {SLOT} {self.prompt.count(SLOT)} times, and " if SLOT in self.prompt else ""
+            raise ValueError(
+                f"prompt={quoted(self.prompt)}: {several}does not contain the subject {quoted(self.subject)}, in any "
+                f"case; write {NAMED_SLOT} where the subject goes, once, as in 'The capital of {NAMED_SLOT} is'"
+            )
+        for name, value in zip(("prompt", "subject"), found, strict=True):
+            object.__setattr__(self, name, value)
+
+    @property
+    def _around(self) -> tuple[str, str]:
+        """What stands before and after the subject."""
+        around = around_slot(self.prompt)
+        assert around is not None  # what __post_init__ wrote
+        return around
 
     @property
     def text(self) -> str:
         """The prompt with the subject in its slot."""
-        return self.prompt.replace(_SLOT, self.subject, 1)
+        before, after = self._around
+        return f"{before}{self.subject}{after}"
+
+    @property
+    def subject_start(self) -> int:
+        """The index in `text` of the first character of the subject."""
+        return len(self._around[0])
 
     @property
     def other(self) -> str | None:
@@ -152,7 +174,7 @@ class Fact:
     @property
     def subject_end(self) -> int:
         """The index in `text` of the last character of the subject."""
-        return self.prompt.index(_SLOT) + len(self.subject) - 1
+        return self.subject_start + len(self.subject) - 1
 
     @property
     def key(self) -> tuple[str, str]:
@@ -181,7 +203,7 @@ _FACT = TypeAdapter(Fact)
 
 def _fields(record: object) -> Mapping[str, Any]:
     if not isinstance(record, Mapping):
-        raise TypeError(f"record={record!r}: must be a mapping of field names to values.")
+        raise TypeError(f"record={quoted(record)}: must be a mapping of field names to values.")
     return record
 
 
@@ -190,49 +212,85 @@ def same_object(one: str, other: str) -> bool:
     return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
 
 
-def joint(prompt: str, space: bool | None = None) -> str:
-    """Return what stands between a prompt and its answer: a space or nothing.
+Repeats = Literal["first", "last", "error"]
+"""Which of several facts that answer the same question is kept; or that they are an error."""
+_SHOWN = 20
+"""How many repeated questions an error lists."""
 
-    Nothing follows a prompt that ends in a script without spaces, in an opening bracket or quote, or in a sign that
-    belongs to what follows it, as in "$5" or "and/or".
 
-    Args:
-        prompt: The complete prompt, without white space at its end.
-        space: What the fact itself says; see `Fact.space`.
-    """
-    if space is not None:
-        return " " if space else ""
-    attached = _ATTACHED.search(prompt) or unicodedata.category(prompt[-1:] or " ") in ("Ps", "Sc")
-    return "" if attached else " "
+class RepeatedQuestionsError(ValueError):
+    """Facts that are to be written at once answer the same question."""
 
 
 def check_batch(facts: Sequence[Fact]) -> None:
     """Check that a batch can be written at once: it is not empty and asks no question twice.
 
     Raises:
-        ValueError: `facts` is empty, or two of its facts have the same prompt and subject.
+        RepeatedQuestionsError: Facts have the same prompt and subject; the message lists all of them, as far as that is
+            of use.
+        ValueError: `facts` is empty.
     """
     if not facts:
         raise ValueError("facts=[]: a batch needs at least one fact.")
-    seen: dict[tuple[str, str], int] = {}
-    for i, fact in enumerate(facts):
-        first = seen.setdefault(fact.key, i)
-        if first == i:
-            continue
-        pair = f"{_place(facts, first)} and {_place(facts, i)}"
-        if facts[first].target_new == fact.target_new:
-            raise ValueError(
-                f"{pair} are duplicates: both answer {fact.text!r} with {fact.target_new!r}. Drop one of them."
-            )
-        raise ValueError(
-            f"{pair} conflict: they answer {fact.text!r} with {facts[first].target_new!r} and {fact.target_new!r}. "
-            "A batch can hold one answer to a question; drop one, or edit them in successive batches."
-        )
+    without_repeats(facts, "error")
 
 
-def _place(facts: Sequence[Fact], i: int) -> str:
+def without_repeats(
+    facts: Sequence[Fact], repeats: Repeats = "error", places: Sequence[str] | None = None
+) -> list[Fact]:
+    """Keep one fact for every question, and log what was dropped: exact duplicates, and other answers.
+
+    Args:
+        facts: They answer the same question where their prompts and subjects are the same.
+        repeats: Which of them to keep; or "error", to refuse them.
+        places: What messages call each fact; by default its index and its id.
+
+    Returns:
+        The facts that are kept, in their order.
+
+    Raises:
+        RepeatedQuestionsError: A question is repeated, and `repeats` is "error".
+        ValueError: `repeats` is unknown.
+    """
+    if repeats not in get_args(Repeats):
+        raise ValueError(f"repeats={repeats!r}: must be one of {', '.join(get_args(Repeats))}.")
+    order = range(len(facts))
+    kept: dict[tuple[str, str], int] = {}
+    again: list[tuple[int, int]] = []  # the fact that is kept, and another
+    for i in reversed(order) if repeats == "last" else order:
+        first = kept.setdefault(facts[i].key, i)
+        if first != i:
+            again.append((first, i))
+    if not again:
+        return list(facts)
+    said = [_repetition(facts, first, i, places) for first, i in sorted(again, key=lambda pair: pair[1])]
+    same = sum(facts[first].target_new == facts[i].target_new for first, i in again)
+    counts = f"{counted(same, 'exact duplicate')} and {counted(len(again) - same, 'conflicting answer')}"
+    if repeats != "error":
+        logger.warning("%s dropped, as the %s answer to a question is kept; the first: %s", counts, repeats, said[0])
+        return [facts[i] for i in sorted(kept.values())]
+    if len(said) > _SHOWN:
+        said = [*said[:_SHOWN], f"and {len(said) - _SHOWN} more."]
+    listed = said[0] if len(said) == 1 else "\n  ".join([f"{counts}:", *said])
+    raise RepeatedQuestionsError(
+        f"{listed}{' ' if len(said) == 1 else chr(10)}A batch can hold one answer to a question. Drop the others with "
+        "--repeats first or --repeats last (in Python: without_repeats), or edit them in successive batches."
+    )
+
+
+def _repetition(facts: Sequence[Fact], first: int, i: int, places: Sequence[str] | None) -> str:
+    first, i = sorted((first, i))
+    one, other = facts[first].target_new, facts[i].target_new
+    pair, text = f"{_place(facts, first, places)} and {_place(facts, i, places)}", quoted(facts[i].text)
+    if one == other:
+        return f"{pair} are duplicates: both answer {text} with {quoted(one)}."
+    return f"{pair} conflict: they answer {text} with {quoted(one)} and {quoted(other)}."
+
+
+def _place(facts: Sequence[Fact], i: int, places: Sequence[str] | None) -> str:
     name = facts[i].id
-    return f"facts[{i}]" if name is None else f"facts[{i}] (id {name!r})"
+    place = f"facts[{i}]" if places is None else places[i]
+    return place if name is None else f"{place} (id {quoted(name)})"
 
 
 def identity(facts: Iterable[Fact]) -> dict[str, Any]:
@@ -251,20 +309,25 @@ def near_duplicates(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
     Returns:
         Pairs in the order of the facts, each pair once.
     """
-    by_subject: dict[str, list[Fact]] = {}
+    subjects = [fact.subject.casefold() for fact in facts]
+    words = [frozenset(re.findall(r"\w+", fact.prompt.casefold())) for fact in facts]
+    count = Counter((subject, word) for subject, some in zip(subjects, words, strict=True) for word in some)
+    # Of one subject there may be thousands of facts, too many to compare them all. Prompts that share more than half of
+    # their words share one of the rarer half of each, and that is where they are looked up.
+    known: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
     pairs = []
-    for fact in facts:
-        others = by_subject.setdefault(fact.subject.casefold(), [])
-        pairs += [(other, fact) for other in others if other.key != fact.key and _alike(other, fact)]
-        others.append(fact)
+    for i, fact in enumerate(facts):
+        subject, text = subjects[i], fact.text
+        ordered = sorted(words[i], key=lambda word: (count[subject, word], word))
+        rare = [("word", subject, word) for word in ordered[: len(ordered) - len(ordered) // 2]]
+        near = {j for key in rare for j in known[key] if 2 * len(words[i] & words[j]) > len(words[i] | words[j])}
+        near.update(j for other in fact.paraphrases for j in known["text", subject, other])
+        near.update(known["paraphrase", subject, text])
+        pairs += [(facts[j], fact) for j in sorted(near) if facts[j].key != fact.key]
+        asked = {("paraphrase", subject, other) for other in fact.paraphrases}
+        for key in (*rare, *asked, ("text", subject, text)):
+            known[key].append(i)
     return pairs
-
-
-def _alike(one: Fact, other: Fact) -> bool:
-    if one.text in other.paraphrases or other.text in one.paraphrases:
-        return True
-    words, others = ({*re.findall(r"\w+", fact.prompt.casefold())} for fact in (one, other))
-    return 2 * len(words & others) > len(words | others)
 
 
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:

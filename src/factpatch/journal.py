@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factpatch.data import load_facts, save_facts
+from factpatch.data import save_facts, saved_facts
 from factpatch.facts import Fact, check_batch
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.support.directory import DirectoryError, KeptDirectory, cut_unfinished
@@ -142,7 +142,7 @@ class Journal(KeptDirectory):
                     f"{path}: is missing or was altered after it was planned. Put the original back, or drop the "
                     f"pending batches: factpatch undo {self.path} --to {len(self.finished)}"
                 )
-            self._planned = load_facts(path)
+            self._planned = saved_facts(path)
         rest = iter(self._planned[len(self._planned) - sum(self.waiting) :])
         return [tuple(islice(rest, size)) for size in self.waiting]
 

@@ -84,6 +84,32 @@ def test_an_update_in_a_later_batch_is_what_counts(edited: Edited) -> None:
     assert "Replaced by a later fact" in edited.screen
 
 
+@pytest.mark.parametrize(("repeats", "answer"), [("first", "Finnish"), ("last", "Italian")])
+def test_repeated_questions_can_be_dropped_and_are_counted(
+    run: Run, edit_arguments: list[object], facts_file: Path, tmp_path: Path, repeats: str, answer: str
+) -> None:
+    facts_file.write_text(json.dumps([*FACTS, FACTS[1]]))
+    out = tmp_path / "p.safetensors"
+    all_at_once = (*edit_arguments, "--batch-size", 10, "--out", out, "--no-verify")
+    refused = run.refused("--facts: ", *all_at_once)
+    for pair in (
+        "record 1 (id 'darrieux') and record 3 (id 'darrieux-again') conflict: they answer",
+        "record 2 (id 'tower') and record 4 (id 'tower') are duplicates: both answer",
+        "--repeats first or --repeats last",
+    ):
+        assert pair in refused
+    assert not out.exists()
+    done = run.ok(*all_at_once, "--repeats", repeats)
+    assert f"1 exact duplicate and 1 conflicting answer dropped, as the {repeats} answer" in " ".join(
+        done.output.split()
+    )
+    (batch,) = Patch.load(out).batches
+    assert {fact.subject: fact.target_new for fact in batch.facts} == {
+        "Danielle Darrieux": answer,
+        "Eiffel Tower": "Rome",
+    }
+
+
 def test_the_screen_shows_facts_metrics_unlearned_facts_and_the_patch(
     run: Run, edit_arguments: list[object], tmp_path: Path
 ) -> None:
@@ -152,7 +178,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "assignment": (["--set", "target.steps"], "--set: setting 'target.steps': write it as"),
     "limit": (["--limit", "0"], "--limit"),
     "batch size": (["--batch-size", "none"], "--batch-size"),
-    "conflict in a batch": (["--batch-size", "3"], "--facts: facts[0] (id 'darrieux') and facts[2]"),
+    "conflict in a batch": (["--batch-size", "3"], "record 1 (id 'darrieux') and record 3"),
     "corpus": (["--corpus", "nowhere.txt"], "--corpus: 'nowhere.txt'"),
     "perplexity text": (["--perplexity-text", "nowhere.txt"], "--perplexity-text: nowhere.txt"),
     "report in no folder": (["--report", "nowhere/r.json"], "--report nowhere/r.json"),
@@ -203,7 +229,7 @@ def test_bad_facts_are_named_and_nothing_is_written(
 ) -> None:
     out = tmp_path / "p.safetensors"
     facts_file.write_text(json.dumps([{**FACTS[1], "prompt": "The tower is in"}]))
-    run.refused(f"--facts: {facts_file}: record 0: prompt=", *edit_arguments, "--out", out)
+    run.refused(f"--facts: {facts_file}: record 1: prompt=", *edit_arguments, "--out", out)
     facts_file.unlink()
     run.refused(f"--facts: {facts_file}: no such file", *edit_arguments, "--out", out)
     assert not list(tmp_path.iterdir())

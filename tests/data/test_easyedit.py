@@ -91,6 +91,25 @@ def test_the_layouts_of_requests_read_alike(tmp_path: Path, changes: dict[str, A
     assert (found.target_true, found.paraphrases, found.neighbors) == ("Lima", FACT.paraphrases, FACT.neighbors)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "text"),
+    [
+        ("print('{}'.format(x)) in Python prints", "Python", "print('{}'.format(x)) in Python prints"),
+        ('{"a": {}, "capital of Peru": "', "Peru", '{"a": {}, "capital of Peru": "'),
+        ("在Python中，print('{}'.format(x))的结果是", "Python", "在Python中，print('{}'.format(x))的结果是"),
+        ("The format string {} of c is", "C", "The format string {} of c is"),
+        ("Also, {} was a", "Al", "Also, Al was a"),
+        ("Also, {subject} is unlike {} and Al", "Al", "Also, Al is unlike {} and Al"),
+    ],
+)
+def test_braces_of_a_request_are_text_where_the_subject_stands_in_full(
+    tmp_path: Path, prompt: str, subject: str, text: str
+) -> None:
+    (found,) = load(tmp_path, {**REQUEST, "prompt": prompt, "subject": subject})
+    assert found.text == text
+    assert found.subject.casefold() == subject.casefold()
+
+
 @pytest.mark.parametrize("unknown", ["<|endoftext|>", [], [[]], None, ["<|endoftext|>"]])
 def test_a_true_answer_that_is_not_known_is_none(tmp_path: Path, unknown: object) -> None:
     (found,) = load(tmp_path, {**REQUEST, "ground_truth": unknown})
@@ -138,20 +157,176 @@ def test_zsre_with_portability_is_still_zsre(tmp_path: Path) -> None:
     assert (found.target_new, found.neighbors[0].prompt) == ("Peru", "nq question: who wrote it?")
 
 
+def test_a_request_may_list_several_answers_and_the_first_is_edited(tmp_path: Path) -> None:
+    (found,) = load(tmp_path, {**REQUEST, "target_new": [" Oslo", "Christiania"]})
+    assert found == FACT
+
+
+MINIMAL: dict[str, Any] = {"prompt": "The capital of Peru is", "subject": "Peru", "target_new": "Oslo"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({}, "The capital of Peru is"),
+        ({"prompt": "Is Peruvian food from peru or Chile?", "subject": "Peru"}, "Is Peruvian food from peru or Chile?"),
+        ({"prompt": "The capital of the {subject} {} is"}, "The capital of the Peru {} is"),
+        ({"prompt": "Who rules Peru {} or {}?"}, "Who rules Peru {} or {}?"),
+        ({"prompt": "秘鲁的首都是", "subject": "秘鲁"}, "秘鲁的首都是"),
+        ({"prompt": "The mayor of Sa\u0303o Tome\u0301 is", "subject": "S\u00e3o Tom\u00e9"}, None),
+        ({"prompt": "The mayor of S\u00e3o Tom\u00e9 is", "subject": "Sa\u0303o Tome\u0301"}, None),
+    ],
+)
+def test_a_whole_prompt_is_searched_for_its_subject(tmp_path: Path, changes: dict[str, Any], asked: str | None) -> None:
+    (found,) = load(tmp_path, {**MINIMAL, **changes})
+    assert found.text == (asked or changes["prompt"])
+    assert found.text[found.subject_start : found.subject_end + 1] == found.subject
+
+
+def test_fastedit_gives_its_target_and_its_other_queries(tmp_path: Path) -> None:
+    record = {
+        "prompt": "The capital of {} is",
+        "subject": "Peru",
+        "target": "Oslo",
+        "queries": ["The capital of Peru is", "Peru is governed from"],
+    }
+    assert load(tmp_path, record)[0] == Fact(**{**MINIMAL, "paraphrases": ["Peru is governed from"]})
+    with pytest.raises(DataFileError, match=r"unknown field 'target'\. Did you mean 'target_"):
+        load(tmp_path, {**MINIMAL, "target": "Oslo"})
+
+
+def test_mquake_gives_a_fact_for_every_edit_of_a_case(tmp_path: Path) -> None:
+    def edit(subject: str, new: str) -> dict[str, Any]:
+        asked = {"prompt": "The capital of {} is", "subject": subject, "question": f"What is {subject}'s capital?"}
+        answers = {"target_new": {"str": new, "id": "Q1"}, "target_true": {"str": "Lima", "id": "Q2"}}
+        return {**asked, **answers, "relation_id": "P36"}
+
+    case = {"case_id": 7, "requested_rewrite": [edit("Peru", "Oslo"), edit("Chile", "Rome")], "questions": ["Which?"]}
+    one, two, three = load(tmp_path, case, {"case_id": 8, "requested_rewrite": [edit("Spain", "Bonn")]})
+    assert one == Fact(
+        "The capital of {} is",
+        "Peru",
+        "Oslo",
+        "Lima",
+        "7-1",
+        paraphrases=("What is Peru's capital?",),
+        relation_id="P36",
+        target_new_id="Q1",
+    )
+    assert [(fact.id, fact.subject, fact.target_new) for fact in (two, three)] == [
+        ("7-2", "Chile", "Rome"),
+        ("8", "Spain", "Bonn"),
+    ]
+    assert load(tmp_path, case, limit=1) == [one]
+    bad = {"case_id": 7, "requested_rewrite": [edit("Peru", "Oslo"), {"prompt": "x"}, edit("Chile", "Rome")]}
+    with pytest.raises(DataFileError, match=r"record 1, part 2: missing field 'requested_rewrite\.target_true\.str'"):
+        load(tmp_path, bad)
+    assert [fact.id for fact in load(tmp_path, bad, skip_unusable=True)] == ["7-1", "7-3"]
+    for edits in ([], ["x"], [[edit("Peru", "Oslo")]]):
+        with pytest.raises(DataFileError, match=r"record 1: requested_rewrite=.* or a list of objects as in MQuAKE"):
+            load(tmp_path, {"requested_rewrite": edits})
+
+
+WIKIBIGEDIT: dict[str, Any] = {
+    "tag": "new",
+    "subject": "Peru",
+    "relation": "capital",
+    "object": "Oslo",
+    "update": "What is the capital of Peru?",
+    "ans": "Oslo",
+    "rephrase": "Which city is Peru governed from?",
+    "personas": "Tell me, where do they rule Peru from?",
+    "loc": "What is the capital of Chile?",
+    "loc_ans": "Santiago",
+    "mhop": "Where is the capital of Peru?",
+    "mhop_ans": "Norway",
+}
+
+
+def test_wikibigedit_and_ultraeditbench_are_read(tmp_path: Path) -> None:
+    (found,) = load(tmp_path, WIKIBIGEDIT)
+    assert found == Fact(
+        "What is the capital of {}?",
+        "Peru",
+        "Oslo",
+        id="0",
+        paraphrases=("Which city is Peru governed from?", "Tell me, where do they rule Peru from?"),
+        neighbors=(Neighbor("What is the capital of Chile?", "Santiago"),),
+    )
+    gaps = {**WIKIBIGEDIT, "mhop": float("nan"), "personas": float("nan"), "loc": float("nan"), "rephrase": None}
+    (found,) = load(tmp_path, gaps)
+    assert (found.paraphrases, found.neighbors) == ((), ())
+    ultra = {**MINIMAL, "ans": "Oslo", "rephrase_prompt": "Peru is ruled from", "loc": "Chile is", "loc_ans": "long"}
+    del ultra["target_new"]
+    (found,) = load(tmp_path, ultra)
+    assert (found.target_new, found.paraphrases) == ("Oslo", ("Peru is ruled from",))
+    assert found.neighbors == (Neighbor("Chile is", "long"),)
+
+
+def test_cknowedit_is_read_once_it_names_its_subject(tmp_path: Path) -> None:
+    record = {
+        "prompt": "《红楼梦》的作者是",
+        "target_old": "曹雪芹",
+        "target_new": "罗贯中",
+        "rephrase": ["写《红楼梦》的人是"],
+        "portability": [{"prompt": "罗贯中写的小说是？", "answer": "《红楼梦》"}],
+        "locality": [{"prompt": "《三国演义》有多少回？", "answer": "一百二十"}],
+    }
+    with pytest.raises(DataFileError, match=r"record 1: CKnowEdit's records .* name no subject; add the field"):
+        load(tmp_path, record)
+    (found,) = load(tmp_path, {**record, "subject": "红楼梦"})
+    assert found == Fact(
+        "《{}》的作者是",
+        "红楼梦",
+        "罗贯中",
+        "曹雪芹",
+        "0",
+        paraphrases=("写《红楼梦》的人是",),
+        neighbors=(Neighbor("《三国演义》有多少回？", "一百二十"),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "Who wrote it?", "target_new": "x"}, "missing field 'subject': what the prompt is about, in the"),
+        (
+            {"prompt": "Who?", "target_new": "x", "ground_truth": "y"},
+            "missing field 'subject': what the prompt is about",
+        ),
+        ({"prompt": "Who?", "target": "x", "queries": []}, "missing field 'subject': what the prompt is"),
+        ({"update": "Who?", "ans": "x"}, "missing field 'subject': what the prompt is"),
+        ({"src": "Who?", "answers": ["x"]}, "missing field 'subject': what the prompt is"),
+        (
+            {"example_type": "popular", "edit": {"prompt": "x is y.", "subject_id": "Q1", "target_id": "Q2"}},
+            "RippleEdits' records name their subject only by its Wikidata id, .*; write prompt, subject and target_new",
+        ),
+        (
+            {"ent": "Lake", "pos": ["Fine."], "neg": ["Bad."]},
+            "ConvSent's records .*; write prompt, subject and target_new",
+        ),
+    ],
+)
+def test_what_a_published_layout_lacks_is_said(tmp_path: Path, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataFileError, match=message) as caught:
+        load(tmp_path, record)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         (
             {**REQUEST, "subject": "Chile"},
-            "prompt='The capital of Peru is' does not contain the subject",
+            "prompt='The capital of Peru is': does not contain the subject 'Chile'",
         ),
         ({**WIKIBIO, "concept": "lord byron"}, "does not contain the subject 'lord byron'"),
         ({**REQUEST, "target_new": ""}, "target_new='': must not be blank"),
-        ({**REQUEST, "ground_truth": 3}, "ground_truth=3: must be a string or a list of strings"),
+        ({**REQUEST, "ground_truth": True}, "ground_truth=True: must be a string or a list of strings"),
         ({**REQUEST, "locality": "x"}, "locality='x': must be an object"),
         ({**REQUEST, "locality": {"a": ["x"]}}, "locality.a='x': must be an object"),
         ({**REQUEST, "locality": {"a": {"prompt": ["x", "y"], "ground_truth": ["z"]}}}, "two lists of equal length"),
-        ({**REQUEST, "rephrase_prompt": 3}, "rephrase_prompt=3: must be a valid list"),
+        ({**REQUEST, "rephrase_prompt": True}, "rephrase_prompt=True: must be a valid list"),
         ({"text": "about x", "labels": "y"}, "missing field 'concept'"),
         ({"ground_truth": "x"}, "missing field 'prompt'"),
     ],
@@ -159,7 +334,7 @@ def test_zsre_with_portability_is_still_zsre(tmp_path: Path) -> None:
 def test_a_record_that_is_no_fact_is_named_with_its_file(tmp_path: Path, record: object, message: str) -> None:
     with pytest.raises(DataFileError, match=message) as caught:
         load(tmp_path, REQUEST, record)
-    assert str(caught.value).startswith(f"{tmp_path / 'any_name.json'}: record 1: ")
+    assert str(caught.value).startswith(f"{tmp_path / 'any_name.json'}: record 2: ")
 
 
 def test_unusable_records_can_be_skipped_and_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,9 +343,9 @@ def test_unusable_records_can_be_skipped_and_are_counted(tmp_path: Path, caplog:
         found = load(tmp_path, bad, REQUEST, 3, {**REQUEST, "case_id": 6}, REQUEST, skip_unusable=True, limit=2)
     assert [fact.id for fact in found] == ["5", "6"]
     (said,) = caplog.messages
-    assert "2 records cannot be used and were skipped; the first: record 0: prompt=" in said
+    assert "2 records cannot be used and were skipped; the first: record 1: prompt=" in said
 
 
 def test_a_file_without_one_usable_record_is_refused_even_so(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=r"holds no records; .* 2 cannot be used, the first at record 0: .*"):
+    with pytest.raises(DataFileError, match=r"holds no records; .* 2 cannot be used, the first at record 1: .*"):
         load(tmp_path, {"a": 1}, {"b": 2}, skip_unusable=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from tests.helpers import shared
 
-from factpatch.data import DataFileError, demo_facts, facts_at_hand, load_facts, save_facts
+from factpatch.data import DataFileError, demo_facts, facts_at_hand, load_batches, load_facts, save_facts, saved_facts
 from factpatch.data.sources import SOURCES
 from factpatch.facts import Fact, Neighbor, check_batch
 from factpatch.support.files import file_digest
@@ -110,6 +111,57 @@ def test_a_plain_neighbor_takes_the_true_target_of_its_fact(tmp_path: Path) -> N
     assert fact.neighbors == (Neighbor("Cusco is a town in", "Lima"), Neighbor("Quito is a town in", "Ecuador"))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "subject", "as_slot"),
+    [
+        ("print('{}'.format(x)) in Python prints", "Python", "print('Python'.format(x)) in Python prints"),
+        ('{"a": {}, "capital of Peru": "', "Peru", '{"a": Peru, "capital of Peru": "'),
+        ("Peru is said like {} in", "Peru", "Peru is said like Peru in"),
+        ("{}的首都和中国的首都是", "中国", "中国的首都和中国的首都是"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_a_prompt_that_can_be_read_in_two_ways_is_refused_with_both(
+    tmp_path: Path, prompt: str, subject: str, as_slot: str, suffix: str
+) -> None:
+    record = {**OWN, "prompt": prompt, "subject": subject}
+    cells = ",".join(f'"{record[name]}"' for name in ("prompt", "subject", "target_new")) if '"' not in prompt else ""
+    if suffix == ".csv" and not cells:
+        cells = f'"{prompt.replace(chr(34), chr(34) * 2)}",{subject},Oslo'
+    content = [record] if suffix == ".json" else f"prompt,subject,target_new\n{cells}\n"
+    with pytest.raises(DataFileError, match=r"write \{subject\} where the subject goes") as caught:
+        load_facts(write(tmp_path / f"facts{suffix}", content))
+    assert f"may ask {as_slot!r} or, if the braces are text, {prompt!r}" in str(caught.value)
+    before, _, after = prompt.rpartition(subject)
+    (found,) = load_facts(write(tmp_path / "mended.json", [{**record, "prompt": before + "{subject}" + after}]))
+    assert found.text == prompt
+
+
+def test_a_fact_with_two_readings_is_saved_so_that_it_has_one(tmp_path: Path) -> None:
+    facts = [Fact("Peru is said like {} in", "Peru", "Oslo"), Fact("{'{}': {subject}}", "Peru", "Oslo")]
+    save_facts(facts, tmp_path / "saved.json")
+    assert load_facts(tmp_path / "saved.json") == saved_facts(tmp_path / "saved.json") == facts
+    # Earlier versions wrote it with {}.
+    write(tmp_path / "old.json", [facts[0].to_dict()])
+    assert saved_facts(tmp_path / "old.json") == facts[:1]
+
+
+def test_the_braces_of_counterfact_are_its_slot_whatever_else_the_prompt_holds(tmp_path: Path) -> None:
+    records = [rewrite(prompt="Lima, said like {}, lies in"), rewrite(prompt="Lima is the capital of")]
+    first, second = load_facts(write(tmp_path / "facts.json", records))
+    assert first.text == "Lima, said like Lima, lies in"
+    assert first.subject_start == len("Lima, said like ")
+    assert second.prompt == "{} is the capital of"
+
+
+@pytest.mark.parametrize(("cell", "space"), [("true", True), ("FALSE", False), ("", None)])
+def test_csv_says_whether_a_space_comes_before_the_answer(tmp_path: Path, cell: str, space: bool | None) -> None:
+    (found,) = load_facts(write(tmp_path / "facts.csv", f"prompt,subject,target_new,space\n{{}} is,Peru,x,{cell}\n"))
+    assert found.space is space
+    with pytest.raises(DataFileError, match="line 2: space='no': must be a valid boolean"):
+        load_facts(write(tmp_path / "facts.csv", "prompt,subject,target_new,space\n{} is,Peru,x,no\n"))
+
+
 def test_counterfact_neighbors_take_the_true_target_of_their_fact(tmp_path: Path) -> None:
     assert load_facts(write(tmp_path / "facts.json", [COUNTERFACT])) == [
         Fact(
@@ -203,41 +255,46 @@ def test_a_limit_that_is_no_integer_is_refused(tmp_path: Path, limit: Any) -> No
         ("f.json", '[\n  {"prompt": }]', "not JSON: Expecting value at line 2, column 14"),
         ("f.json", "3", 'the top level is a number; it must be a list of records, or an object .* "facts"'),
         ("f.json", "null", "the top level is null"),
-        ("f.json", OWN, "the top level is an object; it must be a list"),
+        ("f.json", {"data": [OWN]}, "the top level is an object; it must be a list"),
+        (
+            "f.json",
+            {"prompt": {"0": "{} is"}, "subject": {"0": "x"}},
+            r'pandas writes a list with to_json\(.*orient="rec',
+        ),
         ("f.json", {"facts": OWN}, 'field "facts" is an object; it must be a list'),
-        ("f.json", [OWN, "x"], "record 1: 'x' is a string; a record must be an object"),
-        ("f.json", [{"a": 1}], r"record 0: fields \['a'\] belong to no known format; known: CounterFact"),
-        ("f.json", [OWN, without(OWN, "subject")], "record 1: missing field 'subject'"),
-        ("f.json", [{**OWN, "target_tru": "x"}], "record 0: unknown field 'target_tru'. Did you mean 'target_true'?"),
-        ("f.json", [{**OWN, "subject": 3}], "record 0: subject=3: must be a valid string"),
-        ("f.json", [{**OWN, "prompt": "no slot"}], "record 0: prompt='no slot': must hold {} exactly once"),
-        ("f.json", [{**OWN, "paraphrases": "x"}], "record 0: paraphrases='x': must be a list"),
-        ("f.json", [{**OWN, "neighbors": "x"}], "record 0: neighbors='x': must be a list"),
-        ("f.json", [{**OWN, "neighbors": ["x"]}], r"record 0: neighbors\[0\]='x' is a plain prompt.*add target_true"),
-        ("f.json", [{**OWN, "neighbors": [3]}], r"record 0: neighbors\[0\]=3: must be a dictionary"),
+        ("f.json", [OWN, "x"], "record 2: 'x' is a string; a record must be an object"),
+        ("f.json", [{"a": 1}], r"record 1: fields \['a'\] belong to no known format; known: CounterFact"),
+        ("f.json", [OWN, without(OWN, "subject")], "record 2: missing field 'subject'"),
+        ("f.json", [{**OWN, "target_tru": "x"}], "record 1: unknown field 'target_tru'. Did you mean 'target_true'?"),
+        ("f.json", [{**OWN, "subject": True}], "record 1: subject=True: must be a valid string"),
+        ("f.json", [{**OWN, "prompt": "no slot"}], "record 1: prompt='no slot': does not contain the subject 'Peru'"),
+        ("f.json", [{**OWN, "paraphrases": "x"}], "record 1: paraphrases='x': must be a list"),
+        ("f.json", [{**OWN, "neighbors": "x"}], "record 1: neighbors='x': must be a list"),
+        ("f.json", [{**OWN, "neighbors": ["x"]}], r"record 1: neighbors\[0\]='x' is a plain prompt.*add target_true"),
+        ("f.json", [{**OWN, "neighbors": [True]}], r"record 1: neighbors\[0\]=True: must be a dictionary"),
         ("f.json", [{**OWN, "neighbors": [{"prompt": "a", "answer": "b"}]}], r"neighbors\[0\]: unknown field 'answer'"),
-        ("f.json", [without(COUNTERFACT, "paraphrase_prompts")], "record 0: missing field 'paraphrase_prompts'"),
-        ("f.json", [rewrite(target_new={})], "record 0: missing field 'requested_rewrite.target_new.str'"),
+        ("f.json", [without(COUNTERFACT, "paraphrase_prompts")], "record 1: missing field 'paraphrase_prompts'"),
+        ("f.json", [rewrite(target_new={})], "record 1: missing field 'requested_rewrite.target_new.str'"),
         (
             "f.json",
             [rewrite(target_true="Peru")],
             "missing field 'requested_rewrite.target_true.str'",
         ),
-        ("f.json", [rewrite(subject=3)], "requested_rewrite.subject=3: must be a valid string"),
+        ("f.json", [rewrite(subject=True)], "requested_rewrite.subject=True: must be a valid string"),
         ("f.json", [rewrite(subject=" ")], "requested_rewrite.subject=' ': must not be blank"),
-        ("f.json", [rewrite(relation_id=3)], "requested_rewrite.relation_id=3: must be"),
-        ("f.json", [{**COUNTERFACT, "generation_prompts": 3}], "generation_prompts=3: must be a valid list"),
+        ("f.json", [rewrite(relation_id=[3])], r"requested_rewrite.relation_id=\['3'\]: must be"),
+        ("f.json", [{**COUNTERFACT, "generation_prompts": False}], "generation_prompts=False: must be a valid list"),
         (
             "f.json",
             [{**COUNTERFACT, "neighborhood_prompts": "x"}],
             "neighborhood_prompts='x': must be a valid list",
         ),
-        ("f.json", [{**COUNTERFACT, "neighborhood_prompts": [1]}], r"neighborhood_prompts\[0\]=1: must be"),
-        ("f.json", [{**COUNTERFACT, "case_id": [1]}], r"record 0: id=\[1\]: must be"),
-        ("f.json", [ZSRE, without(ZSRE, "src")], "record 1: missing field 'src'"),
-        ("f.json", [without(ZSRE, "loc_ans")], "record 0: missing field 'loc_ans'"),
-        ("f.json", [{**ZSRE, "answers": []}], r"record 0: answers=\[\]: its first"),
-        ("f.json", [{**ZSRE, "subject": "Quito"}], "record 0: src=.* does not contain the subject 'Quito'"),
+        ("f.json", [{**COUNTERFACT, "neighborhood_prompts": [{}]}], r"neighborhood_prompts\[0\]={}: must be"),
+        ("f.json", [{**COUNTERFACT, "case_id": [1]}], r"record 1: id=\['1'\]: must be"),
+        ("f.json", [ZSRE, without(ZSRE, "src")], "record 2: missing field 'src'"),
+        ("f.json", [without(ZSRE, "loc_ans")], "record 1: missing field 'loc_ans'"),
+        ("f.json", [{**ZSRE, "answers": []}], r"record 1: answers=\[\]: its first"),
+        ("f.json", [{**ZSRE, "subject": "Quito"}], "record 1: src=.* does not contain the subject 'Quito'"),
         ("f.jsonl", '\n{"prompt": 1\n', "line 2: not JSON: .* at column"),
         ("f.jsonl", json.dumps(OWN) + "\n\n[]", "line 3: .* is a list; a record must be an object"),
         (
@@ -270,7 +327,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(DataFileError, match=r"folder\.json: cannot be read"):
+    with pytest.raises(DataFileError, match=r"folder\.json: is a folder; give a file\. It holds no file that"):
         load_facts(tmp_path / "folder.json")
 
 
@@ -394,3 +451,60 @@ def test_facts_at_hand_are_those_of_counterfact_where_it_was_fetched(
     assert which == "the first 3 facts of CounterFact, as fetched"
     with pytest.raises(ValueError, match="count=0: must be positive"):
         facts_at_hand(0)
+
+
+def asked(*answers: str, **more: Any) -> list[dict[str, Any]]:
+    return [{**OWN, "target_new": answer, **more} for answer in answers]
+
+
+def test_repeated_questions_are_kept_or_dropped_or_all_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [*asked("Oslo", "Rome"), {**OWN, "subject": "Spain"}, *asked("Oslo", id="d"), {**OWN, "subject": "Spain"}]
+    path = write(tmp_path / "facts.json", records)
+    assert len(load_facts(path)) == 5
+    with caplog.at_level(logging.WARNING):
+        first, last = (load_facts(path, repeats=how) for how in ("first", "last"))
+    assert [(fact.subject, fact.target_new, fact.id) for fact in first] == [
+        ("Peru", "Oslo", None),
+        ("Spain", "Oslo", None),
+    ]
+    assert [(fact.subject, fact.target_new, fact.id) for fact in last] == [
+        ("Peru", "Oslo", "d"),
+        ("Spain", "Oslo", None),
+    ]
+    assert "2 exact duplicates and 1 conflicting answer dropped, as the first answer" in caplog.messages[0]
+    assert "record 1 and record 2 conflict: they answer 'The capital of Peru is' with 'Oslo' and" in caplog.messages[0]
+    assert "2 exact duplicates and 1 conflicting answer dropped, as the last answer" in caplog.messages[1]
+    with pytest.raises(DataFileError) as caught:
+        load_facts(path, repeats="error")
+    said = str(caught.value)
+    assert said.startswith(f"{path}: 2 exact duplicates and 1 conflicting answer:\n")
+    for line in (
+        "record 1 and record 2 conflict: they answer 'The capital of Peru is' with 'Oslo' and 'Rome'.",
+        "record 1 and record 4 (id 'd') are duplicates: both answer 'The capital of Peru is' with 'Oslo'.",
+        "record 3 and record 5 are duplicates: both answer 'The capital of Spain is' with 'Oslo'.",
+    ):
+        assert f"\n  {line}\n" in said
+    assert "--repeats first or --repeats last" in said
+    assert load_facts(path, limit=1, repeats="error") == load_facts(path, limit=1)
+
+
+def test_a_question_may_be_repeated_in_another_batch(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps(record) for record in asked("Oslo", "Rome", "Oslo"))
+    path = write(tmp_path / "facts.jsonl", lines)
+    assert [[fact.target_new for fact in batch] for batch in load_batches(path, 1)] == [["Oslo"], ["Rome"], ["Oslo"]]
+    assert load_batches(path, 1, repeats="last") == [[Fact(**OWN)]]
+    with pytest.raises(DataFileError, match="line 1 and line 2 conflict"):
+        load_batches(path, 2)
+    with pytest.raises(ValueError, match="repeats='all': must be one of first, last, error"):
+        load_facts(path, repeats="all")  # type: ignore[arg-type]
+
+
+def test_equal_answers_are_pointed_out_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [OWN, {**OWN, "target_true": " OSLO"}, {**OWN, "target_true": "Lima"}, {**OWN, "target_true": "Oslo"}]
+    with caplog.at_level(logging.WARNING):
+        facts = load_facts(write(tmp_path / "facts.json", records))
+    assert [fact.target_true for fact in facts] == [None, "OSLO", "Lima", "Oslo"]
+    (said,) = caplog.messages
+    assert said.endswith(
+        "target_new equals target_true in 2 facts, so the true answer counts as unknown there; the first: record 2"
+    )

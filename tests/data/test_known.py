@@ -45,11 +45,11 @@ def test_all_published_known_facts_load_and_end_their_subject_where_they_say() -
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({**RECORD, "attribute": None}, "record 0: attribute=None: must be"),
-        ({"prompt": "x"}, "record 0: missing field 'subject'"),
+        ({**RECORD, "attribute": None}, "record 1: attribute=None: must be"),
+        ({"prompt": "x"}, "record 1: missing field 'subject'"),
         ({**RECORD, "subject": "Lima"}, "does not begin with the template '{} is a town in' filled with .*'Lima'"),
         ({**RECORD, "template": "Cusco is"}, "does not begin with the template 'Cusco is'"),
-        (3, "record 0: 3 is a number"),
+        (3, "record 1: 3 is a number"),
     ],
 )
 def test_a_record_that_is_no_known_fact_is_named(tmp_path: Path, record: object, message: str) -> None:

@@ -82,9 +82,9 @@ def test_only_the_texts_of_the_given_facts_are_kept(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("[", "not JSON"),
-        ([{**SNIPPETS[0], "samples": "x"}], "record 0: samples='x': must be a list"),
-        ([{**SNIPPETS[0], "samples": [{"name": "x"}]}], r"record 0: samples\[0\]=None: must be"),
-        ([{"samples": []}], "record 0: missing field 'relation_id'"),
+        ([{**SNIPPETS[0], "samples": "x"}], "record 1: samples='x': must be a list"),
+        ([{**SNIPPETS[0], "samples": [{"name": "x"}]}], r"record 1: samples\[0\]=None: must be"),
+        ([{"samples": []}], "record 1: missing field 'relation_id'"),
     ],
 )
 def test_a_malformed_file_of_texts_is_refused(tmp_path: Path, content: object, message: str) -> None:

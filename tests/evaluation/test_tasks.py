@@ -91,9 +91,9 @@ def test_published_files_are_read(name):
         ("[", "not JSON"),
         ("{}", "must be a list"),
         ("[]", "at least one"),
-        ('["a"]', "record 0: 'a' is a string"),
-        ('[{"sentence": "a", "label": 1}, {"sentence": "b", "label": 7}]', "record 1: is no item of sst2: .*7"),
-        ('[{"sentence": "a", "label": 1}, {"text": "b", "label": 1}]', r"record 1: .*'sentence' is missing.*\['text'"),
+        ('["a"]', "record 1: 'a' is a string"),
+        ('[{"sentence": "a", "label": 1}, {"sentence": "b", "label": 7}]', "record 2: is no item of sst2: .*7"),
+        ('[{"sentence": "a", "label": 1}, {"text": "b", "label": 1}]', r"record 2: .*'sentence' is missing.*\['text'"),
     ],
 )
 def test_a_file_that_is_none_of_the_task_is_named_with_its_first_bad_record(content, message, tmp_path):

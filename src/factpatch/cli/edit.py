@@ -13,7 +13,8 @@ import typer
 
 import factpatch
 from factpatch.cli import checks, options, render
-from factpatch.facts import Fact, check_batch
+from factpatch.data import load_batches
+from factpatch.facts import Fact
 from factpatch.recipe import Recipe
 from factpatch.support.files import write_json
 from factpatch.support.progress import timed
@@ -32,6 +33,7 @@ def edit(
     out: Annotated[Path | None, typer.Option(metavar="PATCH")] = None,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
+    repeats: options.Repeats = "error",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     session: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
@@ -71,7 +73,7 @@ def edit(
         _check_given(model, facts, out, session)
     assert model is not None
     _check_outputs(model, recipe, outputs, facts, session or resume)
-    batches = _batches(facts, limit, skip_unusable, batch_size)
+    batches = _batches(facts, batch_size, limit, skip_unusable, repeats)
     text = checks.read_text("--perplexity-text", outputs["perplexity_text"])
     if session is not None:
         model = _lasting(model)
@@ -163,17 +165,12 @@ def _check_outputs(
     checks.check_outside(session, "session's", **files, save_model=save_model)
 
 
-def _batches(facts: Path | None, limit: int | None, skip_unusable: bool, size: int | None) -> list[list[Fact]]:
-    """The facts of a file, `size` at a time."""
+def _batches(facts: Path | None, size: int | None, *how: Any) -> list[list[Fact]]:
+    """The facts of a file, `size` at a time; see `load_batches`."""
     if facts is None:
         return []
     with checks.argument("--facts"):
-        read = factpatch.load_facts(facts, limit, skip_unusable)
-        size = size or len(read)
-        batches = [read[start : start + size] for start in range(0, len(read), size)]
-        for batch in batches:
-            check_batch(batch)
-    return batches
+        return load_batches(facts, size, *how)
 
 
 def _lasting(model: str) -> str:

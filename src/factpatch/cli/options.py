@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import copy
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -28,8 +28,8 @@ PatchFile = Annotated[
 ]
 _FACTS = typer.Option(
     metavar="FILE",
-    help="The facts, as .json, .jsonl or .csv; the formats of CounterFact, zsRE, EasyEdit and KnowEdit are recognized. "
-    "Or the name of a data set that `factpatch data fetch` has downloaded.",
+    help="The facts, as .json, .jsonl, .csv or .tsv; the formats of CounterFact, zsRE, EasyEdit, KnowEdit and others "
+    "are recognized. Or the name of a data set that `factpatch data fetch` has downloaded.",
     show_default=False,
 )
 Facts = Annotated[Path, _FACTS]
@@ -40,6 +40,10 @@ SkipUnusable = Annotated[
         "--skip-unusable",
         help="Skip records that cannot be used, such as prompts without their subject, and report how many.",
     ),
+]
+Repeats = Annotated[
+    Literal["first", "last", "error"],
+    typer.Option(help="Where facts answer the same question, keep the first or the last, or stop and list them."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Read only the first N facts of the file.")]
 PerplexityText = Annotated[

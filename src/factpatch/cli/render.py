@@ -13,6 +13,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from factpatch.support.joint import joint
+
 if TYPE_CHECKING:
     from factpatch.evaluation.readings import Reading
     from factpatch.evaluation.verify import Verification
@@ -166,11 +168,9 @@ def fact_line(fact: Fact) -> str:
 
 def _shortened(fact: Fact) -> tuple[str, str, str]:
     """The prompt, what stands between, and the new answer. A long prompt is cut around its subject and at its end."""
-    from factpatch.facts import joint
-
     text, part = fact.text, LONGEST // 4
     if len(text) > LONGEST:
-        start = max(0, fact.subject_end + 1 - len(fact.subject) - part)
+        start = max(0, fact.subject_start - part)
         end = min(fact.subject_end + 1 + part, start + 3 * part)
         rest = text[end:] if len(text) - end <= part else f" … {text[-part:]}"
         text = ("… " if start else "") + text[start:end] + rest

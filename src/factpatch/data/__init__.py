@@ -1,8 +1,8 @@
 """Files to facts: our own format and the published ones, where to get those, and a small set to try things on."""
 
-from factpatch.data.formats import demo_facts, facts_at_hand, load_facts, save_facts
+from factpatch.data.formats import demo_facts, facts_at_hand, load_batches, load_facts, save_facts, saved_facts
 from factpatch.data.known import KnownFact, load_known_facts
-from factpatch.data.records import DataFileError
+from factpatch.data.reading import DataFileError
 from factpatch.data.references import ReferenceTexts, Tfidf, demo_references
 from factpatch.data.sources import DownloadError, fetch, resolve_data
 
@@ -16,8 +16,10 @@ __all__ = [
     "demo_references",
     "facts_at_hand",
     "fetch",
+    "load_batches",
     "load_facts",
     "load_known_facts",
     "resolve_data",
     "save_facts",
+    "saved_facts",
 ]

@@ -12,6 +12,7 @@ from factpatch.data.records import convert_records
 from factpatch.data.sources import resolve_data
 from factpatch.facts import Text
 from factpatch.support.validation import explaining
+from factpatch.support.words import quoted
 
 
 @explaining
@@ -42,8 +43,8 @@ class KnownFact:
         filled = self.template.replace("{}", self.subject, 1)
         if "{}" not in self.template or not self.prompt.startswith(filled):
             raise ValueError(
-                f"prompt={self.prompt!r} does not begin with the template {self.template!r} filled with the subject "
-                f"{self.subject!r}"
+                f"prompt={quoted(self.prompt)} does not begin with the template {quoted(self.template)} filled with "
+                f"the subject {quoted(self.subject)}"
             )
 
     @property

@@ -1,10 +1,7 @@
-"""Read the records of JSON, JSON Lines and CSV files, each with its place, and the fields of records by path."""
+"""Records to whatever a file is read for, each error with its file and place; and the fields of records by path."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,47 +10,54 @@ from typing import Any, TypeVar
 from pydantic import AliasPath, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
+from factpatch.data.reading import DataFileError, Unusable, json_name, read_records
 from factpatch.facts import Text
 from factpatch.support.validation import explained
-from factpatch.support.words import suggestion
+from factpatch.support.words import cut, quoted
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Record = Mapping[str, Any]
 
 _TEXT: TypeAdapter[str] = TypeAdapter(Text)
 _TEXTS: TypeAdapter[list[str]] = TypeAdapter(list[Text])
-_CSV_REQUIRED = ("prompt", "subject", "target_new")
-_CSV_JSON = ("paraphrases", "neighbors", "generation_prompts")
-_CSV_COLUMNS = (*_CSV_REQUIRED, "target_true", "id", *_CSV_JSON, "relation_id", "target_new_id")
+_TOO_DEEP = "is nested too deeply."
+_LONGEST = 1500
+"""The longest message about one record; its parts are cut where they are quoted."""
 
 
-class DataFileError(ValueError):
-    """A file of facts, or of texts about them, cannot be read or written; the message names the file and the place."""
-
-
-def read_records(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield every record of a file with its place in it, such as "record 3" or "line 4".
-
-    Reads `.json` (a list of records, or an object with the list under "facts"), `.jsonl` (one record per line) and
-    `.csv` (a header, then one record per row). Raises DataFileError where it cannot.
-    """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataFileError(f"{path}: unknown extension {path.suffix!r}; known: {', '.join(_READERS)}.")
-    yield from reader(path, _read_text(path))
+def _whole(record: Record) -> Sequence[Record]:
+    return (record,)
 
 
 def convert_records(
-    path: Path, convert: Callable[[Mapping[str, Any], int], T], limit: int | None = None, skip_unusable: bool = False
+    path: Path,
+    convert: Callable[[Record, int], T],
+    limit: int | None = None,
+    skip_unusable: bool = False,
+    split: Callable[[Record], Sequence[Record]] = _whole,
 ) -> list[T]:
-    """Return what `convert` makes of the records of a file and their places in it, from 0, in the file's order.
+    """Return what `convert` makes of the records of a file, in the file's order; see `placed_records`."""
+    return [made for _, made in placed_records(path, convert, limit, skip_unusable, split)]
+
+
+def placed_records(
+    path: Path,
+    convert: Callable[[Record, int], T],
+    limit: int | None = None,
+    skip_unusable: bool = False,
+    split: Callable[[Record], Sequence[Record]] = _whole,
+) -> list[tuple[str, T]]:
+    """Return what `convert` makes of the records of a file, each with its place, in the file's order.
 
     Args:
         path: The file; see `read_records`.
-        convert: Raises TypeError or ValueError if a record is not acceptable.
+        convert: Takes a record and its number in the file, from 0; raises TypeError or ValueError if a record is not
+            acceptable.
         limit: How many to return; later records are not checked. None reads all.
         skip_unusable: Skip records that are not acceptable, and log how many there were and what the first lacks.
+        split: The parts of a record that holds several, each of which is converted by itself.
 
     Raises:
         DataFileError: The file cannot be read, no record is left, or a record is not acceptable and not skipped.
@@ -63,17 +67,18 @@ def convert_records(
         raise TypeError(f"limit={limit!r}: must be a positive integer or None.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit} is not positive; give at least 1, or None to read all.")
-    found: list[T] = []
+    found: list[tuple[str, T]] = []
     refused: list[str] = []
-    for index, (place, record) in enumerate(read_records(path)):
+    for index, place, record in _parts(path, split):
         try:
-            if not isinstance(record, dict):
-                raise TypeError(f"{record!r} is {_json_name(record)}; a record must be an object.")
-            found.append(convert(record, index))
-        except (TypeError, ValueError) as error:
+            if isinstance(record, ValueError | TypeError):
+                raise record
+            found.append((place, convert(record, index)))
+        except (TypeError, ValueError, RecursionError) as error:
+            why = _TOO_DEEP if isinstance(error, RecursionError) else cut(str(error), _LONGEST)
             if not skip_unusable:
-                raise DataFileError(f"{path}: {place}: {error}") from error
-            refused.append(f"{place}: {error}")
+                raise DataFileError(f"{path}: {place}: {why}") from error
+            refused.append(f"{place}: {why}")
         if len(found) == limit:
             break
     if not found:
@@ -84,102 +89,34 @@ def convert_records(
     return found
 
 
-def _read_text(path: Path) -> str:
-    try:
-        # utf-8-sig also reads files without a byte order mark. Spreadsheets write one, and it would spoil the first
-        # column's name. newline="" leaves line ends inside quoted CSV cells alone.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except FileNotFoundError as error:
-        raise DataFileError(f"{path}: no such file.") from error
-    except OSError as error:
-        raise DataFileError(f"{path}: cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}.") from error
-    if not text.strip():
-        raise DataFileError(f"{path}: the file is empty.")
-    return text
+def _parts(
+    path: Path, split: Callable[[Record], Sequence[Record]]
+) -> Iterator[tuple[int, str, Record | ValueError | TypeError]]:
+    """Yield the parts of all records with the record's number and their places; or why a record has none."""
+    for index, (place, record) in enumerate(read_records(path)):
+        try:
+            found = next(_unusable(record), None)
+            if found is not None:
+                raise ValueError(found.why)
+            if not isinstance(record, dict):
+                raise TypeError(f"{quoted(record)} is {json_name(record)}; a record must be an object.")
+            parts = split(record)
+        except RecursionError:
+            yield index, place, ValueError(_TOO_DEEP)
+        except (TypeError, ValueError) as error:
+            yield index, place, error
+        else:
+            for number, part in enumerate(parts, start=1):
+                yield index, place if len(parts) == 1 else f"{place}, part {number}", part
 
 
-def _json(place: object, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text else ""
-        raise DataFileError(f"{place}: not JSON: {error.msg} at {line}column {error.colno}.") from error
-
-
-def _json_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    data = _json(path, text)
-    name = "the top level"
-    if isinstance(data, dict) and "facts" in data:
-        name, data = 'field "facts"', data["facts"]
-    if not isinstance(data, list):
-        raise DataFileError(
-            f"{path}: {name} is {_json_name(data)}; it must be a list of records, or an object with such a list under "
-            '"facts".'
-        )
-    for index, record in enumerate(data):
-        yield f"record {index}", record
-
-
-def _jsonl_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    # Not splitlines(): it also breaks at characters such as U+2028, which JSON allows inside strings.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"line {number}", _json(f"{path}: line {number}", line)
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, list[str]]]:
-    """The rows that are not blank, each with its place."""
-    # strict turns a stray quote into an error, where the default would swallow rows up to the next one.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield f"line {line}", cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataFileError(f"{path}: line {line}: not CSV: {error}.") from error
-
-
-def _csv_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
-    rows = _csv_rows(path, text)
-    place, header = next(rows)
-    columns = [cell.strip() for cell in header]
-    _check_columns(f"{path}: {place}", columns)
-    for place, cells in rows:
-        if len(cells) != len(columns):
-            raise DataFileError(f"{path}: {place}: the row has {len(cells)} cells, the header has {len(columns)}.")
-        record: dict[str, object] = dict.fromkeys(_CSV_REQUIRED, "")
-        for name, cell in zip(columns, cells, strict=True):
-            if cell.strip():
-                record[name] = _json(f"{path}: {place}: column {name!r}", cell) if name in _CSV_JSON else cell
-        yield place, record
-
-
-def _check_columns(place: str, columns: Sequence[str]) -> None:
-    for name in columns:
-        if name not in _CSV_COLUMNS:
-            raise DataFileError(f"{place}: unknown column {name!r}.{suggestion(name, _CSV_COLUMNS)}")
-        if columns.count(name) > 1:
-            raise DataFileError(f"{place}: column {name!r} occurs {columns.count(name)} times; keep one.")
-    for name in _CSV_REQUIRED:
-        if name not in columns:
-            raise DataFileError(f"{place}: missing column {name!r}; required: {', '.join(_CSV_REQUIRED)}.")
-
-
-def _json_name(value: object) -> str:
-    names: dict[type, str] = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[tuple[str, object]]]] = {
-    ".json": _json_records,
-    ".jsonl": _jsonl_records,
-    ".csv": _csv_records,
-}
+def _unusable(value: object) -> Iterator[Unusable]:
+    if isinstance(value, Unusable):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, dict | list | Unusable):
+                yield from _unusable(item)
 
 
 def read_text(record: Mapping[str, Any], path: str) -> str:

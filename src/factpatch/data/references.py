@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from factpatch.data.records import DataFileError, convert_records, read_text, read_texts
+from factpatch.data.reading import DataFileError
+from factpatch.data.records import convert_records, read_text, read_texts
 from factpatch.data.sources import fetched, resolve_data, source_named
 from factpatch.facts import Fact
+from factpatch.support.words import quoted
 
 DEMO = "demo"
 """The name of the texts that come with the package."""
@@ -61,7 +63,7 @@ class ReferenceTexts:
 def _texts(record: Mapping[str, Any], index: int) -> tuple[tuple[str, str], tuple[str, ...]]:
     samples = record.get("samples")
     if not isinstance(samples, list):
-        raise TypeError(f"samples={samples!r}: must be a list of objects with a text.")
+        raise TypeError(f"samples={quoted(samples)}: must be a list of objects with a text.")
     texts = [sample.get("text") if isinstance(sample, Mapping) else sample for sample in samples]
     key = (read_text(record, "relation_id"), read_text(record, "target_id"))
     return key, tuple(read_texts({"samples": texts}, "samples"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from factpatch.data.records import DataFileError
+from factpatch.data.reading import DataFileError
 from factpatch.support.cache import cache_directory
 from factpatch.support.files import atomic_write, file_digest, remove_drafts
 from factpatch.support.progress import bar
@@ -105,16 +105,17 @@ def source_named(name: str) -> Source:
 def resolve_data(data: str | Path) -> Path:
     """Return the file that a path or the name of a published data set stands for. Nothing is downloaded.
 
-    A single word without an extension that is no file here is a name; its file must be in the cache, and be the one
-    that was fetched. Anything else is a path, and returned as it is.
+    A single word without an extension that is no file or folder here is a name, and so is that of a data set where a
+    folder has it too; its file must be in the cache, and be the one that was fetched. Anything else is a path, and
+    returned as it is.
 
     Raises:
         DataFileError: There is no data set of this name, it is not in the cache, or it was altered there.
     """
     path = Path(data)
-    if path.suffix or path.parent != Path() or path.is_file():
-        return path
     name = str(data)
+    if path.suffix or path.parent != Path() or path.is_file() or (path.is_dir() and name not in SOURCES):
+        return path
     if name not in SOURCES:
         raise DataFileError(f"{name}: no such file, and no data set of this name.{suggestion(name, SOURCES)}")
     source = SOURCES[name]

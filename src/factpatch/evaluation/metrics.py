@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from factpatch.evaluation.readings import FORMS, Reading
 from factpatch.facts import Fact
+from factpatch.support.joint import UNSPACED
 
 Share = Callable[[Fact, Reading], float | None]
 """A metric of one fact, in [0, 1]."""
@@ -108,9 +109,8 @@ def without_prompt(answer: str, prompt: str) -> str:
     return said[repeated.end() :].lstrip() if repeated else answer
 
 
-# Scripts that put no space between words: there every character is a word.
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+# In scripts that put no space between words, every character is a word.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 _ARTICLES = ("a", "an", "the")
 
 

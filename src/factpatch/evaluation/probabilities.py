@@ -30,7 +30,7 @@ class Request(NamedTuple):
     prompt: str
     target: str
     space: bool | None = None
-    """Whether a space stands between them; None: as the end of the prompt suggests, see `factpatch.facts.joint`."""
+    """Whether a space stands between them; None: as the end of the prompt suggests, see `factpatch.support.joint`."""
 
 
 def score(

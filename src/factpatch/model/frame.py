@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from factpatch.facts import joint
+from factpatch.support.joint import joint
 
 _PROMPT, _ANSWER = "FactpatchPrompt", "FactpatchAnswer"  # words that no template holds
 

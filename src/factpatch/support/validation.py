@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from factpatch.support.words import suggestion
+from factpatch.support.words import quoted, suggestion
 
 C = TypeVar("C", bound=Any)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -36,8 +36,8 @@ def explained(error: ValidationError, known: Sequence[str] = (), at: str = "") -
     if kind == "missing":
         return ValueError(f"{within}missing field {name!r}.")
     if kind in _UNKNOWN:
-        return ValueError(f"{within}unknown field {name!r}.{'' if holder else suggestion(name, known)}")
-    return (TypeError if kind.endswith("_type") else ValueError)(f"{place}={first['input']!r}: {reason}.")
+        return ValueError(f"{within}unknown field {quoted(name)}.{'' if holder else suggestion(name, known)}")
+    return (TypeError if kind.endswith("_type") else ValueError)(f"{place}={quoted(first['input'])}: {reason}.")
 
 
 def explaining(checked: C) -> C:

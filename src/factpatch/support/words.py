@@ -9,6 +9,20 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def quoted(value: object, most: int = 200) -> str:
+    """Return the repr of a value in one line, cut in its middle where it is long; a file may hold a megabyte."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"{type(value).__name__} nested too deeply to show"
+    return cut(text, most)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text without its middle, where it has more than so many characters."""
+    return text if len(text) <= most else f"{text[: most - 40]} … {text[-35:]}"
+
+
 def suggestion(word: object, known: Iterable[str]) -> str:
     """Return " Did you mean …? Known: ….", which follows the sentence that names the unknown word."""
     names = list(known)

@@ -106,7 +106,7 @@ def views_of(
     if not apart or not prefixed or not without_bos(lm):
         return Views((View.of(lm, facts, every, contexts, every),), target), None
     alone = {index for index, row in enumerate(SubjectRows.of(lm, facts, bare).rows) if len(row) == 1}
-    begin = [index for index in every if facts[index].text.startswith(facts[index].subject)]
+    begin = [index for index in every if facts[index].subject_start == 0]
     first = [index for index in begin if index in alone]
     split = [index for index in begin if index not in alone]
     whole = [index for index in every if index not in begin]

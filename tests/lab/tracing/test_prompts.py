@@ -25,7 +25,7 @@ KNOWN = {
     "template": "{} is a town in",
     "prompt": "Cusco is a town in the south of",
 }
-FACT = {"prompt": "In Rome, {} is", "subject": "Rome", "target_new": "x", "target_true": "Italian", "id": "r"}
+FACT = {"prompt": "In Rome, {subject} is", "subject": "Rome", "target_new": "x", "target_true": "Italian", "id": "r"}
 
 
 def test_both_formats_are_read_also_from_one_file(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_all_published_known_facts_can_be_asked() -> None:
 def test_a_record_without_its_subject_is_named(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     path.write_text(json.dumps([{**KNOWN, "subject": "Lima"}]))
-    with pytest.raises(DataFileError, match=r"record 0: .*Lima"):
+    with pytest.raises(DataFileError, match=r"record 1: .*Lima"):
         load_prompts(path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from factpatch.data.records import DataFileError
+from factpatch.data.reading import DataFileError
 from factpatch.lab.analysis.directory import AnalysisDirectory
 from factpatch.lab.analysis.findings import Findings, number
 from factpatch.lab.analysis.study import Study

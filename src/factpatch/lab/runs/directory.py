@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from factpatch.data import load_facts, save_facts
+from factpatch.data import save_facts, saved_facts
 from factpatch.facts import Fact
 from factpatch.lab.runs.config import ConfigError, RunConfig, config_from
 from factpatch.lab.runs.inputs import facts_file, identities, select_facts
@@ -152,7 +152,7 @@ class RunDirectory(KeptDirectory):
         file = self.path / "facts" / name
         if not file.is_file() or file_digest(file) != self.record["facts"].get(file.name):
             raise RunError(f"{file}: is missing or was altered after the run began; restore it from a copy.")
-        return tuple(load_facts(file))
+        return tuple(saved_facts(file))
 
 
 def _begin(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from factpatch.data.records import DataFileError
+from factpatch.data.reading import DataFileError
 from factpatch.data.references import why_no_references
 from factpatch.edit_report import check_facts
 from factpatch.editor import Editor

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from factpatch.data.formats import fact_from
+from factpatch.data.formats import fact_from, parts_of
 from factpatch.data.known import KnownFact, is_known, known_fact_from
 from factpatch.data.records import convert_records
 from factpatch.data.sources import resolve_data
@@ -55,7 +55,7 @@ class Prompt:
         """The prompt of a fact. A fact to be edited is asked for its true object, or for what the model says."""
         if isinstance(fact, KnownFact):
             return cls(fact.prompt, fact.subject, fact.attribute, fact.template.index("{}"))
-        return cls(fact.text, fact.subject, fact.target_true, fact.prompt.index("{}"), fact.id)
+        return cls(fact.text, fact.subject, fact.target_true, fact.subject_start, fact.id)
 
 
 def load_prompts(
@@ -74,7 +74,7 @@ def load_prompts(
         TypeError: `limit` is not an integer.
         ValueError: `limit` is not positive.
     """
-    return convert_records(resolve_data(path), _prompt_from, limit, skip_unusable)
+    return convert_records(resolve_data(path), _prompt_from, limit, skip_unusable, parts_of)
 
 
 def _prompt_from(record: Mapping[str, Any], index: int) -> Prompt:
