@@ -16,6 +16,7 @@ from torch import Tensor
 
 import factpatch.editor as editor_module
 import factpatch.patch.history as history_module
+import factpatch.values.views as views_module
 from factpatch import METHODS, Boundary, Each, Editor, Even, Fact, First, HiddenState, Method, NullSpace, Patch
 from factpatch.methods import settings_of
 from factpatch.model.weights import restore, snapshot
@@ -531,7 +532,7 @@ def test_whatever_interrupts_an_edit_the_model_is_restored(
 ) -> None:
     editor = make("memit")
     before = state(editor)
-    module = history_module if stage == "add_shift" else editor_module
+    module = {"add_shift": history_module, "read_keys": views_module}.get(stage, editor_module)
     real, calls = getattr(module, stage), []
 
     def fail_the_second_time(*args: Any, **kwargs: Any) -> Any:
@@ -552,7 +553,7 @@ def test_whatever_interrupts_an_edit_the_model_is_restored(
 def test_an_infinite_key_stops_the_edit_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     editor = make()
     before = state(editor)
-    monkeypatch.setattr(editor_module, "read_keys", lambda *args: torch.full((4, INNER), float("inf"), dtype=EXACT))
+    monkeypatch.setattr(views_module, "read_keys", lambda *args: torch.full((4, INNER), float("inf"), dtype=EXACT))
     with pytest.raises(FloatingPointError, match="keys of layer 1"):
         editor.edit(FACTS)
     assert same(editor, before)
@@ -715,7 +716,7 @@ def test_a_composed_patch_is_replayed_edited_upon_and_undone() -> None:
 
 def test_keys_that_nobody_preserves_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(editor_module, "read_keys", lambda *given: calls.append(1) or read_keys(*given))
+    monkeypatch.setattr(views_module, "read_keys", lambda *given: calls.append(1) or read_keys(*given))
     make("rect", remember_keys=False).edit(FACTS)
     assert len(calls) == len(LAYERS)
 

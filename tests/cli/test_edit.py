@@ -114,12 +114,12 @@ def test_the_screen_shows_facts_metrics_unlearned_facts_and_the_patch(
     run: Run, edit_arguments: list[object], tmp_path: Path
 ) -> None:
     out, report = tmp_path / "p.safetensors", tmp_path / "r.json"
-    # A single evaluation makes no update, so that nothing is learned.
+    # A single evaluation makes no update, so that nothing is said.
     result = run.ok(*edit_arguments, "--out", out, "--report", report, "--set", "target.steps=1")
     unlearned = json.loads(report.read_text())["unlearned"]
     for fact in unlearned:
         assert f"{fact['id']}: {fact['prompt']}" in result.output
-    assert bool(unlearned) == ("Not learned" in result.output)
+    assert bool(unlearned) == ("Not said" in result.output)
     for expected in ("The Eiffel Tower is in Rome", "efficacy", "perplexity", str(out)):
         assert expected in result.output
 

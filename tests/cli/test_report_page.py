@@ -81,7 +81,7 @@ def test_a_run_on_a_model_gives_a_page_with_every_section(
     assert run("run", tmp_path / "config.yaml", "--out", tmp_path / "tiny").exit_code == 0
     found = Page(page(tmp_path / "tiny"))
     assert [heading for heading in found.headings if heading in SECTIONS] == list(SECTIONS)
-    assert re.search(r"\d of 2 facts learned", found.text)
+    assert re.search(r"\d of 2 facts said", found.text)
     assert "memit-blue − memit" in found.text
     assert "target.learning_rate" in found.text
     # Of the worst facts, what the model says is shown, too.
@@ -162,14 +162,14 @@ def test_a_failed_method_is_shown_with_the_others(page: Any, tmp_path: Path) -> 
     text = Page(page(path)).text
     assert "memit-blue on forged, seed 0: not finite" in text
     assert "memit-blue − memit" not in text
-    assert re.search(r"\d of 3 facts learned", text)
+    assert re.search(r"\d of 3 facts said", text)
 
 
 def test_the_worst_facts_come_first_and_no_more_than_asked_for(page: Any, tmp_path: Path) -> None:
     path = forged_run(tmp_path / "forged", MANY, ["memit"], quality={"memit": 0.6})
     text = page(path, options=("--worst", "3"))
     assert text.count("<dt>outcome</dt>") == 3
-    assert Page(text).text.count("learned at first, then forgotten") + text.count(">not learned<") == 3
+    assert Page(text).text.count("said at first, then forgotten") + text.count(">not said<") == 3
 
 
 def test_a_directory_that_is_no_run_is_named(run: Run, tmp_path: Path) -> None:

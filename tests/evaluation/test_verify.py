@@ -48,7 +48,7 @@ def test_a_reading_holds_what_single_scores_say(family):
     assert full.nll_true == pytest.approx(true.nll, abs=1e-9)
     assert full.probability_new == pytest.approx(new.probability)
     assert full.probability_true == pytest.approx(true.probability)
-    assert full.learned is (new.nll < true.nll)
+    assert full.preferred is (new.nll < true.nll)
     assert [probe.prompt for probe in full.paraphrases] == list(FULL.paraphrases)
     assert [probe.prompt for probe in full.neighbors] == [neighbor.prompt for neighbor in FULL.neighbors]
     own = score(lm, [("In Rome people speak", "English"), ("In Rome people speak", "Italian")])
@@ -58,7 +58,8 @@ def test_a_reading_holds_what_single_scores_say(family):
     assert bare.probability_true is None
     assert bare.nll_true is None
     assert bare.paraphrases == ()
-    assert bare.learned is bare.greedy_match
+    assert bare.preferred is None
+    assert bare.exact is score(lm, [(BARE.text, BARE.target_new)])[0].greedy
     assert [full.answer, bare.answer] == greedy_answers(lm, [FULL.text, BARE.text])
 
 
@@ -125,11 +126,39 @@ def test_summary_of_a_hand_made_verification():
     assert summary == {name: {"before": before, "after": after} for name, (before, after) in expected.items()}
 
 
-def test_unlearned_names_facts_that_prefer_the_old_object_or_miss_a_token():
-    held = Reading(made(1.0, 2.0)), Reading(made(1.0, matched=(True, True)))
-    missed = Reading(made(2.0, 1.0)), Reading(made(1.0, matched=(True, False)))
+def test_a_fact_is_said_if_the_free_answer_holds_it_whatever_is_preferred():
+    preferred = Reading(made(1.0, 2.0), answers=(said("French"),))
+    exact = Reading(made(1.0, matched=(True, True)), answers=(said("a large city in Japan"),))
+    verification = Verification((FULL, BARE), (preferred, exact))
+    assert verification.said() == [False, True]
+    assert verification.unlearned() == [FULL]
+    assert plain_summary(verification) == "1 of 2 facts said, 1 exact, 1 of 1 preferred"
+    found = [row["after"] for row in verification.to_dict()["facts"]]
+    assert [(one["said"], one["exact"], one["preferred"]) for one in found] == [
+        (False, False, True),
+        (True, True, None),
+    ]
+
+
+def test_without_answers_a_fact_is_said_if_greedy_decoding_would_give_it():
+    held = Reading(made(3.0, 2.0, matched=(True,))), Reading(made(1.0, matched=(True, True)))
+    missed = Reading(made(1.0, 2.0)), Reading(made(1.0, matched=(True, False)))
     assert Verification((FULL, BARE), held).unlearned() == []
     assert Verification((FULL, BARE), missed).unlearned() == [FULL, BARE]
+
+
+@pytest.mark.parametrize("same", ["English", "english", " English"])
+def test_a_true_object_that_equals_the_new_one_counts_as_unknown(same):
+    fact = replace(FULL, target_true=same, neighbors=(Neighbor("People speak", "english"), FULL.neighbors[1]))
+    (reading,) = read_facts(tiny("gpt2"), [fact])
+    assert reading.preferred is None
+    assert [probe.prefers_new for probe in reading.paraphrases] == [None, None]
+    assert reading.neighbors[0].prefers_true is None
+    assert reading.neighbors[1].prefers_true is not None
+    summary = Verification((fact,), (reading,)).summary()
+    assert summary["efficacy"]["after"] is None
+    assert summary["prompt_contained_true"]["after"] is None
+    assert summary["strict_efficacy"]["after"] is not None
 
 
 def test_metrics_without_probes_are_none():
@@ -238,20 +267,21 @@ NEW, TRUE = made(1.0, 2.0), made(2.0, 1.0)
 PAIR = (Fact("{} is", "A", "b"), Fact("{} is", "C", "d"))
 
 
-def test_it_says_what_was_learned_what_moved_and_what_it_cost():
+def test_it_says_what_is_said_what_moved_and_what_it_cost():
     before = (Reading(TRUE, (TRUE, TRUE), (TRUE, TRUE, NEW)), Reading(TRUE, (), (TRUE,)))
     after = (Reading(NEW, (NEW, TRUE), (TRUE, NEW, NEW)), Reading(TRUE, (), (TRUE,)))
     found = plain_summary(Verification(PAIR, after, before), (20.0, 20.24), 39.7)
     assert found == (
-        "1 of 2 facts learned; 1 of 2 paraphrases agree; 1 of 3 neighbors moved; perplexity +1.2 %; editing took 40 s"
+        "0 of 2 facts exact, 1 of 2 preferred; 1 of 2 paraphrases agree; 1 of 3 neighbors moved; perplexity +1.2 %; "
+        "editing took 40 s"
     )
 
 
 def test_what_is_not_known_is_left_out():
     bare = Verification(PAIR[:1], (Reading(made(1.0, matched=(True,)), (made(1.0),)),))
-    assert plain_summary(bare, (20.0, None)) == "1 of 1 fact learned"
+    assert plain_summary(bare, (20.0, None)) == "1 of 1 fact exact; 0 of 1 paraphrase agrees"
     once = Verification(PAIR[:1], (Reading(NEW, (), (TRUE, NEW)),))
-    assert plain_summary(once) == "1 of 1 fact learned; 1 of 2 neighbors wrong"
+    assert plain_summary(once) == "0 of 1 fact exact, 1 of 1 preferred; 1 of 2 neighbors wrong"
 
 
 def test_neighbors_that_were_wrong_cannot_move():

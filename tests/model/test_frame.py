@@ -26,15 +26,14 @@ def with_template(template: str, bos: bool = False) -> Any:
 def test_a_plain_frame_leaves_every_text_alone() -> None:
     assert PLAIN.wrap("  The ") == "  The "
     assert PLAIN.offset("  The ") == 0
-    assert PLAIN.ask("The", " Rome ") == ("The Rome", 3)
+    assert PLAIN.joint("The") == " "
 
 
 def test_a_turn_is_what_the_template_makes_of_it() -> None:
     frame = chat_frame(tiny_tokenizer(chat=True))
     assert frame == Frame(f"{TURN}user\n", f"{END}\n{TURN}assistant\n", space="", chat=True)
     assert frame.wrap(PROMPT) == f"{TURN}user\n{PROMPT}{END}\n{TURN}assistant\n"
-    text, answer = frame.ask(PROMPT, "Rome")
-    assert (text[:answer], text[answer:]) == (frame.wrap(PROMPT), "Rome")
+    assert frame.joint(PROMPT) == frame.joint("東京は") == ""
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -68,7 +67,7 @@ def test_an_answer_begins_with_the_space_that_the_template_gives_it(between: str
     template += f"{{% else %}}{{{{ {between!r} + m['content'] }}}}{{% endif %}}{{% endfor %}}"
     frame = chat_frame(with_template(template))
     assert frame == Frame("[I] ", " [/I]", between, chat=True)
-    assert frame.ask("Who?", "Rome")[0] == f"[I] Who? [/I]{between}Rome"
+    assert frame.joint("Who?") == frame.joint("中国的首都是") == between
 
 
 def test_thoughts_before_an_answer_are_not_its_space() -> None:

@@ -104,9 +104,7 @@ def load_batches(
 def _note_equal_answers(path: Path, places: Sequence[str], facts: Sequence[Fact]) -> None:
     """Log how many facts have a new answer that equals the true one."""
     same = [
-        place
-        for place, fact in zip(places, facts, strict=True)
-        if fact.target_true is not None and fact.target_true.casefold() == fact.target_new.casefold()
+        place for place, fact in zip(places, facts, strict=True) if fact.target_true is not None and fact.other is None
     ]
     if same:
         logger.warning(

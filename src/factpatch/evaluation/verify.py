@@ -201,13 +201,15 @@ def plain_summary(
         moved; perplexity +1.2 %; editing took 40 s", where `perplexity` was measured on ordinary text before and after.
     """
     now = verification.after
-    first = f"{sum(reading.exact for reading in now)} exact"
+    counts = [(sum(reading.exact for reading in now), "exact")]
     if any(reading.answers for reading in now):  # else what is said is not known
-        first = f"{sum(verification.said())} of {counted(len(now), 'fact')} said, {first}"
-    else:
-        first = f"of {counted(len(now), 'fact')}, {first}"
+        counts.insert(0, (sum(verification.said()), "said"))
+    (first, word), *others = counts
+    words = [f"{first} of {counted(len(now), 'fact')} {word}", *(f"{count} {word}" for count, word in others)]
     preferred = [reading.preferred for reading in now if reading.preferred is not None]
-    parts = [first + (f", {sum(preferred)} of {len(preferred)} preferred" if preferred else "")]
+    if preferred:
+        words.append(f"{sum(preferred)} of {len(preferred)} preferred")
+    parts = [", ".join(words)]
     agree = [_agrees(probe) for reading in now for probe in reading.paraphrases]
     if agree:
         parts.append(f"{sum(agree)} of {counted(len(agree), 'paraphrase')} agree{'s' if len(agree) == 1 else ''}")

@@ -32,20 +32,21 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
         )
 
 
-def target_ids(tokenizer: Tokenizer, target: str, frame: Frame = PLAIN, joint: str = " ") -> list[int]:
+def target_ids(tokenizer: Tokenizer, target: str, frame: Frame = PLAIN, joint: str | None = None) -> list[int]:
     """Return the token ids of a target as an answer, without special tokens.
 
     Args:
-        joint: What stands between the prompt and the target; see `Frame.joint`.
+        joint: What stands between the prompt and the target, see `Frame.joint`; by default a space, or in a chat what
+            its template puts there.
 
     Raises:
         ValueError: It has none.
     """
     target = target.strip()
     if frame.chat:
-        ids = _after(tokenizer, frame.after, joint + target)
+        ids = _after(tokenizer, frame.after, (frame.space if joint is None else joint) + target)
     else:
-        ids = _alone(tokenizer, target) if joint else _after(tokenizer, "\n", target)
+        ids = _after(tokenizer, "\n", target) if joint == "" else _alone(tokenizer, target)
     if not ids:
         raise ValueError(f"target={target!r} has no tokens under this tokenizer; give another target.")
     return ids

@@ -53,16 +53,17 @@ def one(run: Path) -> Outcome:
 @pytest.mark.parametrize(
     ("written", "end", "state"),
     [
-        (YES, YES, State.LEARNED),
-        (NO, YES, State.LEARNED),
+        (YES, YES, State.SAID),
+        (NO, YES, State.SAID),
         (YES, NO, State.FORGOTTEN),
         (NO, NO, State.FAILED),
         ({}, NO, State.LOST),
-        # Without a true object, what is likeliest decides.
+        # Where no answers were measured, the strict reading decides; an answer counts before it.
+        ({**YES, "prompt_contained": 100.0}, {**YES, "prompt_contained": 0.0}, State.FORGOTTEN),
         ({"strict_efficacy": 100.0}, {"strict_efficacy": 0.0}, State.FORGOTTEN),
     ],
 )
-def test_a_fact_is_forgotten_only_if_it_was_learned(one: Outcome, written: Any, end: Any, state: State) -> None:
+def test_a_fact_is_forgotten_only_if_it_was_said(one: Outcome, written: Any, end: Any, state: State) -> None:
     assert replace(one, written=written, end=end).state is state
 
 
@@ -71,10 +72,10 @@ def test_prompts_are_counted_from_the_percentage_of_a_fact(one: Outcome) -> None
     assert (some.neighbors_before, some.neighbors, some.paraphrases) == (3, 1, 1)
 
 
-def test_a_fact_that_is_not_learned_is_worse_than_any_side_effect(one: Outcome) -> None:
+def test_a_fact_that_is_not_said_is_worse_than_any_side_effect(one: Outcome) -> None:
     good = replace(one, before={"specificity": 50.0}, end={**YES, "specificity": 50.0, "generalization": 100.0})
     harmful = replace(good, end={**good.end, "specificity": 0.0})
-    failed = replace(good, end={**good.end, "efficacy": 0.0})
+    failed = replace(good, end={**good.end, "strict_efficacy": 0.0})
     assert worst([good, harmful, failed], 5) == [failed, harmful]
     assert worst([good, harmful, failed], 1) == [failed]
 
@@ -131,7 +132,7 @@ def test_the_summary_counts_outcomes(run: Path) -> None:
     some = outcomes(results)["memit", "forged"]
     said = in_a_sentence(results, "memit", "forged", some)
     states = [one.state for one in some]
-    assert said.startswith(f"{states.count(State.LEARNED)} of 30 facts learned; {states.count(State.FORGOTTEN)} more")
+    assert said.startswith(f"{states.count(State.SAID)} of 30 facts said; {states.count(State.FORGOTTEN)} more")
     assert f"{sum(one.neighbors or 0 for one in some)} of 120 neighbors are right" in said
     agreeing = sum(one.paraphrases or 0 for one in some)
     assert f"{agreeing} of 30 paraphrases agree" in said

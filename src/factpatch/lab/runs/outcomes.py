@@ -21,6 +21,9 @@ Numbers = Mapping[str, float]
 """Metrics of one fact by name, as far as they have a value."""
 
 
+_WORDS = ("prompt_contained", "strict_efficacy", "efficacy")
+
+
 class State(str, Enum):
     """What became of a fact."""
 
@@ -116,8 +119,8 @@ def answers(file: Path) -> dict[int, str]:
 
 
 def _said(numbers: Numbers) -> bool:
-    """Whether the model says the fact or, where it was not asked for answers, every token of it is the likeliest."""
-    return numbers.get("prompt_contained", numbers.get("strict_efficacy")) == 100.0
+    """Whether the fact is said or, where that was not measured, exact or, where that was not either, preferred."""
+    return next((numbers[name] for name in _WORDS if name in numbers), None) == 100.0
 
 
 def _agreeing(numbers: Numbers) -> float | None:

@@ -119,7 +119,9 @@ def tokenize_prompts(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Token
     for index, (ids, subject) in enumerate(locate_spans(lm.tokenizer, texts, spans, frame)):
         prompt = prompts[index]
         lm.check_length(ids, prompt.text)
-        answer = () if prompt.answer is None else target_ids(lm.tokenizer, prompt.answer, frame)
+        answer = (
+            () if prompt.answer is None else target_ids(lm.tokenizer, prompt.answer, frame, frame.joint(prompt.text))
+        )
         found.append(TokenizedPrompt(prompt, index, tuple(ids), subject, tuple(answer)))
     return found
 
