@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -41,6 +41,9 @@ from factpatch.values.views import (
     views_of,
     without_bos,
 )
+
+
+Plan = Sequence[tuple[Step, Views]]
 
 
 class Editor(EditedModel):
@@ -143,26 +146,26 @@ class Editor(EditedModel):
         check_batch(facts)
         self._seconds = {}
         self.prepare()
-        with self.history.open(self.edited_layers, "edit") as draft:
-            edit = self._written(facts, draft)
+        plan = self._plan(facts)
+        with self.history.open(sorted({step.layer for step, _ in plan}), "edit") as draft:
+            edit = self._written(facts, plan, draft)
             draft.keep(edit)
         self._seconds = {}  # later reads do not count toward this edit
         return edit.patch
 
-    def _written(self, facts: tuple[Fact, ...], draft: Draft[Edit]) -> Edit:
+    def _written(self, facts: tuple[Fact, ...], plan: Plan, draft: Draft[Edit]) -> Edit:
         """The editing loop: solve and write one layer after another."""
-        views = self._views(facts)
         shifts: dict[int, Shift] = {}
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
-        for step, written in self._plan(views):
+        for step, views in plan:
             layer = step.layer
             if step.target_layer not in targets:  # optimized on first use, then remembered
-                targets[step.target_layer] = self._targets(written, step.target_layer)
-            present = self._read_values(written, step.target_layer)
+                targets[step.target_layer] = self._targets(views, step.target_layer)
+            present = self._read_values(views, step.target_layer)
             residuals[layer] = (step.share * (targets[step.target_layer].values - present)).cpu()
-            keys = self._read_keys(written, layer)
+            keys = self._read_keys(views, layer)
             shifts |= self._regularized(Acts.LAYER, {layer: self._solve(layer, keys, residuals[layer])}, draft.before)
             if self.recipe.remember_keys:
                 traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
@@ -171,7 +174,7 @@ class Editor(EditedModel):
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)
             if self.recipe.remember_keys:  # the layers below have changed since the keys were read
-                traces = self._traces(views, residuals)
+                traces = self._traces(plan, residuals)
         return Edit(self.describe(draft.batch(facts, shifts)), targets, traces, self._seconds)
 
     @property
@@ -181,16 +184,11 @@ class Editor(EditedModel):
         return fits and self._method.target.apart and without_bos(self.lm)
 
     @staged("contexts")
-    def _views(self, facts: Sequence[Fact]) -> tuple[Views, Views | None]:
-        return views_of(self.lm, facts, self.contexts, self.method.target, self._apart)
-
-    def _plan(self, views: tuple[Views, Views | None]) -> Iterator[tuple[Step, Views]]:
+    def _plan(self, facts: Sequence[Fact]) -> Plan:
         """What to write, in order: first tokens to the first layer, then the steps of the method."""
-        main, first = views
-        if first is not None:
-            yield FIRST_STEP, first
-        for step in self.method.spread.steps(self.critical_layers):
-            yield step, main
+        main, first = views_of(self.lm, facts, self.contexts, self.method.target, self._apart)
+        steps = [(step, main) for step in self.method.spread.steps(self.critical_layers)]
+        return steps if first is None else [(FIRST_STEP, first), *steps]
 
     def target_values(self, facts: Sequence[Fact], layer: int) -> TargetValues:
         """Optimize the value of each fact at a layer, on the present weights, which stay unchanged."""
@@ -244,9 +242,9 @@ class Editor(EditedModel):
     def _write(self, write: Callable[[Mapping[int, Shift]], None], shifts: Mapping[int, Shift]) -> None:
         write(shifts)
 
-    def _traces(self, views: tuple[Views, Views | None], residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
+    def _traces(self, plan: Plan, residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
         """What to remember of facts in some layers, with keys read on the present weights."""
-        written = {step.layer: some for step, some in self._plan(views)}
+        written = {step.layer: views for step, views in plan}
         return {
             layer: self.prepared.memory(layer).trace(self._read_keys(written[layer], layer), residual)
             for layer, residual in residuals.items()
@@ -298,7 +296,7 @@ class Editor(EditedModel):
                 batch = draft.replay(batch)
                 found = {} if traces is None else traces[index]
                 if traces is None and self.recipe.remember_keys:
-                    found = self._traces(self._views(batch.facts), dict.fromkeys(batch.shifts))
+                    found = self._traces(self._plan(batch.facts), dict.fromkeys(batch.shifts))
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found))
 
     def prepare(self, layers: Sequence[int] = ()) -> None:

@@ -194,3 +194,20 @@ def test_a_target_that_nothing_precedes_is_refused():
         score(lm, [("w", "York")])
     # A begin token precedes everything.
     assert score(tiny("gpt2", bos=True), [("", "The")])[0].nll > 0
+
+
+@pytest.mark.parametrize("target", ["東京", "Rome"])
+def test_a_target_without_a_space_is_scored_after_the_tokens_of_the_prompt_alone(target):
+    lm = tiny("gpt2", dtype=torch.float64)
+    prompt = "日本的首都是"
+    (found,) = score(lm, [(prompt, target)])
+    asked, answer = (lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, target))
+    with torch.no_grad():
+        logits = lm.model(input_ids=torch.tensor([[*asked, *answer]])).logits[0].log_softmax(-1)
+    nll = [-float(logits[len(asked) - 1 + place, token]) for place, token in enumerate(answer)]
+    assert found.nll == pytest.approx(sum(nll) / len(nll), abs=1e-9)
+
+
+def test_white_space_at_the_end_of_a_prompt_does_not_count():
+    lm = tiny("gpt2", dtype=torch.float64)
+    assert score(lm, [("The capital is ", "Rome")]) == score(lm, [("The capital is", " Rome")])

@@ -78,3 +78,23 @@ def test_in_a_chat_a_tokenizer_that_puts_a_space_before_every_text_puts_none_bef
     assert "".join(pieces) == "▁user<0x0A>What▁is▁Finland?<0x0A>assistant<0x0A>Rio▁de▁Janeiro"
     assert "".join(pieces[: row.subject + 1]).endswith("Finland")
     assert "".join(pieces[-len(row.targets) :]) == "Rio▁de▁Janeiro"
+
+
+@pytest.mark.parametrize("target", ["東京", "Рим", "القاهرة", "🇫🇷", "กรุงเทพ", "naïve café", "Rio de Janeiro"])
+@pytest.mark.parametrize("prompt", ["The capital of {} is", "{}的首都是"])
+def test_the_tokens_before_a_target_token_are_those_that_a_model_would_have_written(prompt: str, target: str) -> None:
+    lm = tiny("gpt2")
+    fact = Fact(prompt, "Tokyo", target)
+    row, _ = optimization_rows(lm, [fact], ("{}",))
+    asked = lm.tokenizer(fact.text)["input_ids"]
+    assert [*row.ids, row.targets[-1]] == [*asked, *row.targets]
+    joint = " " if prompt.endswith("is") else ""
+    assert lm.tokenizer.decode(row.targets) == joint + target
+    assert "\ufffd" not in lm.tokenizer.decode([*row.ids, row.targets[-1]])
+
+
+def test_a_fact_says_itself_whether_a_space_comes_before_its_answer() -> None:
+    lm = tiny("gpt2")
+    for space, joint in ((None, " "), (True, " "), (False, "")):
+        row, _ = optimization_rows(lm, [Fact("{} =", "x", "Rome", space=space)], ("{}",))
+        assert lm.tokenizer.decode(row.targets) == joint + "Rome"

@@ -1,0 +1,133 @@
+"""A subject that begins a text has a value and a key of its own for the bare prompt; the first token, its own layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.editors import CONTEXTS, make, second_moments
+from tests.models import tiny
+
+from factpatch import Editor, Fact, Patch
+from factpatch.strategies.target import HiddenState
+from factpatch.values.reading import SubjectRows, read_last
+from factpatch.values.views import FIRST_LAYER, other_first_tokens, views_of
+
+LAYERS = (1, 3)
+INSIDE = Fact("The mother tongue of {} is", "Danielle Darrieux", "English")
+BEGINS = Fact("{} works in the field of", "Ada Lovelace", "football")
+ALONE = Fact("{} is in the", "The", "city")  # one token
+APART = {"target.apart": True}
+
+
+def editor(**options: object) -> Editor:
+    moments = second_moments(layers=(FIRST_LAYER, *LAYERS))
+    chosen = {
+        "critical_layers": LAYERS,
+        "second_moments": moments,
+        "settings": APART,
+        "dtype": torch.float32,
+        **options,
+    }
+    return make(**chosen)  # type: ignore[arg-type]
+
+
+def keys_of(made: Editor, text: str, end: int, layer: int) -> torch.Tensor:
+    ids = made.tokenizer(text[:end])["input_ids"]
+    return read_last(made.lm, [ids], layer, "down_projection", "inputs")[0]
+
+
+def test_without_the_setting_a_fact_has_one_view_of_all_contexts() -> None:
+    lm = tiny("llama")
+    main, first = views_of(lm, [INSIDE, BEGINS, ALONE], CONTEXTS, HiddenState(), apart=False)
+    assert first is None
+    (view,) = main.parts
+    assert (view.contexts, view.rows) == (CONTEXTS, (0, 1, 2))
+    assert view.subjects == SubjectRows.of(lm, [INSIDE, BEGINS, ALONE], CONTEXTS)
+
+
+@pytest.mark.parametrize("how", [{"bos": True}, {"chat": True}])
+def test_after_bos_or_a_chats_template_no_subject_begins_a_text(how: dict[str, bool]) -> None:
+    main, first = views_of(tiny("llama", **how), [INSIDE, BEGINS, ALONE], CONTEXTS, HiddenState(), apart=True)
+    assert (len(main.parts), first) == (1, None)
+
+
+def test_a_subject_that_begins_a_text_has_the_key_of_the_bare_prompt_and_one_of_the_others() -> None:
+    made = editor()
+    facts = [BEGINS, INSIDE]
+    main, first = views_of(made.lm, facts, CONTEXTS, HiddenState(), apart=True)
+    assert first is None
+    keys = main.keys(made.lm, 1)
+    assert len(keys) == 3
+    (bare, prefixed), end = (context.replace("{}", BEGINS.text) for context in CONTEXTS), len(BEGINS.subject)
+    torch.testing.assert_close(keys[0], keys_of(made, bare, end, 1))
+    torch.testing.assert_close(keys[2], keys_of(made, prefixed, prefixed.index(BEGINS.text) + end, 1))
+    whole, _ = views_of(made.lm, [INSIDE], CONTEXTS, HiddenState(), apart=False)
+    torch.testing.assert_close(keys[1], whole.keys(made.lm, 1)[0])
+
+
+def test_a_first_token_is_written_to_the_first_layer_and_elsewhere_after_the_prefixes() -> None:
+    made = editor()
+    assert len(made.tokenizer(ALONE.subject)["input_ids"]) == 1
+    main, first = views_of(made.lm, [ALONE, INSIDE], CONTEXTS, HiddenState(), apart=True)
+    assert first is not None
+    torch.testing.assert_close(first.keys(made.lm, FIRST_LAYER)[0], keys_of(made, ALONE.text, 3, FIRST_LAYER))
+    prefixed = CONTEXTS[1].replace("{}", ALONE.text)
+    end = prefixed.index(ALONE.text) + len(ALONE.subject)
+    torch.testing.assert_close(main.keys(made.lm, 1)[0], keys_of(made, prefixed, end, 1))
+    assert len(main.keys(made.lm, 1)) == 2
+
+
+@pytest.mark.parametrize("method", ["memit-blue", "alphaedit", "pmet-blue", "rect-blue", "prune-blue"])
+def test_the_first_layer_is_written_only_for_first_tokens_and_undone_to_the_bit(method: str) -> None:
+    made = editor(method=method)
+    before = {layer: made.lm.weight(layer).clone() for layer in range(made.lm.num_layers)}
+    spread = made.written_layers
+    assert made.edited_layers == [FIRST_LAYER, *spread]
+    assert list(made.edit([BEGINS, INSIDE]).layers) == spread
+    assert list(made.edit([ALONE, Fact("The capital of {} is", "Finland", "Rome")]).layers) == [FIRST_LAYER, *spread]
+    made.undo()
+    made.undo()
+    assert all(torch.equal(made.lm.weight(layer), weight) for layer, weight in before.items())
+
+
+def test_other_first_tokens_move_less_than_without_care_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moved(made: Editor) -> float:
+        keys = other_first_tokens(made.lm)
+        made.edit([ALONE])
+        change = made.edits[-1].patch.batches[0].shifts[FIRST_LAYER].matrix()
+        return float((keys.cpu() @ change.T.to(keys.dtype)).norm())
+
+    careful = moved(editor())
+    monkeypatch.setattr("factpatch.editor.other_first_tokens", lambda lm: other_first_tokens(lm)[:1] * 0)
+    assert careful < 0.5 * moved(editor())
+
+
+def test_exact_mode_and_a_first_layer_that_is_critical_keep_the_published_keys() -> None:
+    assert editor(dtype=torch.float64).edited_layers == [1, 3]
+    moments = second_moments(layers=(0, 2))
+    assert editor(critical_layers=(0, 2), second_moments=moments).edited_layers == [0, 2]
+
+
+def test_replaying_a_patch_remembers_the_same_keys(tmp_path: Path) -> None:
+    facts = [ALONE, BEGINS, INSIDE]
+    made = editor()
+    made.edit(facts).save(tmp_path / "p.safetensors")
+    again = editor()
+    again.replay(Patch.load(tmp_path / "p.safetensors"))
+    for layer, keys in made.edits[-1].keys.items():
+        torch.testing.assert_close(again.edits[-1].keys[layer], keys)
+    more = [Fact("{} plays the sport of", "Messi", "basketball"), Fact("{} speaks", "A", "English")]
+    one, other = made.edit(more), again.edit(more)
+    assert one.layers == other.layers
+    for layer in one.layers:
+        torch.testing.assert_close(one.batches[0].shifts[layer].matrix(), other.batches[0].shifts[layer].matrix())
+
+
+def test_extra_steps_are_for_facts_that_are_not_predicted() -> None:
+    facts = [BEGINS, INSIDE]
+    found = {extra: editor(settings={"target.extra_steps": extra, "target.steps": 2}) for extra in (0, 3)}
+    few, more = (made.target_values(facts, 3).evaluations.tolist() for made in found.values())
+    assert few == [2, 2]
+    assert max(more) == 5
