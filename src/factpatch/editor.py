@@ -29,9 +29,10 @@ from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.spread import Spread
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
-from factpatch.values.contexts import check_contexts, generate_contexts
+from factpatch.values.contexts import BARE, check_contexts, generate_contexts
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
+from factpatch.values.rows import optimization_rows
 
 
 class Editor(EditedModel):
@@ -127,6 +128,7 @@ class Editor(EditedModel):
         """
         facts = tuple(facts)
         check_batch(facts)
+        optimization_rows(self.lm, facts, (BARE,))  # what cannot be read is refused before anything is run
         self._seconds = {}
         self.prepare()
         with self.history.open(self.written_layers, "edit") as draft:
