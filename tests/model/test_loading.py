@@ -65,7 +65,7 @@ def configure(directory: Path, file: str = "config.json", **fields: Any) -> None
 
 def refused(directory: Path | str, **options: Any) -> str:
     """The message with which a model is refused."""
-    with pytest.raises(ValueError, match="^model='.*' cannot be loaded: ") as caught:
+    with pytest.raises(ValueError, match=r"^model='.*' cannot be loaded: ") as caught:
         load_language_model(str(directory), **options)
     message = str(caught.value)
     assert "\n" not in message
