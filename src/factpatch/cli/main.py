@@ -62,6 +62,7 @@ _LACKS: tuple[tuple[type[Exception], str, str], ...] = (
     (RuntimeError, "can't allocate memory", _LITTLE_MEMORY),
     (RuntimeError, "can't start new thread", f"no thread can be started: {_LITTLE_MEMORY}, or raise ulimit -u"),
     (OSError, "Cannot allocate memory", _LITTLE_MEMORY),
+    (ImportError, "failed to map segment", _LITTLE_MEMORY),
     (RecursionError, "", "something that was read is nested too deeply (factpatch --debug shows what)"),
 )
 
