@@ -168,7 +168,7 @@ def synthetic(count: int) -> tuple[list[Fact], PreTrainedTokenizerFast, tuple[st
 
 def given(path: Path, count: int) -> tuple[list[Fact], Any, tuple[str, ...]]:
     """Facts of a file, with the tokenizer of the embedded model."""
-    tokenizer = AutoTokenizer.from_pretrained(str(embedded_directory("smollm2-135m")))
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded_directory("smollm2-135m")), trust_remote_code=False)
     contexts = ("{}", *(f"{start} is one of those that are not as others are. {{}}" for start in "ABCDE"))
     return load_facts(path, count), tokenizer, contexts
 

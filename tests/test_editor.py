@@ -645,6 +645,38 @@ def test_wrong_arguments_are_refused_by_name(options: dict[str, Any], message: s
         Editor(tiny_model("llama"), tiny_tokenizer(), **given)
 
 
+WORDS = "Rome Paris tower language city "
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        Fact("{} is", "a" * 100_000, "Rome"),
+        Fact(WORDS * 40 + "{} is", "Messi", "Rome"),
+        Fact("{} is " + WORDS * 40, "Messi", "Rome"),
+        Fact("{} is", "Messi", WORDS * 40),
+    ],
+    ids=["subject", "before the subject", "after the subject", "target"],
+)
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_a_text_longer_than_the_model_reads_is_refused_before_anything_is_run(
+    family: str, fact: Fact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = Editor(tiny_model(family), tiny_tokenizer(), critical_layers=LAYERS, corpus=["Rome is a city."])
+    monkeypatch.setattr(editor.model, "forward", None)
+    monkeypatch.setattr(type(editor.lm), "body", None)
+    with pytest.raises(ValueError, match=rf"takes \d+ tokens; {family} reads 256. Shorten it."):
+        editor.edit([FACTS[0], fact])
+
+
+def test_a_subject_that_is_too_long_in_a_context_is_refused_before_it_is_run() -> None:
+    lm = tiny("gpt2")
+    long = WORDS * 21  # about 230 tokens
+    SubjectRows.of(lm, [Fact(long + "{} is", "Messi", "Rome")], ["{}"])
+    with pytest.raises(ValueError, match=r"takes \d+ tokens; gpt2 reads 256"):
+        SubjectRows.of(lm, [Fact(long + "{} is", "Messi", "Rome")], ["{}", "As we all know in Rome, " * 3 + "{}"])
+
+
 def test_a_loaded_model_needs_its_tokenizer() -> None:
     with pytest.raises(ValueError, match="tokenizer=None"):
         Editor(tiny_model("llama"), critical_layers=LAYERS)

@@ -313,8 +313,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of order and samples (default %(default)s)")
     options = parser.parse_args()
 
-    tokenizer = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True).eval()
+    safely = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(options.model, **safely)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, **safely).eval()
     # Shuffled, so that stopping early drops no topic.
     openings = random.Random(options.seed).sample(OPENINGS, len(OPENINGS))
     torch.manual_seed(options.seed)

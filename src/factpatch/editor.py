@@ -31,8 +31,9 @@ from factpatch.strategies.spread import Spread, Step
 from factpatch.strategies.target import Target
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
-from factpatch.values.contexts import check_contexts, generate_contexts
+from factpatch.values.contexts import BARE, check_contexts, generate_contexts
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
+from factpatch.values.rows import optimization_rows
 from factpatch.values.views import (
     FIRST_LAYER,
     FIRST_STEP,
@@ -41,7 +42,6 @@ from factpatch.values.views import (
     views_of,
     without_bos,
 )
-
 
 Plan = Sequence[tuple[Step, Views]]
 
@@ -144,6 +144,7 @@ class Editor(EditedModel):
         """
         facts = tuple(facts)
         check_batch(facts)
+        optimization_rows(self.lm, facts, (BARE,))  # what cannot be read is refused before anything is run
         self._seconds = {}
         self.prepare()
         plan = self._plan(facts)

@@ -188,7 +188,7 @@ def test_a_wrong_input_is_not_a_failure_of_the_method(
     begin: Any, small: dict[str, Any], tmp_path: Path, measure: str
 ) -> None:
     if measure == "perplexity":
-        (tmp_path / "text.txt").write_text(" ", "utf-8")
+        (tmp_path / "text.txt").write_text("a", "utf-8")
     else:
         known = {"prompt": "The city is", "template": "The {} is", "subject": "city", "attribute": "Rome"}
         (tmp_path / "same.json").write_text(json.dumps([known] * 3), "utf-8")

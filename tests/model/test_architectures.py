@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from tests.models import FAMILIES, INNER, NUM_LAYERS, WIDTH, tiny, tiny_model, tiny_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClassification, pipeline
 
 from factpatch.model.architectures import ARCHITECTURES, Architecture, architecture_of, register_architecture
 from factpatch.model.hooks import captured, first_tensor
-from factpatch.model.language_model import LanguageModel
+from factpatch.model.language_model import LanguageModel, editable_weights
+from factpatch.model.loading import load_language_model
 
 PUBLISHED: dict[str, tuple[dict[str, Any], int, int, int]] = {
     # name: config, layers, d_value, d_key
@@ -148,6 +150,95 @@ def test_a_quantized_model_is_refused_with_what_to_do() -> None:
     model.is_quantized = True
     with pytest.raises(ValueError, match=r"quantized.*quantization_config"):
         LanguageModel(model, tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("mixtral", "mixture of experts"),
+        ("qwen2_moe", "mixture of experts"),
+        ("qwen3_moe", "mixture of experts"),
+        ("deepseek_v3", "mixture of experts"),
+        ("olmoe", "mixture of experts"),
+        ("gpt_oss", "mixture of experts"),
+        ("dbrx", "mixture of experts"),
+        ("llava", "vision-language model"),
+        ("qwen2_5_vl", "vision-language model"),
+        ("gemma3", "vision-language model"),
+        ("qwen2_audio", "model of sound and text"),
+        ("t5", "an encoder and a decoder"),
+        ("mamba", "a state in place of attention"),
+    ],
+)
+def test_kinds_that_no_row_can_describe_are_refused_without_an_invitation(family: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"model_type='{family}' cannot be edited: it.*{said}") as caught:
+        architecture_of(AutoConfig.for_model(family))
+    assert "register" not in str(caught.value)
+
+
+def peft_model(*targets: str) -> Any:
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(
+        tiny_model("llama"), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=list(targets))
+    )
+
+
+def with_an_adapter_inside() -> Any:
+    peft = pytest.importorskip("peft")
+    model = tiny_model("llama")
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
+    return model
+
+
+def with_a_compiled_block() -> Any:
+    model = tiny_model("llama")
+    model.model.layers[2] = torch.compile(model.model.layers[2], backend="eager")
+    return model
+
+
+WRAPPED: dict[str, tuple[Callable[[], Any], str]] = {
+    "an adapter": (lambda: peft_model("q_proj", "down_proj"), "a PEFT adapter.*model = model.merge_and_unload()"),
+    "an adapter of attention": (lambda: peft_model("q_proj"), "a PEFT adapter.*model = model.merge_and_unload()"),
+    "an adapter inside": (with_an_adapter_inside, "its module model.layers.0.self_attn.q_proj .* a PEFT adapter"),
+    "compiled": (lambda: torch.compile(tiny_model("llama"), backend="eager"), "torch.compile. Give model._orig_mod"),
+    "a compiled block": (with_a_compiled_block, "its module model.layers.2 .* Give model.model.layers.2._orig_mod"),
+    "parallel": (lambda: torch.nn.DataParallel(tiny_model("llama")), "spread over devices. Give model.module"),
+    "averaged": (lambda: torch.optim.swa_utils.AveragedModel(tiny_model("llama")), "Give model.module"),
+    "a pipeline": (
+        lambda: pipeline("text-generation", model=tiny_model("llama"), tokenizer=tiny_tokenizer()),
+        "a pipeline. Give model.model",
+    ),
+    "weights": (lambda: tiny_model("llama").state_dict(), "OrderedDict: it is no model of transformers"),
+    "nothing": (lambda: None, "NoneType: it is no model of transformers"),
+    "a module": (lambda: torch.nn.Linear(2, 2), "Linear: it is no model of transformers"),
+    "a tokenizer": (tiny_tokenizer, "it is no model of transformers"),
+    "a body": (lambda: tiny_model("llama").model, "LlamaModel: it has no model.layers.*AutoModelForCausalLM"),
+    "GPT-2's body": (lambda: tiny_model("gpt2").transformer, "GPT2Model: it has no transformer.h"),
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_wrapped_model_is_refused_with_what_to_give_for_editing_and_for_patching(kind: str) -> None:
+    make, said = WRAPPED[kind]
+    with pytest.raises(ValueError, match=said):
+        load_language_model(make(), tiny_tokenizer())
+    with pytest.raises(ValueError, match=said):
+        editable_weights(make(), [0])
+
+
+def test_what_was_inside_a_wrapper_is_taken() -> None:
+    compiled = torch.compile(tiny_model("llama"), backend="eager")
+    assert LanguageModel(compiled._orig_mod, tiny_tokenizer()).num_layers == NUM_LAYERS
+    merged = peft_model("down_proj").merge_and_unload()
+    assert LanguageModel(merged, tiny_tokenizer()).num_layers == NUM_LAYERS
+    in_place = tiny_model("llama")
+    in_place.compile(backend="eager")
+    assert LanguageModel(in_place, tiny_tokenizer()).num_layers == NUM_LAYERS
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="LlamaForSequenceClassification: it has no head that gives the next token"):
+        LanguageModel(LlamaForSequenceClassification(tiny_model("llama").config), tiny_tokenizer())
 
 
 def test_an_absent_layer_is_refused_with_the_range() -> None:

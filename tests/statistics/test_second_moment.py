@@ -189,3 +189,10 @@ def test_a_file_and_the_same_documents_give_the_same_moment(tmp_path: Path) -> N
     one = SecondMoment.read(lm, (1,), corpus_from(path), 100, tmp_path / "a")
     other = SecondMoment.read(lm, (1,), corpus_from(list(SENTENCES)), 100, tmp_path / "b")
     assert torch.equal(one[1].matrix, other[1].matrix)
+
+
+def test_a_model_whose_keys_are_all_zero_is_called_broken(tmp_path: Path) -> None:
+    lm = tiny("llama")
+    lm.mlp(1).up_proj.weight.data.zero_()
+    with pytest.raises(FloatingPointError, match="all keys of layer 1 are zero on the corpus; the model is broken"):
+        read(lm, tmp_path)

@@ -72,7 +72,9 @@ def test_in_a_chat_a_tokenizer_that_puts_a_space_before_every_text_puts_none_bef
         "{% for m in messages %}{{ m['role'] + '\\n' + m['content'] + '\\n' }}{% endfor %}"
         "{{ 'assistant\\n' if add_generation_prompt else '' }}"
     )
-    lm = LanguageModel(tiny_model("llama"), tokenizer, chat=True)
+    model = tiny_model("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    lm = LanguageModel(model, tokenizer, chat=True)
     row, _ = optimization_rows(lm, [Fact("What is {}?", "Finland", "Rio de Janeiro")], ("{}",))
     pieces = tokenizer.convert_ids_to_tokens([*row.ids, row.targets[-1]])
     assert "".join(pieces) == "▁user<0x0A>What▁is▁Finland?<0x0A>assistant<0x0A>Rio▁de▁Janeiro"

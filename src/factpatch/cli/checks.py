@@ -13,6 +13,7 @@ import typer
 from factpatch.cli.render import messages
 from factpatch.recipe import Recipe, RecipeError
 from factpatch.support.progress import timed
+from factpatch.support.text import read_text_file
 
 if TYPE_CHECKING:
     from factpatch.editor import Editor
@@ -76,10 +77,7 @@ def extras() -> Iterator[None]:
 def read_text(option: str, path: Path | None) -> str | None:
     """The text of a file, None if no file was given; raises BadArgumentError if it is empty or cannot be read."""
     with argument(option):
-        text = None if path is None else path.read_text("utf-8")
-        if text is not None and not text.strip():
-            raise ValueError(f"{path}: the file is empty.")
-        return text
+        return None if path is None else read_text_file(path)
 
 
 def parse_names(text: str | None) -> list[str]:

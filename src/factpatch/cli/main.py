@@ -52,6 +52,32 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 
 
+_LITTLE_MEMORY = (
+    "memory does not suffice. Free some, raise the limit (ulimit -v), load the model in 16 bits (--dtype bfloat16), or "
+    "edit fewer facts at a time (--batch-size)"
+)
+# What the machine lacks, by the kind of an error and a part of its message: libraries report it in words of their own.
+_LACKS: tuple[tuple[type[Exception], str, str], ...] = (
+    (MemoryError, "", _LITTLE_MEMORY),
+    (RuntimeError, "can't allocate memory", _LITTLE_MEMORY),
+    (RuntimeError, "can't start new thread", f"no thread can be started: {_LITTLE_MEMORY}, or raise ulimit -u"),
+    (OSError, "Cannot allocate memory", _LITTLE_MEMORY),
+    (ImportError, "failed to map segment", _LITTLE_MEMORY),
+    (RecursionError, "", "something that was read is nested too deeply (factpatch --debug shows what)"),
+)
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, with what to do if the machine is too small."""
+    text = explained(error)
+    for kind, part, told in _LACKS:
+        if isinstance(error, kind) and part in text:
+            return f"{told}: {text}." if text else f"{told}."
+    if text and isinstance(error, (ValueError, OSError, ArithmeticError, RuntimeError)):
+        return text
+    return f"{type(error).__name__}: {error} (factpatch --debug shows where)"
+
+
 class Commands(TyperGroup):
     """Turns whatever goes wrong in a command into a line on stderr and an exit code."""
 
@@ -68,10 +94,7 @@ class Commands(TyperGroup):
             closed_pipe = isinstance(error, OSError) and error.errno == errno.EPIPE
             if closed_pipe or ctx.params.get("debug") or hasattr(error, "exit_code"):
                 raise
-            text = explained(error)
-            if not text or not isinstance(error, (ValueError, OSError, ArithmeticError, RuntimeError)):
-                text = f"{type(error).__name__}: {error} (factpatch --debug shows where)"
-            note(f"error: {text}", "red")
+            note(f"error: {_told(error)}", "red")
             raise typer.Exit(2 if isinstance(error, BadArgumentError) else 1) from error
 
 

@@ -54,6 +54,30 @@ class Architecture:
     """Which models of the family cannot be edited."""
 
 
+@dataclass(frozen=True)
+class OtherKind:
+    """A kind of model that no row can describe, recognized by its config."""
+
+    fields: tuple[str, ...]
+    """Fields of the config, dotted where nested, that only models of this kind have set; a number, to more than 1."""
+    reason: str
+    """What the model is, why it cannot be edited, and what to do."""
+
+    def includes(self, config: Config) -> bool:
+        """Whether a model with this config is of this kind."""
+        return any(_is_set(_field(config, name)) for name in self.fields)
+
+
+def _field(config: Config, path: str) -> Any:
+    for name in path.split("."):
+        config = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+    return config
+
+
+def _is_set(value: Any) -> bool:
+    return value > 1 if isinstance(value, int) and not isinstance(value, bool) else bool(value)
+
+
 def _like_llama(model_type: str, refuses: Refusal | None = None) -> Architecture:
     return Architecture(model_type, "model.layers", "mlp.down_proj", "mlp", "self_attn", refuses=refuses)
 
@@ -78,6 +102,36 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+# The first that fits is named: a vision-language model may have experts, too.
+OTHER_KINDS = (
+    OtherKind(
+        ("vision_config", "vit_config"),
+        "it is a vision-language model, and the text model inside it is not reached. Edit the text model on its own, "
+        "loaded as a causal language model",
+    ),
+    OtherKind(
+        ("audio_config", "speech_config"),
+        "it is a model of sound and text, and the text model inside it is not reached. Edit the text model on its own, "
+        "loaded as a causal language model",
+    ),
+    OtherKind(
+        (
+            "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts",
+            "num_routed_experts", "ffn_config.moe_num_experts",
+        ),
+        "it is a mixture of experts, whose blocks have no single down-projection that every fact passes. Choose a "
+        "dense model",
+    ),
+    OtherKind(
+        ("is_encoder_decoder",), "it has an encoder and a decoder. Choose a causal language model (decoder only)"
+    ),
+    OtherKind(
+        ("state_size", "mamba_d_state", "ssm_state_size", "ssm_cfg", "attention_hidden_size", "rescale_every"),
+        "its blocks have a state in place of attention and MLP. Choose a transformer",
+    ),
+)  # fmt: skip
+
+
 def register_architecture(row: Architecture) -> None:
     """Add a family to the table, or replace its row."""
     ARCHITECTURES[row.model_type] = row
@@ -87,11 +141,14 @@ def architecture_of(config: Config) -> Architecture:
     """Return the row for a model's config.
 
     Raises:
-        ValueError: The family is not in the table, or its row refuses this config.
+        ValueError: The family is not in the table, its row refuses this config, or it is of a kind without a row.
     """
     model_type = getattr(config, "model_type", None)
     row = ARCHITECTURES.get(str(model_type))
     if row is None:
+        for kind in OTHER_KINDS:
+            if kind.includes(config):
+                raise ValueError(f"model_type={model_type!r} cannot be edited: {kind.reason}.")
         raise ValueError(
             f"model_type={model_type!r} is not in the table of architectures (known: "
             f"{', '.join(sorted(ARCHITECTURES))}). These facts are needed about it: the path from the model to its "

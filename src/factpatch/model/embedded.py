@@ -195,9 +195,9 @@ def _convert(gguf: Path, destination: Path) -> None:
 
     # Building a model draws random numbers; the first use must leave the caller's generator as later uses do.
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         loaded, loading = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
         if absent := loading["missing_keys"]:
             raise RuntimeError(

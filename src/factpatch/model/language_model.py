@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,68 @@ from torch import Tensor, nn
 from factpatch.model.architectures import Architecture, architecture_of
 from factpatch.model.frame import PLAIN, Frame, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
-from factpatch.model.tokens import check_tokenizer
+from factpatch.model.tokens import check_tokenizer, no_embedding
 from factpatch.model.weights import oriented
 from factpatch.support.files import atomic_directory
 
 
+@dataclass(frozen=True)
+class Wrapper:
+    """What people put around a model, or in the place of its modules, that an edit would miss or break."""
+
+    package: str
+    """Where its classes come from."""
+    what: str
+    remedy: str
+    """What to do, with {place} for where it is."""
+
+
+WRAPPERS = (
+    Wrapper(
+        "peft",
+        "a PEFT adapter, whose weights are beside the model's",
+        "Call model = model.merge_and_unload() first, or model = model.unload() to do without it",
+    ),
+    Wrapper("torch._dynamo", "compiled by torch.compile", "Give {place}._orig_mod, which has the same weights"),
+    Wrapper("torch.nn.parallel", "spread over devices", "Give {place}.module, which has the same weights"),
+    Wrapper("torch.optim.swa_utils", "an average of models", "Give {place}.module"),
+    Wrapper("torch.distributed", "sharded over processes", "Load the whole model, with device_map if need be"),
+    Wrapper("deepspeed", "an engine of DeepSpeed", "Give {place}.module, with whole weights"),
+    Wrapper("transformers.pipelines", "a pipeline", "Give {place}.model"),
+    Wrapper("transformers.trainer", "a trainer", "Give {place}.model"),
+    Wrapper("trl", "a wrapper of trl", "Give {place}.pretrained_model"),
+)
+
+
+def _wrapper(kind: type) -> Wrapper | None:
+    # By all classes that it is derived from, since people derive their own, and FSDP does so at run time.
+    packages = [f"{base.__module__}." for base in kind.__mro__]
+    return next((it for it in WRAPPERS if any(name.startswith(f"{it.package}.") for name in packages)), None)
+
+
+def check_transformers_model(model: Any) -> None:
+    """Raise ValueError unless a loaded model is one of transformers, without a wrapper around it or inside it."""
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {"": model}
+    wrappers = {kind: _wrapper(kind) for kind in {type(module) for module in modules.values()}}
+    for name, module in modules.items():
+        if wrapper := wrappers[type(module)]:
+            part = f"its module {name} ({type(module).__name__}) is" if name else "it is"
+            remedy = wrapper.remedy.format(place=f"model.{name}" if name else "model")
+            raise ValueError(f"model={type(model).__name__}: {part} {wrapper.what}. {remedy}.")
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise ValueError(
+            f"model={type(model).__name__}: it is no model of transformers. Give a directory, an id of the Hugging "
+            "Face Hub, or what AutoModelForCausalLM.from_pretrained returns."
+        )
+
+
 def text_config(model: Any) -> Any:
-    """Return the config of a transformers model's text part, which for a text model is its config."""
+    """Return the config of a transformers model's text part, which for a text model is its config.
+
+    Raises:
+        ValueError: It is no model of transformers, or wrapped.
+    """
+    check_transformers_model(model)
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
@@ -38,9 +94,27 @@ def projection_name(architecture: Architecture, block: str) -> str:
 
 def editable_names(model: Any) -> dict[int, str]:
     """Return the name, as in `named_parameters`, of each layer's editable weight; ValueError for an unknown family."""
-    row = architecture_of(text_config(model))
+    row = loaded_architecture(model)
     blocks = model.get_submodule(row.blocks).named_children()
     return {layer: f"{projection_name(row, block)}.weight" for layer, (block, _) in enumerate(blocks)}
+
+
+def loaded_architecture(model: Any) -> Architecture:
+    """Return the row for a loaded model.
+
+    Raises:
+        ValueError: It is wrapped, its family is unknown, or its blocks are not where those of its family are.
+    """
+    check_transformers_model(model)
+    row = architecture_of(model.config)
+    try:
+        model.get_submodule(row.blocks)
+    except AttributeError:
+        raise ValueError(
+            f"model={type(model).__name__}: it has no {row.blocks}, where a causal language model of this family has "
+            "its blocks. Load it with AutoModelForCausalLM."
+        ) from None
+    return row
 
 
 def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
@@ -50,7 +124,7 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
         ValueError: Unknown family, quantized or absent weights.
     """
     config = text_config(model)
-    transposed = architecture_of(config).transposed
+    transposed = loaded_architecture(model).transposed
     if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(
             f"{model_name(config)} is quantized; its weights cannot take a small shift. Load it without "
@@ -84,16 +158,21 @@ class LanguageModel:
         chat: Ask every prompt as a user's turn of a chat, so that its target begins the assistant's answer.
 
     Raises:
-        ValueError: Unknown family, quantized or absent weights, a tokenizer without offsets or, for a chat, without a
-            usable chat template.
+        ValueError: A wrapped model or one without a head, an unknown family, quantized or absent weights, a tokenizer
+            without offsets, with more tokens than the model or, for a chat, without a usable chat template.
     """
 
     def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = text_config(model)
-        self.architecture = architecture_of(self.config)
-        check_tokenizer(tokenizer)
+        self.architecture = loaded_architecture(model)
+        if model.get_output_embeddings() is None:
+            raise ValueError(
+                f"model={type(model).__name__}: it has no head that gives the next token. Load it with "
+                "AutoModelForCausalLM."
+            )
+        check_tokenizer(tokenizer, self.embedded_tokens)
         in_memory = [layer for layer in range(self.num_layers) if not self.weight(layer).is_meta]
         editable_weights(model, in_memory[:1] or [0])
         self.frame: Frame = chat_frame(tokenizer) if chat else PLAIN
@@ -138,6 +217,11 @@ class LanguageModel:
     @property
     def d_key(self) -> int:
         return self.weight(0).shape[1]
+
+    @property
+    def embedded_tokens(self) -> int:
+        """How many tokens the model has an embedding for; often more than its tokenizer has tokens."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -220,9 +304,15 @@ class LanguageModel:
         return self.longest is None or tokens <= self.longest
 
     def check_length(self, ids: Sequence[int], text: str) -> None:
-        """Raise ValueError for a text with more tokens than the model has positions, or than its attention reaches."""
+        """Raise ValueError for a text with more tokens than the model has positions, or than its attention reaches.
+
+        So it does for a text with a token that the model has no embedding for.
+        """
         if not self.has_room(len(ids)):
             raise ValueError(f"{text[:60]!r}... takes {len(ids)} tokens; {self.name} reads {self.longest}. Shorten it.")
+        if max(ids, default=0) >= self.embedded_tokens:
+            token = str(self.tokenizer.convert_ids_to_tokens(max(ids)))
+            raise ValueError(f"{text[:60]!r}: {no_embedding(token, self.embedded_tokens)}")
 
     def check_chat(self, chat: bool) -> None:
         """Raise ValueError if a chat is wanted and this model is asked plainly."""

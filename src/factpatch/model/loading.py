@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import transformers
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
+from factpatch.model.architectures import architecture_of
+from factpatch.model.checkpoint import CONFIG, check_complete, check_directory
 from factpatch.model.embedded import EMBEDDED, embedded_directory
 from factpatch.model.language_model import LanguageModel
-from factpatch.support.words import suggestion
+from factpatch.model.memory import out_of_memory
+from factpatch.model.tokens import tokenize
+from factpatch.model.weights import check_finite
+from factpatch.support.words import counted, suggestion
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+_PATIENCE = 5.0
+"""Seconds to wait for the Hugging Face Hub to answer at all."""
+_NEEDS_CODE = (
+    "it needs Python code of its own (auto_map in its config.json or tokenizer_config.json), which factpatch does not "
+    "run. Choose a model that transformers itself knows."
+)
 
 
 def dtype_named(name: str | torch.dtype | None) -> torch.dtype | None:
@@ -63,7 +84,8 @@ def load_language_model(
         chat: Ask every prompt as a user's turn of a chat; a `LanguageModel` has that setting already.
 
     Raises:
-        ValueError: Nothing of that name can be loaded, or it cannot be edited; the message says why.
+        ValueError: Nothing of that name can be loaded, it lacks weights, or it cannot be edited; the message says why.
+        FloatingPointError: A weight is NaN or infinite.
     """
     wanted = dtype_named(dtype)
     if isinstance(model, LanguageModel):
@@ -83,26 +105,130 @@ def load_language_model(
         loaded = loaded.to(wanted)
     if place is not None:
         loaded = loaded.to(place)
-    return LanguageModel(loaded, tokenizer, chat)
+    lm = LanguageModel(loaded, tokenizer, chat)
+    check_finite(loaded)
+    _check_range(lm)
+    return lm
+
+
+def _check_range(lm: LanguageModel) -> None:
+    """Raise FloatingPointError if a model in float16, whose numbers end at 65504, leaves that range on a short text."""
+    if lm.dtype != torch.float16 or any(weight.is_meta for weight in lm.model.parameters()):
+        return
+    (ids,) = tokenize(lm.tokenizer, ["The capital of France is the city of"])
+    with torch.inference_mode(), lm.quiet():
+        hidden = lm.body(input_ids=torch.tensor([ids], device=lm.device))[0]
+        if not bool(torch.isfinite(lm.log_probabilities(hidden)).all()):
+            raise FloatingPointError(
+                f"{lm.name} leaves the range of float16 and gives no probabilities; load it with dtype bfloat16 or "
+                "float32."
+            )
 
 
 def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) -> tuple[Any, Any]:
     source = str(embedded_directory(name)) if name in EMBEDDED else name
-    where = {"device_map": "auto"} if spread else {}
     try:
-        # Before loading, which would first ask for the package of that quantization.
-        if getattr(AutoConfig.from_pretrained(source), "quantization_config", None) is not None:
-            raise ValueError(
-                "it is quantized, and such weights cannot take a small shift. Edit the model that it was made from and "
-                "quantize the result."
+        local = os.path.exists(source)
+        files = check_directory(Path(source), tokenizer is None) if local else []
+        # Code of the model's own is never run, nor is the user asked whether to.
+        options = {"trust_remote_code": False, "local_files_only": local or not _on_hub(name)}
+        with _in_short():
+            said, _ = PretrainedConfig.get_config_dict(source, local_files_only=options["local_files_only"])
+        _check_said(said)
+        with _in_short():
+            config = AutoConfig.from_pretrained(source, **options)
+        row = architecture_of(config)  # before gigabytes are read
+        places = {"device_map": "auto"} if spread else {}
+        with _in_short(*files):
+            # Sizes that do not fit are refused below, with their names.
+            loaded, found = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **places,
+                **options,
             )
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **where)
-        if name in EMBEDDED:
-            loaded.config._name_or_path = name  # a patch would otherwise name a folder of this machine
-        return loaded, tokenizer or AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        kind = "directory of a model" if Path(name).is_dir() else "directory, and no model that the Hub gave"
+        unused = check_complete(loaded, found, row.blocks)
+        with _in_short("its tokenizer"):
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
+    except ValueError as error:
+        raise ValueError(f"model={name[:200]!r} cannot be loaded: {error}") from error
+    if unused:
+        logger.warning(
+            "%s: %s of the checkpoint not used, such as %s; is this its %s?",
+            name, counted(len(unused), "weight"), unused[0], CONFIG,
+        )  # fmt: skip
+    if name in EMBEDDED:
+        loaded.config._name_or_path = name  # a patch would otherwise name a folder of this machine
+    return loaded, tokenizer
+
+
+def _on_hub(name: str) -> bool:
+    """Whether to look for a model on the Hugging Face Hub: False means in its cache only.
+
+    Raises:
+        ValueError: The name is no id of the Hub, or the Hub cannot be reached and its cache does not hold the model.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError("there is no such directory.") from None
+    if not constants.HF_HUB_OFFLINE:
+        # Asked briefly and once: the libraries would try for half a minute, for each file.
+        with suppress(Exception):
+            get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+            return True
+    if not isinstance(try_to_load_from_cache(name, CONFIG), str):
         raise ValueError(
-            f"model={name!r} cannot be loaded: it is no {kind}. It is not embedded either.{suggestion(name, EMBEDDED)} "
-            f"The error was: {error}"
-        ) from error
+            "there is no such directory, and the Hugging Face Hub, which may have a model of that name, cannot be "
+            f"reached. It is not embedded either.{suggestion(name, EMBEDDED)}"
+        )
+    return False
+
+
+def _check_said(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a model that cannot be loaded and edited, by what its config.json says."""
+    # Before loading, which would first ask for the package of that quantization.
+    if config.get("quantization_config") is not None:
+        raise ValueError(
+            "it is quantized, and such weights cannot take a small shift. Edit the model that it was made from and "
+            "quantize the result."
+        )
+    for name, value in config.items():
+        if "implementation" in name and "/" in str(value):  # transformers would download such code, and run it
+            raise ValueError(
+                f"its {CONFIG} asks for code of the Hub, which factpatch does not run: {name}={str(value)[:200]!r}. "
+                "Take that line out."
+            )
+    if config.get("model_type") not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise ValueError(_NEEDS_CODE)
+        raise ValueError(
+            f"its model_type={config.get('model_type')!r} is unknown to transformers {transformers.__version__}; "
+            "another version may know it."
+        )
+
+
+@contextmanager
+def _in_short(*read: Path | str) -> Iterator[None]:
+    """Turn whatever transformers says about a model that it cannot load into a ValueError of one line.
+
+    It begins with the first of what was being read.
+    """
+    try:
+        yield
+    except Exception as error:  # it and the libraries below it raise many kinds
+        if isinstance(error, MemoryError) or out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        if "trust_remote_code" in said:
+            raise ValueError(_NEEDS_CODE) from error
+        what = f"{read[0]}: " if read else ""
+        if isinstance(error, UnpicklingError):
+            raise ValueError(
+                f"{what}it is damaged, or holds other objects than weights, which could run code and are not read. Get "
+                "the model as safetensors."
+            ) from error
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{what}{kind}{said[:300]}{'...' if len(said) > 300 else ''}") from error

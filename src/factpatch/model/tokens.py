@@ -11,13 +11,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from factpatch.model.frame import PLAIN, Frame
+from factpatch.support.words import counted
 
 Tokenizer = Any  # a transformers tokenizer
 _SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level vocabularies write a leading space
 
 
-def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Raise ValueError for a tokenizer that has no character offsets, or that appends a token to every text."""
+def no_embedding(token: str, embedded: int) -> str:
+    """The message about a token that a model, which has embeddings for `embedded` tokens, cannot read."""
+    return (
+        f"{token[:60]!r} is a token that the model has no embedding for (it has {embedded}). Call "
+        "model.resize_token_embeddings(len(tokenizer)) and train and save that model, or use the model's own tokenizer."
+    )
+
+
+def check_tokenizer(tokenizer: Tokenizer, embedded: int | None = None) -> None:
+    """Raise ValueError for a tokenizer that does not suit.
+
+    It has no character offsets, it appends a token to every text, or it has words that the model, with embeddings for
+    `embedded` tokens, cannot read. Special tokens are no words: many models have one for padding that is never read.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"tokenizer={type(tokenizer).__name__}: the subject's last token is found from character offsets, which "
@@ -30,6 +43,17 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
             f"tokenizer={type(tokenizer).__name__} appends {tokenizer.decode(ids[-1:])!r} to every text; a "
             "continuation could never be read. Configure it not to add an end token."
         )
+    if embedded is not None:
+        marks = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special = ({*tokenizer.all_special_ids} | marks) - {*ids}
+        beyond = [
+            word for word, number in tokenizer.get_vocab().items() if number >= embedded and number not in special
+        ]
+        if beyond:
+            raise ValueError(
+                f"tokenizer={type(tokenizer).__name__} has {counted(len(beyond), 'token')} too many: "
+                f"{no_embedding(min(beyond), embedded)}"
+            )
 
 
 def target_ids(tokenizer: Tokenizer, target: str, frame: Frame = PLAIN, joint: str | None = None) -> list[int]:

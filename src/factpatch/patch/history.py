@@ -249,6 +249,8 @@ class History(Generic[E]):
     def _commit(self, entries: tuple[E, ...], unedited: dict[int, Tensor], weights: dict[int, Tensor]) -> None:
         """Put these entries in force, whose batches the weights hold in full, and write their read-out, if any."""
         batches = [batch for entry in entries for batch in entry.batches]
+        held = {layer for batch in batches for layer in batch.shifts}  # batches need not all edit the same layers
+        unedited, weights = ({layer: some[layer] for layer in some if layer in held} for some in (unedited, weights))
         full: dict[int, Tensor] = {}
         shown = None
         if batches and self.read_out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -12,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 
 from factpatch.support.files import file_digest
+from factpatch.support.text import check_text_file, naming
 
-_NO_FILE = "corpus={!r}: no such text file; give a file, or hf:NAME for a dataset."
 _NO_DATASETS = "corpus={!r}: datasets are read with the `datasets` package; pip install 'factpatch[datasets]'."
 
 
@@ -42,8 +43,19 @@ def check_corpus(source: str) -> None:
     if source.startswith("hf:"):
         if find_spec("datasets") is None:
             raise ValueError(_NO_DATASETS.format(source))
-    elif not Path(source).is_file():
-        raise ValueError(_NO_FILE.format(source))
+    else:
+        with _blamed(source):
+            check_text_file(Path(source))
+
+
+@contextmanager
+def _blamed(source: str) -> Iterator[None]:
+    """Name the argument in an error about a file."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error).removeprefix(f"{source}: ")
+        raise ValueError(f"corpus={source!r}: {said} For a dataset, give hf:NAME.") from None
 
 
 def corpus_from(source: str | Path | Sequence[str] | Corpus | None) -> Corpus:
@@ -65,11 +77,11 @@ def corpus_from(source: str | Path | Sequence[str] | Corpus | None) -> Corpus:
         documents = list(source)
         return Corpus(f"documents:{_digest(documents)}", lambda: iter(documents))
     path = Path(source)
-    if not path.is_file():
-        raise ValueError(_NO_FILE.format(str(source)))
+    with _blamed(str(source)):
+        check_text_file(path)
 
     def stream() -> Iterator[str]:
-        with path.open(encoding="utf-8") as lines:
+        with _blamed(str(source)), naming(path), path.open(encoding="utf-8-sig") as lines:
             yield from documents_in(lines)
 
     return Corpus(f"file:{file_digest(path)}", stream)

@@ -185,7 +185,10 @@ class _Sums:
     def check_finite(self) -> None:
         for layer, total in self.totals.items():
             if not bool(torch.isfinite(total).all()):
-                raise FloatingPointError(f"keys of layer {layer} are not finite on the corpus")
+                raise FloatingPointError(
+                    f"keys of layer {layer} are not finite on the corpus; the model is broken, or its dtype too narrow "
+                    "(load it with dtype bfloat16 or float32)"
+                )
 
 
 def _resumed(entry: Entry, layers: Sequence[int], stream: Iterator[Batch]) -> _Sums | None:
@@ -250,6 +253,9 @@ def _read(
             sums.tokens, tokens, lm.d_key,
         )  # fmt: skip
     sums.check_finite()
+    silent = [layer for layer, total in sums.totals.items() if not bool(total.any())]
+    if silent:
+        raise FloatingPointError(f"all keys of layer {silent[0]} are zero on the corpus; the model is broken")
     # In place: a matrix of an 8B model takes 1.6 GB.
     return {layer: SecondMoment(mirror(total).div_(sums.tokens), sums.tokens) for layer, total in sums.totals.items()}
 

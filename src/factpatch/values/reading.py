@@ -28,14 +28,17 @@ class SubjectRows:
 
     @classmethod
     def of(cls, lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> SubjectRows:
+        """Tokenize the prompts of facts; ValueError for one that is longer than the model reads."""
         texts, ends = [], []
         for fact in facts:
             for context in contexts:
                 filled = fill(context, fact.text)
                 texts.append(lm.frame.wrap(filled))
                 ends.append(lm.frame.offset(filled) + context.index("{}") + fact.subject_end)
-        located = locate(lm.tokenizer, texts, ends, lm.frame)
-        return cls([ids[: index + 1] for ids, index in located], len(contexts))
+        rows = [ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, ends, lm.frame)]
+        for number, row in enumerate(rows):
+            lm.check_length(row, facts[number // len(contexts)].text)
+        return cls(rows, len(contexts))
 
     def bare(self) -> list[list[int]]:
         return self.rows[:: self.contexts]

@@ -21,6 +21,7 @@ from factpatch.facts import Fact, check_batch
 from factpatch.lab.runs.config import ConfigError, DatasetConfig, RunConfig
 from factpatch.presets.preset import load_preset
 from factpatch.support.files import file_digest
+from factpatch.support.text import read_text_file
 
 _SHIPPED = "shipped"
 
@@ -96,7 +97,7 @@ class Inputs:
         prompts: list[KnownFact] = []
         if wanted.perplexity:
             with _blamed("evaluate.perplexity"):
-                text = held_out_text() if wanted.perplexity is True else wanted.perplexity.read_text("utf-8")
+                text = held_out_text() if wanted.perplexity is True else read_text_file(wanted.perplexity)
         if config.preset is not None:
             with _blamed("preset"):
                 load_preset(str(config.preset))
