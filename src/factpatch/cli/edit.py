@@ -44,8 +44,9 @@ def edit(
 ) -> None:
     """Edit a model so that it knows new facts, and write the change as a patch.
 
-    Asks the model about every fact before and after the edit and shows both answers. The model's own files do not
-    change; --save-model writes an edited copy.
+    Asks the model about every fact before and after the edit and shows both answers. A fact is said (the model's own
+    answer holds the new object), exact (every token of it is the likeliest) or preferred (it is likelier than the true
+    one). The model's own files do not change; --save-model writes an edited copy.
 
     With --session, an interrupted edit can be continued: factpatch edit --resume DIR.
 
