@@ -15,7 +15,7 @@ import factpatch
 ROOT = Path(factpatch.__file__).parent
 # From the top down. The longest name that a module begins with says where it stands.
 ORDER = (
-    "cli", "lab", "edit_report", "session", "editor", "edited", "statistics.prepared", "journal", "recipe",
+    "cli", "lab", "edit_report", "session", "editor", "edited", "statistics.prepared", "journal", "recipe", "corpus",
     "evaluation", "statistics", "values", "presets", "methods", "strategies",
     "patch", "export", "data", "model", "facts", "support",
 )  # fmt: skip

@@ -119,12 +119,13 @@ def test_pmet_on_gpt_j_has_variants_for_large_batches(variant: str, plain: float
 
 
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
+    common = {"target.steps": 25, "target.enough_steps": 12, "target.apart": True}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune"), 500)
     weights |= {"memit-blue": 1500, "prune-blue": 1500, "pmet": 50, "pmet-blue": 50}
-    expected = {name: {"target.steps": 12, "solver.weight": weight} for name, weight in weights.items()}
+    expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
     expected["pmet-blue"]["target.clamp"] = 2
     for name, l2 in (("alphaedit", 2), ("alphaedit-blue", 15)):
-        expected[name] = {"target.steps": 12, "solver.threshold": 0.02, "solver.l2": l2}
+        expected[name] = {**common, "solver.threshold": 0.02, "solver.l2": l2}
     preset = PRESETS["SmolLM2-135M"]
     assert {name: preset.settings(name) for name in preset.methods} == expected
     assert (preset.critical_layers, preset.corpus_tokens, preset.shipped_corpus) == ([4, 5, 6, 7, 8], 15360, True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.models import tiny
 
 from factpatch import Editor, Fact, Patch
 from factpatch.strategies.target import HiddenState
+from factpatch.values.descent import Loss
 from factpatch.values.reading import SubjectRows, read_last
 from factpatch.values.views import FIRST_LAYER, other_first_tokens, views_of
 
@@ -125,9 +128,15 @@ def test_replaying_a_patch_remembers_the_same_keys(tmp_path: Path) -> None:
         torch.testing.assert_close(one.batches[0].shifts[layer].matrix(), other.batches[0].shifts[layer].matrix())
 
 
-def test_extra_steps_are_for_facts_that_are_not_predicted() -> None:
-    facts = [BEGINS, INSIDE]
-    found = {extra: editor(settings={"target.extra_steps": extra, "target.steps": 2}) for extra in (0, 3)}
-    few, more = (made.target_values(facts, 3).evaluations.tolist() for made in found.values())
-    assert few == [2, 2]
-    assert max(more) == 5
+@pytest.mark.parametrize("predicted", [False, True])
+def test_what_is_predicted_is_finished_sooner(predicted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Loss.evaluate
+
+    def told(*arguments: Any, **options: Any) -> Any:
+        found = evaluate(*arguments, **options)
+        return replace(found, predicted=torch.full_like(found.predicted, predicted))
+
+    monkeypatch.setattr(Loss, "evaluate", told)
+    settings = {"target.steps": 5, "target.enough_steps": 2, "target.stop_loss": 0.0}
+    found = editor(settings=settings).target_values([BEGINS, INSIDE], 3)
+    assert found.evaluations.tolist() == ([2, 2] if predicted else [5, 5])

@@ -83,8 +83,10 @@ class Target:
     """Weight of KL(with δ ‖ before) on "{subject} is a", which keeps the subject's essence."""
     stop_loss: float = 0.05
     """A fact is finished when its loss is below this, in nats."""
-    extra_steps: int = 0
-    """How many more evaluations a fact may take whose tokens are not all the most probable ones after `steps`."""
+    enough_steps: int | None = None
+    """A fact is finished after so many evaluations if every target token is the most probable one in every context; the
+    others may take `steps`, for an answer can be long or in a script that the model hardly writes. None: all take
+    `steps`."""
     apart: bool = False
     """Whether a subject that begins a text without BOS gets a value and a key of its own for the bare prompt; see
     `factpatch.values.views`."""
@@ -93,14 +95,14 @@ class Target:
         for name in ("steps", "learning_rate", "clamp"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
-        for name in ("weight_decay", "kl_factor", "stop_loss", "extra_steps"):
+        for name in ("weight_decay", "kl_factor", "stop_loss"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
 
     @property
-    def most_steps(self) -> int:
-        """The largest number of evaluations that any fact may take."""
-        return self.steps + self.extra_steps
+    def enough(self) -> int:
+        """After how many evaluations a predicted fact is finished."""
+        return self.steps if self.enough_steps is None else self.enough_steps
 
     @property
     def site(self) -> str:

@@ -180,7 +180,7 @@ class Descent:
 
     def run(self, progress: Callable[[int], None]) -> Found:
         """Run until every fact is finished or has used its steps; return where each ended, in the batch's order."""
-        steps, device = self.target.most_steps, self.loss.present.device
+        steps, device = self.target.steps, self.loss.present.device
         every = LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
         found = Found(self.state.delta.clone(), self.state.evaluations.clone(), self.state.loss.clone())
         active = torch.arange(len(self.state.going), device=device)  # which facts of `found` the rows are of
@@ -215,7 +215,7 @@ class Descent:
         state.loss = torch.where(state.going, found.loss, state.loss)
         # What a finished fact keeps is updated too, which has no effect: its loss and its δ are frozen.
         finished, state.kept = target.judge(found, state.kept)
-        finished = finished | (found.predicted & (state.evaluations >= target.steps))
+        finished = finished | (found.predicted & (state.evaluations >= target.enough))
         state.going = state.going & ~finished
         if update:
             moved = target.project(self.adam.update(state.delta, found.gradient), self.loss.norm)

@@ -53,7 +53,7 @@ class SharedTargets:
             return found
         kept = load_file(path)
         self._seconds += float(kept.pop("seconds"))
-        progress(len(facts) * target.most_steps)
+        progress(len(facts) * target.steps)
         return TargetValues(**{name: value.to(lm.device) for name, value in kept.items()})
 
     def take_seconds(self) -> float:
