@@ -316,10 +316,10 @@ class Editor(EditedModel):
         self.prepare([layer])
         return self.prepared.memory(layer).fresh()
 
-    def with_spread(self, spread: Spread, optimize: Optimize | None = None) -> Editor:
+    def with_spread(self, spread: Spread, optimize: Optimize | None = None, apart: bool | None = None) -> Editor:
         """An editor of the same model with another spread (and `optimize`), which shares what was read and prepared.
 
-        Only one of several editors of a model may hold edits at a time.
+        `apart` replaces `Target.apart`. Only one of several editors of a model may hold edits at a time.
 
         Raises:
             ValueError: This editor holds edits.
@@ -331,7 +331,9 @@ class Editor(EditedModel):
         if self.prepared.underived:  # derived once, from the layers of this editor's spread
             self.prepare()
         made = copy(self)
-        made._method = replace(self.method, spread=spread)
+        method = self.method
+        target = method.target if apart is None else replace(method.target, apart=apart)
+        made._method = replace(method, spread=spread, target=target)
         made._optimize = optimize or self._optimize
         made.prepared = self.prepared.for_layers(made.written_layers)
         made.history = History(self.lm.weights, self.written_dtype, made._read_out())

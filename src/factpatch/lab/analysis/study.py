@@ -73,7 +73,8 @@ class Study:
         self.texts = texts or TextOptions()
         self.keep: Keep = lambda name, find: find()
         """Remembers parts of an analysis that take long; by default nothing does."""
-        self.editor = editor.with_spread(Each())
+        # The analyses are the paper's, with one value and one key for each fact.
+        self.editor = editor.with_spread(Each(), apart=False)
         self._direct: dict[int, TargetValues] = {}
 
     def kept(self, keep: Keep, optimize: Callable[..., TargetValues]) -> Study:
