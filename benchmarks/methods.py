@@ -99,7 +99,7 @@ def measured_row(
         "seconds": sum(sum(batch.seconds.values()) for batch in session.finished)
         + sum(note["saved"] for note in _read(notes).values()),
         "bytes": editor.patch.num_bytes,
-        "unlearned": _reasons(measured, session, _read(notes)),
+        "not_exact": _reasons(measured, session, _read(notes)),
         "settings": editor.patch.settings,
     }
 
@@ -109,17 +109,17 @@ def _read(notes: Path) -> dict[str, Any]:
 
 
 def _reasons(measured: Verification, session: Session, notes: dict[str, Any]) -> dict[str, list[str]]:
-    """The facts that the model does not hold in the end, by reason."""
+    """The facts that are not exact in the end, by reason."""
     # A kill between a batch and its note loses the losses of that batch.
     flat = [
         loss
         for number, batch in enumerate(session.finished, start=1)
         for loss in notes.get(str(number), {"loss": [0.0] * batch.facts})["loss"]
     ]
-    held = [learned for batch in session.finished for learned in batch.learned]
+    held = [exact for batch in session.finished for exact in batch.exact]
     reasons: dict[str, list[str]] = {"no value found": [], "found, not written": [], "written, forgotten": []}
     for fact, reading, loss, was_held in zip(measured.facts, measured.after, flat, held, strict=True):
-        if not reading.learned:
+        if not reading.exact:
             reason = "written, forgotten" if was_held else "no value found" if loss > FOUND else "found, not written"
             reasons[reason].append(f"{fact.text} {fact.target_new}")
     return reasons
@@ -128,13 +128,13 @@ def _reasons(measured: Verification, session: Session, notes: dict[str, Any]) ->
 def table(rows: Sequence[dict[str, Any]], unedited: dict[str, Any]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| method | efficacy | generalization | specificity | S | argmax | perplexity | not learned | seconds |",
+        "| method | efficacy | generalization | specificity | S | argmax | perplexity | not exact | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in (unedited, *rows):
         numbers = " | ".join("–" if row[name] is None else f"{row[name]:.1f}" for name in (*COLUMNS, "argmax"))
         change = f"{row['perplexity']:.2f} ({100 * (row['perplexity'] / unedited['perplexity'] - 1):+.1f} %)"
-        missing = " + ".join(str(len(facts)) for facts in row["unlearned"].values())
+        missing = " + ".join(str(len(facts)) for facts in row["not_exact"].values())
         lines.append(f"| {row['method']} | {numbers} | {change} | {missing} | {row['seconds']:.0f} |")
     return "\n".join(lines)
 
@@ -168,7 +168,7 @@ def main() -> None:
         summary = verify(lm, None, facts, answers=False).summary()
         numbers = {name: summary[name]["after"] for name in COLUMNS}
         argmax = summary["strict_efficacy"]["after"]
-        rest = {"perplexity": perplexity(lm, text), "seconds": 0.0, "unlearned": {}}
+        rest = {"perplexity": perplexity(lm, text), "seconds": 0.0, "not_exact": {}}
         return {"method": "unedited", **numbers, "argmax": argmax, **rest}
 
     unedited = kept(options.directory / "unedited.json", about, before)
@@ -180,7 +180,7 @@ def main() -> None:
     rows = [run(lm, method, batches, text, options.directory, targets, about, given) for method in options.methods]
     print(table(rows, unedited))
     for row in rows:
-        for reason, missing in row["unlearned"].items():
+        for reason, missing in row["not_exact"].items():
             print(f"\n{row['method']}, {reason}: {len(missing)}", *missing, sep="\n  ")
 
 
