@@ -52,8 +52,7 @@ class EditReport:
     """The resolved settings."""
     steps: dict[int, dict[str, Any]]
     """The value optimization by target layer: "evaluations", "updates" and "loss" (at the last evaluation, in nats), as
-    their mean and "per_fact". A fact with two views counts with its first; see `factpatch.values.views`. Replayed
-    batches are left out."""
+    their mean and "per_fact". Replayed batches are left out."""
     seconds: dict[str, float]
     """Wall time by stage, and "total"."""
     verification: Verification | None = None
@@ -196,9 +195,9 @@ def edit_and_report(
 def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:
     steps: dict[int, dict[str, Any]] = {}
     for layer in sorted({*chain(*(edit.targets for edit in edits))}):
-        found = [(edit.targets[layer], len(edit.patch.facts)) for edit in edits if layer in edit.targets]
+        found = [edit.targets[layer] for edit in edits if layer in edit.targets]
         for name in ("evaluations", "updates", "loss"):
-            entries = [entry for targets, facts in found for entry in getattr(targets, name)[:facts].tolist()]
+            entries = [entry for targets in found for entry in getattr(targets, name).tolist()]
             steps.setdefault(layer, {})[name] = {"mean": math.fsum(entries) / len(entries), "per_fact": entries}
     return steps
 

@@ -180,7 +180,7 @@ class Editor(EditedModel):
 
     @property
     def _apart(self) -> bool:
-        """Whether bare prompts may have views of their own. Exact mode stays with the published keys."""
+        """Whether first tokens may be edited apart. Exact mode stays with the published keys."""
         fits = self.precision.name != "exact" and FIRST_LAYER not in self.written_layers
         return fits and self._method.target.apart and without_bos(self.lm)
 

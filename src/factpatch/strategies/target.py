@@ -88,8 +88,8 @@ class Target:
     others may take `steps`, for an answer can be long or in a script that the model hardly writes. None: all take
     `steps`."""
     apart: bool = False
-    """Whether a subject that begins a text without BOS gets a value and a key of its own for the bare prompt; see
-    `factpatch.values.views`."""
+    """Whether a subject that is the first token of a text without BOS gets a value and a key of its own for the bare
+    prompt, in the first layer; see `factpatch.values.views`."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "clamp"):

@@ -1,17 +1,17 @@
-"""Views: which contexts of a fact share a value and a key.
+"""Views: in which contexts a fact has its value and its key.
 
 The published way gives a fact one value, and one key: half of it from the bare prompt, half from the prefixed ones.
-That fails where the subject begins a text without BOS. All later tokens attend to the first one, whose activations are
-like no other's: for "Azerbaijan" in layer 4 of SmolLM2-135M, the key of the bare prompt and the mean of the prefixed
-keys have a cosine of 0.08, and their sum serves only the longer one. Such a fact gets two views,
+That fails where the subject is a single token and begins a text without BOS. All tokens attend to the first one of a
+text, whose activations are like no other's: for "France" in layer 4 of SmolLM2-135M, the key of the bare prompt has a
+norm of 0.76 and the prefixed keys one of 3.6, with a cosine of 0.13. Their mean serves the prefixed prompts alone. Nor
+would a key of its own help there, since those of all first tokens are alike: "France" and "Germany" have a cosine of
+0.94 in layer 4 and of 0.999 in layer 8, and writing to one would write to the other. Only in the first layer, before
+attention has made them alike, can they be told apart. So such a fact is edited in two places,
 
-    bare         Azerbaijan is in the continent of                 a value and a key
-    prefixed     The … . Azerbaijan is in the continent of, …      a value and a key
+    bare         France is in the continent of                     the first layer, before all others
+    prefixed     The … . France is in the continent of, …          the layers of the method
 
-each optimized in its own contexts. If the subject is the first token alone, its bare key differs too little from the
-keys of all other first tokens: in layer 4, "France" and "Germany" have a cosine of 0.87, and writing to one would write
-to the other. Only in the first layer, before attention has made them alike, can they be told apart. There such a bare
-view is written, before the steps of the method, and the values of other first tokens are preserved.
+each with a value and a key of its own contexts; in the first layer, the values of other first tokens are preserved.
 """
 
 from __future__ import annotations
@@ -46,21 +46,18 @@ class View:
     facts: tuple[Fact, ...]
     contexts: tuple[str, ...]
     rows: tuple[int, ...]
-    """Where the value and the key of each fact stand among those of all views."""
+    """The places of these facts among all that the step writes."""
     subjects: SubjectRows
 
     @classmethod
-    def of(
-        cls, lm: LanguageModel, facts: Sequence[Fact], chosen: Sequence[int], contexts: Sequence[str],
-        rows: Sequence[int],
-    ) -> View:  # fmt: skip
-        some = tuple(facts[index] for index in chosen)
+    def of(cls, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[int], contexts: Sequence[str]) -> View:
+        some = tuple(facts[row] for row in rows)
         return cls(some, tuple(contexts), tuple(rows), SubjectRows.of(lm, some, contexts))
 
 
 @dataclass(frozen=True)
 class Views:
-    """What one step writes: row i is of fact i of the batch, and second views follow after the last fact."""
+    """What one step writes: one row for each fact, in their order."""
 
     parts: tuple[View, ...]
     target: Target
@@ -99,29 +96,21 @@ def views_of(
     Args:
         contexts: The bare prompt first.
         target: What the steps of the method optimize.
-        apart: Whether the bare prompt may have a view of its own; see `Target.apart`.
+        apart: Whether first tokens are edited apart; see `Target.apart`.
     """
     every = range(len(facts))
     bare, prefixed = contexts[:1], contexts[1:]
-    if not apart or not prefixed or not without_bos(lm):
-        return Views((View.of(lm, facts, every, contexts, every),), target), None
-    alone = {index for index, row in enumerate(SubjectRows.of(lm, facts, bare).rows) if len(row) == 1}
-    begin = [index for index in every if facts[index].subject_start == 0]
-    first = [index for index in begin if index in alone]
-    split = [index for index in begin if index not in alone]
-    whole = [index for index in every if index not in begin]
-    second = range(len(facts), len(facts) + len(split))
-    parts = (
-        (whole, contexts, whole),
-        (split, bare, split),
-        ([*split, *first], prefixed, [*second, *first]),
-    )
-    main = Views(tuple(View.of(lm, facts, chosen, within, rows) for chosen, within, rows in parts if chosen), target)
-    if not first:
+    alone: list[int] = []
+    if apart and prefixed and without_bos(lm):
+        alone = [row for row, ids in enumerate(SubjectRows.of(lm, facts, bare).rows) if len(ids) == 1]
+    parts = (([row for row in every if row not in alone], contexts), (alone, prefixed))
+    main = Views(tuple(View.of(lm, facts, rows, within) for rows, within in parts if rows), target)
+    if not alone:
         return main, None
+    first = tuple(facts[row] for row in alone)
     # The output of the layer, whatever the method optimizes in others.
     output = HiddenState(FIRST_STEPS, FIRST_RATE, FIRST_CLAMP, target.weight_decay, target.kl_factor, target.stop_loss)
-    return main, Views((View.of(lm, facts, first, bare, range(len(first))),), output)
+    return main, Views((View.of(lm, first, range(len(first)), bare),), output)
 
 
 def other_first_tokens(lm: LanguageModel) -> Tensor:
