@@ -150,8 +150,8 @@ class Journal(KeptDirectory):
     def batches(self) -> list[tuple[Fact, ...]]:
         """The facts of every batch, finished and pending."""
         self.check_patches()
-        finished = [describe(self.path / batch.patch)["batches"] for batch in self.finished]
-        done = [tuple(Fact.from_dict(fact) for part in parts for fact in part["facts"]) for parts in finished]
+        finished = [describe(self.path / batch.patch).batches for batch in self.finished]
+        done = [tuple(fact for part in parts for fact in part.facts) for parts in finished]
         return [*done, *self.pending]
 
     def plan(self, batches: Sequence[Sequence[Fact]], outputs: Mapping[str, Any] | None = None) -> None:
@@ -211,7 +211,7 @@ class Journal(KeptDirectory):
             with self.advised(number):
                 if not path.is_file():
                     raise PatchFileError(f"{path}: the patch of batch {number} is missing.")
-                if describe(path)["sha256"] != batch.sha256:
+                if describe(path).sha256 != batch.sha256:
                     raise PatchFileError(f"{path}: is not the patch that batch {number} left.")
 
     @contextmanager

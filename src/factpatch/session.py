@@ -145,7 +145,7 @@ class Session(Journal):
                 {
                     "event": "batch",
                     "patch": name,
-                    "sha256": describe(self.path / name)["sha256"],
+                    "sha256": describe(self.path / name).sha256,
                     "facts": len(facts),
                     "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
                     "seconds": {stage: round(took, 3) for stage, took in editor.edits[-1].seconds.items()},

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.support.words import counted
+from factpatch.support.words import counted, printable
 
 
 @options.documented
@@ -35,7 +35,7 @@ def log(
     for number, batch in enumerate(opened.finished, start=1):
         learned = f"{sum(batch.learned)}/{batch.facts}" if batch.learned else "not asked"
         seconds = f"{sum(batch.seconds.values()):.1f}"
-        table.add_row(str(number), batch.time, str(batch.facts), learned, seconds, batch.patch)
+        table.add_row(str(number), printable(batch.time), str(batch.facts), learned, seconds, batch.patch)
     render.screen.print(table)
     batches = opened.batches  # may raise; by now the table shows which batch a damaged patch belongs to
     if facts:

@@ -11,7 +11,7 @@ import torch
 from factpatch.facts import Fact
 from factpatch.patch.batch import Batch, first_states, last_states, layer_list
 from factpatch.patch.history import total_shifts
-from factpatch.patch.shift import LowRank, Shift, decomposed, smaller
+from factpatch.patch.shift import LowRank, Shift, decomposed, distance, norm, smaller
 
 
 def same_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -84,10 +84,9 @@ def shrunk(whole: Batch, rank: int | None, energy: float | None) -> tuple[Batch,
         size = rank or int(torch.searchsorted(squares, (energy or 1.0) * squares[-1])) + 1
         size = min(size, len(singular))
         short = _as_stored(smaller(LowRank(left[:, :size] * singular[:size], right[:size])), [whole])
-        full = shift.matrix()
-        lost, norm = (float(torch.linalg.matrix_norm(matrix)) for matrix in (short.matrix() - full, full))
+        whole_norm = norm(shift)
         shifts[layer] = short
-        about[str(layer)] = {"rank": size, "error": lost / norm if norm else 0.0}
+        about[str(layer)] = {"rank": size, "error": distance(short, shift) / whole_norm if whole_norm else 0.0}
     return replace(whole, shifts=shifts), about
 
 
