@@ -25,7 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 """The file of the factors, as peft names it."""
 _SUGGESTED_RANK = 64
 # An id of the Hugging Face Hub, with or without an owner.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 Factors = tuple[Tensor, Tensor, Tensor]
 """The singular value decomposition of a shift; see `factpatch.patch.shift.decomposed`."""
 

@@ -11,7 +11,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     NonNegativeInt,
     PlainValidator,
     ValidationError,
@@ -23,6 +22,7 @@ from factpatch.support.validation import explained
 from factpatch.support.words import shown
 
 _LAYER_DIGITS = 6
+_MOST_FIELDS = 10_000
 _MOST_PARTS = 3  # no form of a shift has more tensors
 
 
@@ -35,6 +35,8 @@ def _layer(name: object) -> int:
 
 
 def _fact(record: Any) -> Fact:
+    if not isinstance(record, dict):
+        raise ValueError("must be an object with the fields of a fact")
     try:
         return Fact.from_dict(record)
     except (TypeError, ValueError) as error:  # pydantic would pass a TypeError on
@@ -117,8 +119,8 @@ class Description(_Checked):
     sha256: str
     """The checksum that the file states."""
     method: str
-    settings: Annotated[dict[str, JsonValue], _with_fields_of(Settings)]
-    config: Annotated[dict[str, JsonValue], _with_fields_of(Config)]
+    settings: Annotated[dict[str, Any], Field(max_length=_MOST_FIELDS), _with_fields_of(Settings)]
+    config: Annotated[dict[str, Any], Field(max_length=_MOST_FIELDS), _with_fields_of(Config)]
     versions: dict[str, str]
     seed: int
     weight_dtype: DtypeName

@@ -131,6 +131,7 @@ def _document(path: str | Path) -> tuple[dict[str, Any], list[str], str]:
     Nothing else of the document is checked.
     """
     try:
+        _check_entries(Path(path))
         with safe_open(path, framework="numpy") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
     except FileNotFoundError as error:
@@ -162,6 +163,15 @@ def _document(path: str | Path) -> tuple[dict[str, Any], list[str], str]:
     if not re.fullmatch("[0-9a-f]{64}", str(document.get("sha256"))):
         raise PatchFileError(f"{path}: was altered: it states no checksum. Get an intact copy.")
     return document, names, text
+
+
+def _check_entries(path: Path) -> None:
+    """Raise PatchFileError if a header lists more tensors than there are bytes of them: reading it may take a minute."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        body = path.stat().st_size - 8 - length
+        if 0 <= body < length <= _LONGEST_HEADER and file.read(length).count(b'"data_offsets"') > body + 1:
+            raise PatchFileError(f"{path}: was altered: it lists more tensors than it holds. Get an intact copy.")
 
 
 def _checksum_up_to_format_2(text: str, content: bytes) -> str:

@@ -61,6 +61,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         raise FileExistsError(errno.EEXIST, "not a regular file, so it is not replaced; choose another name", str(path))
     with _draft(path, final) as draft:
         write(draft)
+        draft.chmod(_usual_mode(draft))
         _sync(draft)
         os.replace(draft, final)
 
@@ -81,8 +82,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     with _draft(path, final) as draft:
         draft.mkdir()
         yield draft
+        mode = draft.stat().st_mode & 0o666
         for file in sorted(draft.rglob("*")):
             if file.is_file():
+                file.chmod(mode)
                 _sync(file)
             elif file.is_dir():
                 _sync_folder(file)
@@ -181,6 +184,16 @@ def _draft(path: str | Path, final: Path) -> Iterator[Path]:
             _remove(draft)
         raise
     _sync_folder(final.parent)
+
+
+def _usual_mode(draft: Path) -> int:
+    """The mode of a new file beside a draft; a draft that safetensors made is readable by its owner only."""
+    # Asked of a file: the umask can only be read by setting it, which other threads would notice.
+    probe = draft.with_name(_DRAFT.format(secrets.token_hex(8)))
+    with probe.open("xb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+    probe.unlink()
+    return mode
 
 
 def _remove(draft: Path) -> None:
