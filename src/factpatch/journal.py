@@ -40,6 +40,7 @@ from pydantic import (
 
 from factpatch.data import save_facts, saved_facts
 from factpatch.facts import Fact, check_batch
+from factpatch.patch.batch import first_states
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.support.directory import DirectoryError, KeptDirectory, Record, cut_unfinished
 from factpatch.support.files import append, file_digest
@@ -289,6 +290,17 @@ class Journal(KeptDirectory):
         """Raise SessionError if another process has appended to the journal since this session read it."""
         if (self.path / JOURNAL).stat().st_size != self._length:
             raise SessionError(f"{self.path}: has been changed since it was opened; open it again.")
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file is a patch that this session wrote: of facts that were planned here, on the weights it began with."""
+        try:
+            batches = describe(path).batches
+            planned = {fact for file in sorted((self.path / "facts").glob("*.json")) for fact in saved_facts(file)}
+        except ValueError:
+            return False
+        began = {int(layer): digest for layer, digest in self.record["weights"].items()}
+        found = first_states(batches)
+        return found.items() <= began.items() and {fact for batch in batches for fact in batch.facts} <= planned
 
     def check_patches(self) -> None:
         for number, batch in enumerate(self.finished, start=1):

@@ -100,6 +100,28 @@ def check_output(option: str, path: Path | None, kind: Kind = "file") -> None:
         raise BadArgumentError(f"{option} {path}: the directory is not empty; choose another name, or empty it first.")
 
 
+def check_patch_output(option: str, path: Path | None) -> None:
+    """As `check_output` for a file; a file that is there is replaced only if it is a patch, or empty."""
+    from factpatch.patch.file import describe
+
+    check_output(option, path)
+    if path is None or not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        describe(path)
+    except ValueError as error:
+        raise BadArgumentError(
+            f"{option} {path}: there is a file that is not a factpatch patch, which would be replaced; choose another "
+            "name, or remove the file."
+        ) from error
+
+
+def new_patch(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A callback that checks where an option wants a patch written."""
+    check_patch_output(param.opts[0], value)
+    return value
+
+
 def output(kind: Kind) -> Callable[[typer.CallbackParam, Path | None], Path | None]:
     """A callback that checks the output that an option names, with `check_output`."""
 

@@ -16,7 +16,7 @@ from factpatch.support.words import counted
 @options.documented
 def compose(
     patches: Annotated[list[Path], typer.Argument(metavar="PATCH")],
-    out: Annotated[Path, typer.Option(metavar="PATCH", callback=checks.new_file)],
+    out: Annotated[Path, typer.Option(metavar="PATCH", callback=checks.new_patch)],
     rank: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     energy: Annotated[float | None, typer.Option(metavar="X")] = None,
     rebase: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
