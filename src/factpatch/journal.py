@@ -43,7 +43,7 @@ from factpatch.facts import Fact, check_batch
 from factpatch.patch.batch import first_states
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.support.directory import DirectoryError, KeptDirectory, Record, cut_unfinished
-from factpatch.support.files import append, file_digest
+from factpatch.support.files import append, file_digest, remove_abandoned
 from factpatch.support.validation import explained, parsed
 from factpatch.support.words import counted
 
@@ -210,6 +210,7 @@ class Journal(KeptDirectory):
     def locked(self) -> Iterator[None]:
         """Keep other processes out; SessionError if one is working here, or has since this session was read."""
         with super().locked():
+            remove_abandoned(self.path.parent)  # what a process left that was killed while it made a session
             cut_unfinished(self.path / JOURNAL)
             self.check_current()
             yield

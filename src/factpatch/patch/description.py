@@ -106,7 +106,9 @@ class BatchDescription(_Checked):
     @model_validator(mode="after")
     def _agrees(self) -> BatchDescription:
         if self.after and self.after.keys() != self.before.keys():
-            raise ValueError(f"before holds the layers {shown(sorted(self.before))} and after {shown(sorted(self.after))}")
+            raise ValueError(
+                f"before holds the layers {shown(sorted(self.before))} and after {shown(sorted(self.after))}"
+            )
         if self.edits and sum(self.edits) != len(self.facts):
             raise ValueError(f"edits={shown(self.edits)} do not count the {len(self.facts)} facts")
         return self

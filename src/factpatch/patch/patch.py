@@ -359,8 +359,7 @@ def _check_alike(patches: Sequence[Patch], fields: Sequence[str]) -> Patch:
             if getattr(patch, name) != getattr(first, name):
                 raise ValueError(
                     f"patches[{index}] has {name}={shown(getattr(patch, name))} and patches[0] "
-                    f"{shown(getattr(first, name))}; "
-                    + (_OF_ONE_DTYPE if name in _DTYPE_FIELDS else _OF_ONE_SESSION)
+                    f"{shown(getattr(first, name))}; " + (_OF_ONE_DTYPE if name in _DTYPE_FIELDS else _OF_ONE_SESSION)
                 )
         differing = same_model(first.config, patch.config)
         if differing:
