@@ -9,8 +9,8 @@
 
 A line is written after the files it mentions, so the journal never mentions a missing file. A batch without a line
 counts as not edited: it is edited again, which gives the same patch. Every line has a checksum and names that of the
-line before, so that none can be altered or left out. The files it mentions are in the directory: whoever made a session,
-to read it or to continue it reads and writes nothing elsewhere that its user has not been told of.
+line before, so that none can be altered or left out. The files it mentions are in the directory: whoever made a
+session, reading or continuing it reads and writes nothing elsewhere that its user has not been told of.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class Journal(KeptDirectory):
             raise SessionError(f"{self.path}: has been changed since it was opened; open it again.")
 
     def owns(self, path: Path) -> bool:
-        """Whether a file is a patch that this session wrote: of facts that were planned here, on the weights it began with."""
+        """Whether a file is a patch that this session wrote: of facts planned here, on the weights it began with."""
         try:
             batches = describe(path).batches
             planned = {fact for file in sorted((self.path / "facts").glob("*.json")) for fact in saved_facts(file)}

@@ -10,6 +10,7 @@ import typer
 
 import factpatch
 from factpatch.cli import checks, options, render
+from factpatch.cli.rebase import show_weights
 from factpatch.support.words import counted
 
 
@@ -24,7 +25,8 @@ def compose(
 ) -> None:
     """Sum several patches into one. With --rank or --energy, shrink the sum, which then differs a little.
 
-    To shrink or rebase a single patch, give it alone.
+    To shrink a single patch, give it alone. To move a patch to other weights as it is, batch by batch, there is
+    factpatch rebase.
 
     Args:
         patches: Patches of one model, in the order in which they were edited: one after the other, or each on the
@@ -74,10 +76,8 @@ def compose(
         render.say(
             "It does not record the weights that it leaves: `factpatch undo` removes it from a model only with --base."
         )
-    elif composed.states()[0] == edited_weights:
-        render.say(f"The weights of {rebase} are those that were edited.", "green")
     else:
-        render.say(f"The weights of {rebase} are not those that were edited: verify the facts there.", "yellow")
+        show_weights(rebase, composed.states()[0] == edited_weights)
 
 
 def _show(patch: factpatch.Patch) -> None:

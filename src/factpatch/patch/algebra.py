@@ -40,7 +40,8 @@ def check_summable(parts: Sequence[Sequence[Batch]]) -> dict[int, str]:
             broken = [layer for layer, found in before.items() if present.get(layer, found) != found]
             raise ValueError(
                 f"patches[{index}] was made on weights of {layer_list(broken)} that neither the base model nor the "
-                "patches before it have; rebase it first, if it is meant for these."
+                "patches before it have. Rebase it first, if it is meant for these: factpatch rebase MODEL PATCH --out "
+                "NEW, or patch.rebase(model) in Python."
             )
         # If two patches share no layer, no hash shows which came first.
         if not successive or not present.keys() & before.keys():

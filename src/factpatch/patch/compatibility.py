@@ -101,7 +101,8 @@ def check_state(
     elif wanted == 0:
         message = (
             f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(config)}. Load "
-            "that model, without other edits; or rebase the patch, if it is meant for these weights too."
+            "that model, without other edits; or rebase the patch, if it is meant for these weights too, and use the "
+            "result: factpatch rebase MODEL PATCH --out NEW, or patch.rebase(model) in Python."
         )
     elif not all(batch.after for batch in batches):
         message = (

@@ -1,4 +1,4 @@
-"""What a patch file says of its patch: the fields of its JSON, checked once, where the file is read. It needs no PyTorch."""
+"""What a patch file says of its patch: the fields of its JSON, checked once, where the file is read."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def _document(path: str | Path) -> tuple[dict[str, Any], list[str], str]:
 
 
 def _check_entries(path: Path) -> None:
-    """Raise PatchFileError if a header lists more tensors than there are bytes of them: reading it may take a minute."""
+    """Raise PatchFileError if a header lists more tensors than there are bytes of them: reading it takes long."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         body = path.stat().st_size - 8 - length

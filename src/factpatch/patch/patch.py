@@ -38,7 +38,10 @@ logger = logging.getLogger(__name__)
 # The fields of a patch that a file holds as they are, and those that it holds by name.
 _PLAIN_FIELDS = ("method", "settings", "config", "versions", "seed")
 _DTYPE_FIELDS = ("weight_dtype", "written_dtype")
-_OF_ONE_DTYPE = "patches of one dtype can be joined or composed. Rebase one onto a model in the other's dtype."
+_OF_ONE_DTYPE = (
+    "patches of one dtype can be joined or composed. Rebase one onto a model in the other's dtype: factpatch rebase "
+    "MODEL PATCH --dtype D --out NEW, or patch.rebase(model) in Python."
+)
 _OF_ONE_SESSION = "patches of one session can be joined. Apply them one after another, or compose them."
 
 
@@ -271,12 +274,16 @@ class Patch:
         settings = {**self.settings, "shrunk": {"rank": rank, "energy": energy, "layers": about}}
         return replace(self, batches=(batch,), settings=settings)
 
-    def to_lora(self, directory: str | Path, rank: int | None = None) -> dict[int, int]:
+    def to_lora(
+        self, directory: str | Path, rank: int | None = None, base_model_name: str | None = None
+    ) -> dict[int, int]:
         """Write the patch as a LoRA adapter that peft, and servers that take LoRA, load on the base model.
 
         Args:
             directory: A new or empty directory.
             rank: The largest rank to write; by default the one that is exact up to float32 rounding.
+            base_model_name: The base model as peft's AutoPeftModel and servers are to find it, an ID on the Hugging
+                Face Hub or a directory. By default the ID that the model was loaded by; of a local model, none.
 
         Returns:
             By layer, how many singular values are written.
@@ -287,7 +294,7 @@ class Patch:
             FileExistsError: The directory exists and is not empty.
         """
         parts = {layer: decomposed(shift) for layer, shift in total_shifts(self.batches).items()}
-        return write_lora(parts, self.config, self.written_dtype, directory, rank)
+        return write_lora(parts, self.config, self.written_dtype, directory, rank, base_model_name)
 
     def save(self, path: str | Path) -> None:
         """Write the patch to one safetensors file, replacing an existing one; the same patch gives the same bytes.

@@ -189,8 +189,8 @@ class KeptDirectory:
         """Raise DirectoryError if a name is a symbolic link: what is written there would replace what it points to."""
         for link in (folder / name for name in names if (folder / name).is_symlink()):
             raise cls.error(
-                f"{link}: is a symbolic link, to {os.readlink(link)}. The directory of {cls.holds} keeps its own files; "
-                "replace it by a copy of what it points to, or remove it."
+                f"{link}: is a symbolic link, to {os.readlink(link)}. The directory of {cls.holds} keeps its own "
+                "files; replace it by a copy of what it points to, or remove it."
             )
 
     def _read_record(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def steerless(text: str) -> str:
 
     The joiners U+200C and U+200D stay between characters of scripts that are spelled with them, and within emoji.
     """
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
     return "".join(_without_steering(text, at) for at in range(len(text)))
 
