@@ -150,3 +150,13 @@ def test_plain_transformers_in_a_fresh_process_generates_what_the_edited_model_d
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == generated() != unedited
+
+
+@pytest.mark.parametrize("text", ["\u202eevil", "\u2066x\u2069", "a\u200bb", "\x1b[31mred"])
+def test_nothing_in_a_card_turns_or_hides_text(text: str) -> None:
+    card = model_card(
+        patch_of([[Fact(f"{{}} is {text}x", f"S{text}x", f"{text}x", target_true=f"{text}x")]], f"org/{text}")
+    )
+    assert not [character for character in card if not character.isprintable() and character != "\n"]
+    joined = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    assert joined in model_card(patch_of([[Fact("{} is", joined, "x")]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -150,6 +150,12 @@ def check_distinct(**paths: Path | None) -> None:
                 raise BadArgumentError(
                     f"{option_name(name)} {path}: is the same place as {other}; choose another name."
                 )
+
+
+def check_no_input(out: Path, patches: Iterable[Path]) -> None:
+    """Raise BadArgumentError if a patch would be written over one that it is made of."""
+    if os.path.realpath(out) in map(os.path.realpath, patches):
+        raise BadArgumentError(f"--out {out}: is one of the patches; choose another name.")
 
 
 def check_outside(folder: Path | None, whose: str = "model's", **paths: Path | None) -> None:

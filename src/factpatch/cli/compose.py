@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +37,7 @@ def compose(
             the facts then hold is not known: verify them afterwards.
         dtype: The dtype to load the model of --rebase in. Default: the dtype of the patches.
     """
-    for path in patches:
-        if os.path.realpath(path) == os.path.realpath(out):
-            raise checks.BadArgumentError(f"--out {out}: is one of the patches; choose another name.")
+    checks.check_no_input(out, patches)
     if rank is not None and energy is not None:
         raise checks.BadArgumentError(f"--rank {rank}, --energy {energy}: give one of them.")
     if energy is not None and not 0 < energy <= 1:

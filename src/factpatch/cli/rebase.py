@@ -27,7 +27,7 @@ def rebase(
     """
     checks.check_outside(Path(model), out=out)
     checks.check_outside(patch, "session's", out=out)
-    checks.check_distinct(patch=patch, out=out)
+    checks.check_no_input(out, [patch])
     loaded = checks.load_patch("PATCH", patch)
     rebased = loaded.rebase(checks.load_model(model, device, dtype, patch=loaded))
     rebased.save(out)
