@@ -219,7 +219,7 @@ def _resumed(directory: Path) -> factpatch.Session:
                 f"{directory}: the session is empty, and no facts are pending. To edit facts in it, give --session "
                 f"{directory} --facts FILE, and the model and settings that it was begun with."
             )
-        _ = session.recipe  # its fields are checked
+        _ = session.recipe, session.pending  # checked when they are read
         return session
 
 
@@ -236,7 +236,7 @@ def _outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any
         # The journal may be somebody else's, and name any file.
         if name in ("out", "report") and path.exists() and not (name == "out" and session.owns(path)):
             raise checks.BadArgumentError(
-                f"{checks.option_name(name)}: the session was asked to write {path}, and there is a file that it has "
+                f"{checks.option_name(name)}: {session.path} was asked to write {path}, and there is a file that it has "
                 f"not written. To replace it, repeat {checks.option_name(name)} {path}; or choose another place."
             )
     if places:
