@@ -236,8 +236,8 @@ def _outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any
         # The journal may be somebody else's, and name any file.
         if name in ("out", "report") and path.exists() and not (name == "out" and session.owns(path)):
             raise checks.BadArgumentError(
-                f"{checks.option_name(name)}: {session.path} was asked to write {path}, and there is a file that it has "
-                f"not written. To replace it, repeat {checks.option_name(name)} {path}; or choose another place."
+                f"{checks.option_name(name)}: {session.path} was asked to write {path}, and there is a file that it "
+                f"has not written. To replace it, repeat {checks.option_name(name)} {path}; or choose another place."
             )
     if places:
         asked = ", ".join(f"{checks.option_name(name)} {path}" for name, path in places.items())
