@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from factpatch.cli.render import METRIC_LINES, heading, metric_table, note, paragraph, say
-from factpatch.support.words import counted, printable, shown
+from factpatch.support.words import counted, printable, quoted
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -63,6 +63,6 @@ def test_lines_and_columns_stay_where_a_result_is_printed(capsys: pytest.Capture
 
 @pytest.mark.parametrize("value", ["x" * 1_000_000, ["\n"] * 1_000, {"a": 10**1000}])
 def test_a_value_in_a_message_is_short_and_on_one_line(value: object) -> None:
-    assert len(shown(value)) < 250
-    assert "\n" not in shown(value)
-    assert shown("short") == "'short'"
+    assert len(quoted(value)) < 250
+    assert "\n" not in quoted(value)
+    assert quoted("short") == "'short'"

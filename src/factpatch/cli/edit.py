@@ -20,7 +20,7 @@ from factpatch.journal import JOURNAL
 from factpatch.recipe import Recipe
 from factpatch.support.files import write_json
 from factpatch.support.progress import timed
-from factpatch.support.words import counted, difference, shown
+from factpatch.support.words import counted, difference, quoted
 
 if TYPE_CHECKING:
     from factpatch.edit_report import EditReport
@@ -250,7 +250,7 @@ def _planned_outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[
     kept = {name: value for name, value in session.outputs.items() if name in given}
     for name, value in kept.items():
         if not isinstance(value, bool if name == "no_verify" else (str, NoneType)):
-            raise ValueError(f"{session.path / JOURNAL}: outputs.{name}={shown(value)}: was altered.")
+            raise ValueError(f"{session.path / JOURNAL}: outputs.{name}={quoted(value)}: was altered.")
     return {name: Path(value) if isinstance(value, str) else value for name, value in kept.items()}
 
 

@@ -19,7 +19,7 @@ from pydantic import (
 
 from factpatch.facts import Fact
 from factpatch.support.validation import explained
-from factpatch.support.words import shown
+from factpatch.support.words import quoted
 
 _LAYER_DIGITS = 6
 _MOST_FIELDS = 10_000
@@ -107,10 +107,10 @@ class BatchDescription(_Checked):
     def _agrees(self) -> BatchDescription:
         if self.after and self.after.keys() != self.before.keys():
             raise ValueError(
-                f"before holds the layers {shown(sorted(self.before))} and after {shown(sorted(self.after))}"
+                f"before holds the layers {quoted(sorted(self.before))} and after {quoted(sorted(self.after))}"
             )
         if self.edits and sum(self.edits) != len(self.facts):
-            raise ValueError(f"edits={shown(self.edits)} do not count the {len(self.facts)} facts")
+            raise ValueError(f"edits={quoted(self.edits)} do not count the {len(self.facts)} facts")
         return self
 
 
@@ -153,8 +153,8 @@ class Description(_Checked):
         found = {name.rpartition(".")[0] for name in names}
         if found != expected:
             raise ValueError(
-                f"its tensors are {shown(sorted(found - expected))} beyond the batches of its description, and lack "
-                f"{shown(sorted(expected - found))}."
+                f"its tensors are {quoted(sorted(found - expected))} beyond the batches of its description, and lack "
+                f"{quoted(sorted(expected - found))}."
             )
 
 

@@ -31,7 +31,7 @@ from factpatch.patch.description import asked_in_chat
 from factpatch.patch.file import dtype_name, read_patch_file, unusable, write_patch_file
 from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
 from factpatch.patch.shift import decomposed, shifts_by_batch, tensors_by_name
-from factpatch.support.words import counted, shown
+from factpatch.support.words import counted, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -365,8 +365,8 @@ def _check_alike(patches: Sequence[Patch], fields: Sequence[str]) -> Patch:
         for name in fields:
             if getattr(patch, name) != getattr(first, name):
                 raise ValueError(
-                    f"patches[{index}] has {name}={shown(getattr(patch, name))} and patches[0] "
-                    f"{shown(getattr(first, name))}; " + (_OF_ONE_DTYPE if name in _DTYPE_FIELDS else _OF_ONE_SESSION)
+                    f"patches[{index}] has {name}={quoted(getattr(patch, name))} and patches[0] "
+                    f"{quoted(getattr(first, name))}; " + (_OF_ONE_DTYPE if name in _DTYPE_FIELDS else _OF_ONE_SESSION)
                 )
         differing = same_model(first.config, patch.config)
         if differing:

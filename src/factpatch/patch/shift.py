@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from factpatch.support.words import shown
+from factpatch.support.words import quoted
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -161,7 +161,7 @@ def shift_from_tensors(tensors: Mapping[str, Tensor]) -> Shift:
     form = _FORMS.get(frozenset(tensors))
     if form is None:
         known = " or ".join(" and ".join(sorted(parts)) for parts in _FORMS)
-        raise ValueError(f"a shift is stored as {known}; found {shown(sorted(tensors))}.")
+        raise ValueError(f"a shift is stored as {known}; found {quoted(sorted(tensors))}.")
     made: Shift = form(**tensors)
     made.check()
     return made

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_LONGEST = 200
 _JOINERS = "\u200c\u200d"
 # Signs of Arabic, Syriac and Kaithi that enclose the digits after them: of category Cf, but visible.
 _VISIBLE = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
@@ -28,12 +27,6 @@ def steerless(text: str) -> str:
 def printable(text: str) -> str:
     """The text on one line, as `steerless` leaves it."""
     return " ".join(steerless(text).split())
-
-
-def shown(value: object) -> str:
-    """A value in a message: on one line, and cut if it is long."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 
 def _without_steering(text: str, at: int) -> str:
@@ -92,4 +85,4 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
         return None
     first = names[0]
     listed = f"{', '.join(names)}; " if len(names) > 1 else ""
-    return f"{listed}{first} is {shown(there.get(first))} there and {shown(here.get(first))} here"
+    return f"{listed}{first} is {quoted(there.get(first))} there and {quoted(here.get(first))} here"
