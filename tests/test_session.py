@@ -455,8 +455,8 @@ WRONG_FIELDS: list[tuple[int, str, Any]] = [
     (2, "patch", 5),
     (2, "patch", "../patches/0001.safetensors"),
     (2, "patch", "patches/x.safetensors"),
-    (2, "learned", [True]),
-    (2, "learned", None),
+    (2, "exact", [True]),
+    (2, "exact", None),
     (2, "seconds", {"values": "long"}),
     (2, "facts", True),
     (2, "traces", "/tmp/traces"),
@@ -821,11 +821,11 @@ def test_the_journal_says_which_facts_the_model_held_after_their_batch(tmp_path:
     expected = []
     for batch in BATCHES:
         editor.edit(batch)
-        expected.append(tuple(reading.learned for reading in read_facts(editor.lm, batch)))
+        expected.append(tuple(reading.exact for reading in read_facts(editor.lm, batch)))
     finish(begin(tmp_path / "asked"), ask=True)
-    assert [batch.learned for batch in Session(tmp_path / "asked").finished] == expected
+    assert [batch.exact for batch in Session(tmp_path / "asked").finished] == expected
     finish(begin(tmp_path / "unasked"))
-    assert [batch.learned for batch in Session(tmp_path / "unasked").finished] == [(), (), ()]
+    assert [batch.exact for batch in Session(tmp_path / "unasked").finished] == [(), (), ()]
 
 
 def test_the_patch_of_a_session_is_that_of_the_editor(session_of_two: Path, tmp_path: Path) -> None:

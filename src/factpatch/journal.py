@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -96,15 +97,15 @@ class _Batch(_Event):
     patch: Annotated[str, _within("patches", "safetensors")]
     sha256: str
     facts: PositiveInt
-    learned: list[bool]
+    exact: list[bool] = Field(validation_alias=AliasChoices("exact", "learned"))  # as older versions called it
     seconds: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     traces: Annotated[str, _within("traces", "safetensors")] | None = None
     traces_sha256: str | None = None
 
     @model_validator(mode="after")
     def _agrees(self) -> _Batch:
-        if len(self.learned) not in (0, self.facts):
-            raise ValueError(f"learned is about {len(self.learned)} of {self.facts} facts")
+        if len(self.exact) not in (0, self.facts):
+            raise ValueError(f"exact is about {len(self.exact)} of {self.facts} facts")
         return self
 
 
@@ -132,8 +133,8 @@ class FinishedBatch:
     """The checksum that the patch file states."""
     facts: int
     """The number of its facts."""
-    learned: tuple[bool, ...]
-    """Whether the model held each of them right after the batch; empty if it was not asked."""
+    exact: tuple[bool, ...]
+    """Whether every token of each new answer was the likeliest right after the batch; empty if it was not asked."""
     seconds: dict[str, float]
     """Wall time by stage."""
     time: str
@@ -342,7 +343,7 @@ class Journal(KeptDirectory):
             if self.waiting[:1] != [event.facts]:
                 raise ValueError(f"{self.waiting[:1] or 'no'} facts were planned and {event.facts} edited")
             given = {one.name: getattr(event, one.name) for one in fields(FinishedBatch)}
-            self.finished.append(FinishedBatch(**{**given, "learned": tuple(event.learned)}))
+            self.finished.append(FinishedBatch(**{**given, "exact": tuple(event.exact)}))
             self.waiting.pop(0)
             self._files["patches"] += 1
         elif isinstance(event, _Undo):

@@ -99,7 +99,7 @@ def test_a_session_gives_the_patch_and_report_of_a_plain_edit_and_writes_the_pat
     assert found["facts"]["batches"] == [2, 1]
     assert [fact["id"] for fact in found["superseded"]] == ["darrieux"]
     assert found["efficacy"]["after"] is not None
-    assert all(len(batch.learned) == batch.facts for batch in Session(directory).finished)
+    assert all(len(batch.exact) == batch.facts for batch in Session(directory).finished)
 
     before = {**files(directory), str(report): report.read_bytes()}
     result = run.ok("edit", "--resume", directory, "--out", again)
@@ -279,12 +279,12 @@ def test_log_shows_batches_facts_and_what_is_pending(run: Run, unfinished: Path)
     assert "Eiffel" not in run("log", unfinished).output
 
 
-def test_log_says_what_was_learned_and_undone(run: Run, edit_arguments: list[object], directory: Path) -> None:
+def test_log_says_what_was_exact_and_undone(run: Run, edit_arguments: list[object], directory: Path) -> None:
     run.ok(*edit_arguments, "--session", directory)
-    learned = [batch.learned for batch in Session(directory).finished]
+    exact = [batch.exact for batch in Session(directory).finished]
     output = run("log", directory, "--facts").output
-    assert f"{sum(learned[0])}/2" in output
-    assert output.count("not learned  ") == sum(not held for batch in learned for held in batch)
+    assert f"{sum(exact[0])}/2" in output
+    assert output.count("not exact  ") == sum(not held for batch in exact for held in batch)
     run.ok("undo", directory, "--to", 1)
     output = run("log", directory).output
     assert "Taken back: 1 batch" in output
