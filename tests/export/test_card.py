@@ -83,7 +83,7 @@ def test_what_is_not_on_the_hub_is_not_called_a_base_model_and_no_folder_is_reve
         ("a\nb\r\n\tc\u2028d", "a b c d"),
         ("<script>", r"\<script\>"),
         ("[x](y) `z` *w* _v_", r"\[x\](y) \`z\` \*w\* \_v\_"),
-        ("cut \ud800 short\x1b[0m", r"cut short \[0m"),
+        ("cut \x85 short\x1b[0m", r"cut short \[0m"),
         ("नमस्ते می‌خواهم 👩‍🚀", "नमस्ते می‌خواهم 👩‍🚀"),
     ],
 )

@@ -303,7 +303,7 @@ class Commands:
     @property
     def facts(self) -> Path:
         path = self.place.work / "facts.json"
-        fact = {"prompt": "{} lives in", "subject": "Messi", "target_new": "Rome", "target_true": "Paris"}
+        fact = {"prompt": "{} lives in", "subject": "Messi", "target_new": "Rome"}
         path.write_text(json.dumps([fact]), "utf-8")
         return path
 
