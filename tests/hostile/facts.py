@@ -276,7 +276,7 @@ def _named() -> Iterator[tuple[str, str, str, str]]:
     for where in (0, 1, 7):
         for record in wrong:
             rows = [record if index == where else good for index in range(8)]
-            yield f"record {where}: {str(record)[:30]}", json.dumps(rows), ".json", f"record {where}"
+            yield f"record {where + 1}: {str(record)[:30]}", json.dumps(rows), ".json", f"record {where + 1}"
             yield (
                 f"line {where + 1}: {str(record)[:30]}",
                 "\n".join(map(json.dumps, rows)),

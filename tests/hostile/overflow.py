@@ -252,7 +252,7 @@ def memory(bench: Commands, tally: Tally) -> None:
     places = (
         (factpatch.editor, "optimize_values"),
         (factpatch.patch.history, "add_shift"),
-        (factpatch.editor, "read_values"),
+        (factpatch.patch.history, "content_hash"),
     )
     for place, name in places:
         for error in bench.place.some(errors):
