@@ -10,11 +10,12 @@ ZSRE ?= zsre
 # Where the files of the release stand on the web, such as https://HOST/OWNER/factpatch/blob/v0.2.0; see CONTRIBUTING.md.
 ADDRESS ?=
 
-.PHONY: help demo test lint check format docs reports dist clean
+.PHONY: help demo test hostile lint check format docs reports dist clean
 
 help:
 	@echo "make demo     install, then edit the embedded model and undo the edit"
 	@echo "make test     install, then run all tests"
+	@echo "make hostile  try altered files, kills, full disks and broken models (half an hour)"
 	@echo "make lint     lint, format and types"
 	@echo "make check    make lint, docs and test"
 	@echo "make format   format the code"
@@ -39,6 +40,10 @@ demo: $(VENV)/.installed
 # As many tests at a time as there are cores, each on one thread; tests of one file run in one process, to share fixtures.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
+
+# tests/test_hostile.py tries a sample of it. File systems are mounted for it if the user may.
+hostile: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -40,13 +40,13 @@ def old(tmp_path: Path) -> Path:
 
 def test_an_old_patch_is_read_applied_and_refused_if_altered(old: Path) -> None:
     found = describe(old / "patch.safetensors")
-    assert found["format"] == 2
+    assert found.format == 2
     patch, model = Patch.load(old / "patch.safetensors"), tiny_model("llama")
     patch.apply(model)
     held = LanguageModel(model, tiny_tokenizer()).weights(patch.layers)
     assert {layer: content_hash(weight) for layer, weight in held.items()} == patch.states()[-1]
     patch.save(old / "new.safetensors")
-    assert describe(old / "new.safetensors")["format"] == 3
+    assert describe(old / "new.safetensors").format == 3
     assert Patch.load(old / "new.safetensors").states() == patch.states()
     content = bytearray((old / "patch.safetensors").read_bytes())
     content[-1] ^= 1

@@ -31,6 +31,7 @@ from factpatch.model.weights import content_hash
 from factpatch.patch.patch import Patch
 from factpatch.session import Session, load_patch
 from factpatch.strategies import NullSpace
+from factpatch.support.files import _new_draft
 
 LAYERS = (1, 2, 3)
 TONGUE = Fact("The mother tongue of {} is", "Danielle Darrieux", "Finnish", "French", "tongue", ("Darrieux speaks",))
@@ -382,7 +383,7 @@ def test_a_damaged_line_is_named(session_of_two: Path, line: int, damage: bytes)
 
 WRONG: dict[str, Callable[[list[dict[str, Any]]], list[Any]]] = {
     "twice": lambda lines: [*lines, lines[-1], lines[-1]],
-    "left out": lambda lines: lines[1:],
+    "begun later": lambda lines: lines[1:],
     "another size": lambda lines: [lines[0], {**lines[1], "facts": 7}],
     "planned too early": lambda lines: [*lines, lines[0]],
     "too far back": lambda lines: [*lines, {"event": "undo", "to": 3, "time": ""}],
@@ -396,11 +397,167 @@ WRONG: dict[str, Callable[[list[dict[str, Any]]], list[Any]]] = {
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
 def test_an_event_that_does_not_follow_is_named(session_of_two: Path, change: Callable[[Any], list[Any]]) -> None:
     lines = change(events(session_of_two))
-    (session_of_two / "journal.jsonl").write_bytes(
-        b"".join(_line(line) if isinstance(line, dict) else b"5\n" for line in lines)
-    )
+    (session_of_two / "journal.jsonl").write_bytes(b"5\n" if 5 in lines else relinked(lines))
     with pytest.raises(SessionError, match=r"journal\.jsonl, line \d: (does not follow|was altered).*Restore"):
         Session(session_of_two)
+
+
+@pytest.fixture(scope="module")
+def three_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return begin(tmp_path_factory.mktemp("sessions") / "three", done=3)
+
+
+def relinked(lines: list[dict[str, Any]]) -> bytes:
+    """Lines whose checksums and links fit, as somebody would write them who wants to be believed."""
+    content, after = b"", 0
+    for line in lines:
+        written = _line({**{name: value for name, value in line.items() if name != "crc32"}, "after": after})
+        content, after = content + written, json.loads(written)["crc32"]
+    return content
+
+
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_a_line_that_was_left_out_is_noticed_on_opening(three_done: Path, tmp_path: Path, line: int) -> None:
+    directory = copied(three_done, tmp_path / "session")
+    journal = directory / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 4
+    journal.write_bytes(b"".join([*lines[: line - 1], *lines[line:]]))
+    with pytest.raises(SessionError, match=rf"journal\.jsonl, line {line}: does not follow from the lines before it"):
+        Session(directory)
+
+
+def test_lines_exchanged_or_of_another_session_are_noticed(session_of_two: Path, three_done: Path) -> None:
+    journal = session_of_two / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], lines[2], lines[1]]))
+    with pytest.raises(SessionError, match="line 2: does not follow"):
+        Session(session_of_two)
+    its = (three_done / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], json.dumps({**json.loads(lines[2]), "time": "x"}).encode() + b"\n"]))
+    with pytest.raises(SessionError, match="line 3: was altered"):
+        Session(session_of_two)
+    other = _line({**json.loads(lines[2]), "seconds": {"values": 9.0}})
+    journal.write_bytes(b"".join([*lines[:2], other, its[3]]))
+    with pytest.raises(SessionError, match="line 4: does not follow"):
+        Session(session_of_two)
+
+
+WRONG_FIELDS: list[tuple[int, str, Any]] = [
+    (1, "facts", "/etc/hostname"),
+    (1, "facts", "facts/../../facts/0001.json"),
+    (1, "facts", "facts/0001.json\n"),
+    (1, "batches", [float("inf")]),
+    (1, "batches", [10**30]),
+    (1, "batches", [0, 3]),
+    (1, "batches", "112"),
+    (1, "outputs", [["out", "x"]]),
+    (2, "patch", 5),
+    (2, "patch", "../patches/0001.safetensors"),
+    (2, "patch", "patches/x.safetensors"),
+    (2, "exact", [True]),
+    (2, "exact", None),
+    (2, "seconds", {"values": "long"}),
+    (2, "facts", True),
+    (2, "traces", "/tmp/traces"),
+    (2, "event", "merge"),
+    (2, "event", ["batch"]),
+]
+
+
+@pytest.mark.parametrize(("line", "field", "value"), WRONG_FIELDS, ids=str)
+def test_a_field_that_cannot_be_is_named_although_all_checksums_fit(
+    session_of_two: Path, line: int, field: str, value: Any
+) -> None:
+    lines = events(session_of_two)
+    lines[line - 1][field] = value
+    (session_of_two / "journal.jsonl").write_bytes(relinked(lines))
+    with pytest.raises(SessionError, match=rf"journal\.jsonl, line {line}: was altered \(.*{field}.*Restore"):
+        Session(session_of_two)
+
+
+@pytest.mark.parametrize("name", ["patches/0003.safetensors", "facts/0002.json", "journal.jsonl", "session.json"])
+def test_no_link_is_followed_for_writing(session_of_two: Path, tmp_path: Path, name: str) -> None:
+    precious, place = tmp_path / "precious", session_of_two / name
+    precious.write_bytes(place.read_bytes() if place.exists() else b"precious")
+    before = precious.read_bytes()
+    place.unlink(missing_ok=True)
+    place.symlink_to(precious)
+    with pytest.raises(SessionError, match=rf"{place}: is a symbolic link, to {precious}"):
+        finish(session_of_two)
+    assert precious.read_bytes() == before
+
+
+def test_a_folder_or_a_patch_elsewhere_is_not_read(session_of_two: Path, tmp_path: Path) -> None:
+    (session_of_two / "patches").rename(tmp_path / "elsewhere")
+    (session_of_two / "patches").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SessionError, match=r"patches: is a symbolic link"):
+        Session(session_of_two).patch()
+    link = tmp_path / "a link to the session itself"
+    (session_of_two / "patches").unlink()
+    (tmp_path / "elsewhere").rename(session_of_two / "patches")
+    link.symlink_to(session_of_two)
+    assert len(Session(link).patch().batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("settings", "x"), ("weights", {"1": 5}), ("model", None), ("joins", 1), ("created", []), ("recipe", "memit"),
+        ("source", 5), ("about", ["x"]), ("format", True), ("format", "3"),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_record_of_the_wrong_type_is_named(session_of_two: Path, field: str, value: Any) -> None:
+    file = session_of_two / "session.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(SessionError, match=r"session\.json: .*(Restore|choose another)") as raised:
+        Session(session_of_two)
+    assert field in str(raised.value) or field == "format"
+
+
+def test_a_recipe_that_cannot_be_used_is_named_with_its_file(session_of_two: Path) -> None:
+    file = session_of_two / "session.json"
+    record = json.loads(file.read_text())
+    for recipe, message in (({"seed": "x"}, "seed"), ({"critical_layers": 1.5}, "critical_layers"), ({"x": 1}, "x")):
+        file.write_text(json.dumps({**record, "source": "tiny", "recipe": recipe}))
+        with pytest.raises(SessionError, match=rf"session\.json: recipe: .*{message}"):
+            _ = Session(session_of_two).recipe
+    for about in (
+        {"model": "tiny", "layers": 1.5},
+        {"model": "tiny", "settings": {"x": 1}},
+        {"model": "tiny", "seed": []},
+    ):
+        file.write_text(json.dumps({**record, "about": about}))
+        with pytest.raises(SessionError, match=r"session\.json: recipe: "):
+            _ = Session(session_of_two).recipe
+
+
+@pytest.mark.parametrize("depth", [150, 2_000, 100_000])
+def test_lists_in_lists_in_lists_are_a_clear_error(session_of_two: Path, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    file, journal = session_of_two / "session.json", session_of_two / "journal.jsonl"
+    intact = file.read_text()
+    file.write_text(intact.replace('"format"', f'"x": {deep}, "format"', 1))
+    with pytest.raises(SessionError, match=r"session\.json: cannot be read \(lists or objects are nested"):
+        Session(session_of_two)
+    file.write_text(intact)
+    journal.write_text(f'{{"event": {deep}}}\n')
+    with pytest.raises(SessionError, match=r"journal\.jsonl, line 1: cannot be read \(lists or objects are nested"):
+        Session(session_of_two)
+
+
+def test_a_draft_of_a_process_that_is_gone_is_removed_beside_the_session_too(session_of_two: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    beside = session_of_two.parent
+    mine = _new_draft(beside / "x")
+    gone = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{process.pid}-"))
+    for draft in (mine, gone, session_of_two / gone.name, beside / "other"):
+        draft.mkdir()
+    with Session(session_of_two).locked():
+        pass
+    assert sorted(path.name for path in beside.iterdir()) == sorted([mine.name, "other", session_of_two.name])
+    assert not (session_of_two / gone.name).exists()
 
 
 def test_what_is_no_session_is_named(tmp_path: Path, session_of_two: Path) -> None:
@@ -664,11 +821,11 @@ def test_the_journal_says_which_facts_the_model_held_after_their_batch(tmp_path:
     expected = []
     for batch in BATCHES:
         editor.edit(batch)
-        expected.append(tuple(reading.learned for reading in read_facts(editor.lm, batch)))
+        expected.append(tuple(reading.exact for reading in read_facts(editor.lm, batch)))
     finish(begin(tmp_path / "asked"), ask=True)
-    assert [batch.learned for batch in Session(tmp_path / "asked").finished] == expected
+    assert [batch.exact for batch in Session(tmp_path / "asked").finished] == expected
     finish(begin(tmp_path / "unasked"))
-    assert [batch.learned for batch in Session(tmp_path / "unasked").finished] == [(), (), ()]
+    assert [batch.exact for batch in Session(tmp_path / "unasked").finished] == [(), (), ()]
 
 
 def test_the_patch_of_a_session_is_that_of_the_editor(session_of_two: Path, tmp_path: Path) -> None:

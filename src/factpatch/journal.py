@@ -8,7 +8,9 @@
     lock             held by the process that writes
 
 A line is written after the files it mentions, so the journal never mentions a missing file. A batch without a line
-counts as not edited: it is edited again, which gives the same patch.
+counts as not edited: it is edited again, which gives the same patch. Every line has a checksum and names that of the
+line before, so that none can be altered or left out. The files it mentions are in the directory: whoever made a
+session, reading or continuing it reads and writes nothing elsewhere that its user has not been told of.
 """
 
 from __future__ import annotations
@@ -22,13 +24,28 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from factpatch.data import save_facts, saved_facts
 from factpatch.facts import Fact, check_batch
+from factpatch.patch.batch import first_states
 from factpatch.patch.file import PatchFileError, describe
-from factpatch.support.directory import DirectoryError, KeptDirectory, cut_unfinished
-from factpatch.support.files import append, file_digest
+from factpatch.support.directory import DirectoryError, KeptDirectory, Record, cut_unfinished
+from factpatch.support.files import append, file_digest, remove_abandoned
+from factpatch.support.validation import explained, parsed
 from factpatch.support.words import counted
 
 if TYPE_CHECKING:
@@ -43,6 +60,69 @@ class SessionError(DirectoryError):
     """A session's directory cannot be used as requested; the message names the file and says what to do."""
 
 
+class SessionRecord(Record):
+    """The fields of `session.json`."""
+
+    created: str
+    model: str
+    method: str
+    joins: bool
+    settings: dict[str, Any]
+    weights: dict[str, str]
+    source: str | None = None
+    recipe: dict[str, Any] | None = None
+
+
+def _within(folder: str, suffix: str) -> StringConstraints:
+    return StringConstraints(pattern=rf"^{folder}/[0-9]{{4,9}}\.{suffix}$")
+
+
+class _Event(BaseModel):
+    """A line of the journal. A kind of event has further fields; so may lines that other versions wrote."""
+
+    model_config = ConfigDict(strict=True)
+    time: str = ""
+
+
+class _Plan(_Event):
+    event: Literal["plan"]
+    facts: Annotated[str, _within("facts", "json")]
+    sha256: str
+    batches: list[Annotated[int, Field(gt=0, lt=10**9)]] = Field(min_length=1)
+    outputs: dict[str, Any]
+
+
+class _Batch(_Event):
+    event: Literal["batch"]
+    patch: Annotated[str, _within("patches", "safetensors")]
+    sha256: str
+    facts: PositiveInt
+    exact: list[bool] = Field(validation_alias=AliasChoices("exact", "learned"))  # as older versions called it
+    seconds: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    traces: Annotated[str, _within("traces", "safetensors")] | None = None
+    traces_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> _Batch:
+        if len(self.exact) not in (0, self.facts):
+            raise ValueError(f"exact is about {len(self.exact)} of {self.facts} facts")
+        return self
+
+
+class _Undo(_Event):
+    event: Literal["undo"]
+    to: NonNegativeInt
+
+
+class _Settle(_Event):
+    event: Literal["settle"]
+
+
+_EVENT: TypeAdapter[_Plan | _Batch | _Undo | _Settle] = TypeAdapter(
+    Annotated[_Plan | _Batch | _Undo | _Settle, Field(discriminator="event")]
+)
+
+
 @dataclass(frozen=True)
 class FinishedBatch:
     """A batch that was edited; files are relative to the directory."""
@@ -53,8 +133,8 @@ class FinishedBatch:
     """The checksum that the patch file states."""
     facts: int
     """The number of its facts."""
-    learned: tuple[bool, ...]
-    """Whether the model held each of them right after the batch; empty if it was not asked."""
+    exact: tuple[bool, ...]
+    """Whether every token of each new answer was the likeliest right after the batch; empty if it was not asked."""
     seconds: dict[str, float]
     """Wall time by stage."""
     time: str
@@ -73,8 +153,9 @@ class Journal(KeptDirectory):
 
     holds = "a session"
     record_name = "session.json"
-    format = 2  # 1 had no recipe, but the options of the command line as "about"
+    format = 3  # 2 had no links between lines; 1 had no recipe either, but the options of the command line as "about"
     needs = ("model", "method", "joins", "settings", "weights")
+    fields = SessionRecord
     error = SessionError
 
     def __init__(self, path: str | Path) -> None:
@@ -91,13 +172,14 @@ class Journal(KeptDirectory):
         self._plan: tuple[Path, str] | None = None  # the file of pending facts, and its digest
         self._planned: list[Fact] = []  # its content, once read
         self._length = 0  # of the part of the journal that was read or written here
+        self._last = 0  # the checksum of its last line
         for number, event in enumerate(self._events(), start=1):
             try:
                 self._follow(event)
-            except (KeyError, TypeError, ValueError, IndexError) as error:
+            except ValueError as error:
                 raise SessionError(
-                    f"{self.path / JOURNAL}, line {number}: does not follow from the lines before it "
-                    f"({type(error).__name__}: {error}). Restore the file from a copy."
+                    f"{self.path / JOURNAL}, line {number}: does not follow from the lines before it ({error}). "
+                    "Restore the file from a copy."
                 ) from error
 
     @property
@@ -111,21 +193,25 @@ class Journal(KeptDirectory):
         """The recipe of the session's editor.
 
         Raises:
-            SessionError: It was begun in Python, and the directory does not hold a recipe.
-            RecipeError: A field names something that no longer exists.
+            SessionError: It was begun in Python, and the directory does not hold a recipe; or a field of the recipe
+                cannot be used, for example since it names something that no longer exists.
         """
-        from factpatch.recipe import Recipe
+        from factpatch.recipe import Recipe, RecipeError
 
         if self.source is None:
             raise SessionError(f"{self.path}: was begun in Python; continue it there with Session.attach.")
         options = self.record.get("about", {})
         older = {name: value for name, value in options.items() if name != "model"}
-        return Recipe.from_dict(self.record.get("recipe", older))
+        try:
+            return Recipe.from_dict(self.record.get("recipe") or older)
+        except (RecipeError, TypeError) as error:
+            raise SessionError(f"{self.path / self.record_name}: recipe: {error}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out; SessionError if one is working here, or has since this session was read."""
         with super().locked():
+            remove_abandoned(self.path.parent)  # what a process left that was killed while it made a session
             cut_unfinished(self.path / JOURNAL)
             self.check_current()
             yield
@@ -137,6 +223,7 @@ class Journal(KeptDirectory):
             return []
         path, digest = self._plan
         if not self._planned:
+            self.check_links(path)
             if not path.is_file() or file_digest(path) != digest:
                 raise SessionError(
                     f"{path}: is missing or was altered after it was planned. Put the original back, or drop the "
@@ -150,8 +237,8 @@ class Journal(KeptDirectory):
     def batches(self) -> list[tuple[Fact, ...]]:
         """The facts of every batch, finished and pending."""
         self.check_patches()
-        finished = [describe(self.path / batch.patch)["batches"] for batch in self.finished]
-        done = [tuple(Fact.from_dict(fact) for part in parts for fact in part["facts"]) for parts in finished]
+        finished = [describe(self.path / batch.patch).batches for batch in self.finished]
+        done = [tuple(fact for part in parts for fact in part.facts) for parts in finished]
         return [*done, *self.pending]
 
     def plan(self, batches: Sequence[Sequence[Fact]], outputs: Mapping[str, Any] | None = None) -> None:
@@ -172,6 +259,7 @@ class Journal(KeptDirectory):
         self.check_idle()
         self.check_current()  # otherwise another process may have used the name of the file below
         name = f"facts/{self._files['facts'] + 1:04d}.json"
+        self.check_links(self.path / name)
         save_facts([fact for batch in batches for fact in batch], self.path / name)
         sizes, digest = [len(batch) for batch in batches], file_digest(self.path / name)
         outputs = dict(outputs or {})
@@ -205,14 +293,33 @@ class Journal(KeptDirectory):
         if (self.path / JOURNAL).stat().st_size != self._length:
             raise SessionError(f"{self.path}: has been changed since it was opened; open it again.")
 
+    def owns(self, path: Path) -> bool:
+        """Whether a file is a patch that this session wrote: of facts planned here, on the weights it began with."""
+        try:
+            batches = describe(path).batches
+            planned = {fact for file in sorted((self.path / "facts").glob("*.json")) for fact in saved_facts(file)}
+        except ValueError:
+            return False
+        began = {int(layer): digest for layer, digest in self.record["weights"].items()}
+        found = first_states(batches)
+        return found.items() <= began.items() and {fact for batch in batches for fact in batch.facts} <= planned
+
     def check_patches(self) -> None:
         for number, batch in enumerate(self.finished, start=1):
             path = self.path / batch.patch
+            self.check_links(path)
             with self.advised(number):
                 if not path.is_file():
                     raise PatchFileError(f"{path}: the patch of batch {number} is missing.")
-                if describe(path)["sha256"] != batch.sha256:
+                if describe(path).sha256 != batch.sha256:
                     raise PatchFileError(f"{path}: is not the patch that batch {number} left.")
+
+    def check_links(self, file: Path) -> None:
+        """Raise SessionError if a file of the session is elsewhere, by a symbolic link."""
+        for place in (file, *file.parents):
+            if place == self.path:  # which may itself be a link that its user made
+                return
+            self._check_links(place.parent, [place.name])
 
     @contextmanager
     def advised(self, number: int) -> Iterator[None]:
@@ -224,44 +331,42 @@ class Journal(KeptDirectory):
                 f"{error} Put it back, or go back before it: factpatch undo {self.path} --to {number - 1}"
             ) from error
 
-    def _follow(self, event: Mapping[str, Any]) -> None:
-        """Update the state by one event."""
-        kind = event["event"]
-        if kind == "plan":
+    def _follow(self, event: _Plan | _Batch | _Undo | _Settle) -> None:
+        """Update the state by one event; ValueError if it cannot come here."""
+        if isinstance(event, _Plan):
             if self.waiting:
                 raise ValueError("batches were still to be edited")
-            self.waiting = [int(size) for size in event["batches"]]
-            self.outputs = dict(event["outputs"])
-            self._plan, self._planned = (self.path / event["facts"], str(event["sha256"])), []
+            self.waiting, self.outputs = list(event.batches), dict(event.outputs)
+            self._plan, self._planned = (self.path / event.facts, event.sha256), []
             self._files["facts"] += 1
-        elif kind == "batch":
-            if self.waiting[0] != event["facts"]:
-                raise ValueError(f"{self.waiting[0]} facts were planned and {event['facts']} edited")
-            given = {one.name: event[one.name] for one in fields(FinishedBatch) if one.name in event}
-            self.finished.append(FinishedBatch(**{**given, "learned": tuple(event["learned"])}))
+        elif isinstance(event, _Batch):
+            if self.waiting[:1] != [event.facts]:
+                raise ValueError(f"{self.waiting[:1] or 'no'} facts were planned and {event.facts} edited")
+            given = {one.name: getattr(event, one.name) for one in fields(FinishedBatch)}
+            self.finished.append(FinishedBatch(**{**given, "exact": tuple(event.exact)}))
             self.waiting.pop(0)
             self._files["patches"] += 1
-        elif kind == "undo":
-            to = int(event["to"])
-            if not 0 <= to <= len(self.finished):
-                raise ValueError(f"there is no batch {to}")
-            self.undone += len(self.finished) - to
-            del self.finished[to:]
+        elif isinstance(event, _Undo):
+            if event.to > len(self.finished):
+                raise ValueError(f"there is no batch {event.to}")
+            self.undone += len(self.finished) - event.to
+            del self.finished[event.to :]
             self.waiting, self.outputs = [], {}
-        elif kind == "settle":
-            self.outputs = {}
         else:
-            raise ValueError(f"unknown event {kind!r}")
+            self.outputs = {}
 
-    def _events(self) -> Iterator[dict[str, Any]]:
+    def _events(self) -> Iterator[_Plan | _Batch | _Undo | _Settle]:
         path = self.path / JOURNAL
+        self.check_links(path)
         try:
             *lines, cut = path.read_bytes().split(b"\n")
         except FileNotFoundError:
             raise SessionError(f"{path}: is missing. Restore it from a copy.") from None
+        except OSError as error:
+            raise SessionError(f"{path}: cannot be read: {error.strerror}. Restore it from a copy.") from error
         for number, line in enumerate(lines, start=1):
             try:
-                event = json.loads(line)
+                event = parsed(line)
             except ValueError as error:
                 raise SessionError(
                     f"{path}, line {number}: cannot be read ({error}). Restore the file from a copy; the patches it "
@@ -269,23 +374,34 @@ class Journal(KeptDirectory):
                 ) from error
             if not isinstance(event, dict) or _line(event) != line + b"\n":
                 raise SessionError(f"{path}, line {number}: was altered. Restore the file from a copy.")
-            self._length += len(line) + 1
-            yield event
+            # Up to format 2 lines had no link; those that were added to such a session since then have one.
+            if event.get("after", None if self.record["format"] > 2 else self._last) != self._last:
+                raise SessionError(
+                    f"{path}, line {number}: does not follow from the lines before it (one was left out or altered). "
+                    "Restore the file from a copy."
+                )
+            self._length, self._last = self._length + len(line) + 1, event["crc32"]
+            try:
+                yield _EVENT.validate_python(event)
+            except ValidationError as error:
+                raise SessionError(
+                    f"{path}, line {number}: was altered ({explained(error)}) Restore the file from a copy."
+                ) from None
         if cut:
             logger.warning("%s, line %d: was cut short, so its event counts as not done.", path, len(lines) + 1)
 
     def _append(self, event: dict[str, Any]) -> None:
         """Append an event to the journal, whole or not at all, and update the state."""
         self.check_current()
-        event = {**event, "time": now()}
+        event = {**event, "time": now(), "after": self._last}
         line = _line(event)
         append(self.path / JOURNAL, line)
-        self._length += len(line)
-        self._follow(event)
+        self._length, self._last = self._length + len(line), parsed(line)["crc32"]
+        self._follow(_EVENT.validate_python(event))
 
 
 def _line(event: Mapping[str, Any]) -> bytes:
-    """A line of the journal, with a checksum."""
+    """A line of the journal, with a checksum of all that it holds, the link to the line before included."""
     record = {name: value for name, value in event.items() if name != "crc32"}
     return json.dumps({**record, "crc32": zlib.crc32(json.dumps(record).encode())}).encode() + b"\n"
 

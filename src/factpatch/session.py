@@ -139,13 +139,14 @@ class Session(Journal):
         try:
             number = f"{self._files['patches'] + 1:04d}"
             name = f"patches/{number}.safetensors"
+            self.check_links(self.path / name)
             patch.save(self.path / name)
             bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts] if ask else []
             self._append(
                 {
                     "event": "batch",
                     "patch": name,
-                    "sha256": describe(self.path / name)["sha256"],
+                    "sha256": describe(self.path / name).sha256,
                     "facts": len(facts),
                     "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
                     "seconds": {stage: round(took, 3) for stage, took in editor.edits[-1].seconds.items()},
@@ -174,6 +175,7 @@ class Session(Journal):
             for name, tensor in traces.items()
         }
         file = folder / f"{number}.safetensors"
+        self.check_links(file)
         atomic_write(file, lambda draft: save_file(tensors, draft))
         return {"traces": f"traces/{file.name}", "traces_sha256": file_digest(file)}
 
@@ -184,6 +186,7 @@ class Session(Journal):
         found: list[dict[int, Traces]] = []
         for number, batch in enumerate(self.finished, start=1):
             file = self.path / str(batch.traces)
+            self.check_links(file)
             with self.advised(number):
                 if not file.is_file() or file_digest(file) != batch.traces_sha256:
                     raise PatchFileError(f"{file}: the traces of batch {number} are missing or were altered.")

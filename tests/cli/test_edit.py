@@ -327,3 +327,22 @@ def test_an_interruption_ends_with_130(
 def test_debug_lets_the_traceback_through(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
     result = run("--debug", *edit_arguments, "--out", tmp_path / "p", "--method", "none")
     assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize("content", ["a letter", "[]", "\0" * 100])
+def test_a_file_that_is_no_patch_is_not_replaced_by_one(
+    run: Run, edit_arguments: list[object], tmp_path: Path, content: str
+) -> None:
+    out = tmp_path / "precious"
+    out.write_text(content)
+    run.refused(f"--out {out}: there is a file that is not a factpatch patch", *edit_arguments, "--out", out)
+    assert out.read_text() == content
+
+
+def test_a_patch_or_an_empty_file_is_replaced(run: Run, edit_arguments: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    out.touch()
+    run.ok(*edit_arguments, "--out", out, "--no-verify")
+    first = out.read_bytes()
+    run.ok(*edit_arguments, "--out", out, "--no-verify", "--set", "target.steps=2")
+    assert out.read_bytes() != first

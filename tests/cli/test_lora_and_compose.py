@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,37 @@ def test_lora_writes_what_peft_loads(run: Run, patch: Path, model_directory: Pat
         torch.testing.assert_close(adapted(tokens).logits, edited(tokens).logits, rtol=0, atol=1e-5)
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] is None  # a directory of this machine is nobody else's business
+    assert "The adapter does not name its base model" in result.output
+    assert "--base-model-name NAME" in result.output
+
+
+@pytest.mark.parametrize("origin", ["someone/base", "", "/models/tiny"])
+def test_an_adapter_names_its_model_by_the_hub_or_as_it_was_told(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path, origin: str
+) -> None:
+    peft = pytest.importorskip("peft")
+    whole = Patch.load(patch)
+    replace(whole, config={**whole.config, "_name_or_path": origin}).save(patch)
+
+    def named(*options: object) -> tuple[object, str]:
+        out = tmp_path / f"lora{len(list(tmp_path.glob('lora*')))}"
+        output = run.ok("lora", patch, "--out", out, *options).output
+        return json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"], output
+
+    name, output = named()
+    assert name == ("someone/base" if origin == "someone/base" else None)
+    assert ("does not name its base model" in output) == (name is None)
+    name, output = named("--base-model-name", model_directory)
+    assert name == str(model_directory)
+    assert "does not name" not in output
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "lora1"))
+    assert type(loaded.get_base_model()).__name__ == "LlamaForCausalLM"
+    whole.to_lora(tmp_path / "lora2", base_model_name="x/y")
+    assert json.loads((tmp_path / "lora2" / "adapter_config.json").read_text())["base_model_name_or_path"] == "x/y"
+    run.refused("--base-model-name: is blank", "lora", patch, "--out", tmp_path / "l", "--base-model-name", " ")
+    with pytest.raises(ValueError, match="base_model_name=' ': must not be blank"):
+        whole.to_lora(tmp_path / "l", base_model_name=" ")
+    assert not (tmp_path / "l").exists()
 
 
 def test_lora_without_a_low_rank_asks_for_one_and_tells_the_error(run: Run, rect: Path, tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from tests.cli.conftest import Run, interrupt
+from tests.models import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import factpatch
 from factpatch.methods import METHODS
+from factpatch.patch.file import describe
+from factpatch.patch.patch import Patch, total_shifts
 from factpatch.strategies import NullSpace, Ridge
 
 COMMANDS = (
@@ -27,6 +32,7 @@ COMMANDS = (
     "log",
     "show",
     "compose",
+    "rebase",
     "lora",
     "second-moment",
     "methods",
@@ -121,11 +127,95 @@ def test_verify_names_a_bad_argument(run: Run, facts_file: Path, extra: list[str
     run.refused(message, "verify", "no-such-model", "--facts", facts_file, *extra)
 
 
-def test_show_reads_the_header(run: Run, patch: Path, tmp_path: Path) -> None:
+def test_show_says_what_is_in_a_patch_and_that_it_is_intact(run: Run, patch: Path, tmp_path: Path) -> None:
     result = run.ok("show", patch)
-    for expected in ("memit-blue", "Ridge(weight=", "steps=5", "Batch 2 of 2", "Danielle Darrieux is Italian"):
+    intact = f"{describe(patch).sha256} (fits the file's content)"
+    for expected in ("memit-blue", "Ridge(weight=", "steps=5", "Batch 2 of 2", "Danielle Darrieux is Italian", intact):
         assert expected in result.output
     run.refused("no such file", "show", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("place", [300, -1, -1000])
+def test_show_and_apply_say_that_a_file_was_altered(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path, place: int
+) -> None:
+    content = bytearray(patch.read_bytes())
+    content[place] ^= 1
+    patch.write_bytes(content)
+    for command in (
+        ("show", patch),
+        ("apply", model_directory, patch, "--out", tmp_path / "m"),
+        ("lora", patch, "--out", tmp_path / "l"),
+    ):
+        run.refused("altered", *command)
+    assert [path.name for path in tmp_path.iterdir() if path != patch and path.name != "cache"] == []
+
+
+ESCAPE = "\x1b]0;title\x07\x1b[31m\x9b2J\u202e\u2066"
+
+
+@pytest.mark.parametrize("field", ["facts", "method", "settings", "origin", "model_type", "versions"])
+def test_nothing_that_steers_the_terminal_gets_there_from_a_patch(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path, field: str
+) -> None:
+    pytest.importorskip("peft")
+    whole = Patch.load(patch)
+    changed: dict[str, Any] = {
+        "facts": {
+            "batches": [
+                replace(
+                    batch, facts=tuple(replace(f, subject=f.subject + ESCAPE, id=ESCAPE + "i") for f in batch.facts)
+                )
+                for batch in whole.batches
+            ]
+        },
+        "method": {"method": "memit" + ESCAPE},
+        "settings": {"settings": {**whole.settings, "x" + ESCAPE: {"class": ESCAPE, "y" + ESCAPE: ESCAPE}}},
+        "origin": {"config": {**whole.config, "_name_or_path": "org/" + ESCAPE}},
+        "model_type": {"config": {**whole.config, "model_type": ESCAPE}},
+        "versions": {"versions": {"torch" + ESCAPE: ESCAPE}},
+    }
+    replace(whole, **changed[field]).save(patch)
+    for command in (
+        ("show", patch),
+        ("apply", model_directory, patch, "--out", tmp_path / "m"),
+        ("lora", patch, "--out", tmp_path / "l"),
+        ("lora", patch, "--out", tmp_path / "l2", "--base-model-name", "x" + ESCAPE),
+    ):
+        result = run(*command)
+        steering = {hex(ord(c)) for c in result.output if not c.isprintable() and c not in "\n\t"}
+        assert not steering, command
+        assert (result.exit_code == 0) == (field != "model_type" or command[0] == "show"), result.output
+
+
+def test_a_patch_is_rebased_onto_a_tuned_model_as_the_message_says(
+    run: Run, patch: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    tuned = AutoModelForCausalLM.from_pretrained(model_directory)
+    with torch.no_grad():
+        for layer in tuned.model.layers:
+            layer.mlp.down_proj.weight.mul_(1.0001)
+    tuned.save_pretrained(tmp_path / "tuned")
+    tiny_tokenizer().save_pretrained(tmp_path / "tuned")
+    new = tmp_path / "new.safetensors"
+    advice = "factpatch rebase MODEL PATCH --out NEW"
+    run.refused(advice, "apply", tmp_path / "tuned", patch, "--out", tmp_path / "edited", code=1)
+    result = run.ok("rebase", tmp_path / "tuned", patch, "--out", new)
+    assert "are not those that were edited: verify the facts there" in result.output
+    run.ok("apply", tmp_path / "tuned", new, "--out", tmp_path / "edited")
+    edited = AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    before, after = tuned.model.layers[2].mlp.down_proj.weight, edited.model.layers[2].mlp.down_proj.weight
+    shift = total_shifts(Patch.load(patch).batches)[2].matrix()
+    torch.testing.assert_close((after - before).double(), shift, rtol=1e-3, atol=1e-6)
+    run.ok("undo", tmp_path / "edited", new, "--base", tmp_path / "tuned", "--out", tmp_path / "back")
+    same = run.ok("rebase", model_directory, patch, "--out", tmp_path / "same.safetensors")
+    assert "are those that were edited" in same.output
+    run.refused("is one of the patches", "rebase", tmp_path / "tuned", new, "--out", new)
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    for command in (("rebase", tmp_path / "tuned", patch), ("compose", patch)):
+        run.refused("a file that is not a factpatch patch", *command, "--out", precious)
+    assert precious.read_text() == "precious"
 
 
 def test_second_moment_shows_the_spectrum_and_fills_the_cache(

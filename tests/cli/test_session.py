@@ -16,6 +16,7 @@ import torch
 from tests.cli.conftest import FACTS, Run, editing, interrupt
 from tests.processes import command, killed, start, wait
 from tests.support.test_files_atomic import largest_file
+from tests.test_session import relinked
 from transformers import AutoModelForCausalLM
 
 from factpatch.patch.patch import Patch
@@ -98,7 +99,7 @@ def test_a_session_gives_the_patch_and_report_of_a_plain_edit_and_writes_the_pat
     assert found["facts"]["batches"] == [2, 1]
     assert [fact["id"] for fact in found["superseded"]] == ["darrieux"]
     assert found["efficacy"]["after"] is not None
-    assert all(len(batch.learned) == batch.facts for batch in Session(directory).finished)
+    assert all(len(batch.exact) == batch.facts for batch in Session(directory).finished)
 
     before = {**files(directory), str(report): report.read_bytes()}
     result = run.ok("edit", "--resume", directory, "--out", again)
@@ -169,6 +170,91 @@ def test_outputs_that_were_not_written_after_the_last_batch_are_written_on_resum
     assert "Model:" not in result.output
 
 
+def planned_elsewhere(session: Path, **outputs: object) -> None:
+    """Rewrite the journal, with all checksums, as that of somebody who wants an output in a certain place."""
+    journal = session / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines[0]["outputs"].update({name: str(value) for name, value in outputs.items()})
+    journal.write_bytes(relinked(lines))
+
+
+@pytest.mark.parametrize("name", ["out", "report"])
+def test_a_resumed_session_replaces_no_file_that_is_not_its_own_unless_told_to(
+    run: Run, unfinished: Path, tmp_path: Path, name: str
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    planned_elsewhere(unfinished, **{name: precious})
+    before = files(unfinished)
+    run.refused(f"repeat --{name} {precious}; or choose another place", "edit", "--resume", unfinished, "--no-verify")
+    assert precious.read_text() == "precious"
+    assert files(unfinished) == before
+    run.ok("edit", "--resume", unfinished, "--no-verify", f"--{name}", tmp_path / "chosen")
+    assert (tmp_path / "chosen").is_file()
+    assert precious.read_text() == "precious"
+
+
+def test_a_resumed_session_replaces_its_own_patch_and_not_that_of_another(
+    run: Run, unfinished: Path, edit_arguments: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "p.safetensors"
+    planned_elsewhere(unfinished, out=out)
+    facts = tmp_path / "others.json"
+    facts.write_text(json.dumps(MORE))
+    edit_arguments[edit_arguments.index("--facts") + 1] = facts
+    run.ok(*edit_arguments, "--out", out, "--no-verify")
+    run.refused("there is a file that it has not written", "edit", "--resume", unfinished)
+    Session(unfinished).patch().save(out)
+    result = run.ok("edit", "--resume", unfinished, "--no-verify")
+    assert f"as planned in {unfinished}: --out {out}" in result.output
+    assert Patch.load(out).states() == Session(unfinished).patch().states()
+
+
+@pytest.mark.parametrize(("name", "value"), [("out", 5), ("report", ["x"]), ("save_model", True), ("no_verify", "no")])
+def test_an_output_of_the_wrong_type_is_named(run: Run, unfinished: Path, name: str, value: object) -> None:
+    journal = unfinished / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines[0]["outputs"][name] = value
+    journal.write_bytes(relinked(lines))
+    run.refused(f"journal.jsonl: outputs.{name}={value!r}: was altered", "edit", "--resume", unfinished)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_terminated_process_says_how_to_continue_and_leaves_no_draft(
+    run: Run, arguments: list[object], directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run.ok(*arguments, "--out", tmp_path / "whole")
+    whole = patches(directory)
+    shutil.rmtree(directory)
+
+    def terminated() -> None:
+        from factpatch.support import files
+
+        os.environ["FACTPATCH_CACHE"] = str(run.cache)
+        calls, replace = [], os.replace
+
+        def stops(*given: Any) -> None:
+            calls.append(given)
+            if "0002" in str(given[1]):
+                os.kill(os.getpid(), signal.SIGTERM)  # while the second patch is put in place
+                os.kill(os.getpid(), signal.SIGTERM)  # again: it is ending already
+            replace(*given)
+
+        files.os.replace = stops  # type: ignore[attr-defined]
+        command(*arguments, "--out", tmp_path / "out")()
+
+    capfd.readouterr()
+    assert wait(start(terminated)) == 143
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"1 of 2 batches kept; continue with: factpatch edit --resume {directory}" in said
+    assert "terminated" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob(".factpatch-*"))
+    run.ok("edit", "--resume", directory)
+    assert patches(directory) == whole
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_a_session_is_extended(run: Run, arguments: list[object], session: Path, more: Path, tmp_path: Path) -> None:
     facts, out = tmp_path / "all.json", tmp_path / "p"
     facts.write_text(json.dumps([*FACTS, *MORE]))
@@ -193,12 +279,12 @@ def test_log_shows_batches_facts_and_what_is_pending(run: Run, unfinished: Path)
     assert "Eiffel" not in run("log", unfinished).output
 
 
-def test_log_says_what_was_learned_and_undone(run: Run, edit_arguments: list[object], directory: Path) -> None:
+def test_log_says_what_was_exact_and_undone(run: Run, edit_arguments: list[object], directory: Path) -> None:
     run.ok(*edit_arguments, "--session", directory)
-    learned = [batch.learned for batch in Session(directory).finished]
+    exact = [batch.exact for batch in Session(directory).finished]
     output = run("log", directory, "--facts").output
-    assert f"{sum(learned[0])}/2" in output
-    assert output.count("not learned  ") == sum(not held for batch in learned for held in batch)
+    assert f"{sum(exact[0])}/2" in output
+    assert output.count("not exact  ") == sum(not held for batch in exact for held in batch)
     run.ok("undo", directory, "--to", 1)
     output = run("log", directory).output
     assert "Taken back: 1 batch" in output

@@ -92,6 +92,16 @@ def test_a_fetched_file_is_whole_and_its_name_stands_for_it(publish: Callable[..
     assert [fact.subject for fact in load_facts("sample")] == ["Peru"]
 
 
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_a_file_without_a_checksum_is_not_fetched_without_encryption_silently(
+    publish: Callable[..., Source], caplog: pytest.LogCaptureFixture, sha256: str | None
+) -> None:
+    publish("/whole", sha256=sha256)
+    fetch("sample")
+    warned = [record.levelname for record in caplog.records if "without encryption" in record.getMessage()]
+    assert warned == ([] if sha256 else ["WARNING"])
+
+
 def test_nothing_is_downloaded_twice(publish: Callable[..., Source], server: Server) -> None:
     publish("/whole", sha256=SHA256)
     assert fetch("sample") == fetch("sample")

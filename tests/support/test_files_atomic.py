@@ -37,10 +37,33 @@ def test_a_written_file_is_there_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_a_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_bytes(b"")
+@pytest.fixture(params=[0o022, 0o027, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_files_get_the_permissions_of_the_umask_whoever_makes_them(tmp_path: Path, umask: int) -> None:
+    tensors = {"a": torch.zeros(3)}
     atomic_write(tmp_path / "a.bin", lambda draft: draft.write_bytes(b"whole"))
-    assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    atomic_write(tmp_path / "a.safetensors", lambda draft: save_file(tensors, draft))
+    atomic_write(tmp_path / "a.safetensors", lambda draft: save_file(tensors, draft))  # in the place of the other
+    with atomic_directory(tmp_path / "folder") as draft:
+        (draft / "inner").mkdir()
+        save_file(tensors, draft / "b.safetensors")
+        save_file(tensors, draft / "inner" / "c.safetensors")
+        (draft / "d.json").write_text("{}")
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {
+        "a.bin": 0o666 & ~umask,
+        "a.safetensors": 0o666 & ~umask,
+        "folder": 0o777 & ~umask,
+        "folder/b.safetensors": 0o666 & ~umask,
+        "folder/d.json": 0o666 & ~umask,
+        "folder/inner": 0o777 & ~umask,
+        "folder/inner/c.safetensors": 0o666 & ~umask,
+    }
 
 
 def test_a_name_as_long_as_the_file_system_allows_is_written(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -100,6 +100,28 @@ def check_output(option: str, path: Path | None, kind: Kind = "file") -> None:
         raise BadArgumentError(f"{option} {path}: the directory is not empty; choose another name, or empty it first.")
 
 
+def check_patch_output(option: str, path: Path | None) -> None:
+    """As `check_output` for a file; a file that is there is replaced only if it is a patch, or empty."""
+    from factpatch.patch.file import describe
+
+    check_output(option, path)
+    if path is None or not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        describe(path)
+    except ValueError as error:
+        raise BadArgumentError(
+            f"{option} {path}: there is a file that is not a factpatch patch, which would be replaced; choose another "
+            "name, or remove the file."
+        ) from error
+
+
+def new_patch(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """A callback that checks where an option wants a patch written."""
+    check_patch_output(param.opts[0], value)
+    return value
+
+
 def output(kind: Kind) -> Callable[[typer.CallbackParam, Path | None], Path | None]:
     """A callback that checks the output that an option names, with `check_output`."""
 
@@ -128,6 +150,12 @@ def check_distinct(**paths: Path | None) -> None:
                 raise BadArgumentError(
                     f"{option_name(name)} {path}: is the same place as {other}; choose another name."
                 )
+
+
+def check_no_input(out: Path, patches: Iterable[Path]) -> None:
+    """Raise BadArgumentError if a patch would be written over one that it is made of."""
+    if os.path.realpath(out) in map(os.path.realpath, patches):
+        raise BadArgumentError(f"--out {out}: is one of the patches; choose another name.")
 
 
 def check_outside(folder: Path | None, whose: str = "model's", **paths: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +9,14 @@ import typer
 
 import factpatch
 from factpatch.cli import checks, options, render
+from factpatch.cli.rebase import show_weights
 from factpatch.support.words import counted
 
 
 @options.documented
 def compose(
     patches: Annotated[list[Path], typer.Argument(metavar="PATCH")],
-    out: Annotated[Path, typer.Option(metavar="PATCH", callback=checks.new_file)],
+    out: Annotated[Path, typer.Option(metavar="PATCH", callback=checks.new_patch)],
     rank: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     energy: Annotated[float | None, typer.Option(metavar="X")] = None,
     rebase: Annotated[str | None, typer.Option(metavar="MODEL")] = None,
@@ -24,7 +24,8 @@ def compose(
 ) -> None:
     """Sum several patches into one. With --rank or --energy, shrink the sum, which then differs a little.
 
-    To shrink or rebase a single patch, give it alone.
+    To shrink a single patch, give it alone. To move a patch to other weights as it is, batch by batch, there is
+    factpatch rebase.
 
     Args:
         patches: Patches of one model, in the order in which they were edited: one after the other, or each on the
@@ -36,9 +37,7 @@ def compose(
             the facts then hold is not known: verify them afterwards.
         dtype: The dtype to load the model of --rebase in. Default: the dtype of the patches.
     """
-    for path in patches:
-        if os.path.realpath(path) == os.path.realpath(out):
-            raise checks.BadArgumentError(f"--out {out}: is one of the patches; choose another name.")
+    checks.check_no_input(out, patches)
     if rank is not None and energy is not None:
         raise checks.BadArgumentError(f"--rank {rank}, --energy {energy}: give one of them.")
     if energy is not None and not 0 < energy <= 1:
@@ -74,10 +73,8 @@ def compose(
         render.say(
             "It does not record the weights that it leaves: `factpatch undo` removes it from a model only with --base."
         )
-    elif composed.states()[0] == edited_weights:
-        render.say(f"The weights of {rebase} are those that were edited.", "green")
     else:
-        render.say(f"The weights of {rebase} are not those that were edited: verify the facts there.", "yellow")
+        show_weights(rebase, composed.states()[0] == edited_weights)
 
 
 def _show(patch: factpatch.Patch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,10 +16,11 @@ import factpatch
 from factpatch.cli import checks, options, render
 from factpatch.data import load_batches
 from factpatch.facts import Fact
+from factpatch.journal import JOURNAL
 from factpatch.recipe import Recipe
 from factpatch.support.files import write_json
 from factpatch.support.progress import timed
-from factpatch.support.words import counted, difference
+from factpatch.support.words import counted, difference, quoted
 
 if TYPE_CHECKING:
     from factpatch.edit_report import EditReport
@@ -69,7 +71,8 @@ def edit(
     if resume is not None:
         _check_resumed(ctx, {*outputs, "resume"})
         planned = _resumed(resume)
-        model, recipe, outputs = planned.source, planned.recipe, _outputs(planned, outputs)
+        with checks.argument("--resume"):
+            model, recipe, outputs = planned.source, planned.recipe, _outputs(planned, outputs)
     else:
         _check_given(model, facts, out, session)
     assert model is not None
@@ -148,8 +151,8 @@ def _check_outputs(
     """Raise BadArgumentError if an output cannot be written, or would overwrite an input or another output."""
     files = {name: outputs[name] for name in ("out", "report")}
     save_model, model = outputs["save_model"], Path(source)
-    for name, path in files.items():
-        checks.check_output(checks.option_name(name), path)
+    checks.check_patch_output("--out", files["out"])
+    checks.check_output("--report", files["report"])
     checks.check_output("--save-model", save_model, "new directory")
     checks.check_distinct(
         model=model,
@@ -216,19 +219,39 @@ def _resumed(directory: Path) -> factpatch.Session:
                 f"{directory}: the session is empty, and no facts are pending. To edit facts in it, give --session "
                 f"{directory} --facts FILE, and the model and settings that it was begun with."
             )
-        _ = session.recipe  # its fields are checked
+        _ = session.recipe, session.pending  # checked when they are read
         return session
 
 
 def _outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any]:
     """The outputs of a resumed session: those given now, and those that were asked for before and not written."""
-    kept = {name: Path(value) if isinstance(value, str) else value for name, value in session.outputs.items()}
+    kept = _planned_outputs(session, given)
     model = kept.get("save_model")
     # It was vacant when the session was planned, and a model's directory appears complete or not at all.
     if model is not None and given["save_model"] is None and model.is_dir() and any(model.iterdir()):
         render.note(f"{model} exists already, so the model is not written again.", "yellow")
         kept["save_model"] = None
+    places = {name: path for name, path in kept.items() if isinstance(path, Path) and given[name] is None}
+    for name, path in places.items():
+        # The journal may be somebody else's, and name any file.
+        if name in ("out", "report") and path.exists() and not (name == "out" and session.owns(path)):
+            raise checks.BadArgumentError(
+                f"{checks.option_name(name)}: {session.path} was asked to write {path}, and there is a file that it "
+                f"has not written. To replace it, repeat {checks.option_name(name)} {path}; or choose another place."
+            )
+    if places:
+        asked = ", ".join(f"{checks.option_name(name)} {path}" for name, path in places.items())
+        render.note(f"as planned in {session.path}: {asked}")
     return {**given, **kept, **{name: value for name, value in given.items() if value not in (None, False)}}
+
+
+def _planned_outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any]:
+    """The outputs of the last plan that this command knows, with paths for text."""
+    kept = {name: value for name, value in session.outputs.items() if name in given}
+    for name, value in kept.items():
+        if not isinstance(value, bool if name == "no_verify" else (str, NoneType)):
+            raise ValueError(f"{session.path / JOURNAL}: outputs.{name}={quoted(value)}: was altered.")
+    return {name: Path(value) if isinstance(value, str) else value for name, value in kept.items()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.support.words import counted
+from factpatch.support.words import counted, printable
 
 
 @options.documented
@@ -16,13 +16,14 @@ def log(
     session: Annotated[Path, typer.Argument(metavar="DIR")],
     facts: Annotated[bool, typer.Option("--facts")] = False,
 ) -> None:
-    """Show a session's batches: when each was finished, how many facts it has and the model learned, how long it took.
+    """Show a session's batches: when each was finished, how many facts it has and are exact, how long it took.
 
-    "learned" also counts facts that a later batch replaced. `factpatch undo DIR --to N` takes back the batches after N.
+    A fact is exact if every token of its new answer was the likeliest right after its batch; this also counts facts
+    that a later batch replaced. `factpatch undo DIR --to N` takes back the batches after N.
 
     Args:
         session: A session directory.
-        facts: Also show every fact, and whether it was learned.
+        facts: Also show every fact, and whether it was exact.
     """
     from factpatch.journal import Journal
 
@@ -30,19 +31,19 @@ def log(
         opened = Journal(session)
     about = opened.record
     render.say(f"{about['method']} on {about['model']}, begun {about['created']}", "bold")
-    table = render.table("batch", "finished", "facts", "learned", "seconds", "patch")
+    table = render.table("batch", "finished", "facts", "exact", "seconds", "patch")
     table.columns[-1].no_wrap = True
     for number, batch in enumerate(opened.finished, start=1):
-        learned = f"{sum(batch.learned)}/{batch.facts}" if batch.learned else "not asked"
+        exact = f"{sum(batch.exact)}/{batch.facts}" if batch.exact else "not asked"
         seconds = f"{sum(batch.seconds.values()):.1f}"
-        table.add_row(str(number), batch.time, str(batch.facts), learned, seconds, batch.patch)
+        table.add_row(str(number), printable(batch.time), str(batch.facts), exact, seconds, batch.patch)
     render.screen.print(table)
     batches = opened.batches  # may raise; by now the table shows which batch a damaged patch belongs to
     if facts:
         for number, (batch, edited) in enumerate(zip(opened.finished, batches, strict=False), start=1):
             render.heading(f"Batch {number}")
-            for fact, held in zip(edited, batch.learned or [None] * len(edited), strict=True):
-                mark = "" if held is None else "learned      " if held else "not learned  "
+            for fact, held in zip(edited, batch.exact or [None] * len(edited), strict=True):
+                mark = "" if held is None else "exact      " if held else "not exact  "
                 render.say(f"  {mark}{render.fact_line(fact)}", "red" if held is False else "")
     if opened.undone:
         render.say(f"Taken back: {counted(opened.undone, 'batch')}; the patches are still in the directory.")

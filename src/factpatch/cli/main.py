@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from factpatch.cli import (
     methods,
     models,
     presets,
+    rebase,
     report,
     reproduce,
     run,
@@ -43,7 +45,7 @@ from factpatch.cli.render import note
 
 # By the panel of `--help` that lists them. They import PyTorch inside their functions, so help does not wait for it.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Edit": (demo.demo, edit.edit, apply.apply, undo.undo, compose.compose, lora.lora),
+    "Edit": (demo.demo, edit.edit, apply.apply, undo.undo, compose.compose, rebase.rebase, lora.lora),
     "Measure": (verify.verify, capability.capability, drift.drift),
     "Inspect": (show.show, log.log),
     "Prepare a model": (locate.locate, tune.tune, second_moment.second_moment),
@@ -78,6 +80,10 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error} (factpatch --debug shows where)"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which schedulers send: ends a command as Ctrl-C does, with the same words and nothing half written."""
+
+
 class Commands(TyperGroup):
     """Turns whatever goes wrong in a command into a line on stderr and an exit code."""
 
@@ -86,9 +92,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            note("interrupted", "red")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stopped:
+            terminated = isinstance(stopped, Terminated)
+            note("terminated" if terminated else "interrupted", "red")
+            raise typer.Exit(143 if terminated else 130) from None
         except Exception as error:
             # Typer prints errors of its own kind (usage) and ends quietly on a closed pipe.
             closed_pipe = isinstance(error, OSError) and error.errno == errno.EPIPE
@@ -154,4 +161,15 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal's encoding lacks must not end an edit.
             stream.reconfigure(errors="replace")
-    app()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    finally:
+        # All is done or undone: a signal while Python ends would only print a traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # the command is ending already, and may be cleaning up
+    raise Terminated

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from factpatch.support.joint import joint
+from factpatch.support.words import printable, steerless
 
 if TYPE_CHECKING:
     from factpatch.evaluation.readings import Reading
@@ -54,24 +55,27 @@ METRIC_LINES = (
 
 
 def say(text: str = "", style: str = "") -> None:
-    """Print a result. Square brackets stay text, and only the terminal wraps the line, so that a path stays whole."""
-    screen.print(Text(text, style=style), soft_wrap=True)
+    """Print a result. Square brackets stay text, and only the terminal wraps the line, so that a path stays whole.
+
+    What would steer the terminal is left out, here and in the functions below: the text may be anybody's.
+    """
+    screen.print(Text(steerless(text), style=style), soft_wrap=True)
 
 
 def note(text: str, style: str = "") -> None:
     """Print a message on stderr, as `say` prints a result."""
-    messages.print(Text(text, style=style), soft_wrap=True)
+    messages.print(Text(steerless(text), style=style), soft_wrap=True)
 
 
 def paragraph(text: str) -> None:
     """Print prose, wrapped at a width that reads well."""
-    screen.print(Text(text), width=min(screen.width, WIDE))
+    screen.print(Text(steerless(text)), width=min(screen.width, WIDE))
 
 
 def heading(text: str) -> None:
     """Print the title of a step."""
     screen.print()
-    screen.print(Text(text, style="bold cyan"))
+    screen.print(Text(steerless(text), style="bold cyan"))
 
 
 def written(**paths: Path | None) -> None:
@@ -87,13 +91,8 @@ def table(*columns: str, rows: Iterable[Iterable[str]] = (), **options: Any) -> 
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(steerless, row))
     return made
-
-
-def printable(text: str) -> str:
-    """The text on one line, without characters that would steer the terminal."""
-    return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
 
 
 def numbers(values: Iterable[int]) -> str:

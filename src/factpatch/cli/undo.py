@@ -27,7 +27,8 @@ def undo(
     """Remove a patch from a model that was saved with it, or take batches of a session back.
 
     factpatch undo MODEL PATCH --out DIR writes the model without the patch. factpatch undo SESSION --to N takes back
-    the batches after N; it needs no model.
+    the batches after N; it needs no model. A patch is undone as a whole and a session batch by batch: to take back a
+    single fact, undo its batch and edit the others of that batch again.
 
     Args:
         model: A model that contains the patch, or a session directory.

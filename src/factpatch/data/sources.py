@@ -174,6 +174,12 @@ def fetch(name: str, to: str | Path | None = None) -> Path:
                 why += f", which the first download had. If the new file is the right one, delete {_record(path)}"
             raise _failed(source, why)
 
+    if source.url.startswith("http://") and source.sha256 is None:
+        logger.warning(
+            "%s comes without encryption from %s, as HF_ENDPOINT says, and its checksum is not known: it could be "
+            "altered on the way. An https address would prevent that.",
+            source.name, source.url,
+        )  # fmt: skip
     logger.info("downloading %s", source.url)
     atomic_write(path, download)
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
@@ -13,11 +12,11 @@ from huggingface_hub import ModelCardData
 from factpatch.export.lora import hub_id
 from factpatch.facts import Fact, latest
 from factpatch.model.embedded import EMBEDDED
+from factpatch.support.words import printable
 
 TAGS = ("factpatch", "knowledge-editing", "model-editing")
 # Characters with a meaning in Markdown, HTML and tables.
 _ACTIVE = re.compile(r"([\\`*_\[\]<>|~$&])")
-_STEERING = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, line and paragraph separators
 
 
 def model_card(patch: Any) -> str:
@@ -83,5 +82,4 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _text(text: str) -> str:
     """The text on one line, with everything escaped that Markdown would interpret."""
-    plain = "".join(" " if unicodedata.category(character) in _STEERING else character for character in text)
-    return _ACTIVE.sub(r"\\\1", " ".join(plain.split()))
+    return _ACTIVE.sub(r"\\\1", printable(text))

@@ -25,7 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 """The file of the factors, as peft names it."""
 _SUGGESTED_RANK = 64
 # An id of the Hugging Face Hub, with or without an owner.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 Factors = tuple[Tensor, Tensor, Tensor]
 """The singular value decomposition of a shift; see `factpatch.patch.shift.decomposed`."""
 
@@ -36,6 +36,7 @@ def write_lora(
     written_dtype: torch.dtype,
     directory: str | Path,
     rank: int | None = None,
+    base_model_name: str | None = None,
 ) -> dict[int, int]:
     """Write shifts as a LoRA adapter, to be loaded on the unedited base model.
 
@@ -50,29 +51,28 @@ def write_lora(
         written_dtype: The dtype that shifts are written in (float32, or float64 in exact mode).
         directory: A new or empty directory.
         rank: The largest rank to write; by default the one that is exact up to rounding.
+        base_model_name: What the adapter calls its base model; by default `known_base`.
 
     Returns:
         By layer, how many singular values are written.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: `rank` is below 1, or not given though exact factors would be larger than the weights; or the
-            model's family is unknown.
+        ValueError: `base_model_name` is blank; `rank` is below 1, or not given though exact factors would be larger
+            than the weights; or the model's family is unknown.
         FileExistsError: The directory is not empty.
         OSError: It cannot be written; nothing is left behind.
     """
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank={rank}: must be at least 1.")
+    _check_arguments(rank, base_model_name)
     lora_config = _config_class()
     architecture = architecture_of(SimpleNamespace(**model_config))
-    name = str(model_config.get("_name_or_path") or "")
     kept = _kept_ranks(parts, torch.finfo(written_dtype).eps, rank)
     widest = max(kept.values())
     modules = {layer: projection_name(architecture, str(layer)) for layer in parts}
     config = lora_config(
         task_type="CAUSAL_LM",
         inference_mode=True,
-        base_model_name_or_path=hub_id(name) or None,
+        base_model_name_or_path=base_model_name or known_base(model_config),
         r=widest,
         lora_alpha=widest,
         lora_dropout=0.0,
@@ -89,6 +89,13 @@ def write_lora(
         config.save_pretrained(str(draft))
         save_file(tensors, draft / WEIGHTS, {"format": "pt"})
     return kept
+
+
+def _check_arguments(rank: int | None, base_model_name: str | None) -> None:
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank}: must be at least 1.")
+    if base_model_name is not None and not base_model_name.strip():
+        raise ValueError(f"base_model_name={base_model_name!r}: must not be blank; leave it out to write none.")
 
 
 def _config_class() -> Any:
@@ -144,6 +151,11 @@ def _check_low_rank(parts: Mapping[int, Factors], needed: Mapping[int, int]) -> 
         f"rank=None: the patch is not of low rank, so an exact adapter would be larger than the weights: {layers}. "
         f"Give the rank to write, such as rank={offered}, and verify the facts with the adapter; or apply the patch."
     )
+
+
+def known_base(model_config: Mapping[str, Any]) -> str | None:
+    """What others may call the model of a config: its ID on the Hub, or None for a model that only this machine has."""
+    return hub_id(str(model_config.get("_name_or_path") or "")) or None
 
 
 def hub_id(origin: str) -> str:

@@ -20,7 +20,7 @@ class Refusal:
 
     def applies(self, config: Config) -> bool:
         """Whether a model with this config is refused."""
-        return self.setting is None or getattr(config, self.setting) == self.value
+        return self.setting is None or getattr(config, self.setting, None) == self.value
 
     def __str__(self) -> str:
         return self.reason if self.setting is None else f"with {self.setting}={self.value}, {self.reason}"

@@ -11,7 +11,7 @@ import torch
 from factpatch.facts import Fact
 from factpatch.patch.batch import Batch, first_states, last_states, layer_list
 from factpatch.patch.history import total_shifts
-from factpatch.patch.shift import LowRank, Shift, decomposed, smaller
+from factpatch.patch.shift import LowRank, Shift, decomposed, distance, norm, smaller
 
 
 def same_model(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -40,7 +40,8 @@ def check_summable(parts: Sequence[Sequence[Batch]]) -> dict[int, str]:
             broken = [layer for layer, found in before.items() if present.get(layer, found) != found]
             raise ValueError(
                 f"patches[{index}] was made on weights of {layer_list(broken)} that neither the base model nor the "
-                "patches before it have; rebase it first, if it is meant for these."
+                "patches before it have. Rebase it first, if it is meant for these: factpatch rebase MODEL PATCH --out "
+                "NEW, or patch.rebase(model) in Python."
             )
         # If two patches share no layer, no hash shows which came first.
         if not successive or not present.keys() & before.keys():
@@ -84,10 +85,9 @@ def shrunk(whole: Batch, rank: int | None, energy: float | None) -> tuple[Batch,
         size = rank or int(torch.searchsorted(squares, (energy or 1.0) * squares[-1])) + 1
         size = min(size, len(singular))
         short = _as_stored(smaller(LowRank(left[:, :size] * singular[:size], right[:size])), [whole])
-        full = shift.matrix()
-        lost, norm = (float(torch.linalg.matrix_norm(matrix)) for matrix in (short.matrix() - full, full))
+        whole_norm = norm(shift)
         shifts[layer] = short
-        about[str(layer)] = {"rank": size, "error": lost / norm if norm else 0.0}
+        about[str(layer)] = {"rank": size, "error": distance(short, shift) / whole_norm if whole_norm else 0.0}
     return replace(whole, shifts=shifts), about
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from factpatch.facts import Fact
 
 if TYPE_CHECKING:
+    from factpatch.patch.description import BatchDescription
     from factpatch.patch.shift import Shift
 
 
@@ -57,7 +58,7 @@ def states(batches: Sequence[Batch]) -> list[dict[int, str]]:
     return found
 
 
-def first_states(batches: Sequence[Batch]) -> dict[int, str]:
+def first_states(batches: Sequence[Batch | BatchDescription]) -> dict[int, str]:
     """The content hash of every edited weight before the first batch that edited it."""
     found: dict[int, str] = {}
     for batch in reversed(batches):

@@ -15,6 +15,7 @@ from factpatch.model.architectures import architecture_of
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
 from factpatch.model.weights import changed_layers, content_hash
 from factpatch.patch.batch import Batch, layer_list, states
+from factpatch.support.words import quoted
 
 # What a model must share with the one that was edited, under the names of any family.
 _DIMENSIONS = (
@@ -42,7 +43,7 @@ def check_config(config: Mapping[str, Any], model: Any) -> None:
         ours, its = ([d[name] for name in names if d.get(name) is not None] for d in (config, there.to_dict()))
         # A field missing on either side decides nothing; shapes and hashes will.
         if ours and its and ours[0] != its[0]:
-            differing.append(f"{names[0]} is {ours[0]!r} in the patch and {its[0]!r} in the model")
+            differing.append(f"{names[0]} is {quoted(ours[0])} in the patch and {its[0]!r} in the model")
     if differing:
         raise PatchMismatchError(
             f"the patch was made for another architecture than {model_name(there)}: {'; '.join(differing)}."
@@ -100,7 +101,8 @@ def check_state(
     elif wanted == 0:
         message = (
             f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(config)}. Load "
-            "that model, without other edits; or rebase the patch, if it is meant for these weights too."
+            "that model, without other edits; or rebase the patch, if it is meant for these weights too, and use the "
+            "result: factpatch rebase MODEL PATCH --out NEW, or patch.rebase(model) in Python."
         )
     elif not all(batch.after for batch in batches):
         message = (

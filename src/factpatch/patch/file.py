@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from factpatch.patch.description import Description
 from factpatch.support.files import atomic_write
+from factpatch.support.validation import parsed
 
 if TYPE_CHECKING:
     import torch
@@ -33,23 +36,8 @@ class PatchFileError(ValueError):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in a document."""
+    """The name of a dtype in a description."""
     return str(dtype).removeprefix("torch.")
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """The inverse of `dtype_name`; AttributeError or TypeError if there is no such dtype."""
-    import torch
-
-    dtype = getattr(torch, name)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name!r} is not a dtype")
-    return dtype
-
-
-def asked_in_chat(settings: Mapping[str, Any]) -> bool:
-    """Whether settings are those of edits in a chat; of a composed patch, whether all are."""
-    return all(part.get("chat", False) for part in settings.get("composed", [settings]))
 
 
 def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -76,54 +64,76 @@ def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Map
     atomic_write(path, lambda draft: draft.write_bytes(content))
 
 
-def read_patch_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the document and the tensors that `write_patch_file` wrote.
+def read_patch_file(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
+    """Return the description and the tensors that `write_patch_file` wrote.
 
     Raises:
         PatchFileError: There is no such file, or it is not a patch, of a newer format, cut short, or altered anywhere.
     """
     from safetensors.torch import load
 
-    document, metadata = _description(path)
+    content, described = _checked(path)
     try:
-        content = Path(path).read_bytes()
         # Copies, since what is loaded from bytes cannot be written to.
-        tensors = {name: tensor.clone() for name, tensor in load(content).items()}
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        return described, {name: tensor.clone() for name, tensor in load(content).items()}
+    except (SafetensorError, KeyError, ValueError) as error:
         raise PatchFileError(f"{path}: cannot be read: {error}.") from error
-    if document["format"] > 2:
-        place = content.find(document["sha256"].encode())
-        found = hashlib.sha256(content[:place] + _NO_CHECKSUM.encode() + content[place + 64 :]).hexdigest()
-    else:
-        found = _checksum_up_to_format_2(metadata["factpatch"], tensors)
-    if found != document["sha256"]:
-        raise PatchFileError(f"{path}: was altered: its checksum does not fit its content. Get an intact copy.")
-    return document, tensors
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """Return a patch file's description, without reading its tensors or verifying its checksum.
+def describe(path: str | Path, verify: bool = False) -> Description:
+    """Return a patch file's description, without its tensors.
 
-    Returns:
-        The fields of `Patch`, with dtypes by name and batches without shifts, plus "format", "layers", the "sha256"
-        that the file states, and the file's size as "bytes".
+    Args:
+        path: The file.
+        verify: Whether to read the whole file and verify its checksum.
 
     Raises:
-        PatchFileError: There is no such file, or it is not a patch, of a newer format, or cut short.
+        PatchFileError: There is no such file, or it is not a patch, of a newer format, cut short, or its description
+            cannot be used.
     """
-    document, _ = _description(path)
-    try:
-        layers = sorted({int(layer) for batch in document["batches"] for layer in batch["before"]})
-    except (KeyError, TypeError, ValueError) as error:
-        raise PatchFileError(f"{path}: was altered: its batches cannot be read. Get an intact copy.") from error
-    return {**document, "layers": layers, "bytes": Path(path).stat().st_size}
+    return _checked(path)[1] if verify else _described(path, *_document(path)[:2])
 
 
-def _description(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The document of a patch file, with its checksum, and the metadata that holds it."""
+def _checked(path: str | Path) -> tuple[bytes, Description]:
+    """The bytes of a patch file and their description, once the checksum fits."""
+    document, names, text = _document(path)
     try:
+        content = Path(path).read_bytes()
+        if document["format"] > 2:
+            place = content.find(document["sha256"].encode())
+            found = hashlib.sha256(content[:place] + _NO_CHECKSUM.encode() + content[place + 64 :]).hexdigest()
+        else:
+            found = _checksum_up_to_format_2(text, content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PatchFileError(f"{path}: cannot be read: {error}.") from error
+    if found != document["sha256"]:
+        raise PatchFileError(f"{path}: was altered: its checksum does not fit its content. Get an intact copy.")
+    return content, _described(path, document, names)
+
+
+def _described(path: str | Path, document: Mapping[str, Any], names: Sequence[str]) -> Description:
+    try:
+        described = Description.of(document)
+        described.check_names(names)
+    except (TypeError, ValueError) as error:
+        raise unusable(path, error) from error
+    return described
+
+
+def unusable(path: str | Path, error: Exception) -> PatchFileError:
+    """The error about a file whose checksum may fit and whose content cannot be used."""
+    return PatchFileError(f"{path}: was altered, or is not a factpatch patch: {error} Get an intact copy.")
+
+
+def _document(path: str | Path) -> tuple[dict[str, Any], list[str], str]:
+    """The document of a patch file with its format and its checksum, the names of its tensors, and the document's text.
+
+    Nothing else of the document is checked.
+    """
+    try:
+        _check_entries(Path(path))
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            metadata, names = file.metadata() or {}, list(file.keys())
     except FileNotFoundError as error:
         raise PatchFileError(f"{path}: no such file.") from error
     except OSError as error:
@@ -134,29 +144,43 @@ def _description(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         ) from error
     if "factpatch" not in metadata:
         raise PatchFileError(f"{path}: is a safetensors file, but not one that factpatch wrote.")
+    text = metadata["factpatch"]
     try:
-        document = {**metadata, **json.loads(metadata["factpatch"])}
-        newer = document["format"] > FORMAT
-        known = len(document.pop("factpatch")) > 0 and len(document["sha256"]) == 64
-    except (ValueError, KeyError, TypeError) as error:
-        raise PatchFileError(f"{path}: was altered: its description cannot be read. Get an intact copy.") from error
-    if newer:
+        document = parsed(text)
+        if not isinstance(document, dict) or type(document.get("format")) is not int:
+            raise ValueError("it states no format")
+    except ValueError as error:
+        raise PatchFileError(
+            f"{path}: was altered: its description cannot be read ({error}). Get an intact copy."
+        ) from error
+    if document["format"] > FORMAT:
         raise PatchFileError(
             f"{path}: is of format {document['format']}, which a newer factpatch wrote; this one reads up to {FORMAT}. "
             "Upgrade factpatch."
         )
-    if not known:
+    if document["format"] <= 2:
+        document["sha256"] = metadata.get("sha256")
+    if not re.fullmatch("[0-9a-f]{64}", str(document.get("sha256"))):
         raise PatchFileError(f"{path}: was altered: it states no checksum. Get an intact copy.")
-    return document, metadata
+    return document, names, text
 
 
-def _checksum_up_to_format_2(text: str, tensors: Mapping[str, Tensor]) -> str:
-    import torch
+def _check_entries(path: Path) -> None:
+    """Raise PatchFileError if a header lists more tensors than there are bytes of them: reading it takes long."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        body = path.stat().st_size - 8 - length
+        if 0 <= body < length <= _LONGEST_HEADER and file.read(length).count(b'"data_offsets"') > body + 1:
+            raise PatchFileError(f"{path}: was altered: it lists more tensors than it holds. Get an intact copy.")
 
-    codes = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16",
-             torch.float16: "F16", torch.uint8: "U8"}  # fmt: skip
+
+def _checksum_up_to_format_2(text: str, content: bytes) -> str:
+    """The checksum of the description and of the tensors, by name."""
+    body = 8 + int.from_bytes(content[:8], "little")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{codes.get(tensor.dtype)}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for name, about in sorted(parsed(content[8:body]).items()):
+        if name != "__metadata__":
+            begin, end = about["data_offsets"]
+            digest.update(f"{name}{about['dtype']}{tuple(about['shape'])}".encode())
+            digest.update(memoryview(content)[body + begin : body + end])
     return digest.hexdigest()

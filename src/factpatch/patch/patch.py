@@ -15,7 +15,7 @@ from torch import Tensor
 
 from factpatch.export.lora import write_lora
 from factpatch.facts import Fact, latest
-from factpatch.model.language_model import editable_weights, text_config
+from factpatch.model.language_model import editable_names, editable_weights, text_config
 from factpatch.model.weights import changed_layers, restore, snapshot
 from factpatch.patch.algebra import check_summable, same_model, shrunk, summed
 from factpatch.patch.batch import Batch, first_states, last_states, layer_list, states
@@ -27,24 +27,21 @@ from factpatch.patch.compatibility import (
     fitting_weights,
     transformers_model,
 )
-from factpatch.patch.file import (
-    PatchFileError,
-    asked_in_chat,
-    dtype_name,
-    dtype_named,
-    read_patch_file,
-    write_patch_file,
-)
+from factpatch.patch.description import asked_in_chat
+from factpatch.patch.file import dtype_name, read_patch_file, unusable, write_patch_file
 from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
 from factpatch.patch.shift import decomposed, shifts_by_batch, tensors_by_name
-from factpatch.support.words import counted
+from factpatch.support.words import counted, quoted
 
 logger = logging.getLogger(__name__)
 
 # The fields of a patch that a file holds as they are, and those that it holds by name.
 _PLAIN_FIELDS = ("method", "settings", "config", "versions", "seed")
 _DTYPE_FIELDS = ("weight_dtype", "written_dtype")
-_OF_ONE_DTYPE = "patches of one dtype can be joined or composed. Rebase one onto a model in the other's dtype."
+_OF_ONE_DTYPE = (
+    "patches of one dtype can be joined or composed. Rebase one onto a model in the other's dtype: factpatch rebase "
+    "MODEL PATCH --dtype D --out NEW, or patch.rebase(model) in Python."
+)
 _OF_ONE_SESSION = "patches of one session can be joined. Apply them one after another, or compose them."
 
 
@@ -251,7 +248,9 @@ class Patch:
         """
         model = transformers_model(base)
         check_config(self.config, model)
-        dtype = next(iter(editable_weights(model, self.layers[:1]).values())).dtype
+        there = [layer for layer in self.layers if layer in editable_names(model)]
+        dtypes = [weight.dtype for weight in editable_weights(model, there[:1]).values()]
+        dtype = dtypes[0] if dtypes else self.weight_dtype  # without one of the layers, the check below refuses it
         patch = replace(self, config=text_config(model).to_dict(), weight_dtype=dtype)
         weights = snapshot(patch._weights_of(model))
         if self.sealed and not changed_layers(weights, last_states(self.batches), self.layers):
@@ -275,22 +274,27 @@ class Patch:
         settings = {**self.settings, "shrunk": {"rank": rank, "energy": energy, "layers": about}}
         return replace(self, batches=(batch,), settings=settings)
 
-    def to_lora(self, directory: str | Path, rank: int | None = None) -> dict[int, int]:
+    def to_lora(
+        self, directory: str | Path, rank: int | None = None, base_model_name: str | None = None
+    ) -> dict[int, int]:
         """Write the patch as a LoRA adapter that peft, and servers that take LoRA, load on the base model.
 
         Args:
             directory: A new or empty directory.
             rank: The largest rank to write; by default the one that is exact up to float32 rounding.
+            base_model_name: The base model as peft's AutoPeftModel and servers are to find it, an ID on the Hugging
+                Face Hub or a directory. By default the ID that the model was loaded by; of a local model, none.
 
         Returns:
             By layer, how many singular values are written.
 
         Raises:
             ValueError: The shift is not of low rank and `rank` is not given; the message says what it needs.
+            FloatingPointError: A shift is not finite.
             FileExistsError: The directory exists and is not empty.
         """
         parts = {layer: decomposed(shift) for layer, shift in total_shifts(self.batches).items()}
-        return write_lora(parts, self.config, self.written_dtype, directory, rank)
+        return write_lora(parts, self.config, self.written_dtype, directory, rank, base_model_name)
 
     def save(self, path: str | Path) -> None:
         """Write the patch to one safetensors file, replacing an existing one; the same patch gives the same bytes.
@@ -322,27 +326,25 @@ class Patch:
         Raises:
             PatchFileError: There is no such file, or it is not a patch, of a newer format, cut short or altered.
         """
-        document, tensors = read_patch_file(path)
+        described, tensors = read_patch_file(path)
         try:
             shifts = shifts_by_batch(tensors)
             batches = tuple(
                 Batch(
-                    facts=tuple(Fact.from_dict(fact) for fact in batch["facts"]),
-                    shifts=shifts.pop(index, {}),
-                    before={int(layer): digest for layer, digest in batch["before"].items()},
-                    after={int(layer): digest for layer, digest in batch["after"].items()},
-                    edits=tuple(batch.get("edits", ())),
-                    conditioned=bool(batch.get("conditioned", False)),
+                    facts=tuple(batch.facts),
+                    shifts=shifts[index],
+                    before=batch.before,
+                    after=batch.after,
+                    edits=tuple(batch.edits),
+                    conditioned=batch.conditioned,
                 )
-                for index, batch in enumerate(document["batches"])
+                for index, batch in enumerate(described.batches)
             )
-            if shifts:
-                raise ValueError(f"shifts of no batch: {sorted(shifts)}")
-            fields: dict[str, Any] = {name: document[name] for name in _PLAIN_FIELDS}
-            fields.update({name: dtype_named(document[name]) for name in _DTYPE_FIELDS})
+            fields: dict[str, Any] = {name: getattr(described, name) for name in _PLAIN_FIELDS}
+            fields.update({name: getattr(torch, getattr(described, name)) for name in _DTYPE_FIELDS})
             return cls(batches=batches, **fields)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise PatchFileError(f"{path}: holds an incomplete patch: {type(error).__name__}: {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise unusable(path, error) from error
 
     def _weights_of(self, model: Any) -> dict[int, Tensor]:
         return fitting_weights(self.config, self.weight_dtype, self.batches, model)
@@ -363,8 +365,8 @@ def _check_alike(patches: Sequence[Patch], fields: Sequence[str]) -> Patch:
         for name in fields:
             if getattr(patch, name) != getattr(first, name):
                 raise ValueError(
-                    f"patches[{index}] has {name}={getattr(patch, name)!r} and patches[0] {getattr(first, name)!r}; "
-                    + (_OF_ONE_DTYPE if name in _DTYPE_FIELDS else _OF_ONE_SESSION)
+                    f"patches[{index}] has {name}={quoted(getattr(patch, name))} and patches[0] "
+                    f"{quoted(getattr(first, name))}; " + (_OF_ONE_DTYPE if name in _DTYPE_FIELDS else _OF_ONE_SESSION)
                 )
         differing = same_model(first.config, patch.config)
         if differing:

@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factpatch.support.words import quoted
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 class Shift(ABC):
     """Δ of one weight; a form is a dataclass of the tensors that a file stores."""
@@ -23,6 +27,10 @@ class Shift(ABC):
     @abstractmethod
     def matrix(self) -> Tensor:
         """Δ in float64, (d_value, d_key)."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise ValueError unless the parts fit together: what others wrote may be of any shape and dtype."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Its parts, by the names that a file gives them."""
@@ -50,6 +58,12 @@ class LowRank(Shift):
     def shape(self) -> tuple[int, int]:
         return self.up.shape[0], self.down.shape[1]
 
+    def check(self) -> None:
+        _check_numbers("up", self.up, 2)
+        _check_numbers("down", self.down, 2)
+        if self.up.shape[1] != self.down.shape[0] or 0 in (*self.up.shape, *self.down.shape):
+            raise ValueError(f"up is of shape {tuple(self.up.shape)} and down of {tuple(self.down.shape)}.")
+
     def matrix(self) -> Tensor:
         # The product of float32 factors is formed in float64: rounded to float32 it then hardly depends on the order of
         # summation, so that another machine writes the same bits.
@@ -66,6 +80,9 @@ class Dense(Shift):
     @property
     def shape(self) -> tuple[int, int]:
         return self.full.shape[0], self.full.shape[1]
+
+    def check(self) -> None:
+        _check_numbers("full", self.full, 2)
 
     def matrix(self) -> Tensor:
         return self.full.to(torch.float64)
@@ -97,6 +114,10 @@ class Masked(Shift):
     def shape(self) -> tuple[int, int]:
         return self.up.shape[0], self.down.shape[1]
 
+    def check(self) -> None:
+        LowRank(self.up, self.down).check()
+        _check_bits(self.kept, self.shape)
+
     def matrix(self) -> Tensor:
         return torch.where(_mask(self.kept, self.shape), LowRank(self.up, self.down).matrix(), 0.0)
 
@@ -116,6 +137,16 @@ class Sparse(Shift):
     def shape(self) -> tuple[int, int]:
         return int(self.size[0]), int(self.size[1])
 
+    def check(self) -> None:
+        _check_numbers("values", self.values, 1)
+        if self.size.dtype != torch.int64 or tuple(self.size.shape) != (2,) or int(self.size.min()) < 1:
+            raise ValueError(f"size is {self.size.dtype} of shape {tuple(self.size.shape)}, not two positive int64.")
+        _check_bits(self.kept, self.shape)
+        # Only after the check above is the mask known to be no larger than the file.
+        entries = int(_mask(self.kept, self.shape).sum())
+        if entries != len(self.values):
+            raise ValueError(f"kept marks {entries} entries, and there are {len(self.values)} values.")
+
     def matrix(self) -> Tensor:
         matrix = torch.zeros(self.shape, dtype=torch.float64)
         matrix[_mask(self.kept, self.shape)] = self.values.to(torch.float64)
@@ -126,12 +157,13 @@ _FORMS = {frozenset(field.name for field in fields(form)): form for form in (Low
 
 
 def shift_from_tensors(tensors: Mapping[str, Tensor]) -> Shift:
-    """The inverse of `tensors()`; ValueError if no form has these parts."""
+    """The inverse of `tensors()`; ValueError if no form has these parts, or they do not fit together."""
     form = _FORMS.get(frozenset(tensors))
     if form is None:
         known = " or ".join(" and ".join(sorted(parts)) for parts in _FORMS)
-        raise ValueError(f"a shift is stored as {known}; found {sorted(tensors)}")
+        raise ValueError(f"a shift is stored as {known}; found {quoted(sorted(tensors))}.")
     made: Shift = form(**tensors)
+    made.check()
     return made
 
 
@@ -149,7 +181,7 @@ def shifts_by_batch(tensors: Mapping[str, Tensor]) -> dict[int, dict[int, Shift]
     """The inverse of `tensors_by_name`: shifts by batch and, in ascending order, by layer.
 
     Raises:
-        ValueError: A name is not of the form batch.layer.part, or the parts of a shift are incomplete.
+        ValueError: A name is not of the form batch.layer.part, or the parts of a shift are incomplete or do not fit.
     """
     parts: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -157,7 +189,10 @@ def shifts_by_batch(tensors: Mapping[str, Tensor]) -> dict[int, dict[int, Shift]
         parts.setdefault((int(index), int(layer)), {})[part] = tensor
     batches: dict[int, dict[int, Shift]] = {}
     for place in sorted(parts):
-        batches.setdefault(place[0], {})[place[1]] = shift_from_tensors(parts[place])
+        try:
+            batches.setdefault(place[0], {})[place[1]] = shift_from_tensors(parts[place])
+        except ValueError as error:
+            raise ValueError(f"batches[{place[0]}], layer {place[1]}: {error}") from error
     return batches
 
 
@@ -169,7 +204,14 @@ def smaller(shift: Shift) -> Shift:
 
 
 def total(shifts: Sequence[Shift]) -> Shift:
-    """The sum of shifts of one weight, in float64: in factors where all are, else dense; one alone keeps its form."""
+    """The sum of shifts of one weight, in float64: in factors where all are, else dense; one alone keeps its form.
+
+    Raises:
+        ValueError: They are of different shapes.
+    """
+    # Before a product is formed: the factors of a small file may be those of a matrix that fills the memory.
+    if len({shift.shape for shift in shifts}) > 1:
+        raise ValueError(f"shifts of one weight have different shapes: {sorted({shift.shape for shift in shifts})}.")
     if len(shifts) == 1:
         return smaller(shifts[0].to(torch.float64))
     if all(isinstance(shift, LowRank) for shift in shifts):
@@ -186,14 +228,56 @@ def decomposed(shift: Shift) -> tuple[Tensor, Tensor, Tensor]:
     """The singular value decomposition: left (d_value, r), descending values (r,), right (r, d_key), in float64.
 
     Of factors of low rank only a rank × rank matrix is decomposed.
+
+    Raises:
+        FloatingPointError: The shift is not finite.
     """
     if isinstance(shift, LowRank) and shift.up.shape[1] < min(shift.shape):
         up, inner_up = torch.linalg.qr(shift.up.double())
         down, inner_down = torch.linalg.qr(shift.down.double().T)
-        left, singular, right = torch.linalg.svd(inner_up @ inner_down.T, full_matrices=False)
+        left, singular, right = _svd(inner_up @ inner_down.T)
         return up @ left, singular, right @ down.T
-    left, singular, right = torch.linalg.svd(shift.matrix(), full_matrices=False)
+    return _svd(shift.matrix())
+
+
+def distance(one: Shift, other: Shift) -> float:
+    """How far apart two shifts of one weight are, in the Frobenius norm; no matrix is formed of factors of low rank."""
+    if isinstance(one, LowRank) and isinstance(other, LowRank):
+        up = torch.cat([one.up.double(), -other.up.double()], dim=1)
+        difference: Shift = smaller(LowRank(up, torch.cat([one.down.double(), other.down.double()])))
+    else:
+        difference = Dense(one.matrix() - other.matrix())
+    return norm(difference)
+
+
+def norm(shift: Shift) -> float:
+    """The Frobenius norm of a shift; no matrix is formed of factors of low rank."""
+    if isinstance(shift, LowRank) and shift.up.shape[1] < min(shift.shape):
+        inner_up = torch.linalg.qr(shift.up.double(), mode="r").R
+        inner_down = torch.linalg.qr(shift.down.double().T, mode="r").R
+        return float(torch.linalg.matrix_norm(inner_up @ inner_down.T))
+    return float(torch.linalg.matrix_norm(shift.matrix()))
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if not bool(torch.isfinite(matrix).all()):
+        raise FloatingPointError("the shift is not finite in float64; edit the facts again")
+    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
     return left, singular, right
+
+
+def _check_numbers(name: str, part: Tensor, dimensions: int) -> None:
+    if part.dtype not in _FLOATS or part.dim() != dimensions or not bool(torch.isfinite(part).all()):
+        raise ValueError(
+            f"{name} is {part.dtype} of shape {tuple(part.shape)}; it must hold finite floats in {dimensions} "
+            f"dimension{'s' if dimensions > 1 else ''}."
+        )
+
+
+def _check_bits(kept: Tensor, shape: tuple[int, int]) -> None:
+    wanted = -(-math.prod(shape) // 8)
+    if kept.dtype != torch.uint8 or tuple(kept.shape) != (wanted,):
+        raise ValueError(f"kept is {kept.dtype} of shape {tuple(kept.shape)}; {shape} takes {wanted} bytes of uint8.")
 
 
 def _converted(part: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from factpatch.support.files import is_draft, plain, remove_drafts, write_json
+from factpatch.support.validation import explained, parsed
 from factpatch.support.versions import library_versions
 from factpatch.support.words import difference
 
@@ -24,6 +25,16 @@ T = TypeVar("T")
 
 class DirectoryError(ValueError):
     """A directory cannot be used as asked; the message says why and what to do."""
+
+
+class Record(BaseModel):
+    """What the fields of a record hold, where they are there; a record may have others."""
+
+    model_config = ConfigDict(strict=True)
+    format: int
+    about: dict[str, Any] = {}
+    versions: dict[str, str | None] = {}
+    later_versions: list[dict[str, str | None]] = []
 
 
 class KeptDirectory:
@@ -53,6 +64,8 @@ class KeptDirectory:
     """The newest format of the record, which is the one that is written."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields that every record has."""
+    fields: ClassVar[type[Record]] = Record
+    """What they hold."""
     before_record: ClassVar[tuple[str, ...]] = ()
     """Names that `begin` creates before the record: a process killed in between leaves them."""
     packages: ClassVar[tuple[str, ...]] = ()
@@ -100,7 +113,7 @@ class KeptDirectory:
         """Keep other processes out while the block runs; the lock of a process that dies is released.
 
         Raises:
-            DirectoryError: Another process is using the directory, or it is gone.
+            DirectoryError: Another process is using the directory, it is gone, or it holds a symbolic link.
         """
         if not self.is_begun(self.path):  # locking would create the directory again
             raise self.error(f"{self.path}: the {self._noun()} is no longer there.")
@@ -147,7 +160,7 @@ class KeptDirectory:
             DirectoryError: The file cannot be read.
         """
         try:
-            return make(json.loads(file.read_text("utf-8")))
+            return make(parsed(file.read_text("utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.error(f"{file}: cannot be read ({error}). Remove it; it will be computed again.") from error
 
@@ -164,16 +177,26 @@ class KeptDirectory:
         except Timeout:
             raise cls.error(f"{path}: another process is using this {cls._noun()}; wait for it.") from None
         try:
-            for folder, _, _ in os.walk(path):
+            for folder, folders, files in os.walk(path):
                 remove_drafts(Path(folder))
+                cls._check_links(Path(folder), [*folders, *files])
             yield
         finally:
             lock.release()
 
+    @classmethod
+    def _check_links(cls, folder: Path, names: Iterable[str]) -> None:
+        """Raise DirectoryError if a name is a symbolic link: what is written there would replace what it points to."""
+        for link in (folder / name for name in names if (folder / name).is_symlink()):
+            raise cls.error(
+                f"{link}: is a symbolic link, to {os.readlink(link)}. The directory of {cls.holds} keeps its own "
+                "files; replace it by a copy of what it points to, or remove it."
+            )
+
     def _read_record(self) -> dict[str, Any]:
         file = self.path / self.record_name
         try:
-            record = dict(json.loads(file.read_text("utf-8")))
+            record = dict(parsed(file.read_text("utf-8")))
             newer = record["format"] > self.format
         except (FileNotFoundError, NotADirectoryError):
             raise self.error(
@@ -191,6 +214,12 @@ class KeptDirectory:
             raise self.error(
                 f"{file}: lacks {', '.join(missing)}. Restore it from a copy, or choose another directory."
             )
+        try:
+            self.fields.model_validate(record)
+        except ValidationError as error:
+            raise self.error(
+                f"{file}: {explained(error)} Restore it from a copy, or choose another directory."
+            ) from None
         return record
 
 

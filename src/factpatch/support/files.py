@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -18,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import psutil
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some room or choose a place on another disk",
@@ -29,6 +32,10 @@ _ADVICE = {
     errno.EPERM: "you may not write there; change the permissions or choose another place",
 }
 _DRAFT = ".factpatch-{}.tmp"
+# Drafts are named after the machine and the process that makes them, which says whether it still does.
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_MADE_HERE = re.compile(rf"\.factpatch-{_MACHINE}-(\d+)-\w+\.tmp")
+_DAY = 24 * 3600.0
 # Libraries written in Rust, safetensors among them, report the number in words only.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -61,6 +68,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         raise FileExistsError(errno.EEXIST, "not a regular file, so it is not replaced; choose another name", str(path))
     with _draft(path, final) as draft:
         write(draft)
+        draft.chmod(_usual_mode(draft))
         _sync(draft)
         os.replace(draft, final)
 
@@ -81,8 +89,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     with _draft(path, final) as draft:
         draft.mkdir()
         yield draft
+        mode = draft.stat().st_mode & 0o666
         for file in sorted(draft.rglob("*")):
             if file.is_file():
+                file.chmod(mode)
                 _sync(file)
             elif file.is_dir():
                 _sync_folder(file)
@@ -155,6 +165,19 @@ def remove_drafts(folder: Path, older_than: float = 0.0) -> None:
                 _remove(draft)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that are gone, or any process a day ago, had not put in place.
+
+    Others may be writing files in the folder.
+    """
+    for draft in folder.glob(_DRAFT.format("*")):
+        made_here = _MADE_HERE.fullmatch(draft.name)
+        with suppress(OSError):
+            gone = made_here is not None and not psutil.pid_exists(int(made_here[1]))
+            if gone or time.time() - draft.stat().st_mtime > _DAY:
+                _remove(draft)
+
+
 def is_draft(path: Path) -> bool:
     """Whether this is what `remove_drafts` removes."""
     return path.match(_DRAFT.format("*"))
@@ -172,7 +195,8 @@ def error_number(error: Exception) -> int | None:
 def _draft(path: str | Path, final: Path) -> Iterator[Path]:
     """Yield a temporary name in the folder of `final`; if the block fails, what it made there is removed."""
     # Not derived from the name, which may already be as long as the file system allows.
-    draft = final.with_name(_DRAFT.format(secrets.token_hex(8)))
+    remove_abandoned(final.parent)
+    draft = _new_draft(final)
     try:
         with _explained(path, draft):
             yield draft
@@ -181,6 +205,20 @@ def _draft(path: str | Path, final: Path) -> Iterator[Path]:
             _remove(draft)
         raise
     _sync_folder(final.parent)
+
+
+def _usual_mode(draft: Path) -> int:
+    """The mode of a new file beside a draft; a draft that safetensors made is readable by its owner only."""
+    # Asked of a file: the umask can only be read by setting it, which other threads would notice.
+    probe = _new_draft(draft)
+    with probe.open("xb") as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
+    probe.unlink()
+    return mode
+
+
+def _new_draft(final: Path) -> Path:
+    return final.with_name(_DRAFT.format(f"{_MACHINE}-{os.getpid()}-{secrets.token_hex(8)}"))
 
 
 def _remove(draft: Path) -> None:

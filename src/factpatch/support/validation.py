@@ -1,8 +1,9 @@
-"""Errors in fields that pydantic checks, each in one sentence."""
+"""What others wrote, as JSON and as fields that pydantic checks; each error in one sentence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -12,6 +13,26 @@ from factpatch.support.words import quoted, suggestion
 
 C = TypeVar("C", bound=Any)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_DEEPEST = 100
+_LONGEST_PLACE = 200
+
+
+def parsed(text: str | bytes) -> Any:
+    """Return what a text of JSON says; ValueError if it is not JSON, or nested so deeply that nothing could use it."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+    level = [found]
+    for _ in range(_DEEPEST):
+        level = [item for outer in level for item in _items(outer)]
+        if not level:
+            return found
+    raise ValueError(f"lists or objects are nested deeper than {_DEEPEST} levels")
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def explained(error: ValidationError, known: Sequence[str] = (), at: str = "") -> ValueError | TypeError:
@@ -31,6 +52,7 @@ def explained(error: ValidationError, known: Sequence[str] = (), at: str = "") -
     if isinstance(steps[0], int) and steps[0] < len(known):  # an argument without its name
         steps[0] = known[steps[0]]
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+    place = place if len(place) <= _LONGEST_PLACE else f"{place[:_LONGEST_PLACE]}..."
     holder, _, name = place.rpartition(".")
     within = f"{holder}: " if holder else ""
     if kind == "missing":

@@ -1,12 +1,47 @@
-"""Words that messages share: names that were meant, counted things, settings that differ."""
+"""Words that messages share: names that were meant, counted things, settings that differ, text of unknown origin."""
 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_JOINERS = "\u200c\u200d"
+# Signs of Arabic, Syriac and Kaithi that enclose the digits after them: of category Cf, but visible.
+_VISIBLE = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
+
+
+def steerless(text: str) -> str:
+    """The text without characters that steer a terminal, hide text or turn its direction; line ends and tabs stay.
+
+    The joiners U+200C and U+200D stay between characters of scripts that are spelled with them, and within emoji.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_without_steering(text, at) for at in range(len(text)))
+
+
+def printable(text: str) -> str:
+    """The text on one line, as `steerless` leaves it."""
+    return " ".join(steerless(text).split())
+
+
+def _without_steering(text: str, at: int) -> str:
+    """What becomes of one character."""
+    character = text[at]
+    if character.isprintable() or character in "\n\t" or character in _VISIBLE:
+        return character
+    if character in _JOINERS:
+        return character if _joins(text[at - 1 : at]) and _joins(text[at + 1 : at + 2]) else ""
+    return "" if unicodedata.category(character) == "Cf" else " "
+
+
+def _joins(neighbor: str) -> bool:
+    # Latin, Greek, Cyrillic and Armenian, which end at U+0590, do not use joiners.
+    return neighbor >= "\u0590" and unicodedata.category(neighbor)[0] in "LMS"
 
 
 def quoted(value: object, most: int = 200) -> str:
@@ -50,4 +85,4 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
         return None
     first = names[0]
     listed = f"{', '.join(names)}; " if len(names) > 1 else ""
-    return f"{listed}{first} is {there.get(first)!r} there and {here.get(first)!r} here"
+    return f"{listed}{first} is {quoted(there.get(first))} there and {quoted(here.get(first))} here"

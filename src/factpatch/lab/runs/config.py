@@ -13,6 +13,7 @@ from factpatch.evaluation.capability import LIMIT
 from factpatch.evaluation.tasks import task_named
 from factpatch.methods import method_named, with_settings
 from factpatch.recipe import MethodFields, ModelFields, Recipe, Section
+from factpatch.support.words import steerless
 
 
 class ConfigError(ValueError):
@@ -182,6 +183,9 @@ def _check_names(field: str, names: list[str]) -> None:
     unusable = [name for name in names if not name.strip(" .") or set(name) & set('/\\:*?"<>|')]
     if unusable:
         raise ValueError(f"{unusable[0]!r}: is used as the name of a folder; choose another {field}")
+    steering = [name for name in names if set(name) & set("\n\t") or steerless(name) != name]
+    if steering:
+        raise ValueError(f"{steering[0]!r}: holds a control character or a hidden one; choose another {field}")
 
 
 def load_config(path: str | Path) -> RunConfig:
