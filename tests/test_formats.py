@@ -94,8 +94,8 @@ def test_an_old_analysis_is_found_again(old: Path) -> None:
     pytest.importorskip("jinja2", reason="needs the extra `runs`")
     arguments: list[Any] = [
         "analyze", "steps", "--model", old / "tiny", "--facts", old / "facts.json", "--limit", 2, "--text-facts", 0,
-        "--out", old / "analysis", "--layers", "1,2", "--set", "target.steps=3", "--set", "solver.weight=5",
-        "--corpus", old / "corpus.txt", "--corpus-tokens", 150,
+        "--out", old / "analysis", "--layers", "1,2", "--set", "target.steps=3", "--set", "target.enough_steps=0",
+        "--set", "solver.weight=5", "--corpus", old / "corpus.txt", "--corpus-tokens", 150,
     ]  # fmt: skip
     record = json.loads((old / "analysis" / "analysis.json").read_text("utf-8"))
     record["about"]["model"] = str(old / "tiny")

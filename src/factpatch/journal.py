@@ -207,6 +207,22 @@ class Journal(KeptDirectory):
         except (RecipeError, TypeError) as error:
             raise SessionError(f"{self.path / self.record_name}: recipe: {error}") from error
 
+    @property
+    def settled(self) -> Recipe:
+        """The recipe with every setting as the session began with it: a preset may have other numbers since.
+
+        Raises:
+            SessionError: As `recipe`; or a setting cannot be used.
+        """
+        from factpatch.methods import settings_in
+
+        recipe, began = self.recipe, self.record["settings"]
+        try:
+            known = {"settings": settings_in(began, recipe.row), "critical_layers": began["critical_layers"]}
+            return type(recipe)(**{**dict(recipe), **known})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SessionError(f"{self.path / self.record_name}: settings: {error}") from error
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out; SessionError if one is working here, or has since this session was read."""

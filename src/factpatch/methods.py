@@ -115,6 +115,19 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
 
 def settings_of(method: Method) -> dict[str, Any]:
     """The resolved settings of a method as JSON-able data: every strategy with its class and fields."""
-    parts = {part: getattr(method, part) for part in STRATEGIES}
-    settings = {part: {"class": type(strategy).__name__, **asdict(strategy)} for part, strategy in parts.items()}
+    settings = {}
+    for part in STRATEGIES:
+        strategy = getattr(method, part)
+        left_out = {one.name for one in fields(strategy) if one.metadata and getattr(strategy, one.name) == one.default}
+        recorded = {name: value for name, value in asdict(strategy).items() if name not in left_out}
+        settings[part] = {"class": type(strategy).__name__, **recorded}
     return {"method": method.name, "source": method.source, **settings}
+
+
+def settings_in(record: Mapping[str, Any], method: Method) -> dict[str, Any]:
+    """Return all settings by dotted name from what `settings_of` recorded of a method with the same strategies."""
+    return {
+        f"{part}.{one.name}": record[part].get(one.name, one.default)
+        for part in STRATEGIES
+        for one in fields(getattr(method, part))
+    }

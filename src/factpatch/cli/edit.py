@@ -72,7 +72,7 @@ def edit(
         _check_resumed(ctx, {*outputs, "resume"})
         planned = _resumed(resume)
         with checks.argument("--resume"):
-            model, recipe, outputs = planned.source, planned.recipe, _outputs(planned, outputs)
+            model, recipe, outputs = planned.source, planned.settled, _outputs(planned, outputs)
     else:
         _check_given(model, facts, out, session)
     assert model is not None
@@ -82,6 +82,7 @@ def edit(
     if session is not None:
         model = _lasting(model)
         planned = _begun(session, model, recipe)
+        recipe = recipe if planned is None else planned.settled
 
     from factpatch.edit_report import check_facts, edit_and_report
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LATER = {"later": True}
+"""Of a setting that earlier versions did not have. Records leave it out where it has its default, which is what those
+versions did, so that their patches, sessions and analyses compare equal."""
 Kept = dict[str, "Tensor"]
 """What a target keeps for every fact during a search, (n, …) each, by name."""
 
@@ -83,11 +86,11 @@ class Target:
     """Weight of KL(with δ ‖ before) on "{subject} is a", which keeps the subject's essence."""
     stop_loss: float = 0.05
     """A fact is finished when its loss is below this, in nats."""
-    enough_steps: int | None = None
+    enough_steps: int = field(default=0, metadata=LATER)
     """A fact is finished after so many evaluations if every target token is the most probable one in every context; the
-    others may take `steps`, for an answer can be long or in a script that the model hardly writes. None: all take
+    others may take `steps`, for an answer can be long or in a script that the model hardly writes. 0: all take
     `steps`."""
-    apart: bool = False
+    apart: bool = field(default=False, metadata=LATER)
     """Whether a subject that is the first token of a text without BOS gets a value and a key of its own for the bare
     prompt, in the first layer; see `factpatch.values.views`."""
 
@@ -95,14 +98,14 @@ class Target:
         for name in ("steps", "learning_rate", "clamp"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
-        for name in ("weight_decay", "kl_factor", "stop_loss"):
+        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
 
     @property
     def enough(self) -> int:
         """After how many evaluations a predicted fact is finished."""
-        return self.steps if self.enough_steps is None else self.enough_steps
+        return self.enough_steps or self.steps
 
     @property
     def site(self) -> str:
