@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from factpatch.values.views import (
     FIRST_LAYER,
     FIRST_STEP,
     Views,
+    first_token_keys,
     other_first_tokens,
     views_of,
     without_bos,
@@ -93,6 +93,7 @@ class Editor(EditedModel):
         editable_weights(self.lm.model, choice.critical_layers)
         self.preset, self.critical_layers = choice.preset, choice.critical_layers
         self._origin, self._method = choice.origin, choice.method
+        self._given = frozenset(second_moments or ())
         self._contexts = None if contexts is None else check_contexts(contexts)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, recipe.corpus, recipe.corpus_tokens,
@@ -102,6 +103,7 @@ class Editor(EditedModel):
         self._optimize, self._progress = optimize, progress
         self._stored_dtype = self.lm.work_dtype
         self._seconds: dict[str, float] = {}
+        self._first_tokens: dict[tuple[int, ...], Traces] = {}
         self.history: History[Edit] = History(
             self.lm.weights, dtype_named(written_dtype) or self.lm.work_dtype, self._read_out()
         )
@@ -167,7 +169,8 @@ class Editor(EditedModel):
             present = self._read_values(views, step.target_layer)
             residuals[layer] = (step.share * (targets[step.target_layer].values - present)).cpu()
             keys = self._read_keys(views, layer)
-            shifts |= self._regularized(Acts.LAYER, {layer: self._solve(layer, keys, residuals[layer])}, draft.before)
+            solved = self._solve(step, views, keys, residuals[layer])
+            shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
             if self.recipe.remember_keys:
                 traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
             self._write(draft.write, {layer: shifts[layer]})
@@ -182,7 +185,9 @@ class Editor(EditedModel):
     def _apart(self) -> bool:
         """Whether first tokens may be edited apart. Exact mode stays with the published keys."""
         fits = self.precision.name != "exact" and FIRST_LAYER not in self.written_layers
-        return fits and self._method.target.apart and without_bos(self.lm)
+        known = FIRST_LAYER in self._given or not self._given  # else its second moment is not to be had
+        there = not self.lm.weight(FIRST_LAYER).is_meta
+        return fits and known and there and self._method.target.apart and without_bos(self.lm)
 
     @staged("contexts")
     def _plan(self, facts: Sequence[Fact]) -> Plan:
@@ -192,7 +197,10 @@ class Editor(EditedModel):
         return steps if first is None else [(FIRST_STEP, first), *steps]
 
     def target_values(self, facts: Sequence[Fact], layer: int) -> TargetValues:
-        """Optimize the value of each fact at a layer, on the present weights, which stay unchanged."""
+        """Optimize the value of each fact at a layer, on the present weights, which stay unchanged.
+
+        In all contexts, as published: `edit` takes the bare prompts of first tokens apart.
+        """
         return self._optimized(facts, layer, self.method.target, self.contexts)
 
     @staged("values")
@@ -213,19 +221,25 @@ class Editor(EditedModel):
     def _read_keys(self, views: Views, layer: int) -> Tensor:
         return views.keys(self.lm, layer).cpu()
 
-    @cached_property
-    def _other_first_tokens(self) -> Traces:
-        """What the first layer preserves before any batch."""
-        keys = other_first_tokens(self.lm).cpu()
-        return self.prepared.memory(FIRST_LAYER).trace(keys, keys.new_zeros(len(keys), self.lm.d_value))
+    def _preserved(self, step: Step, views: Views) -> list[Traces]:
+        """What a layer preserves before any batch: the first one, what other first tokens do."""
+        if step is not FIRST_STEP:
+            return []
+        tokens = other_first_tokens(self.lm, views)
+        if tokens not in self._first_tokens:
+            keys = first_token_keys(self.lm, tokens).cpu()
+            nothing = keys.new_zeros(len(keys), self.lm.d_value)
+            self._first_tokens[tokens] = self.prepared.memory(FIRST_LAYER).trace(keys, nothing)
+        return [self._first_tokens[tokens]]
 
     @staged("solve")
-    def _solve(self, layer: int, keys: Tensor, residual: Tensor) -> Shift:
+    def _solve(self, step: Step, views: Views, keys: Tensor, residual: Tensor) -> Shift:
+        layer = step.layer
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
-        preserved = [] if layer in self.written_layers else [self._other_first_tokens]
-        memory.follow(preserved + [edit.traces[layer] for edit in self.edits if layer in edit.traces])
+        earlier = [edit.traces[layer] for edit in self.edits if layer in edit.traces]
+        memory.follow([*self._preserved(step, views), *earlier])
         shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")

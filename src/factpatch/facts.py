@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -15,7 +16,6 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, TypeAd
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from factpatch.support.joint import joint
 from factpatch.support.slots import NAMED_SLOT, SLOT, around_slot, prompt_around, with_slot
 from factpatch.support.validation import explaining
 from factpatch.support.words import counted, quoted
@@ -167,11 +167,6 @@ class Fact:
         return self.target_true if known else None
 
     @property
-    def sentence(self) -> str:
-        """The text with its answer."""
-        return self.text + joint(self.text, self.space) + self.target_new
-
-    @property
     def subject_end(self) -> int:
         """The index in `text` of the last character of the subject."""
         return self.subject_start + len(self.subject) - 1
@@ -179,7 +174,8 @@ class Fact:
     @property
     def key(self) -> tuple[str, str]:
         """The question this fact answers: its prompt and subject. Facts with equal keys cannot both hold."""
-        return (self.prompt, self.subject)
+        prompt, subject = (unicodedata.normalize("NFC", text) for text in (self.prompt, self.subject))
+        return (prompt, subject)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fact as a JSON-able record that `from_dict` reads back, without its empty fields."""
@@ -208,8 +204,9 @@ def _fields(record: object) -> Mapping[str, Any]:
 
 
 def same_object(one: str, other: str) -> bool:
-    """Whether two objects are the same, except for case and white space: then there is nothing to compare."""
-    return " ".join(one.split()).casefold() == " ".join(other.split()).casefold()
+    """Whether two objects differ in no more than case, white space and Unicode's forms: nothing to compare."""
+    spelled, respelled = (unicodedata.normalize("NFC", " ".join(text.split()).casefold()) for text in (one, other))
+    return spelled == respelled
 
 
 Repeats = Literal["first", "last", "error"]
@@ -274,7 +271,8 @@ def without_repeats(
     listed = said[0] if len(said) == 1 else "\n  ".join([f"{counts}:", *said])
     raise RepeatedQuestionsError(
         f"{listed}{' ' if len(said) == 1 else chr(10)}A batch can hold one answer to a question. Drop the others with "
-        "--repeats first or --repeats last (in Python: without_repeats), or edit them in successive batches."
+        "--repeats first or --repeats last (in Python: without_repeats; in a run's configuration: distinct: true), or "
+        "edit them in successive batches."
     )
 
 

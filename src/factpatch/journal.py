@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
-    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -97,7 +96,7 @@ class _Batch(_Event):
     patch: Annotated[str, _within("patches", "safetensors")]
     sha256: str
     facts: PositiveInt
-    exact: list[bool] = Field(validation_alias=AliasChoices("exact", "learned"))  # as older versions called it
+    exact: list[bool] = []  # before format 3, "learned" was recorded in its place, which meant other things
     seconds: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     traces: Annotated[str, _within("traces", "safetensors")] | None = None
     traces_sha256: str | None = None

@@ -21,6 +21,7 @@ from factpatch.strategies.memory import Traces
 from factpatch.strategies.regularizer import Acts
 from factpatch.support.files import atomic_directory, atomic_write, file_digest, plain, write_json
 from factpatch.support.words import difference
+from factpatch.values.views import FIRST_LAYER
 
 
 class Session(Journal):
@@ -101,7 +102,9 @@ class Session(Journal):
         """
         if editor.edits:
             raise SessionError("editor: it has edited the model already; attach an editor with an unedited model.")
-        mine, its = self.record["weights"], _hashes(editor)
+        mine = self.record["weights"]
+        # Earlier versions recorded the critical layers alone.
+        its = {layer: digest for layer, digest in _hashes(editor).items() if layer in mine or layer != str(FIRST_LAYER)}
         if mine != its:
             layers = sorted(mine.keys() ^ its.keys()) or [layer for layer in mine if its[layer] != mine[layer]]
             raise SessionError(
@@ -111,7 +114,10 @@ class Session(Journal):
             )
         differing = difference(self.record["settings"], _settings(editor))
         if differing is not None:
-            raise SessionError(f"{self.path}: the session was begun with other settings: {differing}.")
+            raise SessionError(
+                f"{self.path}: the session was begun with other settings: {differing}. Session.settled is the recipe "
+                "with those that it began with."
+            )
         if self.finished:  # as one patch, so that all is written or nothing
             editor.replay(Patch.join(list(self.patches())), self._traces())
 
@@ -204,7 +210,8 @@ def load_patch(path: str | Path) -> Patch:
 
 
 def _hashes(editor: Editor) -> dict[str, str]:
-    return {str(layer): content_hash(editor.lm.weight(layer)) for layer in editor.critical_layers}
+    layers = sorted({*editor.critical_layers, *editor.edited_layers})
+    return {str(layer): content_hash(editor.lm.weight(layer)) for layer in layers}
 
 
 def _settings(editor: Editor) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 from tests.models import BOS, END, FAMILIES, tiny
 from transformers import GenerationConfig
 
-from factpatch.evaluation.generation import Generation, first_sentence, generate_texts, greedy_answers
+from factpatch.evaluation.generation import Generation, first_sentence, generate_texts, greedy_answers, sentence_count
 from factpatch.model import tree
 
 PROMPTS = [
@@ -217,3 +217,25 @@ def test_unusable_settings_of_texts_are_refused():
     for name, value in (("top_k", 0), ("max_new_tokens", 0), ("seed", -1)):
         with pytest.raises(ValueError, match=f"{name}={value}"):
             generate_texts(lm, [["The"]], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences", "expected"),
+    [
+        ("北京。东京是日本的首都。", 1, "北京。"),
+        ("वह है। और", 1, "वह है।"),
+        ("ما هي؟ نعم", 1, "ما هي؟"),
+        ("他说“好。”然后", 1, "他说“好。”"),
+        ("One. Two. Three.", 2, "One. Two."),
+        ("One.", 3, "One."),
+    ],
+)
+def test_sentences_end_in_other_scripts_too(text, sentences, expected):
+    assert first_sentence(text, sentences) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("Rome", 1), ("One. Two.", 2), ("北京。东京。", 2), ("a\nb", 2), ("J. R. Smith", 1)]
+)
+def test_sentences_are_counted(text, count):
+    assert sentence_count(text) == count

@@ -195,3 +195,30 @@ def test_facts_with_the_same_id_are_refused():
     facts = [Fact("{} is", "A", "b", id="7"), Fact("{} is", "B", "b"), Fact("{} is", "C", "d", id="7")]
     with pytest.raises(ValueError, match=r"facts\[0\] and facts\[2\] both have the id '7'"):
         fact_metrics(facts, [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "contained"),
+    [
+        ("वह काला है", "काला", True),
+        ("वह कील है", "काला", False),
+        ("🇯🇵.", "🇯🇵", True),
+        ("🇫🇷🇯🇵", "🇯🇵", True),
+        ("🇫🇷", "🇯🇵", False),
+        ("written in C++", "C#", False),
+        ("written in C#", "C#", True),
+        ("in C", "C++", False),
+        ("-5 degrees", "5", False),
+        ("is -5.", "-5", True),
+        ("café", "café", True),
+        ("AT&T Inc.", "AT&T", True),
+        ("costs $5", "5", True),
+    ],
+)
+def test_vowel_signs_symbols_and_signs_count(answer, target, contained):
+    assert metrics.contained_match(answer, target) is contained
+
+
+def test_a_prompt_without_spaces_that_an_answer_repeats_is_left_out():
+    assert metrics.without_prompt("法国的首都是东京", "法国的首都是") == "东京"
+    assert metrics.without_prompt("The cat sat", "The ca") == "The cat sat"

@@ -15,7 +15,7 @@ from factpatch import Editor, Fact, Patch
 from factpatch.strategies.target import HiddenState
 from factpatch.values.descent import Loss
 from factpatch.values.reading import SubjectRows, read_last
-from factpatch.values.views import FIRST_LAYER, other_first_tokens, views_of
+from factpatch.values.views import FIRST_LAYER, first_token_keys, other_first_tokens, views_of
 
 LAYERS = (1, 3)
 INSIDE = Fact("The mother tongue of {} is", "Danielle Darrieux", "English")
@@ -62,9 +62,13 @@ def test_a_first_token_is_written_to_the_first_layer_and_elsewhere_after_the_pre
     main, first = views_of(made.lm, [ALONE, INSIDE], CONTEXTS, HiddenState(), apart=True)
     assert first is not None
     torch.testing.assert_close(first.keys(made.lm, FIRST_LAYER)[0], keys_of(made, ALONE.text, 3, FIRST_LAYER))
-    prefixed = CONTEXTS[1].replace("{}", ALONE.text)
-    end = prefixed.index(ALONE.text) + len(ALONE.subject)
-    torch.testing.assert_close(main.keys(made.lm, 1)[0], keys_of(made, prefixed, end, 1))
+    more = (*CONTEXTS, "A city. {}", "The man. {}")
+    several, _ = views_of(made.lm, [ALONE], more, HiddenState(), apart=True)
+    keys = []
+    for context in more[1:]:
+        end = context.index("{}") + len(ALONE.subject)
+        keys.append(keys_of(made, context.replace("{}", ALONE.text), end, 1))
+    torch.testing.assert_close(several.keys(made.lm, 1)[0], torch.stack(keys).mean(dim=0))
     whole, _ = views_of(made.lm, [INSIDE, BEGINS], CONTEXTS, HiddenState(), apart=False)
     main, _ = views_of(made.lm, [INSIDE, ALONE, BEGINS], CONTEXTS, HiddenState(), apart=True)
     torch.testing.assert_close(main.keys(made.lm, 1)[[0, 2]], whole.keys(made.lm, 1))
@@ -85,14 +89,29 @@ def test_the_first_layer_is_written_only_for_first_tokens_and_undone_to_the_bit(
 
 def test_other_first_tokens_move_less_than_without_care_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def moved(made: Editor) -> float:
-        keys = other_first_tokens(made.lm)
+        keys = first_token_keys(made.lm, range(0, 200, 3))
         made.edit([ALONE])
         change = made.edits[-1].patch.batches[0].shifts[FIRST_LAYER].matrix()
         return float((keys.cpu() @ change.T.to(keys.dtype)).norm())
 
     careful = moved(editor())
-    monkeypatch.setattr("factpatch.editor.other_first_tokens", lambda lm: other_first_tokens(lm)[:1] * 0)
+    monkeypatch.setattr("factpatch.editor.first_token_keys", lambda *given: 0 * first_token_keys(*given))
     assert careful < 0.5 * moved(editor())
+
+
+def test_a_first_token_that_is_edited_is_not_among_those_that_keep_their_values() -> None:
+    lm = tiny("gpt2")
+    _, first = views_of(lm, [ALONE], CONTEXTS, HiddenState(), apart=True)
+    assert first is not None
+    (own,) = lm.tokenizer(ALONE.subject)["input_ids"]
+    others = other_first_tokens(lm, first)
+    assert own not in others
+    assert len(others) > 100
+    assert not {*others} & {*lm.tokenizer.all_special_ids}
+
+
+def test_given_second_moments_without_the_first_layer_leave_first_tokens_as_published() -> None:
+    assert editor(second_moments=second_moments(layers=LAYERS)).edited_layers == [1, 3]
 
 
 def test_exact_mode_and_a_first_layer_that_is_critical_keep_the_published_keys() -> None:

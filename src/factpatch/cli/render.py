@@ -137,7 +137,7 @@ def _probability(value: float) -> str:
 
 def _answer(fact: Fact, now: Reading, said: bool) -> Text:
     answer, target = printable(now.answer or ""), printable(fact.target_new)
-    if answer.startswith(target):
+    if said and answer.startswith(target):
         return Text.assemble((target, "bold green"), answer[len(target) :])
     return Text(answer, style="" if said else "red")
 

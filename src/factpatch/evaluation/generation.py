@@ -28,8 +28,9 @@ TEXT_TOKENS = 100
 # A period after an initial or one of these titles and places ends no sentence: "J. R. Smith", "U.S.", "St. Louis".
 _NO_END = r"(?<!\b[A-Z])(?<!\b(?:St|Mt|Ft|Dr|Mr|Ms|Jr|Sr))(?<!\bMrs)"
 _CLOSING = r"[.!?]+[\"')\]”’]*"
-_END_BEFORE_MORE = re.compile(rf"{_NO_END}{_CLOSING}(?=\s)|\n")
-_END = re.compile(rf"{_NO_END}{_CLOSING}(?=\s|$)|\n")
+_WIDE = "[。！？｡।۔؟]+[\"')\\]”’」』》]*"  # no white space has to follow these
+_END_BEFORE_MORE = re.compile(rf"{_NO_END}{_CLOSING}(?=\s)|{_WIDE}(?=.)|\n")
+_END = re.compile(rf"{_NO_END}{_CLOSING}(?=\s|$)|{_WIDE}|\n")
 
 
 def first_sentence(text: str, sentences: int = 1) -> str:

@@ -93,31 +93,54 @@ def exact_match(answer: str, target: str) -> bool:
 
     Source: the exact match of SQuAD (arXiv:1606.05250), section 6.1.
     """
-    return _words(answer) == _words(target)
+    said, wanted = _both(answer, target)
+    return said == wanted
 
 
 def contained_match(answer: str, target: str) -> bool:
     """Whether the words of a target stand in an answer, whole and in a row, normalized as in `exact_match`."""
-    said, wanted = _words(answer), _words(target)
+    said, wanted = _both(answer, target)
     return any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1))
 
 
 def without_prompt(answer: str, prompt: str) -> str:
     """Return an answer without the prompt that it repeats first: "Rome." of "The capital of Italy is Rome."."""
     said, asked = (" ".join(text.split()) for text in (answer, prompt))
-    repeated = re.match(rf"{re.escape(asked)}(?!\w)", said, re.IGNORECASE)
+    repeated = re.match(rf"{re.escape(asked)}(?![^\W{UNSPACED}])", said, re.IGNORECASE)
     return said[repeated.end() :].lstrip() if repeated else answer
 
 
-# In scripts that put no space between words, every character is a word.
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+_ALONE = re.compile(f"[{UNSPACED}]")  # in scripts that put no space between words, every character is a word
+_SIGNS = "#&@%"  # "C#" is not "C"; symbols such as "+" and emoji are of Unicode's category S
 _ARTICLES = ("a", "an", "the")
 
 
-def _words(text: str) -> list[str]:
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+def _words(text: str, signs: bool = False) -> list[str]:
+    """The words of a text; `signs` says whether its symbols count."""
+    words = [""]
+    normalized = unicodedata.normalize("NFKC", text).casefold()
+    for place, character in enumerate(normalized):
+        kind = unicodedata.category(character)[0]
+        minus = character in "-−" and not words[-1] and normalized[place + 1 : place + 2].isdigit()
+        if _ALONE.match(character) or (signs and _is_sign(character)):
+            words += [character, ""]
+        elif kind in "LN" or (kind == "M" and words[-1]) or minus:  # marks are vowels in many scripts
+            words[-1] += "-" if minus else character
+        elif words[-1]:
+            words.append("")
+    words = [word for word in words if word]
     # "The The" keeps its articles, and "?!" its marks: a target of no words would be in every answer.
     return [word for word in words if word not in _ARTICLES] or words or [text.strip()]
+
+
+def _is_sign(character: str) -> bool:
+    return character in _SIGNS or unicodedata.category(character)[0] == "S"
+
+
+def _both(answer: str, target: str) -> tuple[list[str], list[str]]:
+    """The words of both, with symbols if the target has any."""
+    signs = any(map(_is_sign, unicodedata.normalize("NFKC", target)))
+    return _words(answer, signs), _words(target, signs)
 
 
 def _answered(form: str, match: Callable[[str, str], bool], true: bool) -> Share:

@@ -19,7 +19,7 @@ _REPEATED = 16
 def question(fact: Fact) -> str:
     """Return the fact as a question: its prompt if that is one, else its first paraphrase that is one, else a task."""
     own = (text.strip() for text in (fact.text, *fact.paraphrases))
-    return next((text for text in own if text.endswith("?")), f"Complete the sentence: {fact.text} ...")
+    return next((text for text in own if text.endswith(("?", "？", "؟"))), f"Complete the sentence: {fact.text} ...")
 
 
 def answers(

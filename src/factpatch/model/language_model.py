@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -37,7 +37,8 @@ WRAPPERS = (
     Wrapper(
         "peft",
         "a PEFT adapter, whose weights are beside the model's",
-        "Call model = model.merge_and_unload() first, or model = model.unload() to do without it",
+        "Call model = model.merge_and_unload() first, or model = model.unload() to do without it; a model that was "
+        "given it with add_adapter has model.delete_adapter(NAME), or is merged once PeftModel has loaded the adapter",
     ),
     Wrapper("torch._dynamo", "compiled by torch.compile", "Give {place}._orig_mod, which has the same weights"),
     Wrapper("torch.nn.parallel", "spread over devices", "Give {place}.module, which has the same weights"),
@@ -117,6 +118,18 @@ def loaded_architecture(model: Any) -> Architecture:
     return row
 
 
+def _check_parameters(model: Any, names: Mapping[int, str], layers: Sequence[int]) -> None:
+    """Raise ValueError if a weight is computed anew in each pass, so that what is written to it would be lost."""
+    for layer in layers:
+        module = model.get_submodule(names[layer].removesuffix(".weight"))
+        if not isinstance(module.weight, nn.Parameter):
+            raise ValueError(
+                f"model={type(model).__name__}: {names[layer]} is computed from other weights, by pruning or a "
+                "parametrization. Make it permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
+                "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
+            )
+
+
 def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
     """Return the editable weights of some layers of a transformers model, as (d_value, d_key) views.
 
@@ -134,6 +147,7 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
     weights = {
         layer: oriented(model.get_submodule(names[layer].removesuffix(".weight")), transposed) for layer in layers
     }
+    _check_parameters(model, names, layers)
     for weight in weights.values():
         if weight.is_meta:
             raise ValueError(

@@ -15,7 +15,7 @@ from factpatch.model.memory import in_pieces
 from factpatch.model.packed import packed_attention
 from factpatch.model.tokens import locate
 from factpatch.model.tree import Tree, run_tree, tree_batches
-from factpatch.values.contexts import fill
+from factpatch.values.contexts import BARE, fill
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class SubjectRows:
     rows: list[list[int]]
     """Token ids; the rows of one fact are consecutive, the bare prompt first."""
     contexts: int
+    bare_first: bool = True
+    """Whether the first context is the bare prompt, which counts for half of a key."""
 
     @classmethod
     def of(cls, lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> SubjectRows:
@@ -38,7 +40,7 @@ class SubjectRows:
         rows = [ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, ends, lm.frame)]
         for number, row in enumerate(rows):
             lm.check_length(row, facts[number // len(contexts)].text)
-        return cls(rows, len(contexts))
+        return cls(rows, len(contexts), contexts[0] == BARE)
 
     def bare(self) -> list[list[int]]:
         return self.rows[:: self.contexts]
@@ -75,12 +77,16 @@ def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site
 def read_keys(lm: LanguageModel, subjects: SubjectRows, layer: int) -> Tensor:
     """Keys of a batch: (key of the bare prompt + mean of the prefixed keys) / 2, at the subject's last token.
 
+    Without the bare prompt, the mean of the prefixed keys.
+
     They are inputs of the down-projection of `layer`, (n, d_key), in the work dtype.
     """
     keys = read_last(lm, subjects.rows, layer, "down_projection", "inputs")
     keys = keys.view(-1, subjects.contexts, keys.shape[-1])
     if subjects.contexts == 1:
         return keys[:, 0]
+    if not subjects.bare_first:
+        return keys.mean(dim=1)
     return (keys[:, 0] + keys[:, 1:].mean(dim=1)) / 2
 
 

@@ -113,9 +113,17 @@ def views_of(
     return main, Views((View.of(lm, first, range(len(first)), bare),), output)
 
 
-def other_first_tokens(lm: LanguageModel) -> Tensor:
-    """Return keys in the first layer of tokens that begin a text, (n, d_key): evenly spaced in the vocabulary."""
+def other_first_tokens(lm: LanguageModel, first: Views) -> tuple[int, ...]:
+    """Return tokens that are to keep their values where they begin a text: evenly spaced in the vocabulary.
+
+    Args:
+        first: What is written to the first layer; its own tokens are left out.
+    """
     size = min(len(lm.tokenizer), lm.model.get_input_embeddings().weight.shape[0])
-    special = set(lm.tokenizer.all_special_ids)
-    ids = [token for token in range(0, size, max(1, size // PRESERVED)) if token not in special]
-    return read_last(lm, [[token] for token in ids], FIRST_LAYER, "down_projection", "inputs")
+    left_out = {*lm.tokenizer.all_special_ids, *(ids[0] for view in first.parts for ids in view.subjects.rows)}
+    return tuple(token for token in range(0, size, max(1, size // PRESERVED)) if token not in left_out)
+
+
+def first_token_keys(lm: LanguageModel, tokens: Sequence[int]) -> Tensor:
+    """Return the keys in the first layer of tokens that begin a text, (n, d_key)."""
+    return read_last(lm, [[token] for token in tokens], FIRST_LAYER, "down_projection", "inputs")

@@ -38,6 +38,8 @@ class Prompt:
     start: int = -1
     """The index in `text` of the subject's first character; by default where the subject occurs first."""
     id: str | None = None
+    space: bool | None = None
+    """Whether a space stands before the answer; see `factpatch.Fact`."""
 
     def __post_init__(self) -> None:
         if not self.subject.strip():
@@ -55,7 +57,7 @@ class Prompt:
         """The prompt of a fact. A fact to be edited is asked for its true object, or for what the model says."""
         if isinstance(fact, KnownFact):
             return cls(fact.prompt, fact.subject, fact.attribute, fact.template.index("{}"))
-        return cls(fact.text, fact.subject, fact.target_true, fact.subject_start, fact.id)
+        return cls(fact.text, fact.subject, fact.target_true, fact.subject_start, fact.id, fact.space)
 
 
 def load_prompts(
@@ -120,7 +122,9 @@ def tokenize_prompts(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Token
         prompt = prompts[index]
         lm.check_length(ids, prompt.text)
         answer = (
-            () if prompt.answer is None else target_ids(lm.tokenizer, prompt.answer, frame, frame.joint(prompt.text))
+            ()
+            if prompt.answer is None
+            else target_ids(lm.tokenizer, prompt.answer, frame, frame.joint(prompt.text, prompt.space))
         )
         found.append(TokenizedPrompt(prompt, index, tuple(ids), subject, tuple(answer)))
     return found

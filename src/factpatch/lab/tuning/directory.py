@@ -123,7 +123,7 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
         corpus_tokens=tokens,
         # Whether the numbers rest on the text of the package, and it is good enough for this model.
         shipped_corpus=preset_for(bench.lm).shipped_corpus and bench.corpus.identity == corpus_from(None).identity,
-        common=dict(chosen.target),
+        common={**dict(chosen.target), "target.apart": bench.method.target.apart},
         methods=rows,
     )
 

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from factpatch.lab.tuning.candidates import SHARES, Candidate, grid, windows
 from factpatch.lab.tuning.directory import Tuning, TuningDirectory, preset_from
 from factpatch.lab.tuning.targets import Attempt, attempts, usual_settings
 from factpatch.lab.tuning.trial import Trial, Workbench
-from factpatch.methods import method_named, settings_of
+from factpatch.methods import Method, method_named, settings_of
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import model_hash
 from factpatch.presets.preset import preset_for
@@ -28,6 +28,7 @@ from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, no_corpus
 from factpatch.values.contexts import generate_contexts
 from factpatch.values.shared import SharedTargets
+from factpatch.values.views import without_bos
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def tune(
     facts = probes(facts, exclude)
     if corpus is None and not preset_for(lm).shipped_corpus:
         raise ValueError(no_corpus(lm))
-    corpus, row = corpus_from(corpus), method_named(method)
+    corpus, row = corpus_from(corpus), _fitted(method_named(method), lm)
     with torch.inference_mode(), lm.quiet():
         contexts = generate_contexts(lm, seed)
     facts = _usable(lm, facts, contexts)
@@ -117,6 +118,10 @@ def tune(
         found.seconds = time.monotonic() - start
         directory.write(found)
     return found
+
+
+def _fitted(row: Method, lm: LanguageModel) -> Method:
+    return replace(row, target=replace(row.target, apart=without_bos(lm)))
 
 
 @dataclass
