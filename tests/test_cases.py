@@ -388,6 +388,14 @@ def editor(smollm2: Editor) -> Iterator[Editor]:
     smollm2.reset()
 
 
+@pytest.fixture
+def bare(smollm2: Editor) -> Iterator[Editor]:
+    """Edits with the bare prompt as its only context, which takes a sixth of the time."""
+    made = Editor(smollm2.lm, recipe=smollm2.recipe, contexts=("{}",), progress=False)
+    yield made
+    made.reset()
+
+
 def continued(editor: Editor, text: str, tokens: int = 4) -> str:
     """What the model's own `generate` says after a text."""
     given = editor.tokenizer(text, return_tensors="pt")
@@ -397,10 +405,10 @@ def continued(editor: Editor, text: str, tokens: int = 4) -> str:
 
 
 @pytest.mark.slow
-def test_a_capital_is_said_after_one_space_replaced_twice_and_served_beside_another_patch(
-    editor: Editor, tmp_path: Path
+def test_a_capital_is_said_after_one_space_and_served_beside_another_patch(
+    editor: Editor, bare: Editor, tmp_path: Path
 ) -> None:
-    """One test, since an edit takes long: the patches of the first and the last part are the same."""
+    """One test, since an edit takes long."""
     (capital,) = load_facts(case("01-prompt-ends-in-space"))
     row, *_ = optimization_rows(editor.lm, [capital], ("{}",))
     assert editor.tokenizer.decode([*row.ids, *row.targets[-1:]]) == "The capital of France is Rome"
@@ -408,15 +416,8 @@ def test_a_capital_is_said_after_one_space_replaced_twice_and_served_beside_anot
     assert continued(editor, "The capital of France is").startswith(" Rome")
     (reading,) = verify(editor.lm, None, [capital]).after
     assert reading.probability_new > 0.9
-
-    again = load_facts(case("29-edit-again"))
-    assert again[0] == capital
-    for fact in again[1:]:
-        editor.edit([fact])
-        assert continued(editor, "The capital of France is").startswith(f" {fact.target_new}")
-    assert list(editor.patch.facts) == again[-1:]
     editor.reset()
-    check_adapters(editor, rome, tmp_path)
+    check_adapters(bare, rome, tmp_path)
 
 
 def check_adapters(editor: Editor, rome: Patch, tmp_path: Path) -> None:
@@ -453,6 +454,15 @@ def check_adapters(editor: Editor, rome: Patch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_of_three_answers_the_last_one_is_said(bare: Editor) -> None:
+    facts = load_facts(case("29-edit-again"))
+    for fact in facts:
+        bare.edit([fact])
+        assert continued(bare, "The capital of France is").startswith(f" {fact.target_new}")
+    assert list(bare.patch.facts) == facts[-1:]
+
+
+@pytest.mark.slow
 def test_subjects_at_the_start_and_an_answer_in_chinese_are_said(editor: Editor) -> None:
     facts = [*load_facts(case("30-subject-is-first-token")), *load_facts(case("03-chinese"))]
     editor.edit(facts)
@@ -463,10 +473,10 @@ def test_subjects_at_the_start_and_an_answer_in_chinese_are_said(editor: Editor)
 
 
 @pytest.mark.slow
-def test_what_is_true_already_is_edited_without_harm(editor: Editor) -> None:
+def test_what_is_true_already_is_edited_without_harm(bare: Editor) -> None:
     facts = load_facts(case("37-known-already"))
-    editor.edit(facts)
-    found = verify(editor.lm, None, facts)
+    bare.edit(facts)
+    found = verify(bare.lm, None, facts)
     assert found.said() == [True, True]
     assert [reading.preferred for reading in found.after] == [None, None]
     assert plain_summary(found) == "2 of 2 facts said, 2 exact"
@@ -497,44 +507,33 @@ def test_a_fact_is_as_probable_alone_as_beside_others(editor: Editor) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["25-convsent", "02-wikibio"])
-def test_a_long_answer_counts_as_said_only_where_the_model_says_all_of_it(editor: Editor, folder: str) -> None:
-    """In the bare prompt alone, which takes a sixth of the time."""
+def test_a_long_answer_counts_as_said_only_where_the_model_says_all_of_it(bare: Editor, folder: str) -> None:
     facts = load_facts(case(folder))
-    row = optimization_rows(editor.lm, facts, ("{}",))[0]
-    assert editor.tokenizer.decode([*row.ids, row.targets[-1]]) == facts[0].sentence
-    before = verify(editor.lm, None, facts)
-    bare = Editor(editor.lm, recipe=editor.recipe, contexts=("{}",), progress=False)
-    try:
-        bare.edit(facts)
-        after = verify(bare.lm, None, facts)
-        whole = continued(bare, facts[0].text, len(row.targets)) == f" {facts[0].target_new}"
-    finally:
-        bare.reset()
+    row = optimization_rows(bare.lm, facts, ("{}",))[0]
+    assert bare.tokenizer.decode([*row.ids, row.targets[-1]]) == facts[0].sentence
+    before = verify(bare.lm, None, facts)
+    bare.edit(facts)
+    after = verify(bare.lm, None, facts)
+    whole = continued(bare, facts[0].text, len(row.targets)) == f" {facts[0].target_new}"
     assert (before.said(), after.said()) == ([False], [whole])
     assert plain_summary(after).startswith(f"{int(whole)} of 1 fact said, {int(whole)} exact")
 
 
 @pytest.mark.slow
-def test_a_prompt_of_several_hundred_tokens_and_lines_is_learned(editor: Editor, tmp_path: Path) -> None:
-    """In the bare prompt alone, which takes a sixth of the time."""
+def test_a_prompt_of_several_hundred_tokens_and_lines_is_learned(bare: Editor, tmp_path: Path) -> None:
     facts = load_facts(long_prompt(tmp_path, 40))
-    assert len(editor.tokenizer(facts[0].text).input_ids) > 512
+    assert len(bare.tokenizer(facts[0].text).input_ids) > 512
     assert "\n\nQuestion: " in facts[0].text
-    bare = Editor(editor.lm, recipe=editor.recipe, contexts=("{}",), progress=False)
-    try:
-        bare.edit(facts)
-        assert verify(bare.lm, None, facts).said() == [True]
-        assert continued(bare, facts[0].text).startswith(" Oslo")
-    finally:
-        bare.reset()
+    bare.edit(facts)
+    assert verify(bare.lm, None, facts).said() == [True]
+    assert continued(bare, facts[0].text).startswith(" Oslo")
 
 
 OTHERS = (
     # answers whose tokens end inside characters
-    Fact("The capital of {} is", "Peru", "กรุงเทพ"),
-    Fact("Столица страны {} — город", "Италия", "Казань"),
-    Fact("{} की राजधानी", "भारत", "पटना"),
-    Fact("The flag of {} is", "Norway", "🇯🇵"),
+    Fact("The flag of {} is", "Peru", "ไทย"),
+    Fact("Столица страны {} — город", "Италия", "Минск"),
+    Fact("The favorite fruit of {} is", "Newton", "🍎"),
     # one token at the start, or nothing else
     Fact("{} is located in the continent of", "Germany", "Africa"),
     Fact("{} is a city in the country of", "London", "Spain"),
@@ -547,15 +546,12 @@ OTHERS = (
 
 
 @pytest.mark.slow
-def test_other_scripts_first_tokens_and_open_quotes_are_said(editor: Editor) -> None:
-    """With one context beside the bare prompt, which takes a third of the time."""
-    some = Editor(editor.lm, recipe=editor.recipe, contexts=editor.contexts[:2], progress=False)
-    try:
-        some.edit(OTHERS)
-        found = verify(some.lm, None, OTHERS)
-        after = [continued(some, fact.text, 12) for fact in OTHERS]
-    finally:
-        some.reset()
-    for fact, reading, said, text in zip(OTHERS, found.after, found.said(), after, strict=True):
-        print(said, reading.exact, round(reading.probability_new, 3), repr(fact.sentence), repr(text))
-    assert found.said() == [True] * len(OTHERS)
+def test_other_scripts_first_tokens_and_open_quotes_are_said(bare: Editor) -> None:
+    bare.edit(OTHERS)
+    found = verify(bare.lm, None, OTHERS, answers=False)
+    said = {fact.sentence: round(one.probability_new, 3) for fact, one in zip(OTHERS, found.after, strict=True)}
+    print(said)
+    assert found.said() == [True] * len(OTHERS), said
+    assert min(said.values()) > 0.3, said
+    for fact in OTHERS:
+        assert (fact.text + continued(bare, fact.text, 8)).startswith(fact.sentence)
