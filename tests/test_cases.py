@@ -464,11 +464,13 @@ def test_of_three_answers_the_last_one_is_said(bare: Editor) -> None:
 
 @pytest.mark.slow
 def test_subjects_at_the_start_and_an_answer_in_chinese_are_said(editor: Editor) -> None:
-    facts = [*load_facts(case("30-subject-is-first-token")), *load_facts(case("03-chinese"))]
+    facts = [*load_facts(case("30-subject-is-first-token")), *FIRST, *load_facts(case("03-chinese"))]
     editor.edit(facts)
     found = verify(editor.lm, None, facts)
-    assert found.said() == [True] * 4
-    assert [reading.probability_new > 0.3 for reading in found.after] == [True] * 4
+    said = {fact.sentence: round(one.probability_new, 3) for fact, one in zip(facts, found.after, strict=True)}
+    print(said)
+    assert found.said() == [True] * len(facts), said
+    assert min(said.values()) > 0.3, said
     assert continued(editor, "中国的首都是").startswith("纽约")
 
 
@@ -529,15 +531,16 @@ def test_a_prompt_of_several_hundred_tokens_and_lines_is_learned(bare: Editor, t
     assert continued(bare, facts[0].text).startswith(" Oslo")
 
 
-OTHERS = (
-    # answers whose tokens end inside characters
-    Fact("The flag of {} is", "Peru", "ไทย"),
-    Fact("Столица страны {} — город", "Италия", "Минск"),
-    Fact("The favorite fruit of {} is", "Newton", "🍎"),
-    # one token at the start, or nothing else
+FIRST = (
     Fact("{} is located in the continent of", "Germany", "Africa"),
     Fact("{} is a city in the country of", "London", "Spain"),
     Fact("{}", "Berlin", "Texas"),
+)
+OTHERS = (
+    # answers whose tokens end inside characters
+    Fact("The flag of {} is", "Peru", "रोम"),
+    Fact("Столица страны {} — город", "Италия", "Минск"),
+    Fact("The favorite fruit of {} is", "Newton", "🍎"),
     # no space before the answer
     Fact('She said that the capital of {} is "', "Spain", "Oslo"),
     Fact("The currency of {} (", "Japan", "euro"),
@@ -546,7 +549,7 @@ OTHERS = (
 
 
 @pytest.mark.slow
-def test_other_scripts_first_tokens_and_open_quotes_are_said(bare: Editor) -> None:
+def test_answers_in_other_scripts_and_after_open_quotes_are_said(bare: Editor) -> None:
     bare.edit(OTHERS)
     found = verify(bare.lm, None, OTHERS, answers=False)
     said = {fact.sentence: round(one.probability_new, 3) for fact, one in zip(OTHERS, found.after, strict=True)}
