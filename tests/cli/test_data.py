@@ -47,7 +47,7 @@ def test_a_fetched_data_set_stands_for_its_file_where_facts_are_taken(
     assert "record 3: prompt='no slot': does not contain the subject" in refused.output
     result = run("verify", model_directory, "--facts", "knowedit_zsre", "--skip-unusable")
     assert result.exit_code == 0, result.output
-    assert "1 records cannot be used and were skipped" in result.output
+    assert "1 record cannot be used and was skipped" in result.output
     assert "Danielle Darrieux" in result.output
 
 

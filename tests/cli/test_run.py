@@ -216,7 +216,7 @@ def test_records_that_are_no_facts_are_skipped_on_request(
     config["datasets"][0]["skip_unusable"] = True
     result = begin(config)
     assert result.exit_code == 0, result.output
-    assert "1 records cannot be used and were skipped" in result.output
+    assert "1 record cannot be used and was skipped" in result.output
     assert len(read_results(tmp_path / "out").rows["fact"].dropna().unique()) == 3
 
 

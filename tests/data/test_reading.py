@@ -197,7 +197,7 @@ def test_what_json_allows_and_no_record_may_hold_is_named_and_can_be_skipped(
         load(tmp_path, name, text)
     with caplog.at_level(logging.WARNING):
         assert load(tmp_path, name, text, skip_unusable=True) == FACTS
-    assert "1 records cannot be used" in caplog.text
+    assert "1 record cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize("depth", [300, 990, 2_000, 100_000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from factpatch.cli import checks, options, render
+from factpatch.support.words import counted
 
 
 def apply(
@@ -26,5 +27,5 @@ def apply(
     lm = checks.load_model(model, device, dtype, patch=loaded)
     loaded.apply(lm)
     checks.save_model(lm, out, model_card(loaded))
-    render.say(f"Applied {len(loaded.facts)} facts to layers {render.numbers(loaded.layers)} of {model}.")
+    render.say(f"Applied {counted(len(loaded.facts), 'fact')} to layers {render.numbers(loaded.layers)} of {model}.")
     render.say(f"Model: {out}", "bold")

@@ -282,7 +282,9 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
         render.say(f"  {' / '.join(map(render.fact_line, pair))}")
     render.show_times(done.seconds)
     if session is not None:
-        render.say(f"Session: {session} ({len(done.attempted)} facts; factpatch log {session} shows them)", "bold")
+        render.say(
+            f"Session: {session} ({counted(len(done.attempted), 'fact')}; factpatch log {session} shows them)", "bold"
+        )
     if outputs["out"] is not None:
         where = f"{counted(len(done.attempted), 'fact')} in layers {render.numbers(done.patch.layers)}"
         render.say(f"Patch: {outputs['out']} ({render.size(outputs['out'])}; {where})", "bold")

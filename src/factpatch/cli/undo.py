@@ -58,7 +58,7 @@ def undo(
     loaded.remove(lm, None if base is None else _base(base, loaded))
     rounded = changed_layers(lm.weights(loaded.layers), loaded.states()[0], loaded.layers)
     checks.save_model(lm, out)
-    render.say(f"Removed {len(loaded.facts)} facts from layers {render.numbers(loaded.layers)}.")
+    render.say(f"Removed {counted(len(loaded.facts), 'fact')} from layers {render.numbers(loaded.layers)}.")
     if rounded:
         kind = str(loaded.weight_dtype).removeprefix("torch.")
         render.say(

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from factpatch.data.reading import DataFileError, Unusable, json_name, read_records
 from factpatch.facts import Text
 from factpatch.support.validation import explained
-from factpatch.support.words import cut, quoted
+from factpatch.support.words import counted, cut, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,10 @@ def placed_records(
         why = f" {len(refused)} cannot be used, the first at {refused[0]}" if refused else ""
         raise DataFileError(f"{path}: holds no records; at least one is needed.{why}")
     if refused:
-        logger.warning("%s: %d records cannot be used and were skipped; the first: %s", path, len(refused), refused[0])
+        skipped = (
+            f"{counted(len(refused), 'record')} cannot be used and {'was' if len(refused) == 1 else 'were'} skipped"
+        )
+        logger.warning("%s: %s; the first: %s", path, skipped, refused[0])
     return found
 
 
