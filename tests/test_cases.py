@@ -24,6 +24,7 @@ from factpatch import Editor, Fact, Patch, Recipe, verify
 from factpatch.data import DataFileError, load_facts
 from factpatch.evaluation.verify import plain_summary
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
+from factpatch.support.joint import joint
 from factpatch.values.rows import optimization_rows
 
 Make = Callable[[str], Path]
@@ -74,6 +75,11 @@ def verified(arguments: list[object], folder: Path) -> list[object]:
     return [*(one for one in arguments if one != "--no-verify"), "--perplexity-text", text]
 
 
+def sentence(fact: Fact) -> str:
+    """A prompt with its answer."""
+    return fact.text + joint(fact.text, fact.space) + fact.target_new
+
+
 # Files of facts ------------------------------------------------------------------------------------------------------
 
 
@@ -87,7 +93,7 @@ def test_white_space_before_an_answer_is_dropped_from_prompt_and_target() -> Non
 def test_wikibio_is_one_fact_whose_answer_stands_after_one_space() -> None:
     (fact,) = load_facts(case("02-wikibio"))
     assert (fact.subject, fact.text) == ("ina varn", "This is a Wikipedia passage about ina varn.")
-    assert "ina varn. Ina Varn (born April 19, 1947) is a chess player" in fact.sentence
+    assert "ina varn. Ina Varn (born April 19, 1947) is a chess player" in sentence(fact)
     assert fact.target_new.endswith("She won the national title twice.")
 
 
@@ -467,7 +473,7 @@ def test_subjects_at_the_start_and_an_answer_in_chinese_are_said(editor: Editor)
     facts = [*load_facts(case("30-subject-is-first-token")), *FIRST, *load_facts(case("03-chinese"))]
     editor.edit(facts)
     found = verify(editor.lm, None, facts)
-    said = {fact.sentence: round(one.probability_new, 3) for fact, one in zip(facts, found.after, strict=True)}
+    said = {sentence(fact): round(one.probability_new, 3) for fact, one in zip(facts, found.after, strict=True)}
     print(said)
     assert found.said() == [True] * len(facts), said
     assert min(said.values()) > 0.3, said
@@ -488,7 +494,7 @@ def test_what_is_true_already_is_edited_without_harm(bare: Editor) -> None:
 def test_pmet_learns(smollm2: Editor) -> None:
     facts = load_facts(case("23-pmet-bos"))
     row = optimization_rows(smollm2.lm, facts, ("{}",))[0]
-    assert smollm2.tokenizer.decode([*row.ids, row.targets[-1]]) == facts[0].sentence
+    assert smollm2.tokenizer.decode([*row.ids, row.targets[-1]]) == sentence(facts[0])
     pmet = Editor(smollm2.lm, recipe=Recipe(method="pmet-blue"), contexts=smollm2.contexts, progress=False)
     try:
         pmet.edit(facts)
@@ -511,7 +517,7 @@ def test_a_fact_is_as_probable_alone_as_beside_others(editor: Editor) -> None:
 def test_a_long_answer_counts_as_said_only_where_the_model_says_all_of_it(bare: Editor) -> None:
     facts = [*load_facts(case("25-convsent")), *load_facts(case("02-wikibio"))]
     for row, fact in zip(optimization_rows(bare.lm, facts, ("{}",))[::2], facts, strict=True):
-        assert bare.tokenizer.decode([*row.ids, row.targets[-1]]) == fact.sentence
+        assert bare.tokenizer.decode([*row.ids, row.targets[-1]]) == sentence(fact)
     bare.edit(facts[:1])  # the other one takes as long again
     found = verify(bare.lm, None, facts)
     whole = [continued(bare, fact.text, 40).startswith(f" {fact.target_new}") for fact in facts]
@@ -551,9 +557,9 @@ OTHERS = (
 def test_answers_in_other_scripts_and_after_open_quotes_are_said(bare: Editor) -> None:
     bare.edit(OTHERS)
     found = verify(bare.lm, None, OTHERS, answers=False)
-    said = {fact.sentence: round(one.probability_new, 3) for fact, one in zip(OTHERS, found.after, strict=True)}
+    said = {sentence(fact): round(one.probability_new, 3) for fact, one in zip(OTHERS, found.after, strict=True)}
     print(said)
     assert found.said() == [True] * len(OTHERS), said
     assert min(said.values()) > 0.3, said
     for fact in OTHERS:
-        assert (fact.text + continued(bare, fact.text, 8)).startswith(fact.sentence)
+        assert (fact.text + continued(bare, fact.text, 8)).startswith(sentence(fact))
