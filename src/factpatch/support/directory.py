@@ -199,8 +199,11 @@ class KeptDirectory:
             record = dict(parsed(file.read_text("utf-8")))
             newer = record["format"] > self.format
         except (FileNotFoundError, NotADirectoryError):
+            # It appears complete or not at all.
+            never = " It does not exist: if its command was stopped early, nothing was recorded; repeat that command."
             raise self.error(
                 f"{self.path}: is not the directory of {self.holds}: it has no {self.record_name}."
+                f"{'' if self.path.exists() else never}"
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.error(
