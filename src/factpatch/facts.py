@@ -190,11 +190,11 @@ class Fact:
             TypeError: `record` is not a mapping, or a field has the wrong type.
             ValueError: A field is missing, unknown, or not acceptable to `Fact`.
         """
-        optional = {field.name for field in fields(cls) if field.default is not MISSING}
-        return cls(**{name: it for name, it in _fields(record).items() if it is not None or name not in optional})
+        return cls(**{name: it for name, it in _fields(record).items() if it is not None or name not in _OPTIONAL})
 
 
 _FACT = TypeAdapter(Fact)
+_OPTIONAL = frozenset(field.name for field in fields(Fact) if field.default is not MISSING)
 
 
 def _fields(record: object) -> Mapping[str, Any]:
