@@ -88,12 +88,13 @@ class Bench:
         if found is None:
             return
 
-        def again() -> list[Fact]:
-            save_facts(found, self.folder / "saved.json")
-            identity(found), near_duplicates(found)
-            return load_facts(self.folder / "saved.json")
-
-        one(tally, "saved and read again", what, again, (), (), lambda read: None if read == found else "other facts")
+        saved = self.folder / "saved.json"
+        one(tally, "saved", what, lambda: save_facts(found, saved), ())
+        one(tally, "compared", what, lambda: (identity(found), near_duplicates(found)), ())
+        one(
+            tally, "read again", what, lambda: load_facts(saved), (), (),
+            lambda read: None if read == found else "other facts",
+        )  # fmt: skip
         one(tally, "texts", what, lambda: [fact.text[fact.subject_end] for fact in found], ())
 
 
