@@ -307,6 +307,10 @@ def near_duplicates(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
     Returns:
         Pairs in the order of the facts, each pair once.
     """
+    often = Counter(fact.subject.casefold() for fact in facts)
+    facts = [
+        fact for fact in facts if often[fact.subject.casefold()] > 1
+    ]  # the others have nothing to be compared with
     subjects = [fact.subject.casefold() for fact in facts]
     words = [frozenset(re.findall(r"\w+", fact.prompt.casefold())) for fact in facts]
     count = Counter((subject, word) for subject, some in zip(subjects, words, strict=True) for word in some)
