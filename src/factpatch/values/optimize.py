@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -35,6 +35,11 @@ class TargetValues:
     """(n,): updates made; the paper's Table 1 counts these."""
     loss: Tensor
     """(n,): the loss at the last evaluation, in nats."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[TargetValues], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> TargetValues:
+        """Join the outcomes of several optimizations, field by field; `join` decides the order of the rows."""
+        return cls(**{one.name: join([getattr(part, one.name) for part in parts]) for one in fields(cls)})
 
 
 class Optimize(Protocol):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,4 @@ class InBatches:
 
     def __call__(self, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any) -> TargetValues:
         batches = [facts[start : start + self.size] for start in range(0, len(facts), self.size)]
-        found = [self.optimize(lm, batch, *about, **options) for batch in batches]
-        return TargetValues(
-            **{field.name: torch.cat([getattr(part, field.name) for part in found]) for field in fields(TargetValues)}
-        )
+        return TargetValues.joined([self.optimize(lm, batch, *about, **options) for batch in batches])

@@ -17,7 +17,7 @@ each with a value and a key of its own contexts; in the first layer, the values 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -73,8 +73,7 @@ class Views:
 
     def joined(self, parts: Sequence[TargetValues]) -> TargetValues:
         """Join what was found for each view."""
-        names = [field.name for field in fields(TargetValues)]
-        return TargetValues(**{name: self._joined([getattr(part, name) for part in parts]) for name in names})
+        return TargetValues.joined(parts, self._joined)
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         if len(parts) == 1:
