@@ -213,12 +213,13 @@ def test_a_broken_or_other_model_is_refused_with_what_it_is(
     assert "register" not in output
 
 
-def test_gguf_is_refused_as_quantized(run: Run, tmp_path: Path) -> None:
+def test_a_gguf_file_without_a_model_is_refused(run: Run, tmp_path: Path) -> None:
+    """Whole ones are edited since; the file of this case is only a head."""
     path = tmp_path / "model-Q4_K_M.gguf"
     path.write_bytes(b"GGUF" + bytes(64))
     arguments = editing(path, case("06-whole-prompt", "slot.json"), tmp_path / "p.safetensors")
-    said = run.refused("is quantized (GGUF)", *arguments, code=1)
-    assert "Edit the model that it was made from" in said
+    run.refused(f"{path} cannot be read: ", *arguments, code=1)
+    assert not (tmp_path / "p.safetensors").exists()
 
 
 def test_added_tokens_with_embeddings_are_edited(run: Run, made: Make, tmp_path: Path) -> None:

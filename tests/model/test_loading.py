@@ -272,7 +272,9 @@ def test_a_directory_that_is_something_else_is_refused_with_what_to_do(whole: Pa
 
     assert "is empty" in refused(folder("empty"))
     assert "holds no config.json" in refused(folder("other", readme__md="hello"))
-    assert "is quantized (GGUF)" in refused(folder("gguf", model__gguf="GGUF"))
+    assert "model.gguf cannot be read: it is cut off" in refused(folder("gguf", model__gguf="GGUF"))
+    beside = refused(folder("beside", config__json='{"model_type": "llama"}', model__gguf="GGUF"))
+    assert f"its weights are in GGUF. Give the file itself: {tmp_path / 'beside' / 'model.gguf'}" in beside
     assert "DeepSpeed" in refused(folder("zero", zero_to_fp32__py=""))
     adapter = folder("adapter", adapter_config__json='{"base_model_name_or_path": "someone/base-1b"}')
     assert "holds an adapter (a LoRA, or another kind of PEFT) made for 'someone/base-1b'" in refused(adapter)
@@ -287,10 +289,6 @@ def test_a_model_beside_an_adapter_is_not_taken_for_the_adapters_model(model: Pa
 
 
 def test_a_file_is_refused_with_what_to_give_instead(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "q4.gguf").write_bytes(b"GGUF" + b"\0" * 64)
-    (tmp_path / "no-ending").write_bytes(b"GGUF" + b"\0" * 64)
-    for name in ("q4.gguf", "no-ending"):
-        assert "is quantized (GGUF)" in refused(tmp_path / name)
     assert f"is a file; give the directory that holds it: {model}." in refused(model / WEIGHTS)
     (tmp_path / "facts.txt").write_text("hello")
     assert "is a file; give the directory of a model" in refused(tmp_path / "facts.txt")

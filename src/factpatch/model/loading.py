@@ -1,4 +1,4 @@
-"""From what a user names to a language model: an embedded model, a directory, an id of the Hub, or a loaded model."""
+"""From what a user names to a language model: files that `model_source` finds, an id of the Hub, or a loaded model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 
 from factpatch.model.architectures import architecture_of
 from factpatch.model.checkpoint import CONFIG, check_complete, check_directory
-from factpatch.model.embedded import EMBEDDED, embedded_directory
+from factpatch.model.embedded import EMBEDDED
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import out_of_memory
+from factpatch.model.source import model_source
 from factpatch.model.tokens import tokenize
 from factpatch.model.weights import check_finite
 from factpatch.support.words import counted, suggestion
@@ -77,7 +78,8 @@ def load_language_model(
     """Load what the user named, or wrap what the user loaded.
 
     Args:
-        model: An embedded model's name, a directory, an id of the Hugging Face Hub, or a loaded transformers model.
+        model: An embedded model's name, a directory, a GGUF file, the name of a model of Ollama's, an id of the Hugging
+            Face Hub, or a loaded transformers model.
         tokenizer: The tokenizer of a loaded model; else it is loaded with the model.
         device: Where to put the model, as PyTorch writes it; 'auto' spreads it over the devices there are.
         dtype: float32, bfloat16, float16 or float64 (exact mode); the checkpoint's own by default.
@@ -126,8 +128,9 @@ def _check_range(lm: LanguageModel) -> None:
 
 
 def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) -> tuple[Any, Any]:
-    source = str(embedded_directory(name)) if name in EMBEDDED else name
     try:
+        found_at = model_source(name, dtype)
+        source = found_at.location
         local = os.path.exists(source)
         files = check_directory(Path(source), tokenizer is None) if local else []
         # Code of the model's own is never run, nor is the user asked whether to.
@@ -159,8 +162,8 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) ->
             "%s: %s of the checkpoint not used, such as %s; is this its %s?",
             name, counted(len(unused), "weight"), unused[0], CONFIG,
         )  # fmt: skip
-    if name in EMBEDDED:
-        loaded.config._name_or_path = name  # a patch would otherwise name a folder of this machine
+    if found_at.shown is not None:
+        loaded.config._name_or_path = found_at.shown  # a patch would otherwise name a folder of this machine
     return loaded, tokenizer
 
 

@@ -1,0 +1,290 @@
+"""From a GGUF file to a directory that transformers loads: config, tokenizer, chat template, dequantized weights."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
+
+from factpatch.model.architectures import architecture_of
+from factpatch.model.gguf import GGUFFile, open_gguf
+from factpatch.support.words import counted
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+_SHARD = "model-{:05d}-of-{:05d}.safetensors"
+_SHARD_BYTES = 2 << 30
+"""How many bytes of weights are held in memory at once, and go into a file."""
+_TOKENS = "tokenizer.ggml.tokens"
+_ROPE = "rope_freqs.weight"
+# Llama 3.1 and later: which wavelengths are stretched, and by how much; all that published models have.
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Kinds of vocabulary that llama.cpp begins every text of with a BOS, where the file does not say.
+_BEGIN_WITH_BOS = ("llama", "llama-bpe", "llama3", "llama-v3", "tekken")
+
+
+def convert(path: Path, destination: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model of a GGUF file, dequantized, and its tokenizer into a directory.
+
+    At most `_SHARD_BYTES` of weights and one tensor are in memory at a time.
+
+    Args:
+        path: The GGUF file.
+        destination: An empty directory.
+        dtype: What the float32 numbers that the blocks stand for are rounded to.
+
+    Raises:
+        ValueError: The file is damaged, its architecture or a type of its tensors is unknown, or it lacks weights.
+        OSError: It cannot be read, or the directory cannot be written.
+    """
+    file = open_gguf(path)
+    if file.reader.get_field(_TOKENS) is None:
+        raise ValueError(f"{path} holds no tokenizer ({_TOKENS}). Get a file that was converted with its tokenizer.")
+    # Building a model draws random numbers; the first use must leave the caller's generator as later uses do.
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        with _parsed_once(file):
+            config = _config(file)
+            tokenizer = _tokenizer(file)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        _write_weights(file, _places(file, model), destination, dtype)
+        config.architectures, config.dtype = [type(model).__name__], dtype
+        config.save_pretrained(destination)
+        GenerationConfig.from_model_config(config).save_pretrained(destination)
+        tokenizer.save_pretrained(destination)
+
+
+# --- config and tokenizer, by transformers
+
+
+@contextlib.contextmanager
+def _parsed_once(file: GGUFFile) -> Iterator[None]:
+    """Give transformers the file as it is parsed already.
+
+    It parses a file anew for the config and for the tokenizer, which takes longer than all else with many tokens.
+    """
+    original = gguf.GGUFReader
+    gguf.GGUFReader = lambda path, *rest: file.reader if Path(path) == file.path else original(path, *rest)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = original
+
+
+def _config(file: GGUFFile) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{file.path} is of the architecture {file.architecture!r}, which transformers does not read from GGUF: "
+            f"{said} Edit the model that it was made from, and export the patch for this file: factpatch export PATCH "
+            "--to gguf-lora."
+        ) from error
+    # The weights are plain from here on.
+    plain = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+    config = type(config).from_dict(plain)
+    architecture_of(config)  # before anything is dequantized
+    head = file.field("{arch}.attention.key_length")
+    if head is not None and hasattr(config, "head_dim"):
+        config.head_dim = int(head)
+    if _ROPE in file.tensors:
+        _stretch_positions(file, config)
+    return config
+
+
+def _stretch_positions(file: GGUFFile, config: Any) -> None:
+    """Take over the scaled rotary frequencies of Llama 3, which a GGUF file holds as a tensor of divisors."""
+    divisors = torch.from_numpy(file.dequantized(_ROPE)).double()
+    parameters = {**config.rope_parameters, "rope_type": "default"}
+    stretched = {**parameters, "rope_type": "llama3", "factor": float(divisors.max()), **_LLAMA3}
+    plain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, 2 * len(divisors), 2).double() / (2 * len(divisors)))
+    config.rope_parameters = stretched
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    if not torch.allclose(plain / divisors, expected.double(), rtol=1e-3):
+        raise ValueError(
+            f"{file.path} scales its rotary frequencies ({_ROPE}) in a way that is not Llama 3's, so its positions "
+            "would be misread. Edit the model that it was made from."
+        )
+
+
+def _tokenizer(file: GGUFFile) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{file.path}: its tokenizer cannot be read: {type(error).__name__}: {said}") from error
+    _begin_as_llama_cpp(file, tokenizer)
+    return tokenizer
+
+
+def _begin_as_llama_cpp(file: GGUFFile, tokenizer: Any) -> None:
+    """Have the tokenizer begin a text with the BOS token where llama.cpp does, and nowhere else."""
+    bos = file.field("tokenizer.ggml.bos_token_id")
+    kinds = (file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.pre"))
+    wanted = file.field("tokenizer.ggml.add_bos_token", any(kind in _BEGIN_WITH_BOS for kind in kinds))
+    # The token is never what a text ends with here: a text to be continued would be finished.
+    found = tokenizer("a")["input_ids"]
+    if bos is None or ((found[0] == bos) == bool(wanted) and len(found) == len(tokenizer.tokenize("a")) + bool(wanted)):
+        return
+    name = tokenizer.convert_ids_to_tokens(int(bos))
+    begin = [name] if wanted else []
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[*begin, "$A"], pair=[*begin, "$A", *begin, "$B:1"], special_tokens=[(name, int(bos))]
+    )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence progress bars and warnings, and restore what the caller had chosen."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    printed = io.StringIO()
+    try:
+        # Some bars ignore every setting.
+        with contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+        if printed.getvalue():
+            logger.debug("during the conversion: %s", printed.getvalue())
+
+
+# --- weights
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of a GGUF file goes in a model of transformers."""
+
+    name: str
+    """Its name there."""
+    shape: torch.Size
+    steps: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
+    """What takes it from the order of llama.cpp to that of transformers."""
+
+
+def _places(file: GGUFFile, model: nn.Module) -> dict[str, _Place]:
+    """For each tensor to read its place in the model, which is on the meta device."""
+    places: dict[str, _Place] = {}
+    names = gguf_names(file.architecture, model)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    for name, weight in model.state_dict().items():
+        if name in tied:
+            continue
+        there = names.get(name)
+        if there is None or there not in file.tensors:
+            raise ValueError(f"{file.path} lacks the weight {there or name}, so it is no whole {file.architecture}.")
+        places[there] = _Place(name, weight.shape, _steps(file, model, name, there))
+    unused = sorted(file.tensors.keys() - places.keys() - {_ROPE})
+    if unused:
+        raise ValueError(
+            f"{file.path} holds {counted(len(unused), 'weight')} that transformers has no place for, such as "
+            f"{unused[0]}, so its {file.architecture} is not the one that transformers knows. Edit the model that it "
+            "was made from."
+        )
+    return places
+
+
+def gguf_names(architecture: str, model: nn.Module) -> dict[str, str]:
+    """Return what llama.cpp calls the weights of a transformers model, by the gguf package's own table.
+
+    Args:
+        architecture: What llama.cpp calls the architecture.
+        model: The transformers model, which may be on the meta device.
+    """
+    kinds = {known: kind for kind, known in gguf.MODEL_ARCH_NAMES.items()}
+    config: Any = model.config
+    table = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
+    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
+    return {name: there for name, there in found.items() if there is not None}
+
+
+def _steps(file: GGUFFile, model: nn.Module, name: str, there: str) -> list[Callable[[Tensor], Tensor]]:
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if there.endswith(".weight") and isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):
+        steps.append(torch.t)
+    heads = _INTERLEAVED.get(file.architecture, {}).get(there.split(".")[-2])
+    if heads is not None:
+        count = int(file.field(f"{{arch}}.attention.{heads}"))
+        steps.append(lambda weight: _halves(weight, count))
+    return steps
+
+
+# Architectures whose rotary pairs llama.cpp stores side by side, where transformers has them in two halves of a head;
+# by tensor, the field that counts its heads.
+_INTERLEAVED = {"llama": {"attn_q": "head_count", "attn_k": "head_count_kv"}}
+
+
+def _halves(weight: Tensor, heads: int) -> Tensor:
+    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _write_weights(file: GGUFFile, places: dict[str, _Place], destination: Path, dtype: torch.dtype) -> None:
+    shards = _shards(places, dtype)
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = WEIGHTS if len(shards) == 1 else _SHARD.format(number, len(shards))
+        tensors = {places[there].name: _read(file, there, places[there], dtype) for there in shard}
+        save_file(tensors, destination / name, {"format": "pt"})
+        index |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        total = sum(place.shape.numel() for place in places.values()) * dtype.itemsize
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        (destination / f"{WEIGHTS}.index.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(places: dict[str, _Place], dtype: torch.dtype) -> list[list[str]]:
+    """The tensors of each file, in the order of the GGUF file's table."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for there, place in places.items():
+        added = place.shape.numel() * dtype.itemsize
+        if shards[-1] and size + added > _SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(there)
+        size += added
+    return shards
+
+
+def _read(file: GGUFFile, there: str, place: _Place, dtype: torch.dtype) -> Tensor:
+    try:
+        weight = torch.from_numpy(np.require(file.dequantized(there), requirements="W"))
+    except NotImplementedError:
+        kind = file.tensors[there].tensor_type.name
+        raise ValueError(
+            f"{file.path}: {there} is of the type {kind}, which the gguf package cannot dequantize. Requantize the "
+            "model: llama-quantize --allow-requantize FILE.gguf NEW.gguf Q8_0."
+        ) from None
+    for step in place.steps:
+        weight = step(weight)
+    if weight.shape != place.shape:
+        raise ValueError(
+            f"{file.path}: {there} is of shape {tuple(weight.shape)}, where its metadata ask for {tuple(place.shape)}. "
+            "Get the file again."
+        )
+    return weight.to(dtype).contiguous()

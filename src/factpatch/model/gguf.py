@@ -1,0 +1,205 @@
+"""A GGUF file, the format of llama.cpp and Ollama: where people keep one, whether it is whole, and its tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGUFReader, ReaderTensor
+
+from factpatch.support.text import stand_in
+from factpatch.support.words import quoted
+
+_MAGIC = b"GGUF"
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+# The least that a field and the description of a tensor take, in bytes: a count beyond that is damage.
+_LEAST_FIELD, _LEAST_TENSOR = 13, 24
+_OLLAMA_NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/){0,2}[\w.-]+(?::[\w.-]+)?", re.ASCII)
+_OLLAMA_MODEL = "application/vnd.ollama.image.model"
+# Where Ollama keeps models when its users start it, and when a Linux system does.
+_OLLAMA_FOLDERS = ("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models")
+
+
+class _Reader(GGUFReader):  # type: ignore[misc]
+    """The reader of the gguf package, several times as fast, and without its endless loops on a file that is cut."""
+
+    @property
+    def data(self) -> Any:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: Any) -> None:
+        # A plain array on the same memory map: slicing the map itself a million times is what takes the time.
+        self._data = mapped.view(np.ndarray)
+
+    def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        kind = np.dtype(dtype)
+        end = offset + kind.itemsize * int(count)
+        if end > len(self._data):
+            raise ValueError("it is cut off: it ends within its last tensor or before; get it again")
+        order = override_order or self.byte_order
+        return self._data[offset:end].view(kind if order == "I" else kind.newbyteorder(order))
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file that is whole."""
+
+    path: Path
+    reader: GGUFReader
+    """Its fields and tensors, mapped into memory."""
+
+    @property
+    def architecture(self) -> str:
+        """What llama.cpp calls the architecture, such as llama or qwen2."""
+        return str(self.field("general.architecture"))
+
+    @cached_property
+    def tensors(self) -> dict[str, ReaderTensor]:
+        """The tensors by name; `shape` is reversed, the columns first."""
+        return {tensor.name: tensor for tensor in self.reader.tensors}
+
+    def field(self, name: str, default: Any = None) -> Any:
+        """The value of a field of the metadata, `{arch}` standing for the architecture."""
+        if "{arch}" in name:
+            name = name.format(arch=self.architecture)
+        found = self.reader.get_field(name)
+        return default if found is None else found.contents()
+
+    def dequantized(self, name: str) -> np.ndarray[Any, Any]:
+        """A tensor in float32, as llama.cpp computes it of its blocks; (rows, columns) for a matrix."""
+        tensor = self.tensors[name]
+        found: np.ndarray[Any, Any] = gguf.dequantize(tensor.data, tensor.tensor_type)
+        return found.reshape([int(size) for size in reversed(tensor.shape)])
+
+
+def open_gguf(path: str | Path) -> GGUFFile:
+    """Open a GGUF file and check that it is whole; tensors are mapped into memory, not read.
+
+    Raises:
+        ValueError: It is something else, cut off, one part of several, or holds a tensor of an unknown type; the
+            message names the file and says what to do.
+        OSError: It cannot be read.
+    """
+    path = Path(path)
+    try:
+        _check_head(path)
+        reader = _Reader(path)
+        file = GGUFFile(path, reader)
+        _check_tensors(file)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split()).rstrip(".")[:300]
+        raise ValueError(f"{path} cannot be read: {said}.") from error
+    return file
+
+
+def _check_head(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(24)
+    if said := stand_in(head):
+        raise ValueError(said)
+    if head[:4] != _MAGIC:
+        raise ValueError("it is no GGUF file")
+    if len(head) < 24:
+        raise ValueError("it is cut off; get it again")
+    version = int.from_bytes(head[4:8], "little")
+    if version & 0xFFFF == 0:
+        raise ValueError("it is written for big-endian machines; convert it with gguf-convert-endian")
+    if version not in gguf.gguf_reader.READER_SUPPORTED_VERSIONS:
+        raise ValueError(f"it is GGUF version {version}; convert the model anew with llama.cpp's convert_hf_to_gguf.py")
+    tensors, fields = (int.from_bytes(head[first : first + 8], "little") for first in (8, 16))
+    if tensors * _LEAST_TENSOR + fields * _LEAST_FIELD > path.stat().st_size:
+        raise ValueError("it is cut off or damaged; get it again")
+    if tensors == 0:
+        raise ValueError("it holds no tensors, only a vocabulary or metadata; get the model's own file")
+
+
+def _check_tensors(file: GGUFFile) -> None:
+    kind = file.field("general.type", "model")
+    if kind != "model":
+        raise ValueError(f"it is of general.type {quoted(kind)}, not a model; give the model that it belongs to")
+    if file.reader.get_field("general.architecture") is None:
+        raise ValueError("it names no general.architecture, so it is no model")
+    if (parts := int(file.field("split.count", 1))) > 1:
+        raise ValueError(
+            f"it is one of {parts} parts; join them first: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf"
+        )
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF by its ending or by its first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".gguf" or file.read(4) == _MAGIC
+
+
+def find_gguf(name: str) -> Path | None:
+    """Return the GGUF file that a user names: the file, the directory that holds it, or a model of Ollama's.
+
+    Args:
+        name: A path, or what `ollama list` shows. A model of Ollama's is looked for under the environment variable
+            OLLAMA_MODELS, or where Ollama keeps models by default.
+
+    Returns:
+        The file; None if the name is that of something else.
+
+    Raises:
+        ValueError: A directory holds several, or Ollama knows the model and its weights are absent.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _in_directory(path)
+    return path if is_gguf(path) else _of_ollama(name)
+
+
+def _in_directory(path: Path) -> Path | None:
+    if (path / "config.json").exists():
+        return None  # a model of transformers
+    found = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
+    if len(found) > 1:
+        shown = ", ".join(file.name for file in found[:5])
+        joined = " Join the parts first: llama-gguf-split --merge." if _SHARD.search(found[0].name) else ""
+        raise ValueError(f"{path} holds {len(found)} GGUF files: {shown}. Name one of them.{joined}")
+    return found[0] if found else None
+
+
+def _of_ollama(name: str) -> Path | None:
+    if not _OLLAMA_NAME.fullmatch(name):
+        return None
+    own = os.environ.get("OLLAMA_MODELS")
+    for folder in (own,) if own else _OLLAMA_FOLDERS:
+        models = Path(folder).expanduser()
+        manifest = models / "manifests" / _manifest(name)
+        if manifest.is_file():
+            return _blob(name, models, manifest)
+    return None
+
+
+def _manifest(name: str) -> Path:
+    """Where Ollama describes a model, below its manifests: host, owner, name and tag, each with a default."""
+    path, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        path, tag = name, "latest"
+    parts = path.split("/")
+    return Path(*("registry.ollama.ai", "library")[: 3 - len(parts)], *parts, tag)
+
+
+def _blob(name: str, models: Path, manifest: Path) -> Path:
+    try:
+        layers = json.loads(manifest.read_text("utf-8"))["layers"]
+        digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest} is no manifest of Ollama's. Get it again: ollama pull {name}") from error
+    for digest in digests:
+        blob = models / "blobs" / digest.replace(":", "-")
+        if re.fullmatch(r"sha256[:-][0-9a-f]{64}", digest) and blob.is_file():
+            return blob
+    raise ValueError(f"Ollama knows {name}, but its weights are not in {models / 'blobs'}. Run: ollama pull {name}")
