@@ -35,6 +35,12 @@ _TOKENS = "tokenizer.ggml.tokens"
 _ROPE = "rope_freqs.weight"
 # Llama 3.1 and later: which wavelengths are stretched, and by how much; all that published models have.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# What transformers does not take from the metadata of every architecture, by the field of its config.
+_ALSO_READ = {
+    "context_length": "max_position_embeddings",
+    "feed_forward_length": "n_inner",
+    "attention.key_length": "head_dim",
+}
 # Kinds of vocabulary that llama.cpp begins every text of with a BOS, where the file does not say.
 _BEGIN_WITH_BOS = ("llama", "llama-bpe", "llama3", "llama-v3", "tekken")
 
@@ -101,9 +107,10 @@ def _config(file: GGUFFile) -> Any:
     plain = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
     config = type(config).from_dict(plain)
     architecture_of(config)  # before anything is dequantized
-    head = file.field("{arch}.attention.key_length")
-    if head is not None and hasattr(config, "head_dim"):
-        config.head_dim = int(head)
+    for name, attribute in _ALSO_READ.items():
+        value = file.field(f"{{arch}}.{name}")
+        if value is not None and hasattr(config, attribute):
+            setattr(config, attribute, int(value))
     if _ROPE in file.tensors:
         _stretch_positions(file, config)
     return config
@@ -111,7 +118,7 @@ def _config(file: GGUFFile) -> Any:
 
 def _stretch_positions(file: GGUFFile, config: Any) -> None:
     """Take over the scaled rotary frequencies of Llama 3, which a GGUF file holds as a tensor of divisors."""
-    divisors = torch.from_numpy(file.dequantized(_ROPE)).double()
+    divisors = torch.tensor(file.dequantized(_ROPE), dtype=torch.float64)
     parameters = {**config.rope_parameters, "rope_type": "default"}
     stretched = {**parameters, "rope_type": "llama3", "factor": float(divisors.max()), **_LLAMA3}
     plain = 1.0 / parameters["rope_theta"] ** (torch.arange(0, 2 * len(divisors), 2).double() / (2 * len(divisors)))

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,11 @@ def open_gguf(path: str | Path) -> GGUFFile:
         _check_tensors(file)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split()).rstrip(".")[:300]
+        if "GGMLQuantizationType" in said:
+            said = (
+                f"it holds a tensor of a quantization that the gguf package {version('gguf')} does not know ({said}). "
+                "Update the package, or requantize the model: llama-quantize --allow-requantize OLD.gguf NEW.gguf Q8_0"
+            )
         raise ValueError(f"{path} cannot be read: {said}.") from error
     return file
 
@@ -109,11 +115,11 @@ def _check_head(path: Path) -> None:
         raise ValueError("it is no GGUF file")
     if len(head) < 24:
         raise ValueError("it is cut off; get it again")
-    version = int.from_bytes(head[4:8], "little")
-    if version & 0xFFFF == 0:
+    number = int.from_bytes(head[4:8], "little")
+    if number & 0xFFFF == 0:
         raise ValueError("it is written for big-endian machines; convert it with gguf-convert-endian")
-    if version not in gguf.gguf_reader.READER_SUPPORTED_VERSIONS:
-        raise ValueError(f"it is GGUF version {version}; convert the model anew with llama.cpp's convert_hf_to_gguf.py")
+    if number not in gguf.gguf_reader.READER_SUPPORTED_VERSIONS:
+        raise ValueError(f"it is GGUF version {number}; convert the model anew with llama.cpp's convert_hf_to_gguf.py")
     tensors, fields = (int.from_bytes(head[first : first + 8], "little") for first in (8, 16))
     if tensors * _LEAST_TENSOR + fields * _LEAST_FIELD > path.stat().st_size:
         raise ValueError("it is cut off or damaged; get it again")
