@@ -231,7 +231,7 @@ def test_with_a_rank_the_nearest_adapter_is_written_and_its_error_logged(
     distances = []
     for rank in (4, 16, 32):
         caplog.clear()
-        with caplog.at_level(logging.INFO, "factpatch.export.lora"):
+        with caplog.at_level(logging.INFO, "factpatch.export.factors"):
             assert patch.to_lora(tmp_path / str(rank), rank) == dict.fromkeys(LAYERS, rank)
         tensors = load_file(tmp_path / str(rank) / "adapter_model.safetensors")
         for layer in LAYERS:

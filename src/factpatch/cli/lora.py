@@ -27,7 +27,8 @@ def lora(
         base_model_name: What the adapter calls its base model, so that AutoPeftModel and servers find it: an ID on the
             Hugging Face Hub, or a directory. Default: the ID that the model was loaded by.
     """
-    from factpatch.export.lora import WEIGHTS, known_base
+    from factpatch.export.lora import WEIGHTS
+    from factpatch.export.origin import known_base
 
     if base_model_name is not None and not base_model_name.strip():
         raise checks.BadArgumentError("--base-model-name: is blank; leave it out to write none.")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from factpatch.export.lora import hub_id
+from factpatch.export.origin import base_name, hub_id, origin_of
 from factpatch.facts import Fact, latest
 from factpatch.model.embedded import EMBEDDED
 from factpatch.support.words import printable
@@ -28,8 +27,7 @@ def model_card(patch: Any) -> str:
         patch: A `factpatch.Patch`, which knows how to export itself: so nothing here imports it.
     """
     in_force, superseded = latest(batch.facts for batch in patch.batches)
-    origin = str(patch.config.get("_name_or_path") or "")
-    name = (hub_id(origin) or PurePath(origin).name or str(patch.config.get("model_type"))).strip()
+    name = base_name(patch.config)
     about = {
         "method": patch.method,
         "layers": ", ".join(map(str, patch.layers)),
@@ -42,7 +40,7 @@ def model_card(patch: Any) -> str:
     }
     count = "1 fact was" if len(in_force) == 1 else f"{len(in_force)} facts were"
     sections = [
-        f"---\n{_metadata(origin).to_yaml()}\n---",
+        f"---\n{_metadata(origin_of(patch.config)).to_yaml()}\n---",
         f"# {_text(name)}, edited with factpatch",
         f"{count} edited into the weights of {_text(name)}, without training. Nothing else was meant to change; how "
         "well the facts hold when reworded, and what else changed, is for `factpatch verify` to measure.",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from factpatch.export.factors import check_energy, holding
 from factpatch.facts import Fact
 from factpatch.patch.batch import Batch, first_states, last_states, layer_list
 from factpatch.patch.history import total_shifts
@@ -76,14 +77,11 @@ def shrunk(whole: Batch, rank: int | None, energy: float | None) -> tuple[Batch,
         raise ValueError(f"rank={rank!r}, energy={energy!r}: give one of them.")
     if rank is not None and rank < 1:
         raise ValueError(f"rank={rank}: must be at least 1.")
-    if energy is not None and not 0 < energy <= 1:
-        raise ValueError(f"energy={energy}: must be a share above 0, at most 1.")
+    check_energy(energy)
     shifts, about = {}, {}
     for layer, shift in whole.shifts.items():
         left, singular, right = decomposed(shift)
-        squares = singular.square().cumsum(0)
-        size = rank or int(torch.searchsorted(squares, (energy or 1.0) * squares[-1])) + 1
-        size = min(size, len(singular))
+        size = min(rank or holding(singular, energy or 1.0), len(singular))
         short = _as_stored(smaller(LowRank(left[:, :size] * singular[:size], right[:size])), [whole])
         whole_norm = norm(shift)
         shifts[layer] = short

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factpatch.export.factors import LowRankFactors, low_rank
 from factpatch.export.lora import write_lora
 from factpatch.facts import Fact, latest
 from factpatch.model.language_model import editable_names, editable_weights, text_config
@@ -274,14 +275,36 @@ class Patch:
         settings = {**self.settings, "shrunk": {"rank": rank, "energy": energy, "layers": about}}
         return replace(self, batches=(batch,), settings=settings)
 
+    def factors(
+        self, rank: int | None = None, energy: float | None = None, dtype: torch.dtype | None = None
+    ) -> LowRankFactors:
+        """The sum of all shifts as products of low rank, from which adapters are written.
+
+        Args:
+            rank: The largest rank to keep; by default the one that is exact up to rounding.
+            energy: In place of `rank`, the least share to keep of the sum of squared singular values.
+            dtype: What the factors are rounded to; by default `written_dtype`.
+
+        Raises:
+            ValueError: `rank` or `energy` is out of range; or neither is given and the shift is not of low rank; the
+                message says what it needs.
+            FloatingPointError: A shift is not finite.
+        """
+        parts = {layer: decomposed(shift) for layer, shift in total_shifts(self.batches).items()}
+        return low_rank(parts, dtype or self.written_dtype, rank, energy)
+
     def to_lora(
-        self, directory: str | Path, rank: int | None = None, base_model_name: str | None = None
+        self,
+        directory: str | Path,
+        rank: int | None = None,
+        base_model_name: str | None = None,
+        energy: float | None = None,
     ) -> dict[int, int]:
         """Write the patch as a LoRA adapter that peft, and servers that take LoRA, load on the base model.
 
         Args:
             directory: A new or empty directory.
-            rank: The largest rank to write; by default the one that is exact up to float32 rounding.
+            rank, energy: As in `factors`.
             base_model_name: The base model as peft's AutoPeftModel and servers are to find it, an ID on the Hugging
                 Face Hub or a directory. By default the ID that the model was loaded by; of a local model, none.
 
@@ -289,12 +312,12 @@ class Patch:
             By layer, how many singular values are written.
 
         Raises:
-            ValueError: The shift is not of low rank and `rank` is not given; the message says what it needs.
-            FloatingPointError: A shift is not finite.
+            ValueError, FloatingPointError: As in `factors`.
             FileExistsError: The directory exists and is not empty.
         """
-        parts = {layer: decomposed(shift) for layer, shift in total_shifts(self.batches).items()}
-        return write_lora(parts, self.config, self.written_dtype, directory, rank, base_model_name)
+        factors = self.factors(rank, energy)
+        write_lora(factors, self.config, directory, base_model_name)
+        return factors.ranks
 
     def save(self, path: str | Path) -> None:
         """Write the patch to one safetensors file, replacing an existing one; the same patch gives the same bytes.

@@ -1,0 +1,145 @@
+"""Shifts as products of low rank: how many singular values each layer needs, and what is lost with fewer.
+
+With Δ = U diag(s) Vᵀ the factors are up = U diag(√s) and down = diag(√s) Vᵀ, so that Δ = up @ down and both are of one
+size. Every format of adapters is written from them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Decomposition = tuple[Tensor, Tensor, Tensor]
+"""The singular value decomposition U, s, Vᵀ of a shift; see `factpatch.patch.shift.decomposed`."""
+_SUGGESTED_RANK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankFactors:
+    """Shifts by layer as products up @ down, cut to their largest singular values and padded to one rank.
+
+    All layers get the largest rank that one of them keeps, padded with zeros, since not every server reads a rank for
+    each layer.
+    """
+
+    parts: Mapping[int, Decomposition]
+    """Δ by layer, ascending, in float64."""
+    needed: Mapping[int, int]
+    """How many singular values of a layer are more than rounding."""
+    ranks: dict[int, int]
+    """How many are kept."""
+    dtype: torch.dtype
+    """What the factors are rounded to."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of all factors, with the padding."""
+        return max(self.ranks.values())
+
+    def up(self, layer: int) -> Tensor:
+        """(d_value, rank)"""
+        left, singular, _ = self.parts[layer]
+        kept = self.ranks[layer]
+        made = torch.nn.functional.pad(left[:, :kept] * singular[:kept].sqrt(), (0, self.rank - kept))
+        return made.to(self.dtype).contiguous()
+
+    def down(self, layer: int) -> Tensor:
+        """(rank, d_key)"""
+        _, singular, right = self.parts[layer]
+        kept = self.ranks[layer]
+        made = torch.nn.functional.pad(singular[:kept].sqrt()[:, None] * right[:kept], (0, 0, 0, self.rank - kept))
+        return made.to(self.dtype).contiguous()
+
+    def shape(self, layer: int) -> tuple[int, int]:
+        """(d_value, d_key) of a layer's Δ."""
+        left, _, right = self.parts[layer]
+        return len(left), right.shape[1]
+
+    def error(self, layer: int, rank: int | None = None) -> float:
+        """What is lost of a layer's Δ, relative to the whole in the Frobenius norm; at another rank, if one is given."""
+        kept = self.ranks[layer] if rank is None else rank
+        return _relative_error(self.parts[layer][1], kept)
+
+    def largest_error(self, rank: int | None = None) -> float:
+        """The largest error of a layer; 0 where nothing but rounding is left out."""
+        kept = {layer: count if rank is None else min(rank, count) for layer, count in self.ranks.items()}
+        return max(self.error(layer, kept[layer]) if kept[layer] < self.needed[layer] else 0.0 for layer in kept)
+
+
+def low_rank(
+    parts: Mapping[int, Decomposition], dtype: torch.dtype, rank: int | None = None, energy: float | None = None
+) -> LowRankFactors:
+    """Choose how many singular values of each shift to keep; where some are cut, the errors are logged.
+
+    A singular value below s₁ · eps of `dtype` is rounding and left out.
+
+    Args:
+        parts: Δ by layer, as its singular value decomposition U, s, Vᵀ in float64.
+        dtype: What the factors are to be rounded to.
+        rank: The largest rank to keep; by default the one that is exact up to rounding.
+        energy: In place of `rank`: the least share to keep of the sum of a layer's squared singular values.
+
+    Raises:
+        ValueError: `rank` is below 1, `energy` is no share, both are given; or neither is, though exact factors would be
+            larger than the weights.
+    """
+    if rank is not None and energy is not None:
+        raise ValueError(f"rank={rank}, energy={energy}: give one of them.")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank}: must be at least 1.")
+    check_energy(energy)
+    eps = torch.finfo(dtype).eps
+    # No format has a rank of 0, which a shift of zeros would have.
+    needed = {layer: max(1, int((values > eps * values[0]).sum())) for layer, (_, values, _) in parts.items()}
+    if rank is None and energy is None:
+        _check_low_rank(parts, needed)
+        return LowRankFactors(parts, needed, needed, dtype)
+    ranks = {}
+    for layer, (_, singular, _) in parts.items():
+        ranks[layer] = min(needed[layer], rank or holding(singular, energy or 1.0))
+        error = 100 * _relative_error(singular, ranks[layer])
+        logger.info("layer %d: rank %d of %d, relative error %.2g %%", layer, ranks[layer], needed[layer], error)
+    return LowRankFactors(parts, needed, ranks, dtype)
+
+
+def check_energy(energy: float | None) -> None:
+    """Raise ValueError unless this is a share of the squared singular values, or None."""
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}: must be a share above 0, at most 1.")
+
+
+def holding(singular: Tensor, energy: float) -> int:
+    """How many of the largest singular values hold this share of the sum of all squares."""
+    squares = singular.square().cumsum(0)
+    return min(int(torch.searchsorted(squares, energy * squares[-1])) + 1, len(singular))
+
+
+def _relative_error(singular: Tensor, rank: int) -> float:
+    norm = float(singular.norm())
+    return float(singular[rank:].norm()) / norm if norm else 0.0
+
+
+def _check_low_rank(parts: Mapping[int, Decomposition], needed: Mapping[int, int]) -> None:
+    """Raise ValueError if the exact factors of a layer are larger than its weight."""
+    shapes = {layer: (len(left), right.shape[1]) for layer, (left, _, right) in parts.items()}
+    # Up to this rank the factors are smaller than the weights.
+    limit = min(math.prod(shape) // sum(shape) for shape in shapes.values())
+    if all(count * sum(shapes[layer]) <= math.prod(shapes[layer]) for layer, count in needed.items()):
+        return
+    offered = max(1, min(_SUGGESTED_RANK, limit))
+    layers = "; ".join(
+        f"layer {layer} needs rank {needed[layer]} (at rank {min(offered, needed[layer])} the relative error is "
+        f"{100 * _relative_error(singular, offered):.2g} %)"
+        for layer, (_, singular, _) in parts.items()
+    )
+    raise ValueError(
+        f"rank=None: the patch is not of low rank, so an exact adapter would be larger than the weights: {layers}. "
+        f"Give the rank to write, such as rank={offered}, and verify the facts with the adapter; or apply the patch."
+    )

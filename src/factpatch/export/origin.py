@@ -1,0 +1,35 @@
+"""What others may call the model that a patch was made on: never by a path of this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from factpatch.model.embedded import EMBEDDED
+
+# An id of the Hugging Face Hub, with or without an owner.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+
+def origin_of(model_config: Mapping[str, Any]) -> str:
+    """Where the model of a config was loaded from, on the machine where it was; an empty text if that is unknown."""
+    return str(model_config.get("_name_or_path") or "")
+
+
+def hub_id(origin: str) -> str:
+    """The name if it may be an id of the Hub, which refuses a card that names a directory; else an empty text."""
+    known = _HUB_ID.fullmatch(origin) and origin not in EMBEDDED and not Path(origin).exists()
+    return origin if known else ""
+
+
+def known_base(model_config: Mapping[str, Any]) -> str | None:
+    """What others may call the model of a config: its ID on the Hub, or None for a model that only this machine has."""
+    return hub_id(origin_of(model_config)) or None
+
+
+def base_name(model_config: Mapping[str, Any]) -> str:
+    """What a text for others calls the model of a config: its ID, the last part of its path, or its family."""
+    origin = origin_of(model_config)
+    return (hub_id(origin) or PurePath(origin).name or str(model_config.get("model_type"))).strip()
