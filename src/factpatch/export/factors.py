@@ -63,7 +63,7 @@ class LowRankFactors:
         return len(left), right.shape[1]
 
     def error(self, layer: int, rank: int | None = None) -> float:
-        """What is lost of a layer's Δ, relative to the whole in the Frobenius norm; at another rank, if one is given."""
+        """What is lost of a layer's Δ, or would be at another rank, relative to the whole in the Frobenius norm."""
         kept = self.ranks[layer] if rank is None else rank
         return _relative_error(self.parts[layer][1], kept)
 
@@ -87,8 +87,8 @@ def low_rank(
         energy: In place of `rank`: the least share to keep of the sum of a layer's squared singular values.
 
     Raises:
-        ValueError: `rank` is below 1, `energy` is no share, both are given; or neither is, though exact factors would be
-            larger than the weights.
+        ValueError: `rank` is below 1, `energy` is no share, or both are given; or neither is given, and exact factors
+            would be larger than the weights.
     """
     if rank is not None and energy is not None:
         raise ValueError(f"rank={rank}, energy={energy}: give one of them.")

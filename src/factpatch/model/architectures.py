@@ -52,6 +52,8 @@ class Architecture:
     """Whether a block returns a tuple that begins with the hidden states, instead of the hidden states."""
     refuses: Refusal | None = None
     """Which models of the family cannot be edited."""
+    gguf: str | None = None
+    """What llama.cpp calls the family (`general.architecture` of a GGUF file); None if it cannot run such models."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def _is_set(value: Any) -> bool:
     return value > 1 if isinstance(value, int) and not isinstance(value, bool) else bool(value)
 
 
-def _like_llama(model_type: str, refuses: Refusal | None = None) -> Architecture:
-    return Architecture(model_type, "model.layers", "mlp.down_proj", "mlp", "self_attn", refuses=refuses)
+def _like_llama(model_type: str, gguf: str, refuses: Refusal | None = None) -> Architecture:
+    return Architecture(model_type, "model.layers", "mlp.down_proj", "mlp", "self_attn", refuses=refuses, gguf=gguf)
 
 
 _NORM_AFTER_MLP = Refusal(
@@ -91,13 +93,18 @@ _NORM_AFTER_RESIDUAL = Refusal("a norm lies between the MLP and the residual str
 ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row
     for row in (
-        Architecture("gpt2", "transformer.h", "mlp.c_proj", "mlp", "attn", transposed=True),
+        Architecture("gpt2", "transformer.h", "mlp.c_proj", "mlp", "attn", transposed=True, gguf="gpt2"),
+        # llama.cpp lists "gptj" among its names but has no code for such models; of OPT it has neither.
         Architecture("gptj", "transformer.h", "mlp.fc_out", "mlp", "attn", attends="_attn", returns_tuple=True),
-        Architecture("gpt_neox", "gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "attention"),
+        Architecture("gpt_neox", "gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "attention", gguf="gptneox"),
         Architecture("opt", "model.decoder.layers", "fc2", "fc2", "self_attn", refuses=_NORM_AFTER_RESIDUAL),
-        *map(_like_llama, ("llama", "mistral", "qwen2", "qwen3", "phi3")),
-        _like_llama("gemma2", _NORM_AFTER_MLP),
-        _like_llama("gemma3_text", _NORM_AFTER_MLP),
+        _like_llama("llama", "llama"),
+        _like_llama("mistral", "llama"),
+        _like_llama("qwen2", "qwen2"),
+        _like_llama("qwen3", "qwen3"),
+        _like_llama("phi3", "phi3"),
+        _like_llama("gemma2", "gemma2", _NORM_AFTER_MLP),
+        _like_llama("gemma3_text", "gemma3", _NORM_AFTER_MLP),
     )
 }
 

@@ -1,0 +1,54 @@
+"""What llama.cpp calls an edited model and its edited tensors, by the tables of the `gguf` package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from factpatch.model.architectures import ARCHITECTURES, architecture_of
+from factpatch.model.language_model import projection_name
+
+
+def gguf_architecture(model_config: Mapping[str, Any]) -> str:
+    """What `general.architecture` is in a GGUF file of a model with this config.
+
+    Raises:
+        ValueError: llama.cpp has no such models, or the family is unknown.
+    """
+    row = architecture_of(SimpleNamespace(**model_config))
+    if row.gguf is None:
+        can = ", ".join(sorted(name for name, other in ARCHITECTURES.items() if other.gguf and not other.refuses))
+        raise ValueError(
+            f"model_type={row.model_type!r}: llama.cpp and Ollama cannot run such models (of the editable families they "
+            f"run {can}). Serve the edit with an adapter for peft (--to peft) or as a whole model (--to safetensors)."
+        )
+    return row.gguf
+
+
+def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[int, str]:
+    """The names of the down-projections' weights of some layers in a GGUF file, such as blk.4.ffn_down.weight.
+
+    In a GGUF file they are stored as (d_value, d_key), whichever way transformers stores them.
+
+    Raises:
+        ValueError: As from `gguf_architecture`, or the `gguf` package does not know the tensors of the family.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    name = gguf_architecture(model_config)
+    row = architecture_of(SimpleNamespace(**model_config))
+    kind = next((kind for kind, called in MODEL_ARCH_NAMES.items() if called == name), None)
+    if kind is None:
+        raise ValueError(f"gguf={name!r}: the installed gguf package knows no such family; upgrade it.")
+    layers = list(layers)
+    known = get_tensor_name_map(kind, max(layers, default=-1) + 1)
+    names = {layer: known.get_name(projection_name(row, str(layer))) for layer in layers}
+    for layer, found in names.items():
+        if found is None:
+            raise ValueError(
+                f"layer {layer}: the installed gguf package does not know what {projection_name(row, str(layer))} is "
+                f"called in a GGUF file of {name}; upgrade it, or correct `blocks` and `down_projection` of the "
+                "registered architecture."
+            )
+    return {layer: f"{found}.weight" for layer, found in names.items()}
