@@ -139,7 +139,7 @@ def test_what_llama_cpp_cannot_run_is_refused_with_the_way_that_works(tmp_path: 
     others = set(FAMILIES) - set(GGUF)
     assert others == {"gptj", "opt"}
     for family in others:
-        with pytest.raises(ValueError, match=f"model_type='{family}': llama.cpp and Ollama cannot run.*--to peft"):
+        with pytest.raises(ValueError, match=f"model_type='{family}': llama\\.cpp and Ollama cannot run.*--to peft"):
             write_gguf_lora(low_rank_patch(RANKS, family), tmp_path / "lora.gguf")
     assert not any(tmp_path.iterdir())
 
@@ -151,7 +151,7 @@ def test_a_registered_family_may_leave_the_name_out_or_give_a_wrong_place(
     row = ARCHITECTURES["llama"]
     plain = Architecture("llama", row.blocks, row.down_projection, row.mlp, row.attention)
     monkeypatch.setitem(ARCHITECTURES, "llama", plain)
-    with pytest.raises(ValueError, match="llama.cpp and Ollama cannot run such models"):
+    with pytest.raises(ValueError, match=r"llama\.cpp and Ollama cannot run such models"):
         write_gguf_lora(patch, tmp_path / "lora.gguf")
     monkeypatch.setitem(ARCHITECTURES, "llama", replace(row, down_projection="mlp.third"))
     with pytest.raises(ValueError, match=r"layer 0: .* model\.layers\.0\.mlp\.third"):
