@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from factpatch.model.architectures import architecture_of
+from factpatch.model.gguf import GGUFFile, find_gguf, open_gguf
+from factpatch.model.gguf_names import gguf_architecture, gguf_names
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
 from factpatch.model.weights import changed_layers, content_hash
 from factpatch.patch.batch import Batch, layer_list, states
@@ -133,8 +135,9 @@ def base_weights(
     """
     layers = sorted(expected)
     if isinstance(base, (str, Path)):
-        name = str(base)
-        found = _saved_weights(Path(base), transformers_model(model), layers)
+        name, file = str(base), find_gguf(str(base))
+        saved = gguf_weights(config, open_gguf(file), layers) if file is not None else None
+        found = saved or _saved_weights(Path(base), transformers_model(model), layers)
     else:
         base = transformers_model(base)
         name = model_name(text_config(base))
@@ -142,13 +145,43 @@ def base_weights(
         found = editable_weights(base, layers)
     # The same as loading a saved model in the patch's dtype.
     weights = {layer: weight.to(weight_dtype) for layer, weight in found.items()}
-    differing = changed_layers(weights, expected, layers)
+    check_base(f"base={name}", config, weights, expected)
+    return weights
+
+
+def check_base(
+    name: str, config: Mapping[str, Any], weights: Mapping[int, Tensor], expected: Mapping[int, str], advice: str = ""
+) -> None:
+    """Raise PatchMismatchError unless these are the weights that a patch was made for, by their content hashes."""
+    differing = changed_layers(weights, expected, sorted(expected))
     if differing:
         raise PatchMismatchError(
-            f"base={name}: the weights of {layer_list(differing)} are not those that the patch was made for"
-            f"{_made_for(config)}."
+            f"{name}: the weights of {layer_list(differing)} are not those that the patch was made for"
+            f"{_made_for(config)}.{advice}"
         )
-    return weights
+
+
+def gguf_weights(config: Mapping[str, Any], file: GGUFFile, layers: Sequence[int]) -> dict[int, Tensor]:
+    """The editable weights of some layers of a GGUF model, dequantized: (d_value, d_key) in float32.
+
+    Raises:
+        PatchMismatchError: It is of another architecture than `config`, or has fewer layers.
+        ValueError: llama.cpp has no models of that family.
+    """
+    wanted, names = gguf_architecture(config), gguf_names(config, layers)
+    if file.architecture != wanted:
+        raise PatchMismatchError(
+            f"{file.path}: its architecture is {quoted(file.architecture)}, and the patch was made for {wanted!r}"
+            f"{_made_for(config)}. Give that model as a GGUF file."
+        )
+    missing = [layer for layer in layers if names[layer] not in file.tensors]
+    if missing:
+        raise PatchMismatchError(
+            f"{file.path}: it has no {names[missing[0]]}, and the patch edits {layer_list(missing)}. Give the model "
+            f"that the patch was made on{_made_for(config)}."
+        )
+    # Copies: of a tensor in float32 the reader shows the file itself, which cannot be written to.
+    return {layer: torch.tensor(file.dequantized(names[layer])) for layer in layers}
 
 
 def _made_for(config: Mapping[str, Any]) -> str:
