@@ -14,7 +14,6 @@ from tests.export.test_lora import low_rank_patch, rect_patch
 from tests.models import FAMILIES, tiny_model
 
 from factpatch import Patch
-from factpatch.export.gguf_lora import write_gguf_lora
 from factpatch.model.architectures import ARCHITECTURES, Architecture
 from factpatch.model.gguf_names import gguf_names
 
@@ -50,8 +49,7 @@ def added(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("family", GGUF)
 def test_the_adapter_adds_the_shift_of_every_family_that_llama_cpp_runs(family: str, tmp_path: Path) -> None:
     patch = low_rank_patch(RANKS, family)
-    factors = write_gguf_lora(patch, tmp_path / "lora.gguf")
-    assert factors.ranks == RANKS
+    assert patch.to_gguf_lora(tmp_path / "lora.gguf") == RANKS
     shifts = patch.batches[0].shifts
     found = added(tmp_path / "lora.gguf")
     # (d_value, d_key) also for GPT-2, whose checkpoint is transposed and whose GGUF file is not.
@@ -64,7 +62,7 @@ def test_the_adapter_adds_the_shift_of_every_family_that_llama_cpp_runs(family: 
 
 def test_the_file_says_what_llama_cpp_asks_of_an_adapter(tmp_path: Path) -> None:
     for family, name in GGUF.items():
-        write_gguf_lora(low_rank_patch(RANKS, family), tmp_path / "lora.gguf")
+        low_rank_patch(RANKS, family).to_gguf_lora(tmp_path / "lora.gguf")
         said = fields(tmp_path / "lora.gguf")
         assert (said["general.type"], said["adapter.type"]) == ("adapter", "lora")
         assert said["general.architecture"] == name
@@ -84,7 +82,7 @@ def test_no_tensor_that_llama_cpp_permutes_is_written(tmp_path: Path) -> None:
     A shift of one of these would have to be reordered with it. An edit writes the MLP's second projection alone, which
     keeps its order: so the factors are right as they are.
     """
-    write_gguf_lora(low_rank_patch(dict.fromkeys(range(4), 2)), tmp_path / "lora.gguf")
+    low_rank_patch(dict.fromkeys(range(4), 2)).to_gguf_lora(tmp_path / "lora.gguf")
     names = [tensor.name for tensor in GGUFReader(tmp_path / "lora.gguf").tensors]
     assert len(names) == 8
     assert not [name for name in names if "attn_q" in name or "attn_k" in name]
@@ -95,14 +93,14 @@ def test_the_same_patch_gives_the_same_bytes_and_no_path(tmp_path: Path) -> None
     patch = low_rank_patch(RANKS)
     patch = replace(patch, config={**patch.config, "_name_or_path": "/home/me/models/base-7b"})
     for name in ("one", "other"):
-        write_gguf_lora(patch, tmp_path / name)
+        patch.to_gguf_lora(tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
     assert b"/home/me" not in (tmp_path / "one").read_bytes()
     said = fields(tmp_path / "one")
     assert said["general.name"] == "base-7b, edited with factpatch"
     assert said["general.base_model.0.name"] == "base-7b"
-    write_gguf_lora(replace(patch, config={**patch.config, "_name_or_path": "someone/base"}), tmp_path / "one")
+    replace(patch, config={**patch.config, "_name_or_path": "someone/base"}).to_gguf_lora(tmp_path / "one")
     said = fields(tmp_path / "one")
     assert (said["general.base_model.0.name"], said["general.base_model.0.organization"]) == ("base", "someone")
 
@@ -111,8 +109,9 @@ def test_the_same_patch_gives_the_same_bytes_and_no_path(tmp_path: Path) -> None
 def test_a_cut_adapter_is_the_nearest_one_and_knows_its_error(cut: dict[str, Any], tmp_path: Path) -> None:
     _, patch = rect_patch()
     with pytest.raises(ValueError, match=r"rank=None: the patch is not of low rank"):
-        write_gguf_lora(patch, tmp_path / "lora.gguf")
-    factors = write_gguf_lora(patch, tmp_path / "lora.gguf", **cut)
+        patch.to_gguf_lora(tmp_path / "lora.gguf")
+    factors = patch.factors(**cut)
+    assert patch.to_gguf_lora(tmp_path / "lora.gguf", **cut) == factors.ranks
     found = added(tmp_path / "lora.gguf")
     for layer, rank in factors.ranks.items():
         shift = patch.batches[0].shifts[layer].matrix()
@@ -130,7 +129,7 @@ def test_a_cut_adapter_is_the_nearest_one_and_knows_its_error(cut: dict[str, Any
 
 def test_an_exact_patch_is_written_in_float32(tmp_path: Path) -> None:
     patch = low_rank_patch({1: 3}, dtype=torch.float64)
-    write_gguf_lora(patch, tmp_path / "lora.gguf")
+    patch.to_gguf_lora(tmp_path / "lora.gguf")
     found = added(tmp_path / "lora.gguf")["blk.1.ffn_down.weight"]
     torch.testing.assert_close(found, patch.batches[0].shifts[1].matrix(), rtol=1e-5, atol=1e-6)
 
@@ -140,7 +139,7 @@ def test_what_llama_cpp_cannot_run_is_refused_with_the_way_that_works(tmp_path: 
     assert others == {"gptj", "opt"}
     for family in others:
         with pytest.raises(ValueError, match=f"model_type='{family}': llama\\.cpp and Ollama cannot run.*--to peft"):
-            write_gguf_lora(low_rank_patch(RANKS, family), tmp_path / "lora.gguf")
+            low_rank_patch(RANKS, family).to_gguf_lora(tmp_path / "lora.gguf")
     assert not any(tmp_path.iterdir())
 
 
@@ -152,13 +151,13 @@ def test_a_registered_family_may_leave_the_name_out_or_give_a_wrong_place(
     plain = Architecture("llama", row.blocks, row.down_projection, row.mlp, row.attention)
     monkeypatch.setitem(ARCHITECTURES, "llama", plain)
     with pytest.raises(ValueError, match=r"llama\.cpp and Ollama cannot run such models"):
-        write_gguf_lora(patch, tmp_path / "lora.gguf")
+        patch.to_gguf_lora(tmp_path / "lora.gguf")
     monkeypatch.setitem(ARCHITECTURES, "llama", replace(row, down_projection="mlp.third"))
     with pytest.raises(ValueError, match=r"layer 0: .* model\.layers\.0\.mlp\.third"):
-        write_gguf_lora(patch, tmp_path / "lora.gguf")
+        patch.to_gguf_lora(tmp_path / "lora.gguf")
     monkeypatch.setitem(ARCHITECTURES, "llama", replace(row, gguf="lama"))
     with pytest.raises(ValueError, match="gguf='lama': the installed gguf package knows no such family"):
-        write_gguf_lora(patch, tmp_path / "lora.gguf")
+        patch.to_gguf_lora(tmp_path / "lora.gguf")
 
 
 def test_names_are_those_of_the_tables_for_any_number_of_layers() -> None:
@@ -174,7 +173,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(GGUFWriter, "write_tensors_to_file", fail)
     with pytest.raises(OSError, match="disk is full"):
-        write_gguf_lora(low_rank_patch(RANKS), tmp_path / "lora.gguf")
+        low_rank_patch(RANKS).to_gguf_lora(tmp_path / "lora.gguf")
     assert not any(tmp_path.iterdir())
 
 

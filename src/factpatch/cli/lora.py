@@ -1,4 +1,4 @@
-"""`factpatch lora`: a patch in, a LoRA adapter out."""
+"""`factpatch lora`: a short name for `factpatch export --to peft`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from factpatch.cli import checks, options, render
+from factpatch.cli import checks, options
+from factpatch.cli.export import write_peft
 
 
 @options.documented
@@ -17,7 +18,7 @@ def lora(
     rank: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     base_model_name: Annotated[str | None, typer.Option(metavar="NAME")] = None,
 ) -> None:
-    """Write a patch as a LoRA adapter, which peft and servers load on the unedited model.
+    """Write a patch as a LoRA adapter, which peft and servers load on the unedited model: export --to peft.
 
     No model is needed. A patch that has no low rank, such as RECT's, needs --rank, which truncates it.
 
@@ -27,23 +28,6 @@ def lora(
         base_model_name: What the adapter calls its base model, so that AutoPeftModel and servers find it: an ID on the
             Hugging Face Hub, or a directory. Default: the ID that the model was loaded by.
     """
-    from factpatch.export.lora import WEIGHTS
-    from factpatch.export.origin import known_base
-
     if base_model_name is not None and not base_model_name.strip():
         raise checks.BadArgumentError("--base-model-name: is blank; leave it out to write none.")
-    loaded = checks.load_patch("PATCH", patch)
-    with checks.extras(), checks.argument("--rank"):
-        ranks = loaded.to_lora(out, rank, base_model_name)
-    for layer, count in ranks.items():
-        render.say(f"Layer {layer}: rank {count}")
-    render.say(f"Adapter: {out} ({render.size(out / WEIGHTS)}; rank {max(ranks.values())})", "bold")
-    base = base_model_name or known_base(loaded.config)
-    if base is None:
-        render.say(
-            "The adapter does not name its base model, which was not loaded from the Hub; AutoPeftModel and servers "
-            "look for the name. To write it: --base-model-name NAME, an ID on the Hub or a directory.",
-            "yellow",
-        )
-    model = base or loaded.config.get("_name_or_path") or "the unedited model"
-    render.say(f"To load it: peft.PeftModel.from_pretrained(model, {str(out)!r}), where model is {model}")
+    write_peft(checks.load_patch("PATCH", patch), out, rank, base_model_name=base_model_name)

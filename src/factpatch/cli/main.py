@@ -24,6 +24,7 @@ from factpatch.cli import (
     demo,
     drift,
     edit,
+    export,
     locate,
     log,
     lora,
@@ -45,7 +46,8 @@ from factpatch.cli.render import note
 
 # By the panel of `--help` that lists them. They import PyTorch inside their functions, so help does not wait for it.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Edit": (demo.demo, edit.edit, apply.apply, undo.undo, compose.compose, rebase.rebase, lora.lora),
+    "Edit": (demo.demo, edit.edit, apply.apply, undo.undo, compose.compose, rebase.rebase),
+    "Serve": (export.export, lora.lora),
     "Measure": (verify.verify, capability.capability, drift.drift),
     "Inspect": (show.show, log.log),
     "Prepare a model": (locate.locate, tune.tune, second_moment.second_moment),

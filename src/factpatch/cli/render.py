@@ -101,8 +101,9 @@ def numbers(values: Iterable[int]) -> str:
 
 
 def size(path: Path) -> str:
-    """The size of a file, such as 1.2 MB."""
-    return decimal(path.stat().st_size)
+    """The size of a file, or of all files of a directory, such as 1.2 MB."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return decimal(sum(file.stat().st_size for file in files if file.is_file()))
 
 
 def change(before: float | None, after: float, digits: int = 1) -> str:

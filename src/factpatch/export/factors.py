@@ -72,6 +72,19 @@ class LowRankFactors:
         kept = {layer: count if rank is None else min(rank, count) for layer, count in self.ranks.items()}
         return max(self.error(layer, kept[layer]) if kept[layer] < self.needed[layer] else 0.0 for layer in kept)
 
+    def energy(self, rank: int) -> float:
+        """The largest share of squares, to four digits, with which no layer needs more than this rank."""
+        shares = [1 - self.error(layer, min(rank, kept)) ** 2 for layer, kept in self.ranks.items()]
+        return max(1, math.floor(1e4 * min(shares))) / 1e4
+
+    def with_every_layer(self, count: int) -> LowRankFactors:
+        """The same with zeros for those of the model's `count` layers that have no shift."""
+        d_value, d_key = self.shape(next(iter(self.parts)))
+        nothing = torch.zeros(d_value, 1), torch.zeros(1), torch.zeros(1, d_key)
+        parts = {layer: self.parts.get(layer, nothing) for layer in range(count)}
+        needed, ranks = ({layer: known.get(layer, 1) for layer in parts} for known in (self.needed, self.ranks))
+        return LowRankFactors(parts, needed, ranks, self.dtype)
+
 
 def low_rank(
     parts: Mapping[int, Decomposition], dtype: torch.dtype, rank: int | None = None, energy: float | None = None

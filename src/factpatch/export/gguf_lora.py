@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from factpatch.export.factors import LowRankFactors
 from factpatch.export.origin import base_name, hub_id, origin_of
@@ -13,32 +12,25 @@ from factpatch.model.gguf_names import gguf_architecture, gguf_names
 from factpatch.support.files import atomic_write
 
 
-def write_gguf_lora(
-    patch: Any, path: str | Path, rank: int | None = None, energy: float | None = None
-) -> LowRankFactors:
-    """Write a patch as a LoRA adapter for llama.cpp; the same patch gives the same bytes.
+def write_gguf_lora(factors: LowRankFactors, model_config: Mapping[str, Any], path: str | Path) -> None:
+    """Write shifts as a LoRA adapter for llama.cpp; the same factors give the same bytes.
 
     llama.cpp adds α/r · B A x to what the base's weight makes of x, with r from the shape of each B; here α = r for all
     layers, so that nothing is scaled. The base's weights stay as they are, in whatever type they are stored.
 
     Args:
-        patch: A `factpatch.Patch`, which knows its factors: so nothing here imports it.
+        factors: Δ by layer; B is `up` and A is `down`, written in float32.
+        model_config: The config of the base model.
         path: A file; one that is there is replaced.
-        rank, energy: As in `Patch.factors`.
-
-    Returns:
-        What was written: the ranks and the errors.
 
     Raises:
-        ValueError: llama.cpp has no models of this family, or as in `Patch.factors`.
-        FloatingPointError: A shift is not finite.
+        ValueError: llama.cpp has no models of this family, or it is unknown.
         OSError: It cannot be written; nothing is left behind.
     """
     from gguf import GGUFType, GGUFWriter, Keys
 
-    architecture, names = gguf_architecture(patch.config), gguf_names(patch.config, patch.layers)
-    factors: LowRankFactors = patch.factors(rank, energy, torch.float32)
-    name, origin = base_name(patch.config), hub_id(origin_of(patch.config))
+    architecture, names = gguf_architecture(model_config), gguf_names(model_config, factors.ranks)
+    name, origin = base_name(model_config), hub_id(origin_of(model_config))
 
     def write(draft: Path) -> None:
         writer = GGUFWriter(draft, architecture)
@@ -51,8 +43,8 @@ def write_gguf_lora(
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, float(factors.rank))
         for layer, tensor in names.items():
-            writer.add_tensor(f"{tensor}.lora_a", factors.down(layer).numpy())
-            writer.add_tensor(f"{tensor}.lora_b", factors.up(layer).numpy())
+            writer.add_tensor(f"{tensor}.lora_a", factors.down(layer).float().numpy())
+            writer.add_tensor(f"{tensor}.lora_b", factors.up(layer).float().numpy())
         try:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -61,4 +53,3 @@ def write_gguf_lora(
             writer.close()
 
     atomic_write(path, write)
-    return factors

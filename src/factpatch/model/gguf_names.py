@@ -21,7 +21,8 @@ def gguf_architecture(model_config: Mapping[str, Any]) -> str:
         can = ", ".join(sorted(name for name, other in ARCHITECTURES.items() if other.gguf and not other.refuses))
         raise ValueError(
             f"model_type={row.model_type!r}: llama.cpp and Ollama cannot run such models (of the families that can be "
-            f"edited, they run {can}). Serve the edit with an adapter for peft (--to peft) or as a whole model (--to safetensors)."
+            f"edited, they run {can}). Serve the edit as an adapter for peft (--to peft) or as a whole model (--to "
+            "safetensors)."
         )
     return row.gguf
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from factpatch.export.factors import LowRankFactors, low_rank
+from factpatch.export.gguf_lora import write_gguf_lora
 from factpatch.export.lora import write_lora
 from factpatch.facts import Fact, latest
 from factpatch.model.language_model import editable_names, editable_weights, text_config
@@ -317,6 +318,24 @@ class Patch:
         """
         factors = self.factors(rank, energy)
         write_lora(factors, self.config, directory, base_model_name)
+        return factors.ranks
+
+    def to_gguf_lora(self, path: str | Path, rank: int | None = None, energy: float | None = None) -> dict[int, int]:
+        """Write the patch as an adapter that llama.cpp and Ollama load on the base model, quantized or not.
+
+        Args:
+            path: A file; one that is there is replaced.
+            rank, energy: As in `factors`.
+
+        Returns:
+            By layer, how many singular values are written.
+
+        Raises:
+            ValueError: llama.cpp has no models of this family, or as in `factors`.
+            FloatingPointError: As in `factors`.
+        """
+        factors = self.factors(rank, energy, torch.float32)
+        write_gguf_lora(factors, self.config, path)
         return factors.ranks
 
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,38 @@
+"""The edited weights of a model alone, for those who have the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from factpatch.model.language_model import editable_names, editable_weights, loaded_architecture
+from factpatch.support.files import atomic_write
+
+
+def write_changed(model: Any, layers: Sequence[int], path: str | Path) -> list[str]:
+    """Write the editable weights of some layers as one safetensors file, as the model's state dict has them.
+
+    `model.load_state_dict(load_file(path), strict=False)` puts them into the unedited model: their names, their dtype
+    and their orientation, which GPT-2 transposes, are the model's own.
+
+    Args:
+        model: A transformers model that holds the edit.
+        path: A file; one that is there is replaced.
+
+    Returns:
+        The names of the weights.
+
+    Raises:
+        ValueError: Unknown family, quantized or absent weights.
+        OSError: It cannot be written; nothing is left behind.
+    """
+    names, transposed = editable_names(model), loaded_architecture(model).transposed
+    tensors = {
+        names[layer]: (weight.T if transposed else weight).cpu().contiguous()
+        for layer, weight in editable_weights(model, layers).items()
+    }
+    atomic_write(path, lambda draft: save_file(tensors, draft, {"format": "pt"}))
+    return list(tensors)
