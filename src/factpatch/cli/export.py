@@ -82,7 +82,7 @@ def export(
     _check_options(to, given)
     _check_out(to, out, only_changed)
     checks.check_outside(patch, "session's", out=out)
-    loaded = checks.load_patch("PATCH", patch)
+    loaded = finished_patch(patch)
     if to == "peft":
         write_peft(loaded, out, rank, energy, base_model_name, every_layer)
     elif to == "gguf-lora":
@@ -91,6 +91,17 @@ def export(
         _write_gguf(loaded, out, str(base), tensor_type, rebase)
     else:
         _write_safetensors(loaded, out, str(base), rebase, only_changed)
+
+
+def finished_patch(path: Path) -> Patch:
+    """Load the patch to be served. A session with pending batches is refused: some facts would be absent unnoticed."""
+    from factpatch.journal import Journal
+
+    loaded = checks.load_patch("PATCH", path)
+    if path.is_dir():
+        with checks.argument("PATCH"):
+            Journal(path).check_idle()
+    return loaded
 
 
 def _check_options(to: Format, given: dict[str, object]) -> None:

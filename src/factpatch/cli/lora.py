@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from factpatch.cli import checks, options
-from factpatch.cli.export import write_peft
+from factpatch.cli.export import finished_patch, write_peft
 
 
 @options.documented
@@ -30,4 +30,4 @@ def lora(
     """
     if base_model_name is not None and not base_model_name.strip():
         raise checks.BadArgumentError("--base-model-name: is blank; leave it out to write none.")
-    write_peft(checks.load_patch("PATCH", patch), out, rank, base_model_name=base_model_name)
+    write_peft(finished_patch(patch), out, rank, base_model_name=base_model_name)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from factpatch.model.embedded import EMBEDDED
+from factpatch.model.gguf import find_gguf
 
 # An id of the Hugging Face Hub, with or without an owner.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -20,8 +21,17 @@ def origin_of(model_config: Mapping[str, Any]) -> str:
 
 def hub_id(origin: str) -> str:
     """The name if it may be an id of the Hub, which refuses a card that names a directory; else an empty text."""
-    known = _HUB_ID.fullmatch(origin) and origin not in EMBEDDED and not Path(origin).exists()
-    return origin if known else ""
+    return origin if _HUB_ID.fullmatch(origin) and not _is_local(origin) else ""
+
+
+def _is_local(origin: str) -> bool:
+    """Whether a name is that of a model on this machine; of a GGUF file a patch keeps the name without the folder."""
+    if origin in EMBEDDED or Path(origin).exists() or origin.lower().endswith(".gguf"):
+        return True
+    try:
+        return find_gguf(origin) is not None
+    except ValueError:  # Ollama knows it, and does not have its weights
+        return True
 
 
 def known_base(model_config: Mapping[str, Any]) -> str | None:
