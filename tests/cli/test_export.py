@@ -61,6 +61,16 @@ def test_peft_is_what_lora_writes(run: Run, patch: Path, tmp_path: Path) -> None
     assert "this one has 2 of 4. Export it with --every-layer" in result.stdout
 
 
+def test_a_peft_adapter_of_a_gguf_model_leaves_its_base_open(run: Run, patch: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    whole = Patch.load(patch)
+    for index, (origin, base) in enumerate((("some.gguf", "BASE"), ("someone/base", "someone/base"))):
+        replace(whole, config={**whole.config, "_name_or_path": origin}).save(patch)
+        result = run.ok("export", patch, "--to", "peft", "--out", tmp_path / str(index))
+        assert words(result, "vLLM")[:3] == ["vllm", "serve", base]
+        assert ("does not name its base model" in result.stdout) is (base == "BASE")
+
+
 def test_with_every_layer_a_peft_adapter_is_one_that_tgi_takes(run: Run, patch: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     result = run.ok("export", patch, "--to", "peft", "--out", tmp_path / "lora", "--every-layer")

@@ -272,11 +272,14 @@ def _opened(file: str) -> GGUFFile:
 
 def _directory(origin: str) -> str:
     """What stands in commands for a base in the format of transformers."""
+    from factpatch.export.origin import names_gguf
     from factpatch.model.embedded import EMBEDDED
-    from factpatch.support.cache import cache_directory
+    from factpatch.model.kept import models_directory
 
-    kept = cache_directory() / "models" / origin
-    return str(kept) if origin in EMBEDDED and kept.is_dir() else origin or "BASE"
+    if origin in EMBEDDED:
+        kept = models_directory() / origin
+        return str(kept) if kept.is_dir() else origin
+    return "BASE" if not origin or names_gguf(origin) else origin
 
 
 @contextmanager

@@ -25,11 +25,14 @@ def hub_id(origin: str) -> str:
 
 
 def _is_local(origin: str) -> bool:
-    """Whether a name is that of a model on this machine; of a GGUF file a patch keeps the name without the folder."""
-    if origin in EMBEDDED or Path(origin).exists() or origin.lower().endswith(".gguf"):
-        return True
+    """Whether a name is that of a model on this machine."""
+    return origin in EMBEDDED or Path(origin).exists() or names_gguf(origin)
+
+
+def names_gguf(origin: str) -> bool:
+    """Whether a name is that of a GGUF file, here or elsewhere, or of a model of Ollama's on this machine."""
     try:
-        return find_gguf(origin) is not None
+        return origin.lower().endswith(".gguf") or find_gguf(origin) is not None
     except ValueError:  # Ollama knows it, and does not have its weights
         return True
 
