@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -157,7 +158,8 @@ def test_another_quantization_needs_rebase(run: Run, patch: Path, tmp_path: Path
         assert "--base:" in said
         assert "If it is another quantization of that model, add --rebase" in said
         assert sorted(path.name for path in tmp_path.glob(f"{to}.*")) == []
-        run.ok(*arguments, "--rebase")
+        result = run.ok(*arguments, "--rebase")
+        assert re.search(r"\d+ of \d+ facts? said", result.stdout), result.stdout
     assert (tmp_path / "gguf.gguf").exists()
     assert (tmp_path / "gguf-lora.Modelfile").exists()
 
@@ -293,3 +295,16 @@ def test_a_failed_write_takes_the_modelfile_with_it(
     run.refused("disk is full", "export", patch, "--to", "gguf-lora", "--out", tmp_path / "lora.gguf", code=1)
     assert not list(tmp_path.glob("lora*"))
     assert not list(tmp_path.glob(".factpatch*"))
+
+
+def test_apply_to_other_weights_asks_about_the_facts(run: Run, patch: Path, tmp_path: Path) -> None:
+    other = write_gguf(tmp_path / "other.gguf", tiny_model("llama"), "Q8_0")
+    arguments = ("apply", other, patch, "--out", tmp_path / "edited")
+    run.refused("are not those that the patch was made for", *arguments, code=1)
+    assert not (tmp_path / "edited").exists()
+    result = run.ok(*arguments, "--rebase")
+    assert re.search(r"\d+ of \d+ facts? said", result.stdout), result.stdout
+    edited = load_file(tmp_path / "edited" / "model.safetensors")
+    loaded, model = Patch.load(patch), load_language_model(str(other)).model
+    loaded.rebase(model).apply(model)
+    assert all(torch.equal(edited[name], weight) for name, weight in model.state_dict().items() if name in edited)

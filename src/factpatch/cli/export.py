@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.cli.apply import applied_model
+from factpatch.cli.apply import applied_model, rebased_and_asked
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +66,8 @@ def export(
             embedded model; for safetensors: a model as everywhere. gguf-lora only checks it and names it in commands.
         rank: The largest rank of an adapter. Default: exact to rounding.
         energy: Keep as many singular values of each layer as hold the share X of the sum of their squares.
-        rebase: Accept another quantization of the model, or other weights of the same shapes. Whether the facts hold
-            there is not known: verify them afterwards.
+        rebase: Accept another quantization of the model, or other weights of the same shapes, and ask the model of
+            --base about the facts without and with the patch.
         tensor_type: What the edited tensors of a GGUF model are written in. Default: their own type, or f16 if that is
             a quantized one.
         only_changed: Write the changed tensors alone, as one safetensors file.
@@ -173,12 +173,10 @@ def _write_gguf_lora(
 
     from factpatch.export.gguf_lora import write_gguf_lora
     from factpatch.export.serving import Served, modelfile
-    from factpatch.patch.merge import fitting_gguf_weights
 
     file, ollama = _known_gguf(loaded, base)
     if base is not None:
-        with checks.argument("--base"):
-            fitting_gguf_weights(loaded, _opened(file), rebase)
+        _check_base(base, _opened(file), loaded, rebase)
     factors = _factors(loaded, rank, energy, torch.float32)
     with _beside(out, modelfile(out, ollama)):
         write_gguf_lora(factors, loaded.config, out)
@@ -198,6 +196,7 @@ def _write_gguf(loaded: Patch, out: Path, base: str, tensor_type: str | None, re
 
     file, _ = _known_gguf(loaded, base)
     opened = _opened(file)
+    _check_base(base, opened, loaded, rebase)
     with _beside(out, modelfile(out, None)), checks.argument("--base"), render.messages.status(f"writing {out}"):
         merged = merge_gguf(loaded, opened, out, tensor_type, rebase)
     for tensor in merged:
@@ -206,6 +205,16 @@ def _write_gguf(loaded: Patch, out: Path, base: str, tensor_type: str | None, re
     was = render.size(opened.path)
     render.say(f"Model: {out} ({render.size(out)}; unedited {was})", "bold")
     _show_commands(Served("gguf", out, file, loaded.config, modelfile=modelfile_of(out)))
+
+
+def _check_base(base: str, file: GGUFFile, loaded: Patch, rebase: bool) -> None:
+    """Check that a patch fits a GGUF model; if that has other weights, show what it says of the facts."""
+    from factpatch.patch.merge import fitting_gguf_weights
+
+    with checks.argument("--base"):
+        fitting_gguf_weights(loaded, file, rebase)
+    if rebase:
+        rebased_and_asked(checks.load_model(base, None, None, loaded.chat, loaded), loaded)
 
 
 def _write_safetensors(loaded: Patch, out: Path, base: str, rebase: bool, only_changed: bool) -> None:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from factpatch.model.architectures import architecture_of
 from factpatch.model.gguf import GGUFFile, open_gguf
+from factpatch.model.gguf_names import tensor_names
 from factpatch.support.words import counted
 
 logger = logging.getLogger(__name__)
@@ -196,12 +197,12 @@ class _Place:
 def _places(file: GGUFFile, model: nn.Module) -> dict[str, _Place]:
     """For each tensor to read its place in the model, which is on the meta device."""
     places: dict[str, _Place] = {}
-    names = gguf_names(file.architecture, model)
+    table = tensor_names(file.architecture, cast(Any, model.config).num_hidden_layers)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     for name, weight in model.state_dict().items():
         if name in tied:
             continue
-        there = names.get(name)
+        there = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if there is None or there not in file.tensors:
             raise ValueError(f"{file.path} lacks the weight {there or name}, so it is no whole {file.architecture}.")
         places[there] = _Place(name, weight.shape, _steps(file, model, name, there))
@@ -213,20 +214,6 @@ def _places(file: GGUFFile, model: nn.Module) -> dict[str, _Place]:
             "was made from."
         )
     return places
-
-
-def gguf_names(architecture: str, model: nn.Module) -> dict[str, str]:
-    """Return what llama.cpp calls the weights of a transformers model, by the gguf package's own table.
-
-    Args:
-        architecture: What llama.cpp calls the architecture.
-        model: The transformers model, which may be on the meta device.
-    """
-    kinds = {known: kind for kind, known in gguf.MODEL_ARCH_NAMES.items()}
-    config: Any = model.config
-    table = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
-    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
-    return {name: there for name, there in found.items() if there is not None}
 
 
 def _steps(file: GGUFFile, model: nn.Module, name: str, there: str) -> list[Callable[[Tensor], Tensor]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from factpatch.model.architectures import ARCHITECTURES, architecture_of
 from factpatch.model.language_model import projection_name
+
+if TYPE_CHECKING:
+    from gguf import TensorNameMap
 
 
 def gguf_architecture(model_config: Mapping[str, Any]) -> str:
@@ -27,6 +30,20 @@ def gguf_architecture(model_config: Mapping[str, Any]) -> str:
     return row.gguf
 
 
+def tensor_names(architecture: str, layers: int) -> TensorNameMap:
+    """The table of the `gguf` package with the names of tensors of an architecture of so many layers.
+
+    Raises:
+        ValueError: The package does not know the architecture.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    kind = next((kind for kind, called in MODEL_ARCH_NAMES.items() if called == architecture), None)
+    if kind is None:
+        raise ValueError(f"gguf={architecture!r}: the installed gguf package knows no such family; upgrade it.")
+    return get_tensor_name_map(kind, layers)
+
+
 def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[int, str]:
     """The names of the down-projections' weights of some layers in a GGUF file, such as blk.4.ffn_down.weight.
 
@@ -35,15 +52,10 @@ def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[i
     Raises:
         ValueError: As from `gguf_architecture`, or the `gguf` package does not know the tensors of the family.
     """
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
-
     name = gguf_architecture(model_config)
     row = architecture_of(SimpleNamespace(**model_config))
-    kind = next((kind for kind, called in MODEL_ARCH_NAMES.items() if called == name), None)
-    if kind is None:
-        raise ValueError(f"gguf={name!r}: the installed gguf package knows no such family; upgrade it.")
     layers = list(layers)
-    known = get_tensor_name_map(kind, max(layers, default=-1) + 1)
+    known = tensor_names(name, max(layers, default=-1) + 1)
     names = {layer: known.get_name(projection_name(row, str(layer))) for layer in layers}
     for layer, found in names.items():
         if found is None:
