@@ -113,13 +113,15 @@ def change(before: float | None, after: float, digits: int = 1) -> str:
 
 
 def fact_table(verification: Verification) -> Table:
-    """Fact by fact: what the model said and says, and how probable the new answer was and is."""
+    """Fact by fact: what the model said and says, and how probable the new answer was and is, if that is known."""
     before = verification.before
+    scored = any(reading.rewrite for reading in verification.after)
     made = table(expand=True, width=screen.width)
     made.add_column("fact", ratio=11, overflow="fold")
     for column in ("it says",) if before is None else ("it said", "it says now"):
         made.add_column(column, ratio=6, no_wrap=True, overflow="ellipsis")
-    made.add_column("p(new)", justify="right", no_wrap=True, min_width=6 if before is None else 14)
+    if scored:
+        made.add_column("p(new)", justify="right", no_wrap=True, min_width=6 if before is None else 14)
     said = verification.said()
     for index, (fact, now) in enumerate(zip(verification.facts, verification.after, strict=True)):
         *prompt, answer = _shortened(fact)
@@ -128,12 +130,15 @@ def fact_table(verification: Verification) -> Table:
         if before is not None:
             cells.append(Text(printable(before[index].answer or ""), style="dim"))
             chance = f"{_probability(before[index].probability_new)} -> {chance}"
-        made.add_row(*cells, _answer(fact, now, said[index]), Text(chance, style="" if said[index] else "red"))
+        cells.append(_answer(fact, now, said[index]))
+        if scored:
+            cells.append(Text(chance, style="" if said[index] else "red"))
+        made.add_row(*cells)
     return made
 
 
-def _probability(value: float) -> str:
-    return "<0.01" if 0 < value < 0.005 else f"{value:.2f}"
+def _probability(value: float | None) -> str:
+    return "" if value is None else "<0.01" if 0 < value < 0.005 else f"{value:.2f}"
 
 
 def _answer(fact: Fact, now: Reading, said: bool) -> Text:

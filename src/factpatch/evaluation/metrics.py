@@ -154,10 +154,12 @@ def _answered(form: str, match: Callable[[str, str], bool], true: bool) -> Share
 def said(fact: Fact, reading: Reading) -> bool:
     """Whether the model says a fact: its free answer to the prompt holds the new object.
 
-    Where it was not asked for free answers: whether every token of the new object is the most probable one.
+    Where a server cannot be asked with the prompt, the first form that it was asked in counts. Where the model was not
+    asked for free answers: whether every token of the new object is the most probable one.
     """
-    found = METRICS["prompt_contained"](fact, reading)
-    return reading.exact if found is None else bool(found)
+    if not reading.answers:
+        return bool(reading.exact)
+    return bool(METRICS[f"{reading.answers[0].form}_contained"](fact, reading))
 
 
 def _answer_metrics() -> Iterator[tuple[str, Share]]:
@@ -173,16 +175,16 @@ SCORED = ("efficacy", "generalization", "specificity")
 METRICS: Mapping[str, Share] = {
     # MEMIT (arXiv:2210.07229), eq. 24 to 26: of the objects after the edit prompt, the paraphrases and the neighbors,
     # the wanted one has the lower NLL; of neighbors that is the true one.
-    "efficacy": lambda fact, said: said.rewrite.prefers_new,
+    "efficacy": lambda fact, said: said.preferred,
     "generalization": lambda fact, said: mean_or_none(probe.prefers_new for probe in said.paraphrases),
     "specificity": lambda fact, said: mean_or_none(probe.prefers_true for probe in said.neighbors),
     # Every token of the wanted object is the most probable one.
-    "strict_efficacy": lambda fact, said: said.rewrite.new.greedy,
+    "strict_efficacy": lambda fact, said: said.exact,
     "strict_generalization": lambda fact, said: mean_or_none(probe.new.greedy for probe in said.paraphrases),
     "strict_specificity": lambda fact, said: mean_or_none(probe.true.greedy for probe in said.neighbors if probe.true),
     # The share of its tokens that are: how zsRE is scored, which names no true object. MEMIT, eq. 21 to 23, which the
     # published code counts token by token.
-    "token_efficacy": lambda fact, said: mean_or_none(said.rewrite.new.matched),
+    "token_efficacy": lambda fact, said: None if said.rewrite is None else mean_or_none(said.rewrite.new.matched),
     "token_generalization": lambda fact, said: mean_or_none(mean_or_none(one.new.matched) for one in said.paraphrases),
     "token_specificity": lambda fact, said: mean_or_none(
         mean_or_none(probe.true.matched) for probe in said.neighbors if probe.true

@@ -9,6 +9,10 @@ FORMS = ("prompt", "question", "chat")
 """How a model is asked: with the edit prompt, which it continues; with a question; with the question in a chat."""
 
 
+_SCORES = ("probability_new", "probability_true", "nll_new", "nll_true", "matched_new", "matched_true")
+"""What a probe's record says besides its prompt."""
+
+
 @dataclass(frozen=True)
 class Score:
     """How probable a model finds one target after one prompt.
@@ -109,40 +113,46 @@ class Reading:
     """What a model says of one fact now.
 
     Attributes:
-        rewrite: The edit prompt, filled with the subject.
+        rewrite: The edit prompt, filled with the subject. None where probabilities are not known, as those of a server.
         paraphrases: The same question in other words, as given in the fact.
         neighbors: Prompts about other subjects, as given in the fact. Their true object is their own, their new object
             the fact's.
         answers: What the model says greedily, one answer for each form of the question; none if that was not asked for.
+        neighbor_answers: What the model says greedily after the neighbors' prompts, as given in the fact; none if that
+            was not asked for.
     """
 
-    rewrite: Probe
+    rewrite: Probe | None = None
     paraphrases: tuple[Probe, ...] = ()
     neighbors: tuple[Probe, ...] = ()
     answers: tuple[Answer, ...] = ()
+    neighbor_answers: tuple[Answer, ...] = ()
 
     @property
-    def probability_new(self) -> float:
-        return self.rewrite.probability_new
+    def probability_new(self) -> float | None:
+        return None if self.rewrite is None else self.rewrite.probability_new
 
     @property
     def probability_true(self) -> float | None:
-        return self.rewrite.probability_true
+        return None if self.rewrite is None else self.rewrite.probability_true
 
     @property
-    def nll_new(self) -> float:
+    def nll_new(self) -> float | None:
         """Nats per token."""
-        return self.rewrite.nll_new
+        return None if self.rewrite is None else self.rewrite.nll_new
 
     @property
     def nll_true(self) -> float | None:
         """Nats per token."""
-        return self.rewrite.nll_true
+        return None if self.rewrite is None else self.rewrite.nll_true
 
     @property
     def answer(self) -> str | None:
-        """What the model says greedily after the edit prompt; None if that was not asked for."""
-        return self.answer_to("prompt")
+        """What the model says greedily in the first form it was asked in; None if that was not asked for.
+
+        That is after the edit prompt, except on a server that answers in chats only.
+        """
+        return self.answers[0].said if self.answers else None
 
     def answer_to(self, form: str) -> str | None:
         """Return the answer to one form of the question; None if it was not asked in that form."""
@@ -151,23 +161,23 @@ class Reading:
     @property
     def preferred(self) -> bool | None:
         """Whether the new object is likelier than the true one; None without a true object that differs."""
-        return self.rewrite.prefers_new
+        return None if self.rewrite is None else self.rewrite.prefers_new
 
     @property
-    def exact(self) -> bool:
-        """Whether every token of the new object is the most probable one."""
-        return self.rewrite.new.greedy
+    def exact(self) -> bool | None:
+        """Whether every token of the new object is the most probable one; None where that is not known."""
+        return None if self.rewrite is None else self.rewrite.new.greedy
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able record."""
-        rewrite = self.rewrite.to_dict()
-        del rewrite["prompt"]
+        """Return a JSON-able record; where probabilities are not known, they and what follows from them are None."""
+        scores = {} if self.rewrite is None else self.rewrite.to_dict()
         return {
-            **rewrite,
+            **{name: scores.get(name) for name in _SCORES},
             "preferred": self.preferred,
             "exact": self.exact,
             "answer": self.answer,
             "answers": [answer.to_dict() for answer in self.answers],
             "paraphrases": [probe.to_dict() for probe in self.paraphrases],
             "neighbors": [probe.to_dict() for probe in self.neighbors],
+            "neighbor_answers": [answer.to_dict() for answer in self.neighbor_answers],
         }

@@ -58,6 +58,15 @@ class Verification:
         """Return the facts that the model does not say now."""
         return [fact for fact, held in zip(self.facts, self.said(), strict=True) if not held]
 
+    def unchanged_neighbors(self) -> tuple[int, int] | None:
+        """Return how many answers after neighbors' prompts are what they were, and of how many; None if not asked."""
+        pairs = [
+            (then.said, answer.said)
+            for earlier, reading in zip(self.before or (), self.after, strict=False)
+            for then, answer in zip(earlier.neighbor_answers, reading.neighbor_answers, strict=True)
+        ]
+        return (sum(then == answer for then, answer in pairs), len(pairs)) if pairs else None
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able record: the summary, and the readings of each fact."""
         before = (None,) * len(self.facts) if self.before is None else self.before
@@ -194,16 +203,18 @@ def plain_summary(
     Facts are counted as said, exact and preferred; see docs/metrics.md. Preferred are counted among those with a true
     object that differs. A paraphrase agrees if the new object is likelier than the true one or, where none is known,
     exact. A neighbor has moved if its true object was likelier than the new one before and is not now; without an
-    earlier verification, the sentence counts those that are wrong now. What is not known is left out.
+    earlier verification, the sentence counts those that are wrong now. Where neighbors were asked for answers, it
+    counts those that are unchanged. What is not known is left out.
 
     Returns:
         For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; 70 of 80 paraphrases agree; 3 of 360 neighbors
         moved; perplexity +1.2 %; editing took 40 s", where `perplexity` was measured on ordinary text before and after.
     """
     now = verification.after
-    counts = [(sum(reading.exact for reading in now), "exact")]
-    if any(reading.answers for reading in now):  # else what is said is not known
-        counts.insert(0, (sum(verification.said()), "said"))
+    exact = [reading.exact for reading in now if reading.exact is not None]
+    # What is not known is not counted: without answers what is said, and without probabilities what is exact.
+    counts = [(sum(verification.said()), "said")] if any(reading.answers for reading in now) else []
+    counts += [(sum(exact), "exact")] if exact else []
     (first, word), *others = counts
     words = [f"{first} of {counted(len(now), 'fact')} {word}", *(f"{count} {word}" for count, word in others)]
     preferred = [reading.preferred for reading in now if reading.preferred is not None]
@@ -214,6 +225,9 @@ def plain_summary(
     if agree:
         parts.append(f"{sum(agree)} of {counted(len(agree), 'paraphrase')} agree{'s' if len(agree) == 1 else ''}")
     parts += _neighbors(verification)
+    unchanged = verification.unchanged_neighbors()
+    if unchanged is not None:
+        parts.append(f"neighbors: {unchanged[0]} of {counted(unchanged[1], 'answer')} unchanged")
     before, after = perplexity
     if before is not None and after is not None:
         parts.append(f"perplexity {100 * (after / before - 1):+.1f} %")
