@@ -32,7 +32,7 @@ def answers(
     each batch of answers with their number.
     """
     framed = forms(lm)
-    asked = [(name, _asked(name, frame, fact)) for fact in facts for name, frame in framed.items()]
+    asked = [(name, asked_as(name, fact, frame.chat)) for fact in facts for name, frame in framed.items()]
     rooms = [_room(lm, fact, name, frame) for fact in facts for name, frame in framed.items()]
     # All at once: a step on many rows takes little longer than one on few.
     frames = [framed[name] for name, _ in asked]
@@ -53,15 +53,17 @@ def forms(lm: LanguageModel) -> dict[str, Frame]:
         return plainly
 
 
-def _asked(form: str, frame: Frame, fact: Fact) -> str:
+def asked_as(form: str, fact: Fact, chat: bool) -> str:
+    """Return the text that asks about a fact in a form: what the model continues or, in a chat, what the user says."""
     if form == "prompt":
         return fact.text
-    return question(fact) if frame.chat else f"Question: {question(fact)}\nAnswer:"
+    return question(fact) if chat else f"Question: {question(fact)}\nAnswer:"
+
+
+def room(form: str, tokens: int) -> int:
+    """Return how many new tokens an answer may have where the new object has so many, so that a long one is not cut."""
+    return max(MAX_NEW_TOKENS, tokens + 1) + (0 if form == "prompt" else _REPEATED)
 
 
 def _room(lm: LanguageModel, fact: Fact, form: str, frame: Frame) -> int:
-    """Enough tokens for the new object, so that a long one is not cut."""
-    room = max(
-        MAX_NEW_TOKENS, len(target_ids(lm.tokenizer, fact.target_new, frame, frame.joint(fact.text, fact.space))) + 1
-    )
-    return room if form == "prompt" else room + _REPEATED
+    return room(form, len(target_ids(lm.tokenizer, fact.target_new, frame, frame.joint(fact.text, fact.space))))

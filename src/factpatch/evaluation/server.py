@@ -1,0 +1,320 @@
+"""A server that answers over the HTTP API of OpenAI: llama.cpp, Ollama, vLLM and most others."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from factpatch.support.validation import parsed
+from factpatch.support.words import counted, named, printable, quoted
+
+logger = logging.getLogger(__name__)
+
+KEY = "OPENAI_API_KEY"
+"""The environment variable of the API key; it is sent if it is set, and never printed."""
+_PATIENCE = 60.0  # seconds that a server may still be loading or be overloaded
+_TIMEOUT = (10.0, 600.0)  # seconds to connect; without a byte. An answer may wait for others on a slow machine.
+_BUSY = (429, 503)
+_LISTED = 10
+_SHOWN = 200  # characters of what a server says
+
+
+class ServerError(RuntimeError):
+    """A server cannot be asked; the message names its URL and says what to do."""
+
+
+class NotServedError(ServerError):
+    """The server has no such endpoint, or cannot use it for this model; others may do."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is particular about a kind of server."""
+
+    name: str
+    """What the user calls it."""
+    url: str | None
+    """Where it listens by default; None if it has no default."""
+    start: str
+    """A command that starts it."""
+    greedy: Mapping[str, Any] = field(default_factory=dict)
+    """What a request says besides `temperature` and `seed`, so that no penalty of the model's own settings counts."""
+    adapters: bool = False
+    """Whether a request can switch LoRA adapters off, with llama.cpp's field `lora`."""
+
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        Engine(
+            "llama.cpp",
+            "http://127.0.0.1:8080",
+            "llama-server -m model.gguf --lora adapter.gguf",
+            {"repeat_penalty": 1.0, "top_k": 1},
+            adapters=True,
+        ),
+        # vLLM takes the repetition penalty of the model's generation_config.json.
+        Engine(
+            "vllm",
+            "http://127.0.0.1:8000",
+            "vllm serve MODEL --enable-lora --lora-modules edited=ADAPTER",
+            {"repetition_penalty": 1.0},
+        ),
+        Engine("ollama", "http://127.0.0.1:11434", "ollama serve"),
+        Engine("openai", None, "the server"),
+    )
+}
+"""Every kind of server by name. `openai` is any other that has the API."""
+
+
+def engine_and_url(text: str) -> tuple[Engine, str]:
+    """Read ENGINE or ENGINE=URL; ValueError if there is no such engine, or the URL is missing or cannot be one."""
+    name, _, url = text.partition("=")
+    if "://" in name:
+        raise ValueError(f"{quoted(text)} is a URL; say what is there, such as openai={printable(text)[:_SHOWN]}")
+    engine = named(ENGINES, name, "engine")
+    if not url and engine.url is None:
+        raise ValueError(f"{name} has no usual address; give it as {name}=URL, such as {name}=http://127.0.0.1:8000")
+    return engine, checked_url(url or str(engine.url))
+
+
+def checked_url(text: str) -> str:
+    """Return a server's URL without its /v1; ValueError if it cannot be one."""
+    example = "give one such as http://127.0.0.1:8080"
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises if it is no number
+    except ValueError as error:
+        raise ValueError(f"{quoted(text)} is no URL ({error}); {example}.") from None
+    if "@" in parts.netloc:  # not shown: there is a password in it
+        raise ValueError(f"the URL holds a name or a password; leave it out, and set {KEY} if the server wants a key.")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{quoted(text)} is no URL of a server; {example}.")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError(f"{quoted(text)} holds characters that no URL has; {example}.")
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _key() -> str:
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"{KEY}: holds characters that no key has; set it again, or unset it.")
+    return key
+
+
+@dataclass(frozen=True)
+class Server:
+    """One model at a server.
+
+    Raises:
+        ServerError: Every method raises it if the server does not answer, or not as the API says.
+    """
+
+    engine: Engine
+    url: str
+    """Without /v1."""
+    model: str | None = None
+    """The model's name there; None before `opened` has asked for it."""
+    named: bool = False
+    """Whether the user named the model, so that answers from another one are an error."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What every request says besides."""
+
+    def opened(self) -> Server:
+        """Return the server with the name of its model, once it is loaded: the one that was named, or its only one."""
+        try:
+            found = self._ask("GET", "/v1/models")
+        except NotServedError:
+            names: list[str] = []
+        else:
+            entries = found.get("data")
+            listed = entries if isinstance(entries, list) else []
+            names = [str(entry["id"]) for entry in listed if isinstance(entry, dict) and "id" in entry]
+        if self.model is None:
+            if len(names) == 1:
+                return replace(self, model=names[0])
+            raise ServerError(
+                f"{self.url}: {_serves(names) if names else 'does not list its models'}; name the one to ask."
+            )
+        # Ollama lists a model without a tag under its tag "latest".
+        if names and not {self.model, f"{self.model}:latest"} & set(names):
+            raise ServerError(
+                f"{self.url}: has no model {quoted(self.model)}, but {_serves(names)}; name one of these, or start the "
+                f"server with that model."
+            )
+        return self
+
+    def without_adapters(self) -> Server:
+        """Return the same model with all LoRA adapters switched off, by a field of each request."""
+        if not self.engine.adapters:
+            able = ", ".join(engine.name for engine in ENGINES.values() if engine.adapters)
+            raise ServerError(
+                f"{self.url}: {self.engine.name} cannot switch adapters off in a request ({able} can); name the "
+                "unedited model as it is served."
+            )
+        found = self._ask("GET", "/lora-adapters", list)
+        off = [{"id": one.get("id"), "scale": 0.0} for one in found if isinstance(one, dict)]
+        if not off:
+            raise ServerError(f"{self.url}: has no adapter to switch off; start it with: {self.engine.start}")
+        return replace(self, fields={**self.fields, "lora": off})
+
+    def complete(self, prompt: str, tokens: int) -> str:
+        """Continue a text, which is sent as it is, greedily by at most so many tokens."""
+        return self._answer("/v1/completions", {"prompt": prompt}, tokens, lambda choice: choice.get("text"))
+
+    def chat(self, said: str, tokens: int) -> str:
+        """Answer a user's turn greedily with at most so many tokens."""
+        turns = [{"role": "user", "content": said}]
+        return self._answer("/v1/chat/completions", {"messages": turns}, tokens, _content)
+
+    def _answer(
+        self, path: str, asked: Mapping[str, Any], tokens: int, read: Callable[[dict[str, Any]], object]
+    ) -> str:
+        greedy = {"max_tokens": tokens, "temperature": 0, "seed": 0, **self.engine.greedy, **self.fields}
+        found = self._ask("POST", path, dict, {"model": self.model, **asked, **greedy})
+        self._check_name(found.get("model"))
+        choices = found.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise self._odd(path, f"an answer without choices: {quoted(found, _SHOWN)}")
+        text = read(choices[0])
+        if not isinstance(text, str):
+            raise self._odd(path, f"a choice without a text: {quoted(choices[0], _SHOWN)}")
+        return text
+
+    def _check_name(self, answered: object) -> None:
+        """A figure must not be attributed to a model that did not answer. A version or a tag may follow the name."""
+        if not self.named or not isinstance(answered, str) or self.model is None:
+            return
+        if not re.fullmatch(rf"{re.escape(self.model)}([-:@](latest|\d[\w.-]*))?", answered):
+            raise ServerError(
+                f"{self.url}: was asked for the model {quoted(self.model)} and answers as {quoted(answered)}: it "
+                "serves another model. Name that one, or start the server with the right one."
+            )
+
+    def _ask(self, method: str, path: str, kind: type = dict, record: Mapping[str, Any] | None = None) -> Any:
+        """Send a request, again while the server is loading, and return the JSON that it answers."""
+        end, pause = time.monotonic() + _PATIENCE, 0.5
+        while True:
+            response = self._send(method, path, record)
+            if response.status_code not in _BUSY or time.monotonic() + pause > end:
+                break
+            if pause == 0.5:
+                logger.info("%s: %s; waiting", self.url, self._words(response) or "is busy")
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+        self._check_status(path, response)
+        try:
+            found = parsed(response.content)
+        except ValueError:
+            raise self._odd(path, f"no JSON: {quoted(response.text.strip(), _SHOWN)}") from None
+        if not isinstance(found, kind):
+            raise self._odd(path, f"other JSON: {quoted(found, _SHOWN)}")
+        return found
+
+    def _send(self, method: str, path: str, record: Mapping[str, Any] | None) -> requests.Response:
+        body = None if record is None else json.dumps(record).encode()
+        try:
+            # Not followed: a redirect may lead to another host, which must not get the key.
+            return requests.request(
+                method, self.url + path, data=body, headers={"Content-Type": "application/json"}, auth=_authorized,
+                timeout=_TIMEOUT, allow_redirects=False,
+            )  # fmt: skip
+        except requests.ConnectTimeout:
+            raise self._absent(f"does not answer within {_TIMEOUT[0]:.0f} s") from None
+        except requests.Timeout:
+            raise ServerError(
+                f"{self.url}{path}: sent nothing for {_TIMEOUT[1]:.0f} s; see what the server prints, or ask about "
+                "fewer facts at a time."
+            ) from None
+        except requests.RequestException as error:
+            if _refused(error):
+                raise self._absent("nothing answers there") from None
+            raise ServerError(
+                f"{self.url}{path}: the connection broke off before the answer was complete "
+                f"({printable(str(error))[:_SHOWN]}); see what the server printed, start it again if need be, and ask "
+                "again."
+            ) from None
+
+    def _absent(self, what: str) -> ServerError:
+        return ServerError(
+            f"{self.url}: {what}. Start {self.engine.start if self.engine.url is None else 'it'} and wait until it has "
+            f"loaded its model{'' if self.engine.url is None else f': {self.engine.start}'}; or correct the URL."
+        )
+
+    def _check_status(self, path: str, response: requests.Response) -> None:
+        status, words = response.status_code, self._words(response)
+        if status == 200:
+            return
+        where, told = f"{self.url}{path}", f" ({words})" if words else ""
+        if 300 <= status < 400:
+            to = printable(response.headers.get("Location", "elsewhere"))[:_SHOWN]
+            raise ServerError(f"{where}: redirects to {to}, which is not followed; give that server's URL.")
+        if status in (401, 403):
+            what = "refuses the key in" if _key() else "wants a key; set"
+            raise ServerError(f"{where}: {what} {KEY}{told}.")
+        if status == 404 and self.model is not None and self.model in words:
+            raise ServerError(f"{where}: has no model {quoted(self.model)}{told}; name one that it serves.")
+        if status in (404, 405, 501) or (status == 400 and "template" in words.lower()):
+            raise NotServedError(f"{self.url} has no usable {path}: status {status}{told}")
+        if status in _BUSY:
+            raise ServerError(
+                f"{where}: is loading or overloaded (status {status}{told}) after {_PATIENCE:.0f} s; wait until it "
+                "answers, and ask again."
+            )
+        raise ServerError(f"{where}: answers with status {status}{told}; see what the server printed.")
+
+    def _words(self, response: requests.Response) -> str:
+        """What a server says of an error, cut, on one line and without the key."""
+        found: Any = response.text
+        try:
+            found = parsed(response.content)
+            for name in ("error", "message", "detail"):
+                found = found.get(name, found) if isinstance(found, dict) else found
+        except ValueError:
+            if "<" in found[:100]:  # a page is for people
+                found = "a web page"
+        text = found if isinstance(found, str) else json.dumps(found)
+        key = _key()
+        return printable(text.replace(key, "…") if key else text)[:_SHOWN]
+
+    def _odd(self, path: str, what: str) -> ServerError:
+        return ServerError(
+            f"{self.url}{path}: sent {what}; is this the address of an API like OpenAI's, and of no other page?"
+        )
+
+
+def _authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Set the key, if there is one; as a function, so that nothing from ~/.netrc takes its place."""
+    if key := _key():
+        request.headers["Authorization"] = f"Bearer {key}"
+    return request
+
+
+def _content(choice: dict[str, Any]) -> object:
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return None
+    # Null where all that the model wrote was its reasoning: it has given no answer.
+    return "" if message.get("content", 0) is None else message.get("content")
+
+
+def _refused(error: requests.RequestException) -> bool:
+    """Whether there was no connection at all; one that was reset while it was used is another matter."""
+    words = str(error)
+    return isinstance(error, requests.ConnectionError) and any(
+        part in words for part in ("NewConnectionError", "NameResolutionError", "Failed to establish")
+    )
+
+
+def _serves(names: Sequence[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:_LISTED])
+    return f"serves {counted(len(names), 'model')}: {shown}{', …' if len(names) > _LISTED else ''}"
