@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 import torch
 
@@ -24,6 +25,20 @@ WINDOW = 512
 """Longest piece of a document that is read at once, in tokens."""
 
 
+def windows(tokenizer: Any, text: str, window: int = WINDOW) -> list[list[int]]:
+    """Return the tokens of each piece that `perplexity` reads at once; ValueError as there."""
+    if window < 2:
+        raise ValueError(f"window={window}: the first token of a window is not predicted; give at least 2.")
+    documents = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+    rows = []
+    for document in tokenize(tokenizer, documents) if documents else []:
+        rows += [document[first : first + window] for first in range(0, len(document), window)]
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise ValueError(f"text={text[:40]!r}: no document has two tokens; give a longer text.")
+    return rows
+
+
 def perplexity(lm: LanguageModel, text: str | None = None, window: int | None = None) -> float:
     """Return exp of the mean NLL per predicted token.
 
@@ -39,16 +54,7 @@ def perplexity(lm: LanguageModel, text: str | None = None, window: int | None = 
         ValueError: `window` is below 2 or more than the model has positions for, or no document has two tokens.
     """
     window = lm.window(WINDOW) if window is None else window
-    if window < 2:
-        raise ValueError(f"window={window}: the first token of a window is not predicted; give at least 2.")
-    text = held_out_text() if text is None else text
-    documents = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
-    rows = []
-    for document in tokenize(lm.tokenizer, documents) if documents else []:
-        rows += [document[first : first + window] for first in range(0, len(document), window)]
-    rows = [row for row in rows if len(row) > 1]
-    if not rows:
-        raise ValueError(f"text={text[:40]!r}: no document has two tokens; give a longer text.")
+    rows = windows(lm.tokenizer, held_out_text() if text is None else text, window)
     longest = max(len(row) for row in rows)
     if longest > (positions := lm.window(longest)):
         raise ValueError(
