@@ -1,4 +1,4 @@
-"""A server that answers over the HTTP API of OpenAI: llama.cpp, Ollama, vLLM and most others."""
+"""A server that answers over HTTP: llama.cpp, vLLM and most others by the API of OpenAI, Ollama by its own."""
 
 from __future__ import annotations
 
@@ -36,6 +36,54 @@ class NotServedError(ServerError):
     """The server has no such endpoint, or cannot use it for this model; others may do."""
 
 
+def _limited(tokens: int) -> dict[str, Any]:
+    return {"max_tokens": tokens, "temperature": 0, "seed": 0}
+
+
+def _choice(found: dict[str, Any]) -> object:
+    choices = found.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(first, dict):
+        return None
+    return first["text"] if "text" in first else _content(first)
+
+
+def _content(answer: dict[str, Any]) -> object:
+    message = answer.get("message")
+    if not isinstance(message, dict):
+        return None
+    # Null where all that the model wrote was its reasoning: it has given no answer.
+    return "" if message.get("content", 0) is None else message.get("content")
+
+
+@dataclass(frozen=True)
+class Api:
+    """Where questions go, what they say, and where their answers stand."""
+
+    completions: str = "/v1/completions"
+    chats: str = "/v1/chat/completions"
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    """What the request for a completion says so that the prompt stays as it is."""
+    limited: Callable[[int], dict[str, Any]] = _limited
+    """From the number of new tokens to the fields that ask for so many, the most probable ones."""
+    read: Callable[[dict[str, Any]], object] = _choice
+    """From an answer to its text; anything but a text if there is none."""
+
+
+# By the other API, Ollama puts a prompt into the model's chat template and lowers the probability of words that were
+# said before.
+_OLLAMA = Api(
+    "/api/generate",
+    "/api/chat",
+    {"raw": True},
+    lambda tokens: {
+        "stream": False,
+        "options": {"num_predict": tokens, "temperature": 0, "seed": 0, "repeat_penalty": 1.0},
+    },
+    lambda found: found["response"] if "response" in found else _content(found),
+)
+
+
 @dataclass(frozen=True)
 class Engine:
     """What is particular about a kind of server."""
@@ -47,7 +95,8 @@ class Engine:
     start: str
     """A command that starts it."""
     greedy: Mapping[str, Any] = field(default_factory=dict)
-    """What a request says besides `temperature` and `seed`, so that no penalty of the model's own settings counts."""
+    """What each request says besides, so that no penalty of the server's or the model's settings counts."""
+    api: Api = Api()
     adapters: bool = False
     """Whether a request can switch LoRA adapters off, with llama.cpp's field `lora`."""
 
@@ -69,7 +118,7 @@ ENGINES: dict[str, Engine] = {
             "vllm serve MODEL --enable-lora --lora-modules edited=ADAPTER",
             {"repetition_penalty": 1.0},
         ),
-        Engine("ollama", "http://127.0.0.1:11434", "ollama serve"),
+        Engine("ollama", "http://127.0.0.1:11434", "ollama serve", api=_OLLAMA),
         Engine("openai", None, "the server"),
     )
 }
@@ -169,25 +218,21 @@ class Server:
 
     def complete(self, prompt: str, tokens: int) -> str:
         """Continue a text, which is sent as it is, greedily by at most so many tokens."""
-        return self._answer("/v1/completions", {"prompt": prompt}, tokens, lambda choice: choice.get("text"))
+        return self._answer(self.engine.api.completions, {"prompt": prompt, **self.engine.api.plain}, tokens)
 
     def chat(self, said: str, tokens: int) -> str:
         """Answer a user's turn greedily with at most so many tokens."""
         turns = [{"role": "user", "content": said}]
-        return self._answer("/v1/chat/completions", {"messages": turns}, tokens, _content)
+        return self._answer(self.engine.api.chats, {"messages": turns}, tokens)
 
-    def _answer(
-        self, path: str, asked: Mapping[str, Any], tokens: int, read: Callable[[dict[str, Any]], object]
-    ) -> str:
-        greedy = {"max_tokens": tokens, "temperature": 0, "seed": 0, **self.engine.greedy, **self.fields}
-        found = self._ask("POST", path, dict, {"model": self.model, **asked, **greedy})
+    def _answer(self, path: str, asked: Mapping[str, Any], tokens: int) -> str:
+        api = self.engine.api
+        said = {"model": self.model, **asked, **api.limited(tokens), **self.engine.greedy, **self.fields}
+        found = self._ask("POST", path, dict, said)
         self._check_name(found.get("model"))
-        choices = found.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise self._odd(path, f"an answer without choices: {quoted(found, _SHOWN)}")
-        text = read(choices[0])
+        text = api.read(found)
         if not isinstance(text, str):
-            raise self._odd(path, f"a choice without a text: {quoted(choices[0], _SHOWN)}")
+            raise self._odd(path, f"an answer without a text: {quoted(found, _SHOWN)}")
         return text
 
     def _check_name(self, answered: object) -> None:
@@ -297,14 +342,6 @@ def _authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
     if key := _key():
         request.headers["Authorization"] = f"Bearer {key}"
     return request
-
-
-def _content(choice: dict[str, Any]) -> object:
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        return None
-    # Null where all that the model wrote was its reasoning: it has given no answer.
-    return "" if message.get("content", 0) is None else message.get("content")
 
 
 def _refused(error: requests.RequestException) -> bool:

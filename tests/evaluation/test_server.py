@@ -1,0 +1,225 @@
+"""Servers that behave and that misbehave, and what is said of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.fake_server import RESET, Fake, fake
+
+from factpatch.evaluation import server as module
+from factpatch.evaluation.server import ENGINES, NotServedError, Server, ServerError, engine_and_url
+
+
+@pytest.fixture
+def tiny() -> Iterator[Fake]:
+    with fake("tiny") as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def served(found: Fake, engine: str = "vllm", model: str | None = None) -> Server:
+    return Server(ENGINES[engine], found.url, model, named=model is not None).opened()
+
+
+@pytest.mark.parametrize(
+    ("text", "engine", "url"),
+    [
+        ("llama.cpp", "llama.cpp", "http://127.0.0.1:8080"),
+        ("vllm", "vllm", "http://127.0.0.1:8000"),
+        ("ollama", "ollama", "http://127.0.0.1:11434"),
+        ("openai=https://host/v1/", "openai", "https://host"),
+        ("vllm=http://host:1234", "vllm", "http://host:1234"),
+        ("openai=http://[::1]:80/proxy/v1", "openai", "http://[::1]:80/proxy"),
+    ],
+)
+def test_an_engine_has_a_usual_address_or_is_given_one(text: str, engine: str, url: str) -> None:
+    assert engine_and_url(text) == (ENGINES[engine], url)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vlm", "unknown engine 'vlm'. Did you mean 'vllm'"),
+        ("openai", "openai has no usual address; give it as openai=URL"),
+        ("http://host:80", "such as openai=http://host:80"),
+        ("vllm=host:80", "'host:80' is no URL of a server; give one such as http"),
+        ("vllm=ftp://host", "is no URL of a server"),
+        ("vllm=http://host:port", "is no URL"),
+        ("vllm=http://", "is no URL of a server"),
+        ("vllm=http://host/?model=a", "is no URL of a server"),
+        ("vllm=http://ho st", "holds characters that no URL has"),
+        ("vllm=http://me:hush@host", "holds a name or a password; leave it out, and set OPENAI_API_KEY"),
+    ],
+)
+def test_what_is_no_address_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"URL|engine") as refused:
+        engine_and_url(text)
+    assert message in str(refused.value)
+    assert "hush" not in str(refused.value)
+
+
+def test_the_only_model_need_not_be_named_and_of_several_one_must() -> None:
+    with fake("base", "edited") as two, fake("smol:latest") as one:
+        assert served(one).model == "smol:latest"
+        assert served(one, model="smol").model == "smol"  # as Ollama understands it
+        assert served(two, model="edited").model == "edited"
+        with pytest.raises(ServerError, match=f"^{two.url}: serves 2 models: base, edited; name the one to ask"):
+            served(two)
+        with pytest.raises(ServerError, match="has no model 'other', but serves 2 models: base, edited; name one of"):
+            served(two, model="other")
+
+
+def test_a_server_that_does_not_list_its_models_is_asked_for_the_named_one(tiny: Fake) -> None:
+    tiny.replies["/v1/models"] = lambda body: (404, "no")
+    assert served(tiny, model="mine").complete("The", 4) == "Rome"
+    with pytest.raises(ServerError, match="does not list its models; name the one to ask"):
+        served(tiny)
+
+
+def test_a_prompt_is_sent_as_it_is_and_asked_greedily(tiny: Fake) -> None:
+    server = replace(served(tiny), fields={"lora": []})
+    assert server.complete(" The capital\nof  Italy is ", 16) == "Rome"
+    assert server.chat("What is it?", 32) == "Rome"
+    (_, _, completion), (_, _, chat) = tiny.asked[-2:]
+    greedy = {"model": "tiny", "temperature": 0, "seed": 0, "repetition_penalty": 1.0, "lora": []}
+    assert completion == {"prompt": " The capital\nof  Italy is ", "max_tokens": 16, **greedy}
+    assert chat == {"messages": [{"role": "user", "content": "What is it?"}], "max_tokens": 32, **greedy}
+
+
+def test_ollama_is_asked_by_its_own_api_where_a_prompt_stays_as_it_is(tiny: Fake) -> None:
+    tiny.replies["/api/generate"] = lambda body: {"model": "tiny", "response": "Rome", "done": True}
+    tiny.replies["/api/chat"] = lambda body: {"model": "tiny", "message": {"role": "assistant", "content": "Paris"}}
+    server = served(tiny, "ollama")
+    assert (server.complete("The", 16), server.chat("What?", 32)) == ("Rome", "Paris")
+    (_, _, completion), (_, _, chat) = tiny.asked[-2:]
+    greedy = {"temperature": 0, "seed": 0, "repeat_penalty": 1.0}
+    always = {"model": "tiny", "stream": False}
+    assert completion == {"prompt": "The", "raw": True, "options": {"num_predict": 16, **greedy}, **always}
+    assert chat == {
+        "messages": [{"role": "user", "content": "What?"}], "options": {"num_predict": 32, **greedy}, **always
+    }  # fmt: skip
+
+
+def test_the_key_is_sent_if_it_is_set_and_never_shown(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    served(tiny)
+    assert "Authorization" not in tiny.asked[-1][1]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush\n")
+    served(tiny)
+    assert tiny.asked[-1][1]["Authorization"] == "Bearer sk-hush"
+    tiny.replies["/v1/models"] = lambda body: (401, {"error": {"message": "Incorrect key: sk-hush"}})
+    with pytest.raises(ServerError, match=r"/v1/models: refuses the key in OPENAI_API_KEY \(Incorrect key: …\)"):
+        served(tiny)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush\nsecond")
+    with pytest.raises(ValueError, match="holds characters that no key has") as refused:
+        served(tiny)
+    assert "hush" not in str(refused.value)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ServerError, match="wants a key; set OPENAI_API_KEY"):
+        served(tiny)
+
+
+def test_a_redirect_is_not_followed_with_the_key(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
+    with fake("other") as other:
+        tiny.replies["/v1/models"] = lambda body: (307, "", ("Location", f"{other.url}/v1/models"))
+        with pytest.raises(ServerError, match=f"redirects to {other.url}/v1/models, which is not followed; give that"):
+            served(tiny)
+        assert other.asked == []
+
+
+OTHER_MODEL = {"model": "other", "choices": [{"text": "Rome"}]}
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ("<html>Welcome</html>", "sent no JSON: '<html>Welcome</html>'; is this the address of an API like OpenAI's"),
+        ([], r"sent other JSON: \[\]"),
+        ({"model": "tiny", "choices": []}, "sent an answer without a text"),
+        ({"model": "tiny"}, "sent an answer without a text"),
+        ({"model": "tiny", "choices": [{"message": {}}]}, "sent an answer without a text"),
+        (OTHER_MODEL, "was asked for the model 'tiny' and answers as 'other': it serves another model. Name that one"),
+        ((404, {"error": {"message": "The model `tiny` does not exist."}}), "has no model 'tiny'"),
+        ((500, {"error": "out of memory"}), r"status 500 \(out of memory\); see what the server printed"),
+        ((502, "<html>Bad gateway</html>"), r"answers with status 502 \(a web page\)"),
+        (RESET, "broke off before the answer was complete"),
+    ],
+)
+def test_an_answer_that_is_none_is_reported_with_its_address(tiny: Fake, reply: Any, message: str) -> None:
+    server = served(tiny, model="tiny")
+    tiny.replies["/v1/completions"] = lambda body: reply
+    with pytest.raises(ServerError, match=message) as refused:
+        server.complete("The", 4)
+    assert str(refused.value).startswith(tiny.url)
+    assert not isinstance(refused.value, NotServedError)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny:latest", "tiny-2024-08-06"])
+def test_a_version_may_follow_the_name_that_was_asked_for(tiny: Fake, name: str) -> None:
+    tiny.replies["/v1/completions"] = lambda body: {**OTHER_MODEL, "model": name}
+    assert served(tiny, model="tiny").complete("The", 4) == "Rome"
+
+
+def test_the_only_model_may_answer_under_any_name(tiny: Fake) -> None:
+    tiny.replies["/v1/completions"] = lambda body: OTHER_MODEL
+    assert served(tiny).complete("The", 4) == "Rome"
+
+
+def test_a_chat_without_content_is_an_empty_answer(tiny: Fake) -> None:
+    tiny.replies["/v1/chat/completions"] = lambda body: {"choices": [{"message": {"content": None}}]}
+    assert served(tiny).chat("What?", 4) == ""
+
+
+@pytest.mark.parametrize(
+    "reply", [(404, {"detail": "Not Found"}), (405, ""), (400, {"message": "the model has no chat template"})]
+)
+def test_what_a_server_cannot_do_is_known_from_what_goes_wrong(tiny: Fake, reply: Any) -> None:
+    server = served(tiny)
+    tiny.replies["/v1/chat/completions"] = lambda body: reply
+    with pytest.raises(NotServedError, match=f"has no usable /v1/chat/completions: status {reply[0]}"):
+        server.chat("What?", 4)
+
+
+def test_a_server_that_is_loading_is_waited_for(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", naps.append)
+    loading = [(503, {"error": {"message": "Loading model"}})] * 3
+    tiny.replies["/v1/models"] = lambda body: loading.pop() if loading else {"data": [{"id": "tiny"}]}
+    assert served(tiny).model == "tiny"
+    assert naps == [0.5, 1.0, 2.0]
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    tiny.replies["/v1/models"] = lambda body: (503, {"error": {"message": "Loading model"}})
+    with pytest.raises(ServerError, match=r"loading or overloaded \(status 503 \(Loading model\)\) after 0 s; wait"):
+        served(tiny)
+
+
+def test_where_nothing_answers_the_command_that_starts_it_is_named(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake() as gone:
+        pass
+    for engine, start in (("vllm", "vllm serve MODEL"), ("llama.cpp", "llama-server -m"), ("openai", "the server")):
+        with pytest.raises(ServerError, match=f"^{gone.url}: nothing answers there. Start .*{start}"):
+            served(gone, engine)
+    monkeypatch.setattr(module, "_TIMEOUT", (1.0, 0.1))
+    tiny.replies["/v1/models"] = lambda body: time.sleep(0.5)
+    with pytest.raises(ServerError, match="/v1/models: sent nothing for 0 s; see what the server prints"):
+        served(tiny)
+
+
+def test_adapters_are_switched_off_in_each_request(tiny: Fake) -> None:
+    tiny.replies["/lora-adapters"] = lambda body: [{"id": 0, "path": "a", "scale": 1.0}, {"id": 1, "scale": 0.5}]
+    off = served(tiny, "llama.cpp").without_adapters()
+    off.complete("The", 4)
+    assert tiny.asked[-1][2]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
+    tiny.replies["/lora-adapters"] = lambda body: []
+    with pytest.raises(ServerError, match="has no adapter to switch off; start it with: llama-server -m"):
+        served(tiny, "llama.cpp").without_adapters()
+    with pytest.raises(ServerError, match=r"vllm cannot switch adapters off in a request \(llama.cpp can\); name the"):
+        served(tiny).without_adapters()
