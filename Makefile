@@ -10,11 +10,15 @@ ZSRE ?= zsre
 # Where the files of the release stand on the web, such as https://HOST/OWNER/factpatch/blob/v0.2.0; see CONTRIBUTING.md.
 ADDRESS ?=
 
-.PHONY: help demo test hostile lint check format docs reports dist clean
+# llama.cpp, prebuilt for this platform, for the tests that serve a model with it.
+ENGINES = @fugood/llama.node@1.7.15 @fugood/node-llama-$(shell node -p 'process.platform + "-" + process.arch')@1.7.15
+
+.PHONY: help demo test engines hostile lint check format docs reports dist clean
 
 help:
 	@echo "make demo     install, then edit the embedded model and undo the edit"
 	@echo "make test     install, then run all tests"
+	@echo "make engines  install llama.cpp with npm, for the tests that are skipped without it"
 	@echo "make hostile  try altered files, kills, full disks and broken models (half an hour)"
 	@echo "make lint     lint, format and types"
 	@echo "make check    make lint, docs and test"
@@ -40,6 +44,9 @@ demo: $(VENV)/.installed
 # As many tests at a time as there are cores, each on one thread; tests of one file run in one process, to share fixtures.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
+
+engines:
+	npm install --prefix build/engines --omit=optional --no-audit --no-fund $(ENGINES)
 
 # tests/test_hostile.py tries a sample of it. File systems are mounted for it if the user may.
 hostile: $(VENV)/.installed-dev

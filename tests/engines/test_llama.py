@@ -1,0 +1,142 @@
+"""What llama.cpp says beside what PyTorch says, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tests.engines.llama import serving
+from tests.ggufs import write_gguf
+from tests.helpers import shared
+from tests.models import tiny_model, tiny_tokenizer
+
+from factpatch import Fact, Neighbor, Verification, load_facts
+from factpatch.evaluation.questions import answers
+from factpatch.evaluation.served import usable_forms, verify_served
+from factpatch.evaluation.server import ENGINES, Server, ServerError
+from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_gguf
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.loading import load_language_model
+
+FACTS = [
+    Fact(
+        prompt="The mother tongue of {} is",
+        subject="Danielle Darrieux",
+        target_new="English",
+        target_true="French",
+        neighbors=(Neighbor("The official language of Finland is", "Finnish"),),
+    ),
+    Fact(prompt="The {} is in", subject="Eiffel Tower", target_new="Rome", target_true="Paris"),
+]
+
+
+def served(url: str, name: str | None = None) -> Server:
+    return Server(ENGINES["llama.cpp"], url, name).opened()
+
+
+def asked(server: Server, facts: Sequence[Fact], before: Verification | None = None) -> Verification:
+    forms, reasons = usable_forms(server, facts[0])
+    assert not reasons
+    return verify_served(server, forms, facts, before, neighbors=True)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    lm = LanguageModel(tiny_model("llama", chat=True), tiny_tokenizer(chat=True))
+    # The strings of llama.cpp end at a NUL, which a random model may write.
+    lm.model.get_output_embeddings().weight.data[lm.tokenizer("\0")["input_ids"]] = 0.0
+    return lm
+
+
+@pytest.fixture(scope="module")
+def model(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", lm.model, "F32", lm.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def adapter(model: Path) -> Path:
+    """An adapter that turns what the last block's MLP says around."""
+    tensor = next(one for one in gguf.GGUFReader(model).tensors if one.name == "blk.3.ffn_down.weight")
+    weight = torch.tensor(np.array(tensor.data))
+    u, s, v = torch.linalg.svd(-2 * weight, full_matrices=False)
+    writer = gguf.GGUFWriter(path := model.with_name("adapter.gguf"), "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(len(s)))
+    writer.add_tensor("blk.3.ffn_down.weight.lora_a", (s[:, None] * v).numpy().copy())
+    writer.add_tensor("blk.3.ffn_down.weight.lora_b", u.numpy().copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(model: Path, adapter: Path) -> Iterator[str]:
+    with serving(model, adapter, cache="f32") as found:
+        yield found
+
+
+def alike(found: Verification, lm: LanguageModel) -> int:
+    """How many of the answers are PyTorch's, of three for each fact."""
+    pairs = zip((reading.answers for reading in found.after), answers(lm, found.facts), strict=True)
+    return sum(one == other for here, there in pairs for one, other in zip(here, there, strict=True))
+
+
+def test_a_tiny_model_says_the_same_in_llama_cpp_and_in_pytorch_with_its_adapter_and_without(
+    lm: LanguageModel, url: str
+) -> None:
+    server = served(url)
+    assert server.model == "tiny"
+    without = asked(server.without_adapters(), FACTS)
+    # Not all need agree: a random model finds two tokens nearly as probable now and then, and rounding decides.
+    assert alike(without, lm) >= 5
+    found = asked(server, FACTS, without)
+    assert alike(found, lm) == 0
+    weight = lm.weight(3)
+    weight.neg_()
+    try:
+        assert alike(found, lm) >= 4
+    finally:
+        weight.neg_()
+    assert found.before == without.after
+    assert found.unchanged_neighbors() == (0, 1)
+    # Back again: nothing of the other is left.
+    assert asked(server.without_adapters(), FACTS) == without
+
+
+def test_a_model_without_a_chat_template_is_asked_in_the_other_forms(tmp_path: Path) -> None:
+    with serving(write_gguf(tmp_path / "plain.gguf")) as url:
+        server = served(url)
+        forms, reasons = usable_forms(server, FACTS[0])
+        assert [form.name for form in forms] == ["prompt", "question"]
+        assert reasons.keys() == {"chat"}
+        assert "this model has no chat template" in reasons["chat"]
+        with pytest.raises(ServerError, match="has no adapter to switch off"):
+            server.without_adapters()
+
+
+@pytest.mark.slow
+def test_the_embedded_model_says_in_four_bits_mostly_what_it_says_in_pytorch() -> None:
+    """llama.cpp reads activations in 8 bits, so that some answers differ, and most from some word on."""
+    try:
+        file = embedded_gguf("smollm2-135m")
+    except EmbeddedModelUnavailable as error:
+        pytest.skip(f"the embedded model cannot be had: {error}")
+    facts = load_facts(shared("data", "counterfact_dev.json"), 4)
+    with serving(file) as url:
+        server = served(url)
+        forms, _ = usable_forms(server, facts[0])
+        found = verify_served(server, forms, facts)
+    here = answers(load_language_model("smollm2-135m", None), facts)
+    same = [
+        one.said.split()[:3] == other.said.split()[:3]
+        for reading, there in zip(found.after, here, strict=True)
+        for one, other in zip(reading.answers, there, strict=True)
+    ]
+    assert sum(same) >= 0.6 * len(same)  # 15 of 18 of the first six facts
