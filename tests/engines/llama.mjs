@@ -6,7 +6,7 @@
 //
 // DIR is the node_modules folder with the package. When the model is loaded it prints one line of JSON with its URL.
 // A request with "lora": [{"id": 0, "scale": 0}] is answered without the adapter, as by llama-server. One context
-// answers one request after another.
+// answers one request after another. Besides the API of OpenAI it has POST /likelihood, of {"text": …}.
 
 import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
@@ -62,10 +62,13 @@ function useAdapters(wanted) {
   scale = wanted
 }
 
+// As llama-server reads the field: an adapter that the list does not name is off.
+function scaleOf(body) {
+  return body.lora ? Number(body.lora.find(({ id }) => id === 0)?.scale ?? 0) : 1.0
+}
+
 async function complete(prompt, body) {
-  // As llama-server reads the field: an adapter that the list does not name is off.
-  const wanted = body.lora ? Number(body.lora.find(({ id }) => id === 0)?.scale ?? 0) : 1.0
-  useAdapters(wanted)
+  useAdapters(scaleOf(body))
   // An answer must not depend on what was asked before, nor on keys and values that the adapter changed.
   context.clearCache()
   const greedy = {
@@ -79,21 +82,51 @@ async function complete(prompt, body) {
     penalty_present: 0,
     seed: 0,
   }
-  try {
-    return (await context.completion(greedy)).text
-  } catch (error) {
-    // A race in the addon: an answer that is there too soon, as a tiny model's, leaves the context busy for good.
-    if (!error.message.includes('in progress')) throw error
-    await load()
-    useAdapters(wanted)
-    return (await context.completion(greedy)).text
+  return (await run(greedy)).text
+}
+
+async function run(options) {
+  for (let tries = 0; ; tries++) {
+    try {
+      return await context.completion(options)
+    } catch (error) {
+      // A race in the addon: an answer that is there too soon, as a tiny model's, leaves the context busy for good.
+      if (!error.message.includes('in progress') || tries === 9) throw error
+      const wanted = scale
+      await load()
+      useAdapters(wanted)
+    }
   }
+}
+
+// What perplexity is made of: a text's tokens, and the NLL of each but the first after those before it, in nats. The
+// package gives the probabilities of a next token only, so a text is read as often as it has tokens; what was read
+// before is kept. An NLL is null where the text before the token, written out, would be read as other tokens, or where
+// two tokens are written alike.
+async function likelihood(text, body) {
+  useAdapters(scaleOf(body))
+  context.clearCache()
+  const read = async (text) => Array.from((await context.tokenize(text)).tokens)
+  const ids = await read(text)
+  const nlls = Array(Math.max(ids.length - 1, 0)).fill(null)
+  for (let next = 1; next < ids.length; next++) {
+    const before = ids.slice(0, next)
+    const prompt = await context.detokenize(before)
+    if (String(await read(prompt)) !== String(before)) continue
+    const all = { n_predict: 1, temperature: 1, top_k: 0, top_p: 1, min_p: 0, typ_p: 1, n_probs: 1 << 20 }
+    const { completion_probabilities: found } = await run({ prompt, ...all })
+    const token = await context.detokenize([ids[next]])
+    const alike = found.at(-1).probs.filter(({ tok_str }) => tok_str === token)
+    if (alike.length === 1) nlls[next - 1] = -Math.log(alike[0].prob)
+  }
+  return { tokens: ids, nlls }
 }
 
 const answers = {
   'GET /health': () => ({ status: 'ok' }),
   'GET /v1/models': () => ({ object: 'list', data: [{ id: name, object: 'model', owned_by: 'llama.cpp' }] }),
   'GET /lora-adapters': () => adapters.map(({ path }, id) => ({ id, path, scale: 1.0 })),
+  'POST /likelihood': (body) => likelihood(body.text, body),
   'POST /v1/completions': async (body) => {
     if (typeof body.prompt !== 'string') throw new Refused(400, 'prompt: give a text')
     const text = await complete(body.prompt, body)

@@ -8,11 +8,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import requests
 import torch
 from tests.engines.llama import serving
 from tests.ggufs import write_gguf
 from tests.helpers import shared
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import SENTENCES, tiny_model, tiny_tokenizer
 
 from factpatch import Fact, Neighbor, Verification, load_facts
 from factpatch.evaluation.questions import answers
@@ -108,6 +109,18 @@ def test_a_tiny_model_says_the_same_in_llama_cpp_and_in_pytorch_with_its_adapter
     assert found.unchanged_neighbors() == (0, 1)
     # Back again: nothing of the other is left.
     assert asked(server.without_adapters(), FACTS) == without
+
+
+def test_a_tiny_model_finds_a_text_as_probable_in_llama_cpp_as_in_pytorch(lm: LanguageModel, url: str) -> None:
+    off = {"lora": [{"id": 0, "scale": 0.0}]}
+    found = requests.post(f"{url}/likelihood", json={"text": SENTENCES[4], **off}, timeout=60).json()
+    ids = lm.tokenizer(SENTENCES[4])["input_ids"]
+    assert found["tokens"] == ids
+    with torch.no_grad():
+        logs = torch.log_softmax(lm.model(input_ids=torch.tensor([ids])).logits[0], -1)
+    pairs = [(nll, -logs[at, ids[at + 1]].item()) for at, nll in enumerate(found["nlls"]) if nll is not None]
+    assert len(pairs) >= 0.7 * len(found["nlls"])
+    assert [nll for nll, _ in pairs] == pytest.approx([nll for _, nll in pairs], abs=0.02)
 
 
 def test_a_model_without_a_chat_template_is_asked_in_the_other_forms(tmp_path: Path) -> None:
