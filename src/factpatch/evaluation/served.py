@@ -130,7 +130,8 @@ def _answers(
     server: Server, questions: Sequence[_Question], concurrency: int, progress: Progress
 ) -> dict[_Question, str]:
     unique = list(dict.fromkeys(questions))
-    progress(len(questions) - len(unique))
+    if repeated := len(questions) - len(unique):
+        progress(repeated)
     answers = {}
     # Its threads end with the process, whatever they wait for, so that an interruption takes effect at once.
     with ThreadPool(max(1, min(concurrency, len(unique)))) as pool:
