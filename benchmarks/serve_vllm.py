@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,21 +20,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import requests
+from served import asked, asked_of, beginning, shown
 
-from factpatch import Editor, Fact, Verification, load_facts
-from factpatch.evaluation.generation import greedy_answers
-from factpatch.evaluation.perplexity import held_out_text, perplexity, windows
-from factpatch.evaluation.questions import answers
-from factpatch.evaluation.readings import FORMS, Answer, Reading
-from factpatch.evaluation.served import question_count, usable_forms, verify_served
+from factpatch import Editor, load_facts
+from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.server import ENGINES, Server, ServerError
 from factpatch.model.embedded import EMBEDDED, embedded_directory
-from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
-from factpatch.support.progress import bar
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM allows for --max-lora-rank; smaller adapters are padded to it."""
@@ -51,24 +44,6 @@ for name in names:
 """
 
 
-def asked(lm: LanguageModel, facts: Sequence[Fact], before: Verification | None = None) -> Verification:
-    """Ask PyTorch what a server is asked, with the same words."""
-    prompts = [neighbor.prompt for fact in facts for neighbor in fact.neighbors]
-    around = iter(zip(prompts, greedy_answers(lm, prompts), strict=True))
-    readings = [
-        Reading(answers=own, neighbor_answers=tuple(Answer("prompt", *next(around)) for _ in fact.neighbors))
-        for fact, own in zip(facts, answers(lm, facts), strict=True)
-    ]
-    return Verification(tuple(facts), tuple(readings), None if before is None else before.after)
-
-
-def asked_of(server: Server, facts: Sequence[Fact], before: Verification | None = None) -> Verification:
-    forms, reasons = usable_forms(server, facts[0])
-    assert not reasons, reasons
-    with bar(f"asking {server.model}", question_count(forms, facts, True)) as advance:
-        return verify_served(server, forms, facts, before, neighbors=True, progress=advance)
-
-
 def served_perplexity(server: Server, rows: Sequence[Sequence[int]]) -> float:
     """Perplexity as `perplexity` defines it, from the log probabilities that vLLM returns of a prompt's tokens."""
     total, count = 0.0, 0
@@ -80,17 +55,6 @@ def served_perplexity(server: Server, rows: Sequence[Sequence[int]]) -> float:
         total -= math.fsum(one[str(token)]["logprob"] for one, token in zip(found, row[1:], strict=True))
         count += len(row) - 1
     return math.exp(total / count)
-
-
-def beginning(tokenizer: Any, text: str, tokens: int) -> tuple[str, list[list[int]]]:
-    """The first documents of a text that have at most so many tokens together, at least one, and their windows."""
-    kept: list[str] = []
-    for document in re.split(r"\n\s*\n", text):
-        if kept and sum(map(len, windows(tokenizer, "\n\n".join([*kept, document])))) > tokens:
-            break
-        kept.append(document)
-    shortened = "\n\n".join(kept)
-    return shortened, windows(tokenizer, shortened)
 
 
 @contextmanager
@@ -137,32 +101,6 @@ def _await(child: subprocess.Popen[bytes], server: Server, log: Path) -> None:
             return
 
 
-def shown(facts: Sequence[Fact], here: Verification, there: Verification, ratios: tuple[float, float]) -> str:
-    """The table, with PyTorch's column first."""
-    lines = ["| | PyTorch | vLLM |", "|---|---|---|"]
-    sides = [found.summary() for found in (here, there)]
-    for form in FORMS:
-        for when in ("before", "after"):
-            shares = [side[f"{form}_contained"][when] for side in sides]
-            counts = [f"{round(share * len(facts) / 100)} of {len(facts)}" for share in shares if share is not None]
-            lines.append(f"| said by {form}, {when} | {' | '.join(counts)} |")
-    unchanged = [found.unchanged_neighbors() or (0, 0) for found in (here, there)]
-    lines.append(f"| neighbors' answers unchanged | {' | '.join(f'{same} of {of}' for same, of in unchanged)} |")
-    lines.append(f"| perplexity, edited / unedited | {' | '.join(f'{ratio:.4f}' for ratio in ratios)} |")
-    for when, one, other in (("before", here.before, there.before), ("after", here.after, there.after)):
-        pairs = [
-            (mine.said, its.said)
-            for own, served in zip(one or (), other or (), strict=True)
-            for mine, its in zip(
-                (*own.answers, *own.neighbor_answers), (*served.answers, *served.neighbor_answers), strict=True
-            )
-        ]
-        lines.append(
-            f"| answers that are the same in both, {when} | {sum(a == b for a, b in pairs)} of {len(pairs)} | |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="an embedded model, or a directory")
@@ -203,7 +141,7 @@ def main() -> None:
             there = asked_of(servers[1], facts, asked_of(servers[0], facts))
             print(f"asking vLLM: {time.perf_counter() - start:.0f} s", flush=True)
             without, with_adapter = (served_perplexity(server, rows) for server in servers)
-    print(shown(facts, here, there, (ratio, with_adapter / without)))
+    print(shown(facts, here, {"vLLM": there}, (ratio, with_adapter / without)))
     predicted = sum(len(row) - 1 for row in rows)
     print(f"\nPerplexity of {predicted} tokens, unedited: {plain:.4f} in PyTorch, {without:.4f} in vLLM.")
 
