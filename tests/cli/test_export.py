@@ -14,7 +14,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file
-from tests.cli.conftest import FACTS, Run, editing, interrupt
+from tests.cli.conftest import Run, editing, interrupt
 from tests.ggufs import write_gguf
 from tests.models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -280,7 +280,6 @@ def test_a_session_is_exported_once_it_is_finished(
     run.ok(*export)
     assert len(added(out)) == 2
     run.refused("session's directory", *export[:-1], session / "lora.gguf")
-    assert len(FACTS) == 3
 
 
 def test_a_failed_write_takes_the_modelfile_with_it(
@@ -308,3 +307,25 @@ def test_apply_to_other_weights_asks_about_the_facts(run: Run, patch: Path, tmp_
     loaded, model = Patch.load(patch), load_language_model(str(other)).model
     loaded.rebase(model).apply(model)
     assert all(torch.equal(edited[name], weight) for name, weight in model.state_dict().items() if name in edited)
+
+
+def test_a_file_that_only_has_the_name_of_the_base_is_not_taken_for_it(
+    run: Run, patch: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Patch.load(patch)
+    named = tmp_path / "named.safetensors"
+    replace(record, config={**record.config, "_name_or_path": "base.gguf"}).save(named)
+    for folder, taken in ((base.parent, True), (tmp_path / "elsewhere", False)):
+        folder.mkdir(exist_ok=True)
+        if not taken:
+            write_gguf(folder / "base.gguf", tiny_model("llama", seed=5))
+        monkeypatch.chdir(folder)
+        result = run.ok("export", named, "--to", "gguf-lora", "--out", folder / "facts.gguf")
+        assert ("BASE.gguf" in result.stdout) != taken
+        assert ("BASE.gguf" in (folder / "facts.Modelfile").read_text()) != taken
+
+
+def test_an_output_with_the_name_of_its_modelfile_is_refused(run: Run, patch: Path, tmp_path: Path) -> None:
+    arguments = ("export", patch, "--to", "gguf-lora", "--out", tmp_path / "x.Modelfile")
+    run.refused("is the name of the Modelfile for Ollama", *arguments)
+    assert not list(tmp_path.glob("x*"))

@@ -72,7 +72,7 @@ def test_tgi_needs_every_layer_of_every_family() -> None:
     for family in FAMILIES:
         few = served({1: 1, 2: 3}, family)
         assert lines(few)["TGI"] == [
-            "ignores an adapter, without an error, that lacks some of the model's layers, and this one has 2 of 4. "
+            "ignores an adapter silently if it lacks some of the model's layers, and this one has 2 of 4. "
             "Export it with --every-layer, which adds zeros"
         ]
         assert few.factors is not None

@@ -84,7 +84,15 @@ def altered(path: Path, name: str, fields: Mapping[str, Any] = {}, **tensors: An
     for field in file.reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             value = fields.get(field.name, field.contents())
-            writer.add_key_value(field.name, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)
+            if isinstance(value, list) and len(field.types) == 1:
+                writer.add_array(field.name, value)
+            elif value is not None:
+                kinds = field.types[0], field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(field.name, value, *kinds)
+    for name in fields.keys() - file.reader.fields.keys():
+        value = fields[name]
+        kind = {str: gguf.GGUFValueType.STRING, float: gguf.GGUFValueType.FLOAT32, int: gguf.GGUFValueType.UINT32}
+        writer.add_key_value(name, value, kind[type(value)])
     for tensor in file.reader.tensors:
         if tensor.name not in tensors:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -300,3 +308,77 @@ def test_converting_leaves_the_callers_random_numbers(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     convert(path, tmp_path / "made")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_files_beside_the_model_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    alone = load_language_model(write_gguf(tmp_path / "m.gguf", kind="F32"))
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    foreign = tiny_tokenizer(chat=True)
+    foreign.add_tokens(["Danielle"])
+    foreign.save_pretrained(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 7}')
+    path = write_gguf(folder / "m.gguf", tiny_model("llama", seed=3), "F32")
+    lm = load_language_model(path)
+    assert lm.tokenizer.get_vocab() == alone.tokenizer.get_vocab()
+    assert lm.tokenizer.chat_template is None
+    assert lm.model.generation_config.eos_token_id != 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [
+        ("linear", {"factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            "yarn",
+            {"factor": 2.0, "original_context_length": 128},
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128},
+        ),
+    ],
+)
+def test_scaled_positions_are_taken_over(
+    kind: str, fields: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    added = {f"llama.rope.scaling.{name}": value for name, value in {"type": kind, **fields}.items()}
+    path = altered(write_gguf(tmp_path / "m.gguf"), "scaled.gguf", added)
+    parameters = load_language_model(path).config.rope_parameters
+    assert {name: parameters[name] for name in expected} == expected
+
+
+def test_positions_scaled_in_an_unknown_way_are_refused(tmp_path: Path) -> None:
+    path = altered(write_gguf(tmp_path / "m.gguf"), "scaled.gguf", {"llama.rope.scaling.type": "longrope"})
+    assert "llama.rope.scaling.type is 'longrope'" in refused(path)
+
+
+def test_a_file_may_leave_out_the_heads_of_keys_and_not_have_several_numbers(tmp_path: Path) -> None:
+    same = tiny_model("mistral")
+    many = type(same)(type(same.config)(**{**same.config.to_dict(), "num_key_value_heads": 4}))
+    path = write_gguf(tmp_path / "m.gguf", many, "F32")
+    without = altered(path, "without.gguf", {"llama.attention.head_count_kv": None})
+    torch.testing.assert_close(logits(load_language_model(without).model), logits(many.eval()), rtol=0, atol=1e-5)
+    listed = altered(path, "listed.gguf", {"llama.attention.head_count_kv": [4, 4, 2, 2]})
+    assert "attention.head_count_kv is [4, 4, 2, 2]" in refused(listed)
+
+
+def test_a_mixture_of_experts_is_refused_as_one(tmp_path: Path) -> None:
+    path = altered(write_gguf(tmp_path / "m.gguf"), "experts.gguf", {"llama.expert_count": 8})
+    assert "is a mixture of experts" in refused(path)
+
+
+def test_the_digests_of_several_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / name for name in ("a.gguf", "b.gguf")]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    first = [kept_digest(path) for path in paths]
+    monkeypatch.setattr("factpatch.model.kept.file_digest", None)
+    assert [kept_digest(path) for path in paths] == first
+    assert len(set(first)) == 2
+
+
+def test_an_ollama_model_with_an_adapter_is_refused(tmp_path: Path) -> None:
+    ollama(tmp_path, "registry.ollama.ai/library/edited/latest", write_gguf(tmp_path / "m.gguf").read_bytes())
+    manifest = tmp_path / "ollama/manifests/registry.ollama.ai/library/edited/latest"
+    record = json.loads(manifest.read_text())
+    record["layers"].append({"mediaType": "application/vnd.ollama.image.adapter", "digest": "sha256:" + "ef" * 32})
+    manifest.write_text(json.dumps(record))
+    assert "is a model with an adapter, such as an edit of factpatch" in refused("edited")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.models import FAMILIES, tiny_model, tiny_tokenizer
 from tests.support.test_files_atomic import largest_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights
@@ -529,3 +529,16 @@ def test_a_full_disk_leaves_no_file_and_keeps_the_old_one(saved: Path, tmp_path:
         assert str(path) in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == [saved.name]
     assert saved.read_bytes() == whole
+
+
+def test_a_patch_of_a_mistral_model_read_as_llama_goes_back_to_the_mistral_model() -> None:
+    """A GGUF file of a Mistral model is one of Llama's."""
+    mistral = tiny_model("mistral")
+    config = AutoConfig.for_model("llama", **{k: v for k, v in mistral.config.to_dict().items() if k != "model_type"})
+    llama = AutoModelForCausalLM.from_config(config)
+    llama.load_state_dict(mistral.state_dict())
+    patch = edit(llama, [(1,)])
+    patch.apply(mistral)
+    patch.remove(mistral)
+    with pytest.raises(PatchMismatchError, match="model_type is 'llama' in the patch and 'qwen2' in the model"):
+        patch.apply(tiny_model("qwen2"))

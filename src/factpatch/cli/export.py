@@ -127,6 +127,8 @@ def _check_out(to: Format, out: Path, only_changed: bool) -> None:
     if to == "peft" or (to == "safetensors" and not only_changed):
         checks.check_output("--out", out, "new directory")
         return
+    if modelfile_of(out) == out:
+        raise checks.BadArgumentError(f"--out {out}: is the name of the Modelfile for Ollama; choose another one.")
     for path in (out, modelfile_of(out)) if to in ("gguf-lora", "gguf") else (out,):
         checks.check_output("--out", path)
         if path.exists():
@@ -197,7 +199,7 @@ def _write_gguf(loaded: Patch, out: Path, base: str, tensor_type: str | None, re
     file, _ = _known_gguf(loaded, base)
     opened = _opened(file)
     _check_base(base, opened, loaded, rebase)
-    with _beside(out, modelfile(out, None)), checks.argument("--base"), render.messages.status(f"writing {out}"):
+    with _beside(out, modelfile(out, None)), render.messages.status(f"writing {out}"):
         merged = merge_gguf(loaded, opened, out, tensor_type, rebase)
     for tensor in merged:
         error = f"rounding changes the shift by {100 * tensor.error:.2g} %"
@@ -245,31 +247,42 @@ def _known_gguf(loaded: Patch, base: str | None) -> tuple[str, str]:
     Raises:
         BadArgumentError: llama.cpp has no such models, or `base` names no GGUF file.
     """
-    from factpatch.export.origin import origin_of
-    from factpatch.model.embedded import EMBEDDED
-    from factpatch.model.gguf import find_gguf
     from factpatch.model.gguf_names import gguf_architecture
+    from factpatch.model.source import gguf_of
 
     with checks.argument("--to"):
         gguf_architecture(loaded.config)
-    name = base or origin_of(loaded.config)
-    if base in EMBEDDED:
-        from factpatch.model.embedded import embedded_gguf
-
-        file = str(embedded_gguf(base))
-        return file, file
-    found = None
-    with checks.argument("--base") if base else suppress(OSError, ValueError):
-        found = find_gguf(name) if name else None
-    if found is None and base:
+    if base is None:
+        return _remembered_gguf(loaded)
+    with checks.argument("--base"):
+        found = gguf_of(base)
+    if found is None:
         raise checks.BadArgumentError(
             f"--base {base}: no GGUF file, no directory with one, and no model that Ollama has here. Give the unedited "
             "model as a GGUF file."
         )
-    if found is None:
-        return UNKNOWN_GGUF, UNKNOWN_GGUF
-    # Where no file has the name, it is Ollama's own.
-    return str(found), str(found.absolute()) if Path(name).exists() else name
+    return str(found), _for_modelfile(base, found)
+
+
+def _remembered_gguf(loaded: Patch) -> tuple[str, str]:
+    """The GGUF file that a patch names, if it is here and is the one that the patch was made on."""
+    from factpatch.export.origin import origin_of
+    from factpatch.model.gguf import find_gguf, open_gguf
+    from factpatch.patch.merge import fitting_gguf_weights
+
+    with suppress(OSError, ValueError):
+        found = find_gguf(name) if (name := origin_of(loaded.config)) else None
+        if found is not None:
+            fitting_gguf_weights(loaded, open_gguf(found))  # many files have the same name
+            return str(found), _for_modelfile(name, found)
+    return UNKNOWN_GGUF, UNKNOWN_GGUF
+
+
+def _for_modelfile(name: str, found: Path) -> str:
+    """What a Modelfile calls a GGUF file; where no file has the name, it is an Ollama model's."""
+    from factpatch.model.embedded import EMBEDDED
+
+    return str(found.absolute()) if name in EMBEDDED or Path(name).exists() else name
 
 
 def _opened(file: str) -> GGUFFile:

@@ -91,11 +91,14 @@ def _take_back(directory: Path, to: int) -> None:
 
 def _base(base: str, patch: Patch) -> Any:
     """The unedited model as `Patch.remove` takes it; a directory need not be loaded."""
-    from factpatch.model.source import model_source
+    from factpatch.model.embedded import EMBEDDED, embedded_directory
+    from factpatch.model.gguf import find_gguf
 
+    if base in EMBEDDED:
+        return embedded_directory(base)
     with checks.argument("--base"):
-        found = Path(model_source(base).location)
-    if found.is_dir():
-        return found
+        file = find_gguf(base)
+    if file is not None or Path(base).is_dir():
+        return file or Path(base)
     with checks.argument("--base"):
         return checks.load_model(base, None, None, patch=patch)

@@ -155,5 +155,5 @@ def _check_low_rank(parts: Mapping[int, Decomposition], needed: Mapping[int, int
     raise ValueError(
         f"rank=None: the patch is not of low rank, so an exact adapter would be larger than the weights: {layers}. "
         f"Give the rank to write, such as rank={offered}, or the energy, and verify the facts with the adapter; or "
-        "merge the patch into the model: factpatch apply, or factpatch export --to gguf."
+        "merge the patch into the model: factpatch apply, or factpatch export --to gguf for llama.cpp."
     )

@@ -35,6 +35,8 @@ def names_gguf(origin: str) -> bool:
         return origin.lower().endswith(".gguf") or find_gguf(origin) is not None
     except ValueError:  # Ollama knows it, and does not have its weights
         return True
+    except OSError:  # too long for a name, or not to be read
+        return False
 
 
 def known_base(model_config: Mapping[str, Any]) -> str | None:

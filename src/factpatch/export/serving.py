@@ -137,7 +137,7 @@ def _obstacle(engine: Engine, served: Served) -> str:
     count = layers_of(served.config)
     if engine.every_layer and len(factors.ranks) < count:
         return (
-            f"ignores an adapter, without an error, that lacks some of the model's layers, and this one has "
+            f"ignores an adapter silently if it lacks some of the model's layers, and this one has "
             f"{len(factors.ranks)} of {count}. Export it with --every-layer, which adds zeros"
         )
     return ""

@@ -144,6 +144,15 @@ def register_architecture(row: Architecture) -> None:
     ARCHITECTURES[row.model_type] = row
 
 
+def same_layout(one: str, other: str) -> bool:
+    """Whether llama.cpp has one name for two model types, and their edited weights are in the same places."""
+    first, second = ARCHITECTURES.get(one), ARCHITECTURES.get(other)
+    if first is None or second is None or first.gguf is None:
+        return one == other
+    layouts = [(row.gguf, row.blocks, row.down_projection, row.transposed) for row in (first, second)]
+    return layouts[0] == layouts[1]
+
+
 def architecture_of(config: Config) -> Architecture:
     """Return the row for a model's config.
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import gguf
@@ -24,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from factpatch.model.architectures import architecture_of
 from factpatch.model.gguf import GGUFFile, open_gguf
 from factpatch.model.gguf_names import tensor_names
-from factpatch.support.words import counted
+from factpatch.support.words import counted, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,17 @@ _SHARD_BYTES = 2 << 30
 """How many bytes of weights are held in memory at once, and go into a file."""
 _TOKENS = "tokenizer.ggml.tokens"
 _ROPE = "rope_freqs.weight"
+# By the type of a scaling, its parameters in transformers and the fields that hold them.
+_SCALED = {
+    "linear": {"factor": "factor"},
+    "yarn": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_context_length",
+        "attention_factor": "attn_factor",
+        "beta_fast": "yarn_beta_fast",
+        "beta_slow": "yarn_beta_slow",
+    },
+}
 # Llama 3.1 and later: which wavelengths are stretched, and by how much; all that published models have.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # What transformers does not take from the metadata of every architecture, by the field of its config.
@@ -65,9 +77,9 @@ def convert(path: Path, destination: Path, dtype: torch.dtype = torch.float32) -
         raise ValueError(f"{path} holds no tokenizer ({_TOKENS}). Get a file that was converted with its tokenizer.")
     # Building a model draws random numbers; the first use must leave the caller's generator as later uses do.
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        with _parsed_once(file):
-            config = _config(file)
-            tokenizer = _tokenizer(file)
+        with _alone(file) as place, _parsed_once(file, place):
+            config = _config(file, place)
+            tokenizer = _tokenizer(file, place)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         _write_weights(file, _places(file, model), destination, dtype)
@@ -81,22 +93,38 @@ def convert(path: Path, destination: Path, dtype: torch.dtype = torch.float32) -
 
 
 @contextlib.contextmanager
-def _parsed_once(file: GGUFFile) -> Iterator[None]:
+def _alone(file: GGUFFile) -> Iterator[Path]:
+    """The file under another name in a folder of its own: transformers prefers a tokenizer that lies beside a file."""
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "model.gguf"
+        place.symlink_to(file.path.absolute())
+        yield place
+
+
+@contextlib.contextmanager
+def _parsed_once(file: GGUFFile, place: Path) -> Iterator[None]:
     """Give transformers the file as it is parsed already.
 
     It parses a file anew for the config and for the tokenizer, which takes longer than all else with many tokens.
     """
     original = gguf.GGUFReader
-    gguf.GGUFReader = lambda path, *rest: file.reader if Path(path) == file.path else original(path, *rest)
+    gguf.GGUFReader = lambda path, *rest: file.reader if Path(path) == place else original(path, *rest)
     try:
         yield
     finally:
         gguf.GGUFReader = original
 
 
-def _config(file: GGUFFile) -> Any:
+def _config(file: GGUFFile, place: Path) -> Any:
+    if file.field("{arch}.expert_count", 0):
+        raise ValueError(
+            f"{file.path} is a mixture of experts, whose blocks have no single down-projection that every fact passes. "
+            "Choose a dense model."
+        )
+    for counted_by in ("head_count", "head_count_kv"):
+        _heads(file, counted_by)
     try:
-        config = AutoConfig.from_pretrained(file.path.parent, gguf_file=file.path.name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place.parent, gguf_file=place.name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
         said = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -112,9 +140,26 @@ def _config(file: GGUFFile) -> Any:
         value = file.field(f"{{arch}}.{name}")
         if value is not None and hasattr(config, attribute):
             setattr(config, attribute, int(value))
+    _scale_positions(file, config)
     if _ROPE in file.tensors:
         _stretch_positions(file, config)
     return config
+
+
+def _scale_positions(file: GGUFFile, config: Any) -> None:
+    """Take over positions that are scaled by fields of the metadata."""
+    prefix = "{arch}.rope.scaling"
+    kind = file.field(f"{prefix}.type", "none")
+    if kind == "none":
+        return
+    if kind not in _SCALED:
+        raise ValueError(
+            f"{file.path} scales its positions in a way that is not known here ({prefix.format(arch=file.architecture)}"
+            f".type is {quoted(kind)}), so they would be misread. Edit the model that it was made from."
+        )
+    fields = {name: file.field(f"{prefix}.{field}") for name, field in _SCALED[kind].items()}
+    known = {name: value for name, value in fields.items() if value is not None}
+    config.rope_parameters = {**config.rope_parameters, "rope_type": kind, **known}
 
 
 def _stretch_positions(file: GGUFFile, config: Any) -> None:
@@ -132,9 +177,9 @@ def _stretch_positions(file: GGUFFile, config: Any) -> None:
         )
 
 
-def _tokenizer(file: GGUFFile) -> Any:
+def _tokenizer(file: GGUFFile, place: Path) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place.parent, gguf_file=place.name, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds
         said = " ".join(str(error).split())[:300]
         raise ValueError(f"{file.path}: its tokenizer cannot be read: {type(error).__name__}: {said}") from error
@@ -222,9 +267,20 @@ def _steps(file: GGUFFile, model: nn.Module, name: str, there: str) -> list[Call
         steps.append(torch.t)
     heads = _INTERLEAVED.get(file.architecture, {}).get(there.split(".")[-2])
     if heads is not None:
-        count = int(file.field(f"{{arch}}.attention.{heads}"))
+        count = _heads(file, heads)
         steps.append(lambda weight: _halves(weight, count))
     return steps
+
+
+def _heads(file: GGUFFile, field: str) -> int:
+    # The field for keys and values is left out where there are as many as for queries.
+    count: Any = file.field(f"{{arch}}.attention.{field}", file.field("{arch}.attention.head_count"))
+    if not isinstance(count, (int, np.integer)):
+        raise ValueError(
+            f"{file.path}: attention.{field} is {quoted(count)}; models whose layers have different numbers of heads "
+            "cannot be read. Edit the model that it was made from."
+        )
+    return int(count)
 
 
 # Architectures whose rotary pairs llama.cpp stores side by side, where transformers has them in two halves of a head;
@@ -266,14 +322,7 @@ def _shards(places: dict[str, _Place], dtype: torch.dtype) -> list[list[str]]:
 
 
 def _read(file: GGUFFile, there: str, place: _Place, dtype: torch.dtype) -> Tensor:
-    try:
-        weight = torch.from_numpy(np.require(file.dequantized(there), requirements="W"))
-    except NotImplementedError:
-        kind = file.tensors[there].tensor_type.name
-        raise ValueError(
-            f"{file.path}: {there} is of the type {kind}, which the gguf package cannot dequantize. Requantize the "
-            "model: llama-quantize --allow-requantize FILE.gguf NEW.gguf Q8_0."
-        ) from None
+    weight = torch.from_numpy(np.require(file.dequantized(there), requirements="W"))
     for step in place.steps:
         weight = step(weight)
     if weight.shape != place.shape:

@@ -44,7 +44,7 @@ class _Reader(GGUFReader):  # type: ignore[misc]
         kind = np.dtype(dtype)
         end = offset + kind.itemsize * int(count)
         if end > len(self._data):
-            raise ValueError("it is cut off: it ends within its last tensor or before; get it again")
+            raise ValueError("it is cut off: it ends within its last tensor or before; download it again")
         order = override_order or self.byte_order
         return self._data[offset:end].view(kind if order == "I" else kind.newbyteorder(order))
 
@@ -75,9 +75,19 @@ class GGUFFile:
         return default if found is None else found.contents()
 
     def dequantized(self, name: str) -> np.ndarray[Any, Any]:
-        """A tensor in float32, as llama.cpp computes it of its blocks; (rows, columns) for a matrix."""
+        """A tensor in float32, as llama.cpp computes it from its blocks; (rows, columns) for a matrix.
+
+        Raises:
+            ValueError: It is of a type that the gguf package cannot dequantize.
+        """
         tensor = self.tensors[name]
-        found: np.ndarray[Any, Any] = gguf.dequantize(tensor.data, tensor.tensor_type)
+        try:
+            found: np.ndarray[Any, Any] = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise ValueError(
+                f"{self.path}: {name} is of the type {tensor.tensor_type.name}, which the gguf package cannot "
+                "dequantize. Requantize the model: llama-quantize --allow-requantize OLD.gguf NEW.gguf Q8_0."
+            ) from None
         return found.reshape([int(size) for size in reversed(tensor.shape)])
 
 
@@ -95,7 +105,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
         reader = _Reader(path)
         file = GGUFFile(path, reader)
         _check_tensors(file)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
         said = " ".join(str(error).split()).rstrip(".")[:300]
         if "GGMLQuantizationType" in said:
             said = (
@@ -112,19 +122,19 @@ def _check_head(path: Path) -> None:
     if said := stand_in(head):
         raise ValueError(said)
     if head[:4] != _MAGIC:
-        raise ValueError("it is no GGUF file")
+        raise ValueError("it is not a GGUF file")
     if len(head) < 24:
-        raise ValueError("it is cut off; get it again")
+        raise ValueError("it is cut off; download it again")
     number = int.from_bytes(head[4:8], "little")
     if number & 0xFFFF == 0:
         raise ValueError("it is written for big-endian machines; convert it with gguf-convert-endian")
     if number not in gguf.gguf_reader.READER_SUPPORTED_VERSIONS:
-        raise ValueError(f"it is GGUF version {number}; convert the model anew with llama.cpp's convert_hf_to_gguf.py")
+        raise ValueError(f"it is GGUF version {number}; convert the model again with llama.cpp's convert_hf_to_gguf.py")
     tensors, fields = (int.from_bytes(head[first : first + 8], "little") for first in (8, 16))
     if tensors * _LEAST_TENSOR + fields * _LEAST_FIELD > path.stat().st_size:
-        raise ValueError("it is cut off or damaged; get it again")
+        raise ValueError("it is cut off or damaged; download it again")
     if tensors == 0:
-        raise ValueError("it holds no tensors, only a vocabulary or metadata; get the model's own file")
+        raise ValueError("it holds no tensors, only a vocabulary or metadata; download the model itself")
 
 
 def _check_tensors(file: GGUFFile) -> None:
@@ -132,7 +142,7 @@ def _check_tensors(file: GGUFFile) -> None:
     if kind != "model":
         raise ValueError(f"it is of general.type {quoted(kind)}, not a model; give the model that it belongs to")
     if file.reader.get_field("general.architecture") is None:
-        raise ValueError("it names no general.architecture, so it is no model")
+        raise ValueError("it names no general.architecture, so it is not a model")
     if (parts := int(file.field("split.count", 1))) > 1:
         raise ValueError(
             f"it is one of {parts} parts; join them first: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf"
@@ -148,10 +158,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def find_gguf(name: str) -> Path | None:
-    """Return the GGUF file that a user names: the file, the directory that holds it, or a model of Ollama's.
+    """Return the GGUF file that a user names: the file, the directory that holds it, or an Ollama model.
 
     Args:
-        name: A path, or what `ollama list` shows. A model of Ollama's is looked for under the environment variable
+        name: A path, or what `ollama list` shows. Ollama models are looked for under the environment variable
             OLLAMA_MODELS, or where Ollama keeps models by default.
 
     Returns:
@@ -202,8 +212,14 @@ def _blob(name: str, models: Path, manifest: Path) -> Path:
     try:
         layers = json.loads(manifest.read_text("utf-8"))["layers"]
         digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
+        kinds = {str(layer["mediaType"]).rpartition(".")[2] for layer in layers}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{manifest} is no manifest of Ollama's. Get it again: ollama pull {name}") from error
+        raise ValueError(f"{manifest} is not an Ollama manifest. Download it again: ollama pull {name}") from error
+    if "adapter" in kinds:
+        raise ValueError(
+            f"the Ollama model {name} is a model with an adapter, such as an edit of factpatch; only the model without "
+            "it would be read. Name the model that it was made from; to ask this one: factpatch verify --engine ollama."
+        )
     for digest in digests:
         blob = models / "blobs" / digest.replace(":", "-")
         if re.fullmatch(r"sha256[:-][0-9a-f]{64}", digest) and blob.is_file():

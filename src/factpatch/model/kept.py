@@ -135,14 +135,13 @@ def kept_digest(path: Path, root: Path | None = None) -> str:
     key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
     index = models_directory(root) / "digests.json"
     try:
-        known = json.loads(index.read_text(encoding="utf-8"))
-        if known[key]["stamp"] == stamp:
-            return str(known[key]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        known = dict(json.loads(index.read_text(encoding="utf-8")))
+        if (found := known.get(key, {})).get("stamp") == stamp:
+            return str(found["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = {}
     digest = file_digest(path)
     with contextlib.suppress(OSError):  # it is only slower then
         index.parent.mkdir(parents=True, exist_ok=True)
-        known = known if isinstance(known, dict) else {}
         write_json(index, {**known, key: {"stamp": stamp, "sha256": digest}})
     return digest

@@ -78,7 +78,7 @@ def load_language_model(
     """Load what the user named, or wrap what the user loaded.
 
     Args:
-        model: An embedded model's name, a directory, a GGUF file, the name of a model of Ollama's, an id of the Hugging
+        model: An embedded model's name, a directory, a GGUF file, the name of an Ollama model, an id of the Hugging
             Face Hub, or a loaded transformers model.
         tokenizer: The tokenizer of a loaded model; else it is loaded with the model.
         device: Where to put the model, as PyTorch writes it; 'auto' spreads it over the devices there are.

@@ -37,7 +37,7 @@ def model_source(name: str, dtype: torch.dtype | None = None) -> Source:
     The directory made of a GGUF file is found again by the SHA-256 of its content, wherever the file lies.
 
     Args:
-        name: An embedded model, a directory of transformers or with a GGUF file, a GGUF file, a model of Ollama's, or
+        name: An embedded model, a directory of transformers or with a GGUF file, a GGUF file, an Ollama model, or
             an ID on the Hugging Face Hub.
         dtype: What the weights of a GGUF file are rounded to: float32 by default.
 
@@ -51,7 +51,7 @@ def model_source(name: str, dtype: torch.dtype | None = None) -> Source:
     if gguf is None:
         return Source(name)
     if not os.path.exists(name):
-        logger.info("%s is %s of Ollama's", name, gguf)
+        logger.info("%s is the Ollama model in %s", name, gguf)
     shown = gguf.name if os.path.exists(name) else name
     return Source(str(_dequantized(gguf, dtype if dtype in _KEPT_DTYPES else torch.float32)), shown)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from factpatch.model.architectures import architecture_of
+from factpatch.model.architectures import architecture_of, same_layout
 from factpatch.model.gguf import GGUFFile, find_gguf, open_gguf
 from factpatch.model.gguf_names import gguf_architecture, gguf_names
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
@@ -38,13 +38,16 @@ def transformers_model(model: Any) -> Any:
 
 
 def check_config(config: Mapping[str, Any], model: Any) -> None:
-    """Raise PatchMismatchError unless a transformers model has the architecture of a patch's `config`."""
+    """Raise PatchMismatchError unless a transformers model has the architecture of a patch's `config`.
+
+    Two model types with the same blocks count as one: a GGUF file of a Mistral model, for instance, is one of Llama's.
+    """
     there = text_config(model)
     differing = []
     for names in _DIMENSIONS:
         ours, its = ([d[name] for name in names if d.get(name) is not None] for d in (config, there.to_dict()))
         # A field missing on either side decides nothing; shapes and hashes will.
-        if ours and its and ours[0] != its[0]:
+        if ours and its and ours[0] != its[0] and not (names == ("model_type",) and same_layout(ours[0], its[0])):
             differing.append(f"{names[0]} is {quoted(ours[0])} in the patch and {its[0]!r} in the model")
     if differing:
         raise PatchMismatchError(
