@@ -27,10 +27,11 @@ from served import asked, asked_of, beginning, shown
 from factpatch import Editor, load_facts
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.server import ENGINES, Server, ServerError
+from factpatch.export.serving import ENGINES as EXPORTS
 from factpatch.model.embedded import EMBEDDED, embedded_directory
 from factpatch.model.loading import load_language_model
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+RANKS = next(engine.ranks for engine in EXPORTS if (engine.name, engine.format) == ("vLLM", "peft"))
 """What vLLM allows for --max-lora-rank; smaller adapters are padded to it."""
 BASE, EDITED = "base", "edited"
 _START = 600.0  # seconds
