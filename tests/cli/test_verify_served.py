@@ -69,6 +69,17 @@ def test_the_unedited_model_may_be_elsewhere(run: Run, server: Fake, facts_file:
         run.refused("has no model 'base', but serves 1 model: other", *ask, "--before", f"base={other.url}", code=1)
 
 
+def test_the_model_is_not_compared_with_itself(run: Run, server: Fake, facts_file: Path) -> None:
+    ask = ("verify", "edited", "--facts", facts_file, "--engine", f"vllm={server.url}")
+    for before in ("edited", f"edited={server.url}/v1"):
+        output = run.refused(f"--before {before}: is MODEL itself, edited at {server.url}", *ask, "--before", before)
+        assert "name the unedited model." in output
+    assert {path for path, _, _ in server.asked} == {"/v1/models"}
+    with fake("only") as one:
+        ask = ("verify", "--facts", facts_file, "--engine", f"llama.cpp={one.url}", "--before", one.url)
+        assert "name the unedited model, or give no-adapter." in run.refused("is MODEL itself, only at", *ask)
+
+
 def test_llama_cpp_is_asked_without_its_adapters(run: Run, facts_file: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     with fake("model") as server:

@@ -162,10 +162,26 @@ def test_an_answer_that_is_none_is_reported_with_its_address(tiny: Fake, reply: 
     assert not isinstance(refused.value, NotServedError)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny:latest", "tiny-2024-08-06"])
-def test_a_version_may_follow_the_name_that_was_asked_for(tiny: Fake, name: str) -> None:
+@pytest.mark.parametrize("name", ["tiny", "tiny:latest", "tiny-2024-08-06", "tiny-20240806", "tiny-0613"])
+def test_a_date_may_follow_the_name_that_was_asked_for(tiny: Fake, name: str) -> None:
     tiny.replies["/v1/completions"] = lambda body: {**OTHER_MODEL, "model": name}
     assert served(tiny, model="tiny").complete("The", 4) == "Rome"
+
+
+@pytest.mark.parametrize("name", ["tiny:70b", "tiny-72B-Instruct", "tiny-7", "tiny2", "tiny-2024-08-06-large", "Tiny"])
+def test_another_size_is_another_model(tiny: Fake, name: str) -> None:
+    tiny.replies["/v1/completions"] = lambda body: {**OTHER_MODEL, "model": name}
+    with pytest.raises(ServerError, match=f"asked for the model 'tiny' and answers as '{name}': it serves another"):
+        served(tiny, model="tiny").complete("The", 4)
+
+
+def test_two_servers_ask_the_same_if_url_model_and_fields_are_the_same(tiny: Fake) -> None:
+    one = served(tiny)
+    assert one.asks_the_same(served(tiny, model="tiny"))
+    assert one.asks_the_same(replace(one, model="tiny:latest"))
+    assert not one.asks_the_same(replace(one, model="tiny:70b"))
+    assert not one.asks_the_same(replace(one, fields={"lora": []}))
+    assert not one.asks_the_same(replace(one, url="http://other"))
 
 
 def test_the_only_model_may_answer_under_any_name(tiny: Fake) -> None:

@@ -124,7 +124,14 @@ def _servers(engine: str, model: str | None, before: str | None) -> tuple[Server
     name, _, other = before.rpartition("=") if "://" in before else (before, "", url)
     with checks.argument("--before"):
         other = checked_url(other)
-    return server, Server(kind, other, name or None, named=bool(name)).opened()
+    unedited = Server(kind, other, name or None, named=bool(name)).opened()
+    if unedited.asks_the_same(server):
+        instead = f", or give {_NO_ADAPTER}" if kind.adapters else ""
+        raise BadArgumentError(
+            f"--before {before}: is MODEL itself, {server.model} at {server.url}, so every answer would be unchanged; "
+            f"name the unedited model{instead}."
+        )
+    return server, unedited
 
 
 def _served(

@@ -202,6 +202,11 @@ class Server:
             )
         return self
 
+    def asks_the_same(self, other: Server) -> bool:
+        """Whether another one asks the same model in the same way, so that it answers the same."""
+        mine, its = ((one.url, (one.model or "").removesuffix(":latest"), one.fields) for one in (self, other))
+        return mine == its
+
     def without_adapters(self) -> Server:
         """Return the same model with all LoRA adapters switched off, by a field of each request."""
         if not self.engine.adapters:
@@ -236,10 +241,13 @@ class Server:
         return text
 
     def _check_name(self, answered: object) -> None:
-        """A figure must not be attributed to a model that did not answer. A version or a tag may follow the name."""
+        """A figure must not be attributed to a model that did not answer.
+
+        The tag that Ollama adds or a date may follow the name; another number may be the size of another model.
+        """
         if not self.named or not isinstance(answered, str) or self.model is None:
             return
-        if not re.fullmatch(rf"{re.escape(self.model)}([-:@](latest|\d[\w.-]*))?", answered):
+        if not re.fullmatch(rf"{re.escape(self.model)}(:latest|-\d{{4}}-\d\d-\d\d|-\d{{4,8}})?", answered):
             raise ServerError(
                 f"{self.url}: was asked for the model {quoted(self.model)} and answers as {quoted(answered)}: it "
                 "serves another model. Name that one, or start the server with the right one."
