@@ -126,6 +126,38 @@ def test_the_key_is_sent_if_it_is_set_and_never_shown(tiny: Fake, monkeypatch: p
         served(tiny)
 
 
+def test_a_server_on_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake("direct") as tiny, fake("proxy") as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        port = tiny.url.rpartition(":")[2]
+        for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+            assert Server(ENGINES["vllm"], f"http://{host}:{port}").opened().model == "direct"
+        assert proxy.asked == []
+        # Others are, by a proxy's whole URL: this one is only known to it.
+        proxy.replies["http://lab.invalid:8000/v1/models"] = lambda body: {"data": [{"id": "proxy"}]}
+        assert Server(ENGINES["vllm"], "http://lab.invalid:8000").opened().model == "proxy"
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1:8080", True),
+        ("http://127.1.2.3", True),
+        ("http://[::1]:80", True),
+        ("http://LocalHost:80", True),
+        ("http://api.localhost", True),
+        ("http://localhost.example", False),
+        ("http://192.168.0.1", False),
+        ("https://host", False),
+    ],
+)
+def test_this_machine_has_several_names(url: str, here: bool) -> None:
+    assert module._is_loopback(url) is here
+
+
 def test_a_redirect_is_not_followed_with_the_key(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
     with fake("other") as other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ KEY = "OPENAI_API_KEY"
 _PATIENCE = 60.0  # seconds that a server may still be loading or be overloaded
 _TIMEOUT = (10.0, 600.0)  # seconds to connect; without a byte. An answer may wait for others on a slow machine.
 _BUSY = (429, 503)
+_DIRECT = {"http": "", "https": "", "all": ""}  # in place of the proxies that environment variables name
 _LISTED = 10
 _SHOWN = 200  # characters of what a server says
 
@@ -279,7 +281,7 @@ class Server:
             # Not followed: a redirect may lead to another host, which must not get the key.
             return requests.request(
                 method, self.url + path, data=body, headers={"Content-Type": "application/json"}, auth=_authorized,
-                timeout=_TIMEOUT, allow_redirects=False,
+                timeout=_TIMEOUT, allow_redirects=False, proxies=_DIRECT if _is_loopback(self.url) else None,
             )  # fmt: skip
         except requests.ConnectTimeout:
             raise self._absent(f"does not answer within {_TIMEOUT[0]:.0f} s") from None
@@ -350,6 +352,16 @@ def _authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
     if key := _key():
         request.headers["Authorization"] = f"Bearer {key}"
     return request
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine, which a proxy would look for on its own."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _refused(error: requests.RequestException) -> bool:
