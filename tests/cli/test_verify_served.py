@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import FACTS, Run
 from tests.fake_server import RESET, Fake, fake
 
-from factpatch.evaluation.server import ENGINES
+from factpatch.evaluation.server import ENGINES, KEY
 
 
 def edited(name: str, text: str) -> str:
@@ -24,7 +24,8 @@ def edited(name: str, text: str) -> str:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in (KEY, "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     with fake("base", "edited", say=edited) as found:
         yield found
 
@@ -67,6 +68,22 @@ def test_the_unedited_model_may_be_elsewhere(run: Run, server: Fake, facts_file:
             run.ok(*ask, "--before", before)
             assert json.loads(report.read_text())["unedited"] == {"model": "other", "url": other.url}
         run.refused("has no model 'base', but serves 1 model: other", *ask, "--before", f"base={other.url}", code=1)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "openai"])
+def test_the_key_is_not_sent_to_another_host(
+    run: Run, server: Fake, facts_file: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv(KEY, "sk-ours")
+    ask = ("verify", "edited", "--facts", facts_file, "--engine", f"{engine}={server.url}")
+    with fake("other", say=edited) as other:
+        run.ok(*ask, "--before", other.url)
+        assert {headers.get("Authorization") for _, headers, _ in other.asked} == {"Bearer sk-ours"}
+        other.asked.clear()
+        # The same machine by another name is another host, as far as anyone can tell from the URLs.
+        run.ok(*ask, "--before", other.url.replace("127.0.0.1", "localhost"))
+        assert {headers.get("Authorization") for _, headers, _ in other.asked} == {None}
+    assert {headers.get("Authorization") for _, headers, _ in server.asked} == {"Bearer sk-ours"}
 
 
 def test_the_model_is_not_compared_with_itself(run: Run, server: Fake, facts_file: Path) -> None:
@@ -139,7 +156,7 @@ def test_options_that_do_not_go_together_are_refused(
 
 def test_an_address_of_the_unedited_model_is_checked(run: Run, server: Fake, facts_file: Path) -> None:
     ask = ("verify", "edited", "--facts", facts_file, "--engine", f"vllm={server.url}")
-    run.refused("--before: 'ftp://host' is no URL of a server", *ask, "--before", "ftp://host")
+    run.refused("--before: 'ftp://host' is not the URL of a server", *ask, "--before", "ftp://host")
 
 
 def test_the_help_names_every_engine(run: Run) -> None:

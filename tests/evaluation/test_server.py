@@ -11,7 +11,15 @@ import pytest
 from tests.fake_server import RESET, Fake, fake
 
 from factpatch.evaluation import server as module
-from factpatch.evaluation.server import ENGINES, NotServedError, Server, ServerError, engine_and_url
+from factpatch.evaluation.server import (
+    ENGINES,
+    KEY,
+    NotServedError,
+    Server,
+    ServerError,
+    engine_and_url,
+    may_share_key,
+)
 
 
 @pytest.fixture
@@ -22,7 +30,8 @@ def tiny() -> Iterator[Fake]:
 
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in (KEY, "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def served(found: Fake, engine: str = "vllm", model: str | None = None) -> Server:
@@ -50,13 +59,13 @@ def test_an_engine_has_a_usual_address_or_is_given_one(text: str, engine: str, u
         ("vlm", "unknown engine 'vlm'. Did you mean 'vllm'"),
         ("openai", "openai has no usual address; give it as openai=URL"),
         ("http://host:80", "such as openai=http://host:80"),
-        ("vllm=host:80", "'host:80' is no URL of a server; give one such as http"),
-        ("vllm=ftp://host", "is no URL of a server"),
-        ("vllm=http://host:port", "is no URL"),
-        ("vllm=http://", "is no URL of a server"),
-        ("vllm=http://host/?model=a", "is no URL of a server"),
-        ("vllm=http://ho st", "holds characters that no URL has"),
-        ("vllm=http://me:hush@host", "holds a name or a password; leave it out, and set OPENAI_API_KEY"),
+        ("vllm=host:80", "'host:80' is not the URL of a server; give one such as http"),
+        ("vllm=ftp://host", "is not the URL of a server"),
+        ("vllm=http://host:port", "is not a URL"),
+        ("vllm=http://", "is not the URL of a server"),
+        ("vllm=http://host/?model=a", "is not the URL of a server"),
+        ("vllm=http://ho st", "holds characters that a URL cannot have"),
+        ("vllm=http://me:hush@host", "holds a name or a password; leave it out, and set FACTPATCH_API_KEY"),
     ],
 )
 def test_what_is_no_address_is_refused(text: str, message: str) -> None:
@@ -111,19 +120,56 @@ def test_ollama_is_asked_by_its_own_api_where_a_prompt_stays_as_it_is(tiny: Fake
 def test_the_key_is_sent_if_it_is_set_and_never_shown(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     served(tiny)
     assert "Authorization" not in tiny.asked[-1][1]
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush\n")
+    monkeypatch.setenv(KEY, "sk-hush\n")
     served(tiny)
     assert tiny.asked[-1][1]["Authorization"] == "Bearer sk-hush"
     tiny.replies["/v1/models"] = lambda body: (401, {"error": {"message": "Incorrect key: sk-hush"}})
-    with pytest.raises(ServerError, match=r"/v1/models: refuses the key in OPENAI_API_KEY \(Incorrect key: …\)"):
+    with pytest.raises(ServerError, match=r"/v1/models: refuses the key in FACTPATCH_API_KEY \(Incorrect key: …\)"):
         served(tiny)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush\nsecond")
-    with pytest.raises(ValueError, match="holds characters that no key has") as refused:
+    monkeypatch.setenv(KEY, "sk-hush\nsecond")
+    with pytest.raises(ValueError, match=r"^FACTPATCH_API_KEY: holds characters that a key cannot have") as refused:
         served(tiny)
     assert "hush" not in str(refused.value)
-    monkeypatch.delenv("OPENAI_API_KEY")
-    with pytest.raises(ServerError, match="wants a key; set OPENAI_API_KEY"):
+    monkeypatch.delenv(KEY)
+    with pytest.raises(ServerError, match="wants a key; set FACTPATCH_API_KEY"):
         served(tiny)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_key_of_openai_is_only_sent_where_the_engine_says_so(
+    tiny: Fake, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
+    served(tiny, engine)
+    assert tiny.asked[-1][1].get("Authorization") == ("Bearer sk-real" if engine == "openai" else None)
+    monkeypatch.setenv(KEY, "sk-ours")
+    served(tiny, engine)
+    assert tiny.asked[-1][1]["Authorization"] == "Bearer sk-ours"
+
+
+def test_a_server_that_the_key_is_not_meant_for_does_not_get_it(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "sk-ours")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-real")
+    other = Server(ENGINES["openai"], tiny.url, send_key=False)
+    assert other.opened().complete("The", 4) == "Rome"
+    assert all("Authorization" not in headers for _, headers, _ in tiny.asked)
+    tiny.replies["/v1/models"] = lambda body: (401, "")
+    with pytest.raises(ServerError, match="wants a key, which is only sent to the host of the edited model; serve"):
+        other.opened()
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "may"),
+    [
+        ("https://host:1", "https://host:2", True),
+        ("http://host", "https://host", True),
+        ("https://host", "http://host", False),
+        ("http://host", "http://other", False),
+        ("http://host.example", "http://example", False),
+    ],
+)
+def test_another_server_may_have_the_key_if_it_is_on_the_same_host(url: str, other: str, may: bool) -> None:
+    assert may_share_key(url, other) is may
 
 
 def test_a_server_on_this_machine_is_not_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +205,7 @@ def test_this_machine_has_several_names(url: str, here: bool) -> None:
 
 
 def test_a_redirect_is_not_followed_with_the_key(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
+    monkeypatch.setenv(KEY, "sk-hush")
     with fake("other") as other:
         tiny.replies["/v1/models"] = lambda body: (307, "", ("Location", f"{other.url}/v1/models"))
         with pytest.raises(ServerError, match=f"redirects to {other.url}/v1/models, which is not followed; give that"):
@@ -173,11 +219,14 @@ OTHER_MODEL = {"model": "other", "choices": [{"text": "Rome"}]}
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        ("<html>Welcome</html>", "sent no JSON: '<html>Welcome</html>'; is this the address of an API like OpenAI's"),
-        ([], r"sent other JSON: \[\]"),
-        ({"model": "tiny", "choices": []}, "sent an answer without a text"),
-        ({"model": "tiny"}, "sent an answer without a text"),
-        ({"model": "tiny", "choices": [{"message": {}}]}, "sent an answer without a text"),
+        (
+            "<html>Welcome</html>",
+            "the answer is not JSON: '<html>Welcome</html>'; give the URL of a server with",
+        ),
+        ([], r"the answer is not the JSON of this API: \[\]"),
+        ({"model": "tiny", "choices": []}, "the answer holds no text"),
+        ({"model": "tiny"}, "the answer holds no text"),
+        ({"model": "tiny", "choices": [{"message": {}}]}, "the answer holds no text"),
         (OTHER_MODEL, "was asked for the model 'tiny' and answers as 'other': it serves another model. Name that one"),
         ((404, {"error": {"message": "The model `tiny` does not exist."}}), "has no model 'tiny'"),
         ((500, {"error": "out of memory"}), r"status 500 \(out of memory\); see what the server printed"),

@@ -53,7 +53,9 @@ def verify(
     """Ask a model about facts and show, fact by fact, what it says; with --patch, before and after.
 
     With --engine the model is one that a server has loaded: it is asked over HTTP, greedily, and only what it says is
-    known. The key of the server, if it wants one, is read from the environment variable OPENAI_API_KEY.
+    known. The key of the server, if it wants one, is read from the environment variable FACTPATCH_API_KEY; for
+    --engine openai=URL, OPENAI_API_KEY is read too if that is not set. It is not sent to another host that --before
+    names.
 
     If two facts in the file answer the same question, the later one counts. --chat is implied by a patch that was
     edited with it.
@@ -112,7 +114,7 @@ def _in_process(
 
 def _servers(engine: str, model: str | None, before: str | None) -> tuple[Server, Server | None]:
     """The server with the model, and with the unedited one."""
-    from factpatch.evaluation.server import Server, checked_url, engine_and_url
+    from factpatch.evaluation.server import Server, checked_url, engine_and_url, may_share_key
 
     with checks.argument("--engine"):
         kind, url = engine_and_url(engine)
@@ -124,7 +126,7 @@ def _servers(engine: str, model: str | None, before: str | None) -> tuple[Server
     name, _, other = before.rpartition("=") if "://" in before else (before, "", url)
     with checks.argument("--before"):
         other = checked_url(other)
-    unedited = Server(kind, other, name or None, named=bool(name)).opened()
+    unedited = Server(kind, other, name or None, named=bool(name), send_key=may_share_key(url, other)).opened()
     if unedited.asks_the_same(server):
         instead = f", or give {_NO_ADAPTER}" if kind.adapters else ""
         raise BadArgumentError(

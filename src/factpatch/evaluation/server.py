@@ -20,8 +20,8 @@ from factpatch.support.words import counted, named, printable, quoted
 
 logger = logging.getLogger(__name__)
 
-KEY = "OPENAI_API_KEY"
-"""The environment variable of the API key; it is sent if it is set, and never printed."""
+KEY = "FACTPATCH_API_KEY"
+"""The environment variable of the API key for any server; it is sent if it is set, and never printed."""
 _PATIENCE = 60.0  # seconds that a server may still be loading or be overloaded
 _TIMEOUT = (10.0, 600.0)  # seconds to connect; without a byte. An answer may wait for others on a slow machine.
 _BUSY = (429, 503)
@@ -101,6 +101,8 @@ class Engine:
     api: Api = Api()
     adapters: bool = False
     """Whether a request can switch LoRA adapters off, with llama.cpp's field `lora`."""
+    keys: tuple[str, ...] = (KEY,)
+    """The environment variables that may hold the API key, of which the first that is set counts."""
 
 
 ENGINES: dict[str, Engine] = {
@@ -121,7 +123,8 @@ ENGINES: dict[str, Engine] = {
             {"repetition_penalty": 1.0},
         ),
         Engine("ollama", "http://127.0.0.1:11434", "ollama serve", api=_OLLAMA),
-        Engine("openai", None, "the server"),
+        # Many have the key of OpenAI itself in the second variable, so that no other engine reads it.
+        Engine("openai", None, "the server", keys=(KEY, "OPENAI_API_KEY")),
     )
 }
 """Every kind of server by name. `openai` is any other that has the API."""
@@ -143,23 +146,22 @@ def checked_url(text: str) -> str:
     example = "give one such as http://127.0.0.1:8080"
     try:
         parts = urlsplit(text)
-        _ = parts.port  # raises if it is no number
+        _ = parts.port  # raises if it is not a number
     except ValueError as error:
-        raise ValueError(f"{quoted(text)} is no URL ({error}); {example}.") from None
+        raise ValueError(f"{quoted(text)} is not a URL ({error}); {example}.") from None
     if "@" in parts.netloc:  # not shown: there is a password in it
         raise ValueError(f"the URL holds a name or a password; leave it out, and set {KEY} if the server wants a key.")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"{quoted(text)} is no URL of a server; {example}.")
+        raise ValueError(f"{quoted(text)} is not the URL of a server; {example}.")
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError(f"{quoted(text)} holds characters that no URL has; {example}.")
+        raise ValueError(f"{quoted(text)} holds characters that a URL cannot have; {example}.")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def _key() -> str:
-    key = os.environ.get(KEY, "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"{KEY}: holds characters that no key has; set it again, or unset it.")
-    return key
+def may_share_key(url: str, other: str) -> bool:
+    """Whether the key for the server at one URL may be sent to another: to the same host, and not less protected."""
+    mine, its = urlsplit(url), urlsplit(other)
+    return mine.hostname == its.hostname and (mine.scheme != "https" or its.scheme == "https")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class Server:
     """Whether the user named the model, so that answers from another one are an error."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """What every request says besides."""
+    send_key: bool = True
+    """Whether the API key, if one is set, is meant for this server."""
 
     def opened(self) -> Server:
         """Return the server with the name of its model, once it is loaded: the one that was named, or its only one."""
@@ -239,7 +243,7 @@ class Server:
         self._check_name(found.get("model"))
         text = api.read(found)
         if not isinstance(text, str):
-            raise self._odd(path, f"an answer without a text: {quoted(found, _SHOWN)}")
+            raise self._odd(path, f"holds no text: {quoted(found, _SHOWN)}")
         return text
 
     def _check_name(self, answered: object) -> None:
@@ -270,9 +274,9 @@ class Server:
         try:
             found = parsed(response.content)
         except ValueError:
-            raise self._odd(path, f"no JSON: {quoted(response.text.strip(), _SHOWN)}") from None
+            raise self._odd(path, f"is not JSON: {quoted(response.text.strip(), _SHOWN)}") from None
         if not isinstance(found, kind):
-            raise self._odd(path, f"other JSON: {quoted(found, _SHOWN)}")
+            raise self._odd(path, f"is not the JSON of this API: {quoted(found, _SHOWN)}")
         return found
 
     def _send(self, method: str, path: str, record: Mapping[str, Any] | None) -> requests.Response:
@@ -280,7 +284,7 @@ class Server:
         try:
             # Not followed: a redirect may lead to another host, which must not get the key.
             return requests.request(
-                method, self.url + path, data=body, headers={"Content-Type": "application/json"}, auth=_authorized,
+                method, self.url + path, data=body, headers={"Content-Type": "application/json"}, auth=self._authorized,
                 timeout=_TIMEOUT, allow_redirects=False, proxies=_DIRECT if _is_loopback(self.url) else None,
             )  # fmt: skip
         except requests.ConnectTimeout:
@@ -314,8 +318,7 @@ class Server:
             to = printable(response.headers.get("Location", "elsewhere"))[:_SHOWN]
             raise ServerError(f"{where}: redirects to {to}, which is not followed; give that server's URL.")
         if status in (401, 403):
-            what = "refuses the key in" if _key() else "wants a key; set"
-            raise ServerError(f"{where}: {what} {KEY}{told}.")
+            raise ServerError(f"{where}: {self._key_problem()}{told}.")
         if status == 404 and self.model is not None and self.model in words:
             raise ServerError(f"{where}: has no model {quoted(self.model)}{told}; name one that it serves.")
         if status in (404, 405, 501) or (status == 400 and "template" in words.lower()):
@@ -338,20 +341,35 @@ class Server:
             if "<" in found[:100]:  # a page is for people
                 found = "a web page"
         text = found if isinstance(found, str) else json.dumps(found)
-        key = _key()
+        _, key = self._key()
         return printable(text.replace(key, "…") if key else text)[:_SHOWN]
 
+    def _key(self) -> tuple[str, str]:
+        """The environment variable that holds the key for this server, and the key; empty if there is none."""
+        for name in self.engine.keys if self.send_key else ():
+            if key := os.environ.get(name, "").strip():
+                if not key.isascii() or not key.isprintable():
+                    raise ValueError(f"{name}: holds characters that a key cannot have; set it again, or unset it.")
+                return name, key
+        return "", ""
+
+    def _key_problem(self) -> str:
+        name, _ = self._key()
+        if name:
+            return f"refuses the key in {name}"
+        if self.send_key:
+            return f"wants a key; set {KEY}"
+        return "wants a key, which is only sent to the host of the edited model; serve both models there"
+
+    def _authorized(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Set the key, if there is one; as a function, so that nothing from ~/.netrc takes its place."""
+        _, key = self._key()
+        if key:
+            request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
     def _odd(self, path: str, what: str) -> ServerError:
-        return ServerError(
-            f"{self.url}{path}: sent {what}; is this the address of an API like OpenAI's, and of no other page?"
-        )
-
-
-def _authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Set the key, if there is one; as a function, so that nothing from ~/.netrc takes its place."""
-    if key := _key():
-        request.headers["Authorization"] = f"Bearer {key}"
-    return request
+        return ServerError(f"{self.url}{path}: the answer {what}; give the URL of a server with an API like OpenAI's.")
 
 
 def _is_loopback(url: str) -> bool:
