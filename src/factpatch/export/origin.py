@@ -30,7 +30,7 @@ def _is_local(origin: str) -> bool:
 
 
 def names_gguf(origin: str) -> bool:
-    """Whether a name is that of a GGUF file, here or elsewhere, or of a model of Ollama's on this machine."""
+    """Whether a name is that of a GGUF file, here or elsewhere, or of an Ollama model on this machine."""
     try:
         return origin.lower().endswith(".gguf") or find_gguf(origin) is not None
     except ValueError:  # Ollama knows it, and does not have its weights
