@@ -155,12 +155,12 @@ def edit_and_report(
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
 
     Raises:
-        ValueError: The editor has edited before, or a fact of any batch cannot be edited; nothing was changed.
+        ValueError: The editor has edited before, a fact of any batch cannot be edited, or a quantized model is to be
+            saved; nothing was changed.
         FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
         OSError: `out` or `save_model` cannot be written; the model stays edited.
     """
-    if editor.edits:
-        raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
+    _check_editor(editor, save_model)
     batches, lm = [tuple(batch) for batch in batches] if session is None else session.batches, editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
     earlier = sum(spent.values())
@@ -190,6 +190,13 @@ def edit_and_report(
         patch_file=out,
         editing=sum(map(_editing, editor.edits)) if all(edit.seconds for edit in editor.edits) else None,
     )
+
+
+def _check_editor(editor: Editor, save_model: Path | None) -> None:
+    if editor.edits:
+        raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
+    if save_model is not None:
+        editor.lm.check_savable()
 
 
 def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:

@@ -124,7 +124,7 @@ class EditedModel(ABC):
             method=settings["method"],
             settings=settings,
             config=self.lm.config.to_dict(),
-            weight_dtype=self.lm.dtype,
+            weight_dtype=self.lm.weight_dtype,
             written_dtype=self.written_dtype,
             versions=library_versions(),
             seed=self.recipe.seed,

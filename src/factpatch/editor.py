@@ -14,9 +14,10 @@ from torch import Tensor
 from factpatch.edited import Edit, EditedModel
 from factpatch.facts import Fact, check_batch
 from factpatch.methods import Method, settings_of
-from factpatch.model.language_model import LanguageModel, editable_weights
+from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.precision import precision_for
+from factpatch.model.quantized import check_gradients
 from factpatch.model.weights import changed_layers
 from factpatch.patch.batch import layer_list
 from factpatch.patch.history import Draft, History
@@ -90,7 +91,9 @@ class Editor(EditedModel):
             recipe.check_place(self.lm)
         choice = choose(recipe, self.lm)
         self.lm.check_layers(choice.critical_layers)
-        editable_weights(self.lm.model, choice.critical_layers)
+        check_editable(self.lm.model, choice.critical_layers)
+        if self.lm.quantized:
+            check_gradients(self.lm.model, self.lm.down_projection(choice.critical_layers[-1]))
         self.preset, self.critical_layers = choice.preset, choice.critical_layers
         self._origin, self._method = choice.origin, choice.method
         self._given = frozenset(second_moments or ())
@@ -186,7 +189,7 @@ class Editor(EditedModel):
         """Whether first tokens may be edited apart. Exact mode stays with the published keys."""
         fits = self.precision.name != "exact" and FIRST_LAYER not in self.written_layers
         known = FIRST_LAYER in self._given or not self._given  # else its second moment is not to be had
-        there = not self.lm.weight(FIRST_LAYER).is_meta
+        there = self.lm.in_memory(FIRST_LAYER)
         return fits and known and there and self._method.target.apart and without_bos(self.lm)
 
     @staged("contexts")

@@ -14,7 +14,6 @@ from factpatch.editor import Editor
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact
 from factpatch.journal import JOURNAL, Journal, SessionError, now
-from factpatch.model.weights import content_hash
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.patch.patch import Patch
 from factpatch.strategies.memory import Traces
@@ -211,7 +210,7 @@ def load_patch(path: str | Path) -> Patch:
 
 def _hashes(editor: Editor) -> dict[str, str]:
     layers = sorted({*editor.critical_layers, *editor.edited_layers})
-    return {str(layer): content_hash(editor.lm.weight(layer)) for layer in layers}
+    return {str(layer): editor.lm.weight_hash(layer) for layer in layers}
 
 
 def _settings(editor: Editor) -> dict[str, Any]:

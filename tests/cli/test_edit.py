@@ -253,8 +253,9 @@ def test_a_model_that_cannot_be_edited_is_named(
         config["quantization_config"] = {"quant_method": what, "bits": 4, "load_in_4bit": True}
         (broken / "config.json").write_text(json.dumps(config))
     edit_arguments[1] = broken
-    output = run.refused(f"model='{broken}' cannot be loaded", *edit_arguments, "--out", out, code=1)
-    assert ("Edit the model that it was made from" in output) == (not left_out)
+    # Where the package is installed, the weights, which are not quantized, load and then cannot run.
+    said = f"model='{broken}' cannot be loaded" if left_out else "Edit the model that it was made from"
+    assert str(broken) in run.refused(said, *edit_arguments, "--out", out, code=1)
 
 
 def test_a_model_without_a_preset_takes_layers_and_settings_over_with_a_warning(

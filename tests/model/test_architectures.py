@@ -145,13 +145,6 @@ def test_a_model_without_weights_is_refused() -> None:
         LanguageModel(tiny_model("llama").to("meta"), tiny_tokenizer())
 
 
-def test_a_quantized_model_is_refused_with_what_to_do() -> None:
-    model = tiny_model("llama")
-    model.is_quantized = True
-    with pytest.raises(ValueError, match=r"quantized.*quantization_config"):
-        LanguageModel(model, tiny_tokenizer())
-
-
 @pytest.mark.parametrize(
     ("family", "said"),
     [

@@ -53,6 +53,7 @@ def applied_model(
         The edited model, and the patch as it was applied.
     """
     lm = checks.load_model(model, device, dtype, patch.chat, patch)
+    lm.check_savable()
     applied = rebased_and_asked(lm, patch) if rebase else patch
     applied.apply(lm)
     return lm, applied

@@ -196,7 +196,7 @@ def load_model(
         with argument("--device"):
             check_device(str(device))
     silence_transformers()
-    loaded_as: Any = dtype or (None if patch is None else patch.weight_dtype)
+    loaded_as: Any = dtype or (None if patch is None else patch.load_dtype)
     with messages.status(f"loading {model}"):
         lm = load_language_model(model, device=device, dtype=loaded_as)
     with argument("--chat"):

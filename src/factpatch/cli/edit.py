@@ -91,6 +91,9 @@ def edit(
         if planned is not None:
             held.enter_context(_held(planned))
         editor = checks.make_editor(model, recipe, seconds)
+        if outputs["save_model"] is not None:
+            with checks.argument("--save-model"):
+                editor.lm.check_savable()
         if session is not None:
             with timed(seconds, "contexts"):  # a session plans no facts that cannot be edited
                 check_facts(editor.lm, batches, editor.contexts)

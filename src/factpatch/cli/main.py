@@ -108,11 +108,22 @@ class Commands(TyperGroup):
 
 
 class _Handler(logging.Handler):
-    """Prints what the library logs on stderr, without breaking a progress bar."""
+    """Prints what the library logs on stderr, without breaking a progress bar.
+
+    What another library says is printed once: bitsandbytes says the same whenever an 8-bit layer runs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
         text = record.getMessage()
+        if record.name.partition(".")[0] != "factpatch":
+            if text in self._printed:
+                return
+            self._printed.add(text)
         note(f"{record.levelname.lower()}: {text}" if warns else text, "yellow" if warns else "dim")
 
 

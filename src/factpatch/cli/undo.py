@@ -55,6 +55,8 @@ def undo(
     checks.check_outside(Path(model), out=out)
     checks.check_outside(patch, "session's", out=out)
     lm = checks.load_model(model, device, dtype, patch=loaded)
+    with checks.argument("--out"):
+        lm.check_savable()
     loaded.remove(lm, None if base is None else _base(base, loaded))
     rounded = changed_layers(lm.weights(loaded.layers), loaded.states()[0], loaded.layers)
     checks.save_model(lm, out)

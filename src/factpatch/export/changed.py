@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from factpatch.model.language_model import editable_names, editable_weights, loaded_architecture
+from factpatch.model.quantized import check_mergeable
 from factpatch.support.files import atomic_write
 
 
@@ -26,9 +27,10 @@ def write_changed(model: Any, layers: Sequence[int], path: str | Path) -> list[s
         The names of the weights.
 
     Raises:
-        ValueError: Unknown family, quantized or absent weights.
+        ValueError: Unknown family, absent weights, or a quantized model.
         OSError: It cannot be written; nothing is left behind.
     """
+    check_mergeable(model)
     names, transposed = editable_names(model), loaded_architecture(model).transposed
     tensors = {
         names[layer]: (weight.T if transposed else weight).cpu().contiguous()

@@ -59,8 +59,7 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) ->
 
 def head_chunk(lm: LanguageModel) -> int:
     """Return how many positions the head is applied to at a time."""
-    vocabulary: int = lm.model.get_output_embeddings().weight.shape[0]
-    return max(1, HEAD_ENTRIES // vocabulary)
+    return max(1, HEAD_ENTRIES // lm.embedded_tokens)
 
 
 def log_probability_chunks(lm: LanguageModel, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from factpatch.model.architectures import Architecture, architecture_of
 from factpatch.model.frame import PLAIN, Frame, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
+from factpatch.model.quantized import check_mergeable, first_pass, held, is_quantized, release, unmerged
 from factpatch.model.tokens import check_tokenizer, no_embedding
-from factpatch.model.weights import oriented
+from factpatch.model.weights import content_hash, oriented
 from factpatch.support.files import atomic_directory
 
 
@@ -130,35 +131,47 @@ def _check_parameters(model: Any, names: Mapping[int, str], layers: Sequence[int
             )
 
 
+def check_editable(model: Any, layers: Sequence[int]) -> None:
+    """Raise ValueError unless an edit can write to some layers of a transformers model.
+
+    Whether a quantized one runs here shows when its weights are read; see `factpatch.model.quantized`.
+    """
+    row, names = loaded_architecture(model), editable_names(model)
+    if is_quantized(model):
+        return
+    name = model_name(text_config(model))
+    modules = _projections(model, layers)
+    weights = [oriented(module, row.transposed) for module in modules.values()]
+    _check_parameters(model, names, layers)
+    for weight in weights:
+        if weight.is_meta:
+            raise ValueError(
+                f"{name} has no weights in memory for the layers to edit (they are on the meta device or offloaded to "
+                "disk); keep these layers in memory, as with a device_map that puts them on the CPU."
+            )
+        if not weight.is_floating_point():
+            raise ValueError(f"{name} stores its weights as {weight.dtype}; editing needs a floating-point model.")
+
+
 def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
     """Return the editable weights of some layers of a transformers model, as (d_value, d_key) views.
 
+    Those of a quantized model are dense and lie beside it.
+
     Raises:
-        ValueError: Unknown family, quantized or absent weights.
+        ValueError: Unknown family, absent weights, or a quantized model that cannot run here.
     """
-    config = text_config(model)
+    check_editable(model, layers)
+    modules = _projections(model, layers)
+    if is_quantized(model):
+        return {layer: found.weight.detach() for layer, found in unmerged(model, modules).items()}
     transposed = loaded_architecture(model).transposed
-    if getattr(model, "is_quantized", False) or getattr(model, "hf_quantizer", None) is not None:
-        raise ValueError(
-            f"{model_name(config)} is quantized; its weights cannot take a small shift. Load it without "
-            "quantization_config (or call model.dequantize()), edit that model and quantize the result."
-        )
+    return {layer: oriented(module, transposed) for layer, module in modules.items()}
+
+
+def _projections(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
     names = editable_names(model)
-    weights = {
-        layer: oriented(model.get_submodule(names[layer].removesuffix(".weight")), transposed) for layer in layers
-    }
-    _check_parameters(model, names, layers)
-    for weight in weights.values():
-        if weight.is_meta:
-            raise ValueError(
-                f"{model_name(config)} has no weights in memory for the layers to edit (they are on the meta device or "
-                "offloaded to disk); keep these layers in memory, as with a device_map that puts them on the CPU."
-            )
-        if not weight.is_floating_point():
-            raise ValueError(
-                f"{model_name(config)} stores its weights as {weight.dtype}; editing needs a floating-point model."
-            )
-    return weights
+    return {layer: model.get_submodule(names[layer].removesuffix(".weight")) for layer in layers}
 
 
 class LanguageModel:
@@ -172,8 +185,9 @@ class LanguageModel:
         chat: Ask every prompt as a user's turn of a chat, so that its target begins the assistant's answer.
 
     Raises:
-        ValueError: A wrapped model or one without a head, an unknown family, quantized or absent weights, a tokenizer
-            without offsets, with more tokens than the model or, for a chat, without a usable chat template.
+        ValueError: A wrapped model or one without a head, an unknown family, absent weights, a quantized model that
+            cannot run here, a tokenizer without offsets, with more tokens than the model or, for a chat, without a
+            usable chat template.
     """
 
     def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
@@ -187,8 +201,10 @@ class LanguageModel:
                 "AutoModelForCausalLM."
             )
         check_tokenizer(tokenizer, self.embedded_tokens)
-        in_memory = [layer for layer in range(self.num_layers) if not self.weight(layer).is_meta]
-        editable_weights(model, in_memory[:1] or [0])
+        self.quantized = is_quantized(model)
+        if self.quantized:
+            (self._key,) = first_pass(model, {0: self.down_projection(0)}).values()
+        check_editable(model, [layer for layer in range(self.num_layers) if self.in_memory(layer)][:1] or [0])
         self.frame: Frame = chat_frame(tokenizer) if chat else PLAIN
 
     _stream_dtype: torch.dtype | None = None
@@ -217,20 +233,36 @@ class LanguageModel:
     def attention(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.attention)
 
+    def in_memory(self, layer: int) -> bool:
+        """Whether the editable weight of a layer can be written."""
+        return self.quantized or not oriented(self.down_projection(layer), self.architecture.transposed).is_meta
+
     def weight(self, layer: int) -> Tensor:
-        """The editable weight of a layer, a (d_value, d_key) view."""
-        return oriented(self.down_projection(layer), self.architecture.transposed)
+        """The editable weight of a layer, a (d_value, d_key) view; of a quantized model, dense and beside it."""
+        return self.weights([layer])[layer]
 
     def weights(self, layers: Sequence[int]) -> dict[int, Tensor]:
-        return {layer: self.weight(layer) for layer in layers}
+        modules = {layer: self.down_projection(layer) for layer in layers}
+        if self.quantized:
+            return {layer: found.weight.detach() for layer, found in unmerged(self.model, modules).items()}
+        return {layer: oriented(module, self.architecture.transposed) for layer, module in modules.items()}
+
+    def weight_hash(self, layer: int) -> str:
+        """The content hash of a layer's editable weight. For it, no dense weight is kept beside a quantized model."""
+        module = self.down_projection(layer)
+        needed = not self.quantized or held(module) is not None
+        digest = content_hash(self.weight(layer))
+        if not needed:
+            release(module)
+        return digest
 
     @property
     def d_value(self) -> int:
-        return self.weight(0).shape[0]
+        return int(self.config.hidden_size) if self.quantized else self.weight(0).shape[0]
 
     @property
     def d_key(self) -> int:
-        return self.weight(0).shape[1]
+        return self._key.shape[-1] if self.quantized else self.weight(0).shape[1]
 
     @property
     def embedded_tokens(self) -> int:
@@ -249,8 +281,13 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
-        return self.weight(0).dtype
+        """What the weights are stored in; of a quantized model, what its layers are given."""
+        return self._key.dtype if self.quantized else self.weight(0).dtype
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """What edits are written to: the dtype of the weights, or beside a quantized model float32 or wider."""
+        return torch.promote_types(self.dtype, torch.float32) if self.quantized else self.dtype
 
     @property
     def stream_dtype(self) -> torch.dtype:
@@ -291,9 +328,11 @@ class LanguageModel:
         The directory must be new or empty, and appears whole or not at all.
 
         Raises:
+            ValueError: It is quantized.
             FileExistsError: The directory exists and is not empty.
             OSError: It cannot be written.
         """
+        self.check_savable()
         with atomic_directory(directory) as draft:
             offloaded = any(parameter.is_meta for parameter in self.model.parameters())
             # Else transformers would look for the weights in the modules, where accelerate leaves placeholders.
@@ -302,6 +341,10 @@ class LanguageModel:
             self.tokenizer.save_pretrained(draft)
             if card is not None:
                 (draft / "README.md").write_text(card, encoding="utf-8")
+
+    def check_savable(self) -> None:
+        """Raise ValueError for a quantized model: its files have no place for what was written beside it."""
+        check_mergeable(self.model)
 
     def window(self, wanted: int) -> int:
         """Return the longest text to run at once: `wanted` tokens, or fewer if the model has fewer positions."""

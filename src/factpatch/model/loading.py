@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -21,6 +21,7 @@ from factpatch.model.checkpoint import CONFIG, check_complete, check_directory
 from factpatch.model.embedded import EMBEDDED
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import out_of_memory
+from factpatch.model.quantized import is_quantized, quantization
 from factpatch.model.source import model_source
 from factpatch.model.tokens import tokenize
 from factpatch.model.weights import check_finite
@@ -102,15 +103,30 @@ def load_language_model(
             raise ValueError("tokenizer=None: give the tokenizer of the loaded model as well.")
         loaded = LanguageModel(model, tokenizer, chat).model  # what cannot be edited is refused before it is moved
     else:
-        loaded, tokenizer = _load(str(model), tokenizer, wanted, spread=device == "auto")
-    if wanted is not None and loaded.dtype != wanted:
-        loaded = loaded.to(wanted)
-    if place is not None:
-        loaded = loaded.to(place)
+        loaded, tokenizer = _load(str(model), tokenizer, wanted, "auto" if device == "auto" else place)
+    if is_quantized(loaded):
+        _check_fixed(loaded, wanted, place)
+    else:
+        if wanted is not None and loaded.dtype != wanted:
+            loaded = loaded.to(wanted)
+        if place is not None:
+            loaded = loaded.to(place)
     lm = LanguageModel(loaded, tokenizer, chat)
     check_finite(loaded)
     _check_range(lm)
     return lm
+
+
+def _check_fixed(loaded: Any, dtype: torch.dtype | None, place: torch.device | None) -> None:
+    """Raise ValueError if a quantized model, which stays as it was loaded, is wanted in another dtype or place."""
+    for name, value, there in (("dtype", dtype, loaded.dtype), ("device", place, loaded.device)):
+        other = isinstance(value, torch.device) and (value.type, value.index or 0) != (there.type, there.index or 0)
+        if other or (isinstance(value, torch.dtype) and value != there):
+            raise ValueError(
+                f"{name}={str(value).removeprefix('torch.')}: the model is quantized ({quantization(loaded)}) and in "
+                f"{str(there).removeprefix('torch.')}, and is not moved. Load it there: "
+                "AutoModelForCausalLM.from_pretrained(..., dtype=..., device_map=...)."
+            )
 
 
 def _check_range(lm: LanguageModel) -> None:
@@ -127,7 +143,9 @@ def _check_range(lm: LanguageModel) -> None:
             )
 
 
-def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) -> tuple[Any, Any]:
+def _load(
+    name: str, tokenizer: Any, dtype: torch.dtype | None, place: torch.device | Literal["auto"] | None
+) -> tuple[Any, Any]:
     try:
         found_at = model_source(name, dtype)
         source = found_at.location
@@ -137,12 +155,14 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) ->
         options = {"trust_remote_code": False, "local_files_only": local or not _on_hub(name)}
         with _in_short():
             said, _ = PretrainedConfig.get_config_dict(source, local_files_only=options["local_files_only"])
-        _check_said(said)
+        quantized = _check_said(said, dtype)
         with _in_short():
             config = AutoConfig.from_pretrained(source, **options)
         row = architecture_of(config)  # before gigabytes are read
-        places = {"device_map": "auto"} if spread else {}
-        with _in_short(*files):
+        places: dict[str, Any] = {"device_map": "auto"} if place == "auto" else {}
+        if quantized is not None and isinstance(place, torch.device):
+            places = {"device_map": {"": place}}  # it is not moved afterwards
+        with _quantized_here(quantized), _in_short(*files):
             # Sizes that do not fit are refused below, with their names.
             loaded, found = AutoModelForCausalLM.from_pretrained(
                 source,
@@ -152,7 +172,8 @@ def _load(name: str, tokenizer: Any, dtype: torch.dtype | None, spread: bool) ->
                 **places,
                 **options,
             )
-        unused = check_complete(loaded, found, row.blocks)
+        with _quantized_here(quantized):
+            unused = check_complete(loaded, found, row.blocks)
         with _in_short("its tokenizer"):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
     except ValueError as error:
@@ -190,14 +211,12 @@ def _on_hub(name: str) -> bool:
     return False
 
 
-def _check_said(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a model that cannot be loaded and edited, by what its config.json says."""
-    # Before loading, which would first ask for the package of that quantization.
-    if config.get("quantization_config") is not None:
-        raise ValueError(
-            "it is quantized, and such weights cannot take a small shift. Edit the model that it was made from and "
-            "quantize the result."
-        )
+def _check_said(config: Mapping[str, Any], dtype: torch.dtype | None) -> str | None:
+    """Return the method of quantization that a config.json names, None for a model that is not quantized.
+
+    Raises:
+        ValueError: It says that the model cannot be loaded and edited.
+    """
     for name, value in config.items():
         if "implementation" in name and "/" in str(value):  # transformers would download such code, and run it
             raise ValueError(
@@ -211,6 +230,27 @@ def _check_said(config: Mapping[str, Any]) -> None:
             f"its model_type={config.get('model_type')!r} is unknown to transformers {transformers.__version__}; "
             "another version may know it."
         )
+    about = config.get("quantization_config")
+    if about is None:
+        return None
+    if dtype == torch.float64:
+        raise ValueError("it is quantized, and its layers do not compute in float64 (exact mode). Leave dtype out.")
+    return str(about.get("quant_method", "unnamed")) if isinstance(about, Mapping) else "unnamed"
+
+
+@contextmanager
+def _quantized_here(method: str | None) -> Iterator[None]:
+    """Let the error of loading a quantized model say what else can be done; `method` is None for other models."""
+    try:
+        yield
+    except ValueError as error:
+        if method is None:
+            raise
+        raise ValueError(
+            f"it is quantized ({method[:100]}), and this quantization cannot be loaded here: {str(error).rstrip('.')}. "
+            "Edit the model that it was made from, and serve the patch beside this one: factpatch export PATCH --to "
+            "peft --out DIR."
+        ) from error
 
 
 @contextmanager

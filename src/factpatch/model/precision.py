@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from factpatch.model.hooks import shadowed
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.quantized import is_quantized_layer, quantization
 from factpatch.support.words import suggestion
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,11 @@ def precision_for(lm: LanguageModel, name: str | None = None) -> Precision:
         ValueError: No such precision.
     """
     check_precision(name)
+    if name == "exact" and lm.quantized:
+        raise ValueError(
+            f"precision='exact': {lm.name} is quantized ({quantization(lm.model)}), and its layers do not compute in "
+            "float64. Use float32, or edit the model that it was made from."
+        )
     if name == "fast" and lm.device.type == "cpu" and _has_no_short_products():
         _warn_of_slow_products()
     chosen = PRECISIONS[_STORED.get(lm.dtype, "fast") if name is None or name == AUTO else name]
@@ -103,20 +109,25 @@ def computing(lm: LanguageModel, precision: Precision) -> Iterator[LanguageModel
     Where products are in another dtype than their weights, cast copies of the weights live as long as the context: of
     all blocks and the head, so that a float32 model takes half as much memory again for fast, and twice for exact.
     Weights that accelerate offloads are not kept; they are cast whenever they are brought in. A module that is stored
-    in the very dtypes asked for is left alone. Gradients reach activations, not parameters.
+    in the very dtypes asked for is left alone. The layers of a quantized model compute as always, in what the model
+    runs in. Gradients reach activations, not parameters.
 
     Yields:
         The same model, seen with hidden states in this precision.
     """
-    with shadowed(_replacements(lm.model, precision)):
+    with shadowed(_replacements(lm, precision)):
         yield lm.with_stream(precision.stream)
 
 
-def _replacements(model: nn.Module, precision: Precision) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+def _replacements(lm: LanguageModel, precision: Precision) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
     """The modules that would compute in another dtype, the method that computes, and its replacement."""
-    for module in model.modules():
+    for module in lm.model.modules():
         # accelerate's `forward` brings the weights and calls this one.
         method = "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+        if lm.quantized and is_quantized_layer(module):
+            if lm.dtype != precision.stream:
+                yield module, method, _in_its_own(getattr(module, method), lm.dtype, precision.stream)
+            continue
         stored = {parameter.dtype for parameter in module.parameters(recurse=False) if parameter.is_floating_point()}
         if not stored:
             continue
@@ -144,6 +155,17 @@ def _product(module: nn.Linear | Conv1D, precision: Precision) -> Callable[[Tens
         return F.linear(hidden.to(precision.products), weight, bias).to(precision.stream)
 
     return forward
+
+
+def _in_its_own(forward: Callable[..., Any], given: torch.dtype, returned: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A quantized layer, whose kernels take and give one dtype only."""
+
+    def forward_as_always(hidden: Tensor) -> Tensor:
+        output = forward(hidden.to(given))
+        assert isinstance(output, Tensor)
+        return output.to(returned)
+
+    return forward_as_always
 
 
 def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from factpatch.model.quantized import all_held, is_plain, is_quantized
 from factpatch.support.words import counted
-
-_READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def oriented(projection: nn.Module, transposed: bool) -> Tensor:
@@ -43,13 +42,37 @@ def content_hash(weight: Tensor) -> str:
     return digest.hexdigest()
 
 
+def contents(module: nn.Module, quantized: bool) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model, or of a part of it, with their names: all that its outputs depend on.
+
+    Of a quantized one, the codes and scales that its package saves, and what was written beside them.
+    """
+    if not quantized:
+        yield from module.named_parameters()
+        return
+    for name, weight in module.state_dict().items():
+        yield from _parts(name, weight)
+    for name, layer in all_held(module):
+        if layer.written:
+            yield f"{name}.unmerged", layer.weight
+
+
+def _parts(name: str, weight: object) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a tensor of a package's own kind consists of."""
+    if hasattr(weight, "__tensor_flatten__"):
+        for part in weight.__tensor_flatten__()[0]:
+            yield from _parts(f"{name}.{part}", getattr(weight, part))
+    elif isinstance(weight, Tensor):
+        yield name, weight
+
+
 def model_hash(model: nn.Module) -> str:
     """Return the SHA-256 of all weights of a model with their names. It takes as long as reading them once.
 
     Of a weight that accelerate has put aside, its name, dtype and shape count, and not what it holds.
     """
     digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted(contents(model, is_quantized(model))):
         content = f"{weight.dtype}{tuple(weight.shape)}" if weight.is_meta else content_hash(weight)
         digest.update(f"{name}={content}\n".encode())
     return digest.hexdigest()
@@ -62,7 +85,7 @@ def check_finite(model: nn.Module) -> None:
     """
     broken = []
     for name, weight in model.named_parameters():
-        if weight.is_meta or weight.dtype not in _READABLE or weight.numel() == 0:
+        if weight.is_meta or not is_plain(weight) or weight.numel() == 0:
             continue
         # Both ends in one pass, ten times as fast as asking every number; NaN comes through.
         if not bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all()):

@@ -15,6 +15,7 @@ from factpatch.model.architectures import architecture_of, same_layout
 from factpatch.model.gguf import GGUFFile, find_gguf, open_gguf
 from factpatch.model.gguf_names import gguf_architecture, gguf_names
 from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
+from factpatch.model.quantized import is_quantized
 from factpatch.model.weights import changed_layers, content_hash
 from factpatch.patch.batch import Batch, layer_list, states
 from factpatch.support.words import quoted
@@ -26,6 +27,8 @@ _DIMENSIONS = (
     ("intermediate_size", "n_inner", "ffn_dim"),
     ("num_hidden_layers", "n_layer"),
 )
+
+_REBASE = "factpatch rebase MODEL PATCH --out NEW, or patch.rebase(model) in Python"
 
 
 class PatchMismatchError(ValueError):
@@ -76,6 +79,11 @@ def fitting_weights(
             )
     others = [layer for layer in layers if weights[layer].dtype != weight_dtype]
     if others:
+        if is_quantized(model):
+            raise PatchMismatchError(
+                f"the patch was made for other weights than {name} has, which is quantized. Rebase it, verify the "
+                f"facts there and use the result: {_REBASE}."
+            )
         mine, its = (str(dtype).removeprefix("torch.") for dtype in (weight_dtype, weights[others[0]].dtype))
         raise PatchMismatchError(
             f"the patch was made for {mine} weights, but the weights of {layer_list(others)} are {its}; load the model "
@@ -107,8 +115,10 @@ def check_state(
         message = (
             f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(config)}. Load "
             "that model, without other edits; or rebase the patch, if it is meant for these weights too, and use the "
-            "result: factpatch rebase MODEL PATCH --out NEW, or patch.rebase(model) in Python."
+            f"result: {_REBASE}."
         )
+        if is_quantized(transformers_model(model)):
+            message += " Those of a quantized model also depend on the dtype and device it runs in, and on its package."
     elif not all(batch.after for batch in batches):
         message = (
             f"the patch was composed or shrunk and does not record the weights it leaves in {differing}; give base, "
@@ -138,6 +148,11 @@ def base_weights(
     """
     layers = sorted(expected)
     if isinstance(base, (str, Path)):
+        if is_quantized(transformers_model(model)):
+            raise PatchMismatchError(
+                f"base={str(base)!r}: the files of a quantized model do not hold the weights that were edited; give "
+                "the loaded model."
+            )
         name, file = str(base), find_gguf(str(base))
         saved = gguf_weights(config, open_gguf(file), layers) if file is not None else None
         found = saved or _saved_weights(Path(base), transformers_model(model), layers)

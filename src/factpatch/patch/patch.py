@@ -121,6 +121,14 @@ class Patch:
         return all(batch.after for batch in self.batches)
 
     @property
+    def load_dtype(self) -> torch.dtype:
+        """The dtype to load its base model in: that of the weights, or what a quantized model computes in."""
+        if self.config.get("quantization_config") is None:
+            return self.weight_dtype
+        computes = getattr(torch, str(self.config.get("dtype")).removeprefix("torch."), None)
+        return computes if isinstance(computes, torch.dtype) else self.weight_dtype
+
+    @property
     def num_bytes(self) -> int:
         """The size of all shifts."""
         shifts = [shift for batch in self.batches for shift in batch.shifts.values()]
@@ -142,7 +150,7 @@ class Patch:
         Raises:
             PatchMismatchError: It is another model, or already patched.
             FloatingPointError: A shift makes a weight infinite or undefined.
-            ValueError: The model's family is unknown, it is quantized, or its weights are not loaded.
+            ValueError: The model's family is unknown, its weights are not loaded, or it is quantized and cannot run.
         """
         weights = self._weights_of(model)
         check_state(self.config, self.batches, weights, model, wanted=0)

@@ -20,7 +20,7 @@ from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
 from factpatch.model.tokens import tokenize
-from factpatch.model.weights import content_hash
+from factpatch.model.weights import content_hash, contents
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus
 from factpatch.support.cache import cache_directory
@@ -137,16 +137,17 @@ def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(lm.tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr(tokenize(lm.tokenizer, [""])).encode())  # special tokens can also be set outside the backend
-    in_blocks = {id(parameter) for block in lm.blocks for parameter in block.parameters()}
+    in_blocks = f"{lm.architecture.blocks}."
 
     def add(weights: Iterable[tuple[str, Tensor]]) -> None:
-        for name, parameter in weights:
-            digest.update(f"{name}:{content_hash(parameter)}".encode())
+        for name, weight in weights:
+            digest.update(f"{name}:{content_hash(weight)}".encode())
 
-    add((name, parameter) for name, parameter in lm.model.named_parameters() if id(parameter) not in in_blocks)
+    everywhere = contents(lm.model, lm.quantized)
+    add((name, weight) for name, weight in everywhere if not name.startswith(in_blocks))
     prints = {}
     for layer in range(max(layers) + 1):
-        add(lm.block(layer).named_parameters())
+        add(contents(lm.block(layer), lm.quantized))
         prints[layer] = digest.hexdigest()
     return {layer: prints[layer] for layer in layers}
 

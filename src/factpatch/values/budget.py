@@ -52,7 +52,7 @@ def tokens_that_fit(lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module
     """
     tokens = MOST_TOKENS.get(delta.device.type, MOST_TOKENS_ELSEWHERE)
     per_token, head = _kept_per_token(lm, frozen, sites, delta)
-    per_read = TABLES * lm.model.get_output_embeddings().weight.shape[0] * lm.work_dtype.itemsize
+    per_read = TABLES * lm.embedded_tokens * lm.work_dtype.itemsize
     free = {device: SHARE * free_memory(device) for device in {*per_token, head}}
 
     def fits(batch: Sequence[Row]) -> bool:

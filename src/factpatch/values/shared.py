@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.weights import content_hash
 from factpatch.support.files import atomic_write
 from factpatch.values.optimize import TargetValues, optimize_values
 
@@ -61,7 +60,7 @@ class SharedTargets:
         return taken
 
     def _digest(self, lm: LanguageModel, *about: Any) -> str:
-        weights = [content_hash(lm.weight(layer)) for layer in range(lm.num_layers)]
+        weights = [lm.weight_hash(layer) for layer in range(lm.num_layers)]
         # The order of summation, and so the rounding, depends on the number of threads.
         place = [str(lm.device), str(lm.dtype), repr(lm.frame), torch.get_num_threads()]
         whole = [self.model, place, weights, *about]
