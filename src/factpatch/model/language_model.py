@@ -149,8 +149,6 @@ def check_editable(model: Any, layers: Sequence[int]) -> None:
                 f"{name} has no weights in memory for the layers to edit (they are on the meta device or offloaded to "
                 "disk); keep these layers in memory, as with a device_map that puts them on the CPU."
             )
-        if not weight.is_floating_point():
-            raise ValueError(f"{name} stores its weights as {weight.dtype}; editing needs a floating-point model.")
 
 
 def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:

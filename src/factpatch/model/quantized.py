@@ -52,9 +52,11 @@ def is_quantized_layer(module: nn.Module) -> bool:
     """Whether a module of a quantized model, without modules in it, is one that its package has put there."""
     if any(module.children()):
         return False
-    own = type(module).__module__.startswith(("torch.", "transformers.models."))
+    place = type(module).__module__
+    own = place.startswith(("torch.", "transformers.")) and not place.startswith("transformers.integrations.")
+    holds = any(True for _ in (*module.parameters(), *module.buffers()))  # activation functions hold nothing
     replaced = "forward" in vars(module) and not hasattr(module, "_hf_hook")
-    return replaced or not own or any(not is_plain(weight) for weight in module.parameters())
+    return replaced or (holds and not own) or any(not is_plain(weight) for weight in module.parameters())
 
 
 class Unmerged:
@@ -69,6 +71,8 @@ class Unmerged:
         """(d_value, d_key): what the layer computes."""
         self.weight = nn.Parameter(original.clone(), requires_grad=False)
         """(d_value, d_key): what the layer computes with what is added."""
+        self._shift: Tensor | None = None
+        self._seen = self.weight._version
 
     @property
     def written(self) -> bool:
@@ -76,7 +80,14 @@ class Unmerged:
         return not torch.equal(self.weight, self.original)
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        shift = (self.weight - self.original).to(output.device)
+        # The difference is formed once after each time that the weight was written, and not for every token.
+        if self._seen != self.weight._version:
+            with torch.inference_mode(False), torch.no_grad():  # what is formed in inference mode takes no gradients
+                self._shift = self.weight - self.original if self.written else None
+            self._seen = self.weight._version
+        if self._shift is None:
+            return output
+        shift = self._shift.to(output.device)
         return (output.to(shift.dtype) + args[0].to(shift.dtype) @ shift.T).to(output.dtype)
 
 
