@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import Run
 from typer.testing import CliRunner
 
-from factpatch.cli.main import app
+from factpatch.cli.main import _Handler, app
 from factpatch.model import loading
 
 
@@ -107,3 +108,13 @@ def test_a_model_that_brings_code_is_refused_whatever_stands_on_the_input(
     assert "needs Python code of its own (auto_map" in done.output
     assert "[y/N]" not in done.output
     assert not (tmp_path / "ran").exists()
+
+
+def test_what_another_library_repeats_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = _Handler()
+    for name in ("bitsandbytes.autograd", "factpatch.recipe"):
+        for _ in range(3):
+            handler.emit(logging.LogRecord(name, logging.WARNING, "", 0, f"from {name}", (), None))
+    said = capsys.readouterr().err
+    assert said.count("from bitsandbytes.autograd") == 1
+    assert said.count("from factpatch.recipe") == 3

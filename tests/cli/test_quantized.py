@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from factpatch import Editor, Fact, Patch
-from factpatch.cli.main import _Handler
 from factpatch.model.language_model import editable_weights
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -262,13 +260,3 @@ def test_a_quantized_model_is_not_loaded_in_float64(run: Run, original: Path, fa
     nf4(tmp_path / "model", original)
     arguments = ("verify", tmp_path / "model", "--facts", facts_file, "--dtype", "float64")
     run.refused("its layers do not compute in float64 (exact mode)", *arguments, code=1)
-
-
-def test_what_another_library_repeats_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
-    handler = _Handler()
-    for name in ("bitsandbytes.autograd", "factpatch.recipe"):
-        for _ in range(3):
-            handler.emit(logging.LogRecord(name, logging.WARNING, "", 0, f"from {name}", (), None))
-    said = capsys.readouterr().err
-    assert said.count("from bitsandbytes.autograd") == 1
-    assert said.count("from factpatch.recipe") == 3
