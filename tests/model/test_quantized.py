@@ -298,6 +298,22 @@ def test_a_copy_of_it_is_edited_alone() -> None:
     assert not torch.equal(logits(copy), before)
 
 
+def test_a_copy_of_an_edited_one_follows_what_is_written_to_it() -> None:
+    model = quantized_model()
+    (weight,) = editable_weights(model, [1]).values()
+    for _ in range(2):
+        weight.add_(0.1)
+    edited = logits(model)
+    copy = deepcopy(model)
+    (its,) = editable_weights(copy, [1]).values()
+    # As often as the original was: how often a weight was written must not be taken for what was written.
+    for _ in range(2):
+        its.sub_(0.1)
+    torch.testing.assert_close(logits(copy), logits(quantized_model()), rtol=0, atol=1e-5)
+    assert torch.equal(logits(model), edited)
+    assert torch.equal(logits(deepcopy(model)), edited)
+
+
 def test_a_family_with_transposed_weights_is_seen_the_same_way() -> None:
     assert isinstance(tiny_model("gpt2").transformer.h[0].mlp.c_proj, Conv1D)
     assert editable_weights(quantized_model("gpt2"), [0])[0].shape == (32, 64)

@@ -74,6 +74,10 @@ class Unmerged:
         self._shift: Tensor | None = None
         self._seen = self.weight._version
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a tensor counts its writes anew, and would reach a number that was seen in the original.
+        return {**self.__dict__, "_shift": None, "_seen": -1}
+
     @property
     def written(self) -> bool:
         """Whether the weight differs from what the layer computes."""
