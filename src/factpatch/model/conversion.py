@@ -122,7 +122,8 @@ def _config(file: GGUFFile, place: Path) -> Any:
             "Choose a dense model."
         )
     for counted_by in ("head_count", "head_count_kv"):
-        _heads(file, counted_by)
+        if file.field(f"{{arch}}.attention.{counted_by}") is not None:
+            _heads(file, counted_by)
     try:
         config = AutoConfig.from_pretrained(place.parent, gguf_file=place.name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds

@@ -171,9 +171,11 @@ def find_gguf(name: str) -> Path | None:
         ValueError: A directory holds several, or Ollama knows the model and its weights are absent.
     """
     path = Path(name)
+    if not os.path.exists(path):  # which a name that is too long for a path does not, either
+        return _of_ollama(name)
     if path.is_dir():
         return _in_directory(path)
-    return path if is_gguf(path) else _of_ollama(name)
+    return path if is_gguf(path) else None
 
 
 def _in_directory(path: Path) -> Path | None:
@@ -194,7 +196,7 @@ def _of_ollama(name: str) -> Path | None:
     for folder in (own,) if own else _OLLAMA_FOLDERS:
         models = Path(folder).expanduser()
         manifest = models / "manifests" / _manifest(name)
-        if manifest.is_file():
+        if os.path.isfile(manifest):  # a name may be too long for a path
             return _blob(name, models, manifest)
     return None
 
