@@ -202,13 +202,13 @@ def test_safetensors_of_other_weights_needs_rebase(run: Run, patch: Path, tmp_pa
 def test_options_of_other_formats_are_refused(run: Run, patch: Path, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cases: dict[str, tuple[object, ...]] = {
-        "--rank 3: applies to --to peft and gguf-lora, not to --to gguf": ("gguf", "--base", base, "--rank", 3),
-        "--energy 0.9: applies to --to peft and": ("safetensors", "--base", base, "--energy", 0.9),
-        "--base base: applies to --to gguf-lora and gguf and safetensors": ("peft", "--base", "base"),
-        "--tensor-type f32: applies to --to gguf, not to --to gguf-lora": ("gguf-lora", "--tensor-type", "f32"),
-        "--only-changed: applies to --to safetensors": ("gguf", "--base", base, "--only-changed"),
-        "--base-model-name a/b: applies to --to peft": ("gguf-lora", "--base-model-name", "a/b"),
-        "--every-layer: applies to --to peft": ("gguf-lora", "--every-layer"),
+        "--rank 3: is for --to peft or gguf-lora, and this is --to gguf;": ("gguf", "--base", base, "--rank", 3),
+        "--energy 0.9: is for --to peft or": ("safetensors", "--base", base, "--energy", 0.9),
+        "--base base: is for --to gguf-lora or gguf or safetensors, and this is --to peft": ("peft", "--base", "base"),
+        "--tensor-type f32: is for --to gguf, and this is --to gguf-lora": ("gguf-lora", "--tensor-type", "f32"),
+        "--only-changed: is for --to safetensors": ("gguf", "--base", base, "--only-changed"),
+        "--base-model-name a/b: is for --to peft": ("gguf-lora", "--base-model-name", "a/b"),
+        "--every-layer: is for --to peft": ("gguf-lora", "--every-layer"),
         "--base: --to gguf writes a whole model; give the unedited one": ("gguf",),
         "--base: --to safetensors writes a whole model": ("safetensors",),
         "--rebase: applies to the model of --base": ("gguf-lora", "--rebase"),

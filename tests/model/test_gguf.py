@@ -382,3 +382,13 @@ def test_an_ollama_model_with_an_adapter_is_refused(tmp_path: Path) -> None:
     record["layers"].append({"mediaType": "application/vnd.ollama.image.adapter", "digest": "sha256:" + "ef" * 32})
     manifest.write_text(json.dumps(record))
     assert "is a model with an adapter, such as an edit of factpatch" in refused("edited")
+
+
+def test_a_mistyped_name_is_answered_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert refused(tmp_path / "no such.gguf").endswith("cannot be loaded: there is no such file.")
+    ollama(tmp_path, "registry.ollama.ai/library/smol/latest", b"")
+    said = refused("smoll:latest")
+    assert f"no such Ollama model in {tmp_path / 'ollama'}" in said
+    assert "smol:latest" in said
+    assert f"no such Ollama model in {tmp_path / 'ollama'}" in refused("smoll")

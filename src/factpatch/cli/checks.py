@@ -91,6 +91,11 @@ def check_output(option: str, path: Path | None, kind: Kind = "file") -> None:
         return
     if path.exists() and not (path.is_file() if kind == "file" else path.is_dir()):
         raise BadArgumentError(f"{option} {path}: is {'not ' if kind == 'file' else ''}a file; choose another name.")
+    if kind == "new directory" and path.suffix in (".gguf", ".safetensors"):
+        raise BadArgumentError(
+            f"{option} {path}: a directory is written, which this name would hide; choose another. A GGUF file is "
+            "written by factpatch export --to gguf."
+        )
     folder = path.absolute().parent
     if not folder.is_dir():
         raise BadArgumentError(f"{option} {path}: the folder {folder} does not exist; make it first.")

@@ -35,6 +35,7 @@ _APPLIES: dict[str, tuple[Format, ...]] = {
     "only_changed": ("safetensors",),
 }
 _NEED_BASE = ("gguf", "safetensors")
+_MUCH = 0.1  # of the edit; see docs/serving.md, "The rank of an adapter"
 UNKNOWN_GGUF = "BASE.gguf"
 """What stands in commands for a base that is not known as a GGUF file."""
 
@@ -110,7 +111,7 @@ def _check_options(to: Format, given: dict[str, object]) -> None:
         if value is not None and to not in _APPLIES[name]:
             shown = checks.option_name(name) + ("" if value is True else f" {value}")
             raise checks.BadArgumentError(
-                f"{shown}: applies to --to {' and '.join(_APPLIES[name])}, not to --to {to}; leave it out."
+                f"{shown}: is for --to {' or '.join(_APPLIES[name])}, and this is --to {to}; leave it out."
             )
     if given["rank"] is not None and given["energy"] is not None:
         raise checks.BadArgumentError(f"--rank {given['rank']}, --energy {given['energy']}: give one of them.")
@@ -162,7 +163,8 @@ def write_peft(
     if base is None:
         render.say(
             "The adapter does not name its base model, which was not loaded from the Hub; AutoPeftModel and servers "
-            "look for the name. To write it: --base-model-name NAME, an ID on the Hub or a directory.",
+            "look for the name. To write it: --base-model-name NAME, an ID on the Hub or a directory; for a model that "
+            "was read from a GGUF file, that of its original in the format of transformers.",
             "yellow",
         )
     _show_commands(Served("peft", out, base or _directory(origin_of(loaded.config)), loaded.config, written))
@@ -194,6 +196,7 @@ def _write_gguf_lora(
 
 def _write_gguf(loaded: Patch, out: Path, base: str, tensor_type: str | None, rebase: bool) -> None:
     from factpatch.export.serving import Served, modelfile
+    from factpatch.model.embedded import EMBEDDED
     from factpatch.patch.merge import merge_gguf
 
     file, _ = _known_gguf(loaded, base)
@@ -207,6 +210,12 @@ def _write_gguf(loaded: Patch, out: Path, base: str, tensor_type: str | None, re
     was = render.size(opened.path)
     render.say(f"Model: {out} ({render.size(out)}; unedited {was})", "bold")
     _show_commands(Served("gguf", out, file, loaded.config, modelfile=modelfile_of(out)))
+    if not Path(base).exists() and base not in EMBEDDED:
+        render.say(
+            f"The template, parameters and system text that Ollama has of {base} are not in the file; to add them to "
+            f"{modelfile_of(out)}: ollama show --modelfile {base}",
+            "yellow",
+        )
 
 
 def _check_base(base: str, file: GGUFFile, loaded: Patch, rebase: bool) -> None:
@@ -324,6 +333,8 @@ def _show_adapter(out: Path, weights: Path, factors: LowRankFactors) -> None:
     error = factors.largest_error()
     lost = f", relative error at most {100 * error:.2g} %" if error else ""
     render.say(f"Adapter: {out} ({render.size(weights)}; rank {factors.rank}{lost})", "bold")
+    if error > _MUCH:
+        render.say("Much of the edit is cut off, and facts with it: verify them, or merge the edit instead.", "yellow")
 
 
 def _show_commands(served: Served) -> None:

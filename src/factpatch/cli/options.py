@@ -17,7 +17,8 @@ from factpatch.recipe import Recipe
 
 _MODEL = typer.Argument(
     metavar="MODEL",
-    help="An embedded model (see `factpatch models`), a directory, or a model ID on the Hugging Face Hub.",
+    help="An embedded model (see `factpatch models`), a directory, a GGUF file, the name of an Ollama model, or "
+    "a model ID on the Hugging Face Hub.",
     show_default=False,
 )
 Model = Annotated[str, _MODEL]

@@ -41,7 +41,7 @@ def verify(
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(min=1, max=256, metavar="N", help="With --engine, ask so many questions at a time. Default: 8."),
+        typer.Option(min=1, max=256, metavar="N", help="With --engine, ask N questions at a time. Default: 8."),
     ] = None,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,

@@ -53,8 +53,23 @@ class Served:
 # support LoRA, in version 0.32. TGI: text_generation_server/adapters/lora.py, where `prepare_weights` leaves out a kind
 # of projection, without an error, unless every layer has it.
 ENGINES = (
-    Engine("llama.cpp", "gguf-lora", ("llama-server -m {base} --lora {out}",)),
-    Engine("Ollama", "gguf-lora", ("ollama create {name} -f {modelfile}", "ollama run {name}")),
+    Engine(
+        "llama.cpp",
+        "gguf-lora",
+        (
+            "llama-server -m {base} --lora {out}",
+            "factpatch verify --engine llama.cpp --facts FACTS --before no-adapter",
+        ),
+    ),
+    Engine(
+        "Ollama",
+        "gguf-lora",
+        (
+            "ollama create {name} -f {modelfile}",
+            "ollama run {name}",
+            "factpatch verify {name} --engine ollama --facts FACTS",
+        ),
+    ),
     Engine(
         "vLLM",
         "peft",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -16,13 +17,14 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor
 
 from factpatch.support.text import stand_in
-from factpatch.support.words import quoted
+from factpatch.support.words import quoted, suggestion
 
 _MAGIC = b"GGUF"
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 # The least that a field and the description of a tensor take, in bytes: a count beyond that is damage.
 _LEAST_FIELD, _LEAST_TENSOR = 13, 24
 _OLLAMA_NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/){0,2}[\w.-]+(?::[\w.-]+)?", re.ASCII)
+_OLLAMA_LIBRARY = ("registry.ollama.ai", "library")
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
 # Where Ollama keeps models when its users start it, and when a Linux system does.
 _OLLAMA_FOLDERS = ("~/.ollama/models", "/usr/share/ollama/.ollama/models", "/var/lib/ollama/.ollama/models")
@@ -189,12 +191,33 @@ def _in_directory(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def why_absent(name: str) -> str | None:
+    """Say what is not there under a name that is that of a GGUF file or an Ollama model; None if it is neither."""
+    if name.lower().endswith(".gguf"):
+        return "there is no such file."
+    known = sorted(_known_to_ollama())
+    if not _OLLAMA_NAME.fullmatch(name) or not (":" in name or known or os.environ.get("OLLAMA_MODELS")):
+        return None
+    places = ", ".join(map(str, _ollama_folders()))
+    return f"there is no such directory, and no such Ollama model in {places}.{suggestion(name, known)}"
+
+
+def _ollama_folders() -> list[Path]:
+    own = os.environ.get("OLLAMA_MODELS")
+    return [Path(folder).expanduser() for folder in ((own,) if own else _OLLAMA_FOLDERS)]
+
+
+def _known_to_ollama() -> Iterator[str]:
+    """The models of Ollama's own library that are here."""
+    for folder in _ollama_folders():
+        for manifest in (folder / "manifests" / Path(*_OLLAMA_LIBRARY)).glob("*/*"):
+            yield f"{manifest.parent.name}:{manifest.name}"
+
+
 def _of_ollama(name: str) -> Path | None:
     if not _OLLAMA_NAME.fullmatch(name):
         return None
-    own = os.environ.get("OLLAMA_MODELS")
-    for folder in (own,) if own else _OLLAMA_FOLDERS:
-        models = Path(folder).expanduser()
+    for models in _ollama_folders():
         manifest = models / "manifests" / _manifest(name)
         if os.path.isfile(manifest):  # a name may be too long for a path
             return _blob(name, models, manifest)
@@ -207,7 +230,7 @@ def _manifest(name: str) -> Path:
     if not colon or "/" in tag:
         path, tag = name, "latest"
     parts = path.split("/")
-    return Path(*("registry.ollama.ai", "library")[: 3 - len(parts)], *parts, tag)
+    return Path(*_OLLAMA_LIBRARY[: 3 - len(parts)], *parts, tag)
 
 
 def _blob(name: str, models: Path, manifest: Path) -> Path:

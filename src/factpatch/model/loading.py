@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 from factpatch.model.architectures import architecture_of
 from factpatch.model.checkpoint import CONFIG, check_complete, check_directory
 from factpatch.model.embedded import EMBEDDED
+from factpatch.model.gguf import why_absent
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import out_of_memory
 from factpatch.model.quantized import is_quantized, quantization
@@ -197,16 +198,17 @@ def _on_hub(name: str) -> bool:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise ValueError("there is no such directory.") from None
+        raise ValueError(why_absent(name) or "there is no such directory.") from None
     if not constants.HF_HUB_OFFLINE:
         # Asked briefly and once: the libraries would try for half a minute, for each file.
         with suppress(Exception):
             get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
             return True
     if not isinstance(try_to_load_from_cache(name, CONFIG), str):
+        elsewhere = f" ({found.rstrip('.')})" if (found := why_absent(name)) else ""
         raise ValueError(
             "there is no such directory, and the Hugging Face Hub, which may have a model of that name, cannot be "
-            f"reached. It is not embedded either.{suggestion(name, EMBEDDED)}"
+            f"reached. It is not embedded either{elsewhere}.{suggestion(name, EMBEDDED)}"
         )
     return False
 

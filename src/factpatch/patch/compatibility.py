@@ -115,7 +115,7 @@ def check_state(
         message = (
             f"the weights of {differing} of {name} are not those that the patch was made for{_made_for(config)}. Load "
             "that model, without other edits; or rebase the patch, if it is meant for these weights too, and use the "
-            f"result: {_REBASE}."
+            f"result: {_REBASE}. factpatch apply and export do both with --rebase."
         )
         if is_quantized(transformers_model(model)):
             message += " Those of a quantized model also depend on the dtype and device it runs in, and on its package."
@@ -128,7 +128,7 @@ def check_state(
         message = (
             f"the weights of {differing} of {name} are not those that the patch leaves. If they were edited after it, "
             "remove the later edits first. If applying the patch warned that they are rounded differently on this "
-            "machine, give base."
+            "machine, give base (--base). A GGUF file that the patch was merged into is rounded: use the unedited one."
         )
     raise PatchMismatchError(message)
 
