@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,8 @@ def test_an_array_longer_than_the_file_ends_with_an_error(tmp_path: Path) -> Non
     assert int.from_bytes(kind, "little") == gguf.GGUFValueType.INT32
     assert int.from_bytes(length, "little") < 1000
     (tmp_path / "m.gguf").write_bytes(content[: place + 4] + (2**40).to_bytes(8, "little") + content[place + 12 :])
+    assert "an array of 1099511627776 entries" in refused(tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").write_bytes(content[: place + 4] + (10**6).to_bytes(8, "little") + content[place + 12 :])
     assert "cut off" in refused(tmp_path / "m.gguf")
 
 
@@ -392,3 +395,55 @@ def test_a_mistyped_name_is_answered_with_what_there_is(tmp_path: Path, monkeypa
     assert f"no such Ollama model in {tmp_path / 'ollama'}" in said
     assert "smol:latest" in said
     assert f"no such Ollama model in {tmp_path / 'ollama'}" in refused("smoll")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("block_count", 100_000),
+        ("block_count", 3),
+        ("embedding_length", 2**31),
+        ("attention.head_count", 0),
+        ("attention.head_count_kv", 3),
+        ("attention.head_count_kv", 0),
+        ("attention.layer_norm_rms_epsilon", float("nan")),
+        ("attention.layer_norm_rms_epsilon", 0.0),
+        ("rope.freq_base", float("inf")),
+    ],
+)
+def test_sizes_that_cannot_be_those_of_the_tensors_are_refused(field: str, value: float, tmp_path: Path) -> None:
+    path = altered(write_gguf(tmp_path / "m.gguf"), "damaged.gguf", {f"llama.{field}": value})
+    assert f"{path}: llama.{field} is {value!r}, which cannot be that of its tensors" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_factor_alone_is_that_of_a_linear_scaling(name: str, tmp_path: Path) -> None:
+    path = altered(write_gguf(tmp_path / "m.gguf"), "scaled.gguf", {f"llama.{name}": 4.0})
+    parameters = load_language_model(path).config.rope_parameters
+    assert (parameters["rope_type"], parameters["factor"]) == ("linear", 4.0)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tiny_model("llama", seed=0))
+
+    def convert_slowly(*arguments: Any) -> None:
+        write_gguf(path, tiny_model("llama", seed=1))
+        convert(*arguments)
+
+    with monkeypatch.context() as slowly:
+        slowly.setattr(conversion, "convert", convert_slowly)
+        assert "was changed while it was read" in refused(path)
+    assert not list((tmp_path / "cache/models").glob("gguf-*"))
+    expected = tiny_model("llama", seed=1).state_dict()["model.layers.0.mlp.down_proj.weight"]
+    assert torch.equal(load_language_model(path).weight(0), expected.half().float())
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
+    path, other = (write_gguf(tmp_path / f"{seed}.gguf", tiny_model("llama", seed=seed)) for seed in (0, 1))
+    for file in (path, other):
+        os.utime(file, (1, 1))
+    first = load_language_model(path).weight(0)
+    other.replace(path)
+    assert not torch.equal(load_language_model(path).weight(0), first)

@@ -128,6 +128,8 @@ def _check_out(to: Format, out: Path, only_changed: bool) -> None:
     if to == "peft" or (to == "safetensors" and not only_changed):
         checks.check_output("--out", out, "new directory")
         return
+    if not out.name or not str(out).isprintable():
+        raise checks.BadArgumentError(f"--out {str(out)!r}: is no name for a file that a command can be printed for.")
     if modelfile_of(out) == out:
         raise checks.BadArgumentError(f"--out {out}: is the name of the Modelfile for Ollama; choose another one.")
     for path in (out, modelfile_of(out)) if to in ("gguf-lora", "gguf") else (out,):
@@ -263,6 +265,8 @@ def _known_gguf(loaded: Patch, base: str | None) -> tuple[str, str]:
         gguf_architecture(loaded.config)
     if base is None:
         return _remembered_gguf(loaded)
+    if not base.isprintable():
+        raise checks.BadArgumentError(f"--base {base!r}: a Modelfile cannot name it; rename the file.")
     with checks.argument("--base"):
         found = gguf_of(base)
     if found is None:
@@ -315,15 +319,14 @@ def _directory(origin: str) -> str:
 
 @contextmanager
 def _beside(out: Path, modelfile: str) -> Iterator[None]:
-    """Write the Modelfile of what the block writes; if the block fails, remove it."""
+    """Write the Modelfile of what the block writes, after it; if that fails, remove both."""
     from factpatch.support.files import atomic_write
 
-    path = modelfile_of(out)
-    atomic_write(path, lambda draft: draft.write_text(modelfile, encoding="utf-8"))
+    yield
     try:
-        yield
+        atomic_write(modelfile_of(out), lambda draft: draft.write_text(modelfile, encoding="utf-8"))
     except BaseException:
-        path.unlink(missing_ok=True)
+        out.unlink(missing_ok=True)
         raise
 
 

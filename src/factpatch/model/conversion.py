@@ -23,7 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from factpatch.model.architectures import architecture_of
-from factpatch.model.gguf import GGUFFile, open_gguf
+from factpatch.model.gguf import GGUFFile, check_sizes, open_gguf
 from factpatch.model.gguf_names import tensor_names
 from factpatch.support.words import counted, quoted
 
@@ -121,9 +121,7 @@ def _config(file: GGUFFile, place: Path) -> Any:
             f"{file.path} is a mixture of experts, whose blocks have no single down-projection that every fact passes. "
             "Choose a dense model."
         )
-    for counted_by in ("head_count", "head_count_kv"):
-        if file.field(f"{{arch}}.attention.{counted_by}") is not None:
-            _heads(file, counted_by)
+    check_sizes(file)
     try:
         config = AutoConfig.from_pretrained(place.parent, gguf_file=place.name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds
@@ -150,7 +148,10 @@ def _config(file: GGUFFile, place: Path) -> Any:
 def _scale_positions(file: GGUFFile, config: Any) -> None:
     """Take over positions that are scaled by fields of the metadata."""
     prefix = "{arch}.rope.scaling"
-    kind = file.field(f"{prefix}.type", "none")
+    old = file.field("{arch}.rope.scale_linear")
+    factor = file.field(f"{prefix}.factor", old)
+    # Where only a factor is stated, llama.cpp takes it for that of a linear scaling.
+    kind = file.field(f"{prefix}.type", "linear" if factor else "none")
     if kind == "none":
         return
     if kind not in _SCALED:
@@ -159,7 +160,7 @@ def _scale_positions(file: GGUFFile, config: Any) -> None:
             f".type is {quoted(kind)}), so they would be misread. Edit the model that it was made from."
         )
     fields = {name: file.field(f"{prefix}.{field}") for name, field in _SCALED[kind].items()}
-    known = {name: value for name, value in fields.items() if value is not None}
+    known = {"factor": factor, **{name: value for name, value in fields.items() if value is not None}}
     config.rope_parameters = {**config.rope_parameters, "rope_type": kind, **known}
 
 
@@ -275,13 +276,7 @@ def _steps(file: GGUFFile, model: nn.Module, name: str, there: str) -> list[Call
 
 def _heads(file: GGUFFile, field: str) -> int:
     # The field for keys and values is left out where there are as many as for queries.
-    count: Any = file.field(f"{{arch}}.attention.{field}", file.field("{arch}.attention.head_count"))
-    if not isinstance(count, (int, np.integer)):
-        raise ValueError(
-            f"{file.path}: attention.{field} is {quoted(count)}; models whose layers have different numbers of heads "
-            "cannot be read. Edit the model that it was made from."
-        )
-    return int(count)
+    return int(file.field(f"{{arch}}.attention.{field}", file.field("{arch}.attention.head_count")))
 
 
 # Architectures whose rotary pairs llama.cpp stores side by side, where transformers has them in two halves of a head;

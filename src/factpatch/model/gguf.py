@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
+from gguf import GGUFReader, GGUFValueType, ReaderTensor
 
 from factpatch.support.text import stand_in
 from factpatch.support.words import quoted, suggestion
@@ -23,6 +24,7 @@ _MAGIC = b"GGUF"
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 # The least that a field and the description of a tensor take, in bytes: a count beyond that is damage.
 _LEAST_FIELD, _LEAST_TENSOR = 13, 24
+_LONGEST_ARRAY = 2_000_000  # several times the tokens and merges of the largest vocabularies
 _OLLAMA_NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/){0,2}[\w.-]+(?::[\w.-]+)?", re.ASCII)
 _OLLAMA_LIBRARY = ("registry.ollama.ai", "library")
 _OLLAMA_MODEL = "application/vnd.ollama.image.model"
@@ -49,6 +51,13 @@ class _Reader(GGUFReader):  # type: ignore[misc]
             raise ValueError("it is cut off: it ends within its last tensor or before; download it again")
         order = override_order or self.byte_order
         return self._data[offset:end].view(kind if order == "I" else kind.newbyteorder(order))
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == GGUFValueType.ARRAY:
+            (length,) = self._get(orig_offs + 4, np.uint64)
+            if length > _LONGEST_ARRAY:
+                raise ValueError(f"it has an array of {length} entries; it is damaged. Download it again")
+        return super()._get_field_parts(orig_offs, raw_type)
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,37 @@ def _check_tensors(file: GGUFFile) -> None:
         )
 
 
+# Fields that must be finite and above zero, and how many heads there are.
+_POSITIVE = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base")
+_HEADS = ("attention.head_count", "attention.head_count_kv")
+
+
+def check_sizes(file: GGUFFile) -> None:
+    """Raise ValueError unless the sizes in the metadata can be those of the tensors."""
+    fields = {name: file.field(f"{{arch}}.{name}") for name in ("block_count", "embedding_length", *_HEADS, *_POSITIVE)}
+    for name in (name for name in _HEADS if isinstance(fields[name], list)):
+        raise ValueError(
+            f"{file.path}: {name} is {quoted(fields[name])}; models whose layers have different numbers of heads "
+            "cannot be read. Edit the model that it was made from."
+        )
+    longest = max(int(size) for tensor in file.reader.tensors for size in tensor.shape)
+    layers = {match[1] for name in file.tensors if (match := re.match(r"blk\.(\d+)\.", name))}
+    heads, groups = (fields[name] for name in _HEADS)
+    wrong = {
+        "block_count": fields["block_count"] is not None and fields["block_count"] != len(layers),
+        "embedding_length": (fields["embedding_length"] or 0)
+        > max(max(map(int, t.shape)) for t in file.reader.tensors),
+        "attention.head_count": heads is not None and heads < 1,
+        "attention.head_count_kv": groups is not None and (groups < 1 or (heads or 0) % groups != 0),
+        **{name: fields[name] is not None and not 0 < fields[name] < math.inf for name in _POSITIVE},
+    }
+    for name in (name for name, broken in wrong.items() if broken):
+        raise ValueError(
+            f"{file.path}: {file.architecture}.{name} is {quoted(fields[name])}, which cannot be that of its tensors. "
+            "The file is damaged; download it again."
+        )
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a file is GGUF by its ending or by its first bytes."""
     if not path.is_file():
@@ -215,7 +255,7 @@ def _known_to_ollama() -> Iterator[str]:
 
 
 def _of_ollama(name: str) -> Path | None:
-    if not _OLLAMA_NAME.fullmatch(name):
+    if not _OLLAMA_NAME.fullmatch(name) or ".." in name:
         return None
     for models in _ollama_folders():
         manifest = models / "manifests" / _manifest(name)
@@ -238,7 +278,7 @@ def _blob(name: str, models: Path, manifest: Path) -> Path:
         layers = json.loads(manifest.read_text("utf-8"))["layers"]
         digests = [str(layer["digest"]) for layer in layers if layer["mediaType"] == _OLLAMA_MODEL]
         kinds = {str(layer["mediaType"]).rpartition(".")[2] for layer in layers}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{manifest} is not an Ollama manifest. Download it again: ollama pull {name}") from error
     if "adapter" in kinds:
         raise ValueError(

@@ -13,13 +13,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from factpatch.support.cache import cache_directory
-from factpatch.support.files import error_number, file_digest, remove_drafts, scratch, write_json
+from factpatch.support.files import error_number, file_digest, remove_abandoned, scratch, write_json
 
 MANIFEST = "factpatch.json"
 # To raise by one when the same source is to be converted differently: directories of an older format are remade.
 FORMAT = 1
 _LIBRARIES = ("transformers", "torch", "gguf", "safetensors")
-_ABANDONED = 24 * 3600.0
 Make = Callable[[Path, Path], None]
 """Makes a model in its second argument, an empty directory; what it needs meanwhile goes into its first, another."""
 
@@ -49,7 +48,7 @@ def kept_model(final: Path, source: Mapping[str, Any], make: Make, needs: str) -
         return final
     with _explain_full_disk(final.parent, needs):
         final.parent.mkdir(parents=True, exist_ok=True)
-        remove_drafts(final.parent, older_than=_ABANDONED)
+        remove_abandoned(final.parent)
         # Next to the final directory, so that moving the files there is a rename within one file system.
         with scratch(final.parent) as folder:
             made = folder / "model"
@@ -116,7 +115,7 @@ def _explain_full_disk(directory: Path, needs: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
+        if error_number(error) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise OSError(
             errno.ENOSPC,
@@ -126,13 +125,18 @@ def _explain_full_disk(directory: Path, needs: str) -> Iterator[None]:
         ) from error
 
 
+def file_stamp(path: Path) -> list[int]:
+    """Return numbers that change when a file is written to or replaced, even by one of the same size and time."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
 def kept_digest(path: Path, root: Path | None = None) -> str:
-    """Return the SHA-256 of a file, computed once as long as its size and its time of change stay.
+    """Return the SHA-256 of a file, computed once as long as the file is not written to or replaced.
 
     Hashing a model of several gigabytes takes as long as loading it.
     """
-    stat = path.stat()
-    key, stamp = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+    key, stamp = str(path.resolve()), file_stamp(path)
     index = models_directory(root) / "digests.json"
     try:
         known = dict(json.loads(index.read_text(encoding="utf-8")))

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 
 from factpatch.model.embedded import EMBEDDED, embedded_directory, embedded_gguf
 from factpatch.model.gguf import find_gguf, open_gguf
-from factpatch.model.kept import kept_digest, kept_model, models_directory
+from factpatch.model.kept import file_stamp, kept_digest, kept_model, models_directory
 from factpatch.model.memory import free_memory
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def model_source(name: str, dtype: torch.dtype | None = None) -> Source:
         dtype: What the weights of a GGUF file are rounded to: float32 by default.
 
     Raises:
-        ValueError: A GGUF file is damaged or of a kind that cannot be converted.
+        ValueError: A GGUF file is damaged, of a kind that cannot be converted, or changed while it was read.
         EmbeddedModelUnavailable, OSError: As from `embedded_directory`.
     """
     if name in EMBEDDED:
@@ -66,7 +66,7 @@ def gguf_of(name: str) -> Path | None:
 
 
 def _dequantized(path: Path, dtype: torch.dtype) -> Path:
-    kind = str(dtype).removeprefix("torch.")
+    kind, stamp = str(dtype).removeprefix("torch."), file_stamp(path)
     digest = kept_digest(path)
     final = models_directory() / f"gguf-{digest[:16]}-{kind}"
 
@@ -86,6 +86,8 @@ def _dequantized(path: Path, dtype: torch.dtype) -> Path:
                 decimal(free_memory(torch.device("cpu"))), decimal(size),
             )  # fmt: skip
         convert(path, made, dtype)
+        if file_stamp(path) != stamp:
+            raise ValueError(f"{path} was changed while it was read. Run again when it is complete.")
 
     needs = f"{path.name}, which in {kind} takes several times its size"
     return kept_model(final, {"gguf_sha256": digest, "dtype": kind}, make, needs)

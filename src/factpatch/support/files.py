@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -149,9 +148,12 @@ def file_digest(path: Path) -> str:
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """Yield an empty directory in a folder, which is removed with all it holds when the block ends."""
-    begin, end = _DRAFT.split("{}")
-    with TemporaryDirectory(dir=folder, prefix=begin, suffix=end) as made:
-        yield Path(made)
+    made = _new_draft(folder / "scratch")  # so that others see whose it is, if it stays behind
+    made.mkdir()
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def remove_drafts(folder: Path, older_than: float = 0.0) -> None:
