@@ -178,8 +178,7 @@ def check_sizes(file: GGUFFile) -> None:
     heads, groups = (fields[name] for name in _HEADS)
     wrong = {
         "block_count": fields["block_count"] is not None and fields["block_count"] != len(layers),
-        "embedding_length": (fields["embedding_length"] or 0)
-        > max(max(map(int, t.shape)) for t in file.reader.tensors),
+        "embedding_length": (fields["embedding_length"] or 0) > longest,
         "attention.head_count": heads is not None and heads < 1,
         "attention.head_count_kv": groups is not None and (groups < 1 or (heads or 0) % groups != 0),
         **{name: fields[name] is not None and not 0 < fields[name] < math.inf for name in _POSITIVE},
