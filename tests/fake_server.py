@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Reply = Callable[[dict[str, Any]], Any]
-"""From what a request says to what is answered: a record, or a status and what goes with it."""
+"""From what a request says to what is answered: a record, a status and what goes with it, or bytes."""
 RESET = object()
 """Instead of an answer: the connection breaks off in its middle."""
 
@@ -62,6 +62,10 @@ def fake(*names: str, say: Callable[[str, str], str] = lambda name, text: "Rome"
                 self.send_header("Content-Length", "100")
                 self.end_headers()
                 self.wfile.write(b'{"choices": [')
+                return
+            if isinstance(found, Iterator):
+                for part in found:
+                    self.wfile.write(part)
                 return
             status, sent, *headers = found if isinstance(found, tuple) else (200, found)
             content = sent.encode() if isinstance(sent, str) else json.dumps(sent).encode()

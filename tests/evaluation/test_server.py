@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -304,9 +307,93 @@ def test_where_nothing_answers_the_command_that_starts_it_is_named(tiny: Fake, m
     for engine, start in (("vllm", "vllm serve MODEL"), ("llama.cpp", "llama-server -m"), ("openai", "the server")):
         with pytest.raises(ServerError, match=f"^{gone.url}: nothing answers there. Start .*{start}"):
             served(gone, engine)
-    monkeypatch.setattr(module, "_TIMEOUT", (1.0, 0.1))
+    monkeypatch.setattr(module, "_DEADLINE", 0.1)
     tiny.replies["/v1/models"] = lambda body: time.sleep(0.5)
-    with pytest.raises(ServerError, match="/v1/models: sent nothing for 0 s; see what the server prints"):
+    with pytest.raises(ServerError, match="/v1/models: gave no complete answer within 0 s; see what the server prints"):
+        served(tiny)
+
+
+def sent(*parts: bytes, last: bytes = b"", pause: float = 0.0, times: int | None = None) -> Iterator[bytes]:
+    """What a server sends, part by part, and at the end the same again and again, or so many times."""
+    yield from parts
+    for _ in itertools.count() if times is None else range(times):
+        time.sleep(pause)
+        yield last
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKS = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+ZIPPED = OK + b"Content-Encoding: gzip\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "last"),
+    [
+        (OK + b"\r\n", b"[" * 4096),
+        (b"HTTP/1.1 500 Oh\r\n\r\n", b"[" * 4096),
+        (CHUNKS, b"1000\r\n" + b" " * 4096 + b"\r\n"),
+        (ZIPPED + gzip.compress(bytes(2**26)), b""),
+        (OK + b"Content-Encoding: gzip, gzip\r\n\r\n" + gzip.compress(gzip.compress(bytes(2**27))), b""),
+    ],
+)
+def test_no_more_is_read_than_an_answer_may_have(
+    tiny: Fake, monkeypatch: pytest.MonkeyPatch, start: bytes, last: bytes
+) -> None:
+    monkeypatch.setattr(module, "_LARGEST", 2**18)
+    tiny.replies["/v1/models"] = lambda body: sent(start, last=last, times=None if last else 0)
+    with pytest.raises(ServerError, match=f"^{tiny.url}/v1/models: the answer is larger than 0.25 MB; give the URL"):
+        served(tiny)
+    server = Server(ENGINES["vllm"], tiny.url, "tiny")
+    tiny.replies["/v1/completions"] = tiny.replies["/v1/models"]
+    with pytest.raises(ServerError, match=f"^{tiny.url}/v1/completions: the answer is larger than 0.25 MB"):
+        server.complete("The", 4)
+
+
+@pytest.mark.parametrize("start", [CHUNKS + b"2\r\n{}\r\n0\r\n\r\n", ZIPPED + gzip.compress(b"{}")])
+def test_an_answer_in_chunks_or_compressed_is_one_like_others(tiny: Fake, start: bytes) -> None:
+    tiny.replies["/v1/models"] = lambda body: sent(start, times=0)
+    assert served(tiny, model="mine").model == "mine"
+
+
+@pytest.mark.parametrize(
+    ("start", "last"),
+    [
+        (b"", b"H"),
+        (OK, b"X-Pad: a\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (OK + b"\r\n", b" "),
+        (OK + b"Content-Length: 1000\r\n\r\n", b" "),
+        (CHUNKS, b"1\r\n \r\n"),
+        (CHUNKS, b"1"),
+    ],
+)
+def test_an_answer_that_trickles_in_is_not_waited_for(
+    tiny: Fake, monkeypatch: pytest.MonkeyPatch, start: bytes, last: bytes
+) -> None:
+    monkeypatch.setattr(module, "_DEADLINE", 0.3)
+    tiny.replies["/v1/models"] = lambda body: sent(start, last=last, pause=0.05, times=100)
+    began = time.monotonic()
+    with pytest.raises(ServerError, match=f"^{tiny.url}/v1/models: gave no complete answer within 0 s; see what the"):
+        served(tiny)
+    assert time.monotonic() - began < 4
+
+
+def test_a_body_that_was_given_up_is_not_read_on(tiny: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DEADLINE", 0.2)
+    tiny.replies["/v1/models"] = lambda body: sent(CHUNKS, last=b"1\r\n \r\n", pause=0.02)
+    before = set(threading.enumerate())
+    with pytest.raises(ServerError, match="gave no complete answer"):
+        served(tiny)
+    for thread in set(threading.enumerate()) - before:  # the server's own ends with the connection
+        thread.join(5.0)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("charset", [b"a\0b", b"none-such", b"utf-8\0", b"idna", b"hex"])
+def test_the_character_set_that_a_header_names_does_not_count(tiny: Fake, charset: bytes) -> None:
+    head = b"HTTP/1.1 500 Oh\r\nContent-Type: text/html; charset=" + charset + b"\r\n\r\n"
+    tiny.replies["/v1/models"] = lambda body: sent(head + "zu groß".encode() + b"\xff", times=0)
+    with pytest.raises(ServerError, match=rf"^{tiny.url}/v1/models: answers with status 500 \(zu groß�\); see"):
         served(tiny)
 
 

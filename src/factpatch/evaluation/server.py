@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -19,11 +21,15 @@ from factpatch.support.validation import parsed
 from factpatch.support.words import counted, named, printable, quoted
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 KEY = "FACTPATCH_API_KEY"
 """The environment variable of the API key for any server; it is sent if it is set, and never printed."""
 _PATIENCE = 60.0  # seconds that a server may still be loading or be overloaded
-_TIMEOUT = (10.0, 600.0)  # seconds to connect; without a byte. An answer may wait for others on a slow machine.
+_CONNECT = 10.0  # seconds
+_DEADLINE = 600.0  # seconds until an answer is complete: it may wait for others on a slow machine
+_LARGEST = 4 * 2**20  # bytes of an answer, decompressed; long lists of models have a tenth of that
+_PART = 4096  # bytes that are read at a time
 _BUSY = (429, 503)
 _DIRECT = {"http": "", "https": "", "all": ""}  # in place of the proxies that environment variables name
 _LISTED = 10
@@ -56,6 +62,19 @@ def _content(answer: dict[str, Any]) -> object:
         return None
     # Null where all that the model wrote was its reasoning: it has given no answer.
     return "" if message.get("content", 0) is None else message.get("content")
+
+
+class _Reply(NamedTuple):
+    """What a server sent."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        # JSON is UTF-8; the character set that a header names may be none.
+        return self.content.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -263,36 +282,31 @@ class Server:
         """Send a request, again while the server is loading, and return the JSON that it answers."""
         end, pause = time.monotonic() + _PATIENCE, 0.5
         while True:
-            response = self._send(method, path, record)
-            if response.status_code not in _BUSY or time.monotonic() + pause > end:
+            reply = self._send(method, path, record)
+            if reply.status not in _BUSY or time.monotonic() + pause > end:
                 break
             if pause == 0.5:
-                logger.info("%s: %s; waiting", self.url, self._words(response) or "is busy")
+                logger.info("%s: %s; waiting", self.url, self._words(reply) or "is busy")
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
-        self._check_status(path, response)
+        self._check_status(path, reply)
         try:
-            found = parsed(response.content)
+            found = parsed(reply.content)
         except ValueError:
-            raise self._odd(path, f"is not JSON: {quoted(response.text.strip(), _SHOWN)}") from None
+            raise self._odd(path, f"is not JSON: {quoted(reply.text.strip(), _SHOWN)}") from None
         if not isinstance(found, kind):
             raise self._odd(path, f"is not the JSON of this API: {quoted(found, _SHOWN)}")
         return found
 
-    def _send(self, method: str, path: str, record: Mapping[str, Any] | None) -> requests.Response:
-        body = None if record is None else json.dumps(record).encode()
+    def _send(self, method: str, path: str, record: Mapping[str, Any] | None) -> _Reply:
         try:
-            # Not followed: a redirect may lead to another host, which must not get the key.
-            return requests.request(
-                method, self.url + path, data=body, headers={"Content-Type": "application/json"}, auth=self._authorized,
-                timeout=_TIMEOUT, allow_redirects=False, proxies=_DIRECT if _is_loopback(self.url) else None,
-            )  # fmt: skip
+            return _within(_DEADLINE, lambda: self._fetched(method, path, record))
         except requests.ConnectTimeout:
-            raise self._absent(f"does not answer within {_TIMEOUT[0]:.0f} s") from None
-        except requests.Timeout:
+            raise self._absent(f"does not answer within {_CONNECT:.0f} s") from None
+        except (futures.TimeoutError, requests.Timeout):
             raise ServerError(
-                f"{self.url}{path}: sent nothing for {_TIMEOUT[1]:.0f} s; see what the server prints, or ask about "
-                "fewer facts at a time."
+                f"{self.url}{path}: gave no complete answer within {_DEADLINE:.0f} s; see what the server prints, or "
+                "ask about fewer facts at a time."
             ) from None
         except requests.RequestException as error:
             if _refused(error):
@@ -303,19 +317,36 @@ class Server:
                 "again."
             ) from None
 
+    def _fetched(self, method: str, path: str, record: Mapping[str, Any] | None) -> _Reply:
+        body = None if record is None else json.dumps(record).encode()
+        end, content = time.monotonic() + _DEADLINE, bytearray()
+        # Not followed: a redirect may lead to another host, which must not get the key.
+        with requests.request(
+            method, self.url + path, data=body, headers={"Content-Type": "application/json"}, auth=self._authorized,
+            timeout=(_CONNECT, _DEADLINE), stream=True, allow_redirects=False,
+            proxies=_DIRECT if _is_loopback(self.url) else None,
+        ) as response:  # fmt: skip
+            for part in response.iter_content(_PART):
+                content += part
+                if len(content) > _LARGEST:
+                    raise self._odd(path, f"is larger than {_LARGEST / 2**20:.3g} MB")
+                if time.monotonic() > end:
+                    raise requests.Timeout
+            return _Reply(response.status_code, response.headers, bytes(content))
+
     def _absent(self, what: str) -> ServerError:
         return ServerError(
             f"{self.url}: {what}. Start {self.engine.start if self.engine.url is None else 'it'} and wait until it has "
             f"loaded its model{'' if self.engine.url is None else f': {self.engine.start}'}; or correct the URL."
         )
 
-    def _check_status(self, path: str, response: requests.Response) -> None:
-        status, words = response.status_code, self._words(response)
+    def _check_status(self, path: str, reply: _Reply) -> None:
+        status, words = reply.status, self._words(reply)
         if status == 200:
             return
         where, told = f"{self.url}{path}", f" ({words})" if words else ""
         if 300 <= status < 400:
-            to = printable(response.headers.get("Location", "elsewhere"))[:_SHOWN]
+            to = printable(reply.headers.get("Location", "elsewhere"))[:_SHOWN]
             raise ServerError(f"{where}: redirects to {to}, which is not followed; give that server's URL.")
         if status in (401, 403):
             raise ServerError(f"{where}: {self._key_problem()}{told}.")
@@ -330,11 +361,11 @@ class Server:
             )
         raise ServerError(f"{where}: answers with status {status}{told}; see what the server printed.")
 
-    def _words(self, response: requests.Response) -> str:
+    def _words(self, reply: _Reply) -> str:
         """What a server says of an error, cut, on one line and without the key."""
-        found: Any = response.text
+        found: Any = reply.text
         try:
-            found = parsed(response.content)
+            found = parsed(reply.content)
             for name in ("error", "message", "detail"):
                 found = found.get(name, found) if isinstance(found, dict) else found
         except ValueError:
@@ -370,6 +401,23 @@ class Server:
 
     def _odd(self, path: str, what: str) -> ServerError:
         return ServerError(f"{self.url}{path}: the answer {what}; give the URL of a server with an API like OpenAI's.")
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Do something in time, or raise futures.TimeoutError and leave it to its thread, which ends with the process.
+
+    The timeouts of a socket start anew with every byte, and a server may send one every now and then forever.
+    """
+    done: futures.Future[T] = futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result(seconds)
 
 
 def _is_loopback(url: str) -> bool:
