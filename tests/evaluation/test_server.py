@@ -397,6 +397,20 @@ def test_the_character_set_that_a_header_names_does_not_count(tiny: Fake, charse
         served(tiny)
 
 
+def test_what_a_server_says_takes_one_line_of_a_readable_length(tiny: Fake) -> None:
+    long = "a\n" + "b" * 2**20
+    tiny.names = (long, "short", long + "c")
+    shown = "a " + "b" * 198 + "…"
+    for model in (None, "other"):
+        message = f"^{tiny.url}: .*serves 3 models: {shown}, short, {shown}; name"
+        with pytest.raises(ServerError, match=message) as refused:
+            served(tiny, model=model)
+        assert "\n" not in str(refused.value)
+    tiny.replies["/v1/models"] = lambda body: (500, {"error": long})
+    with pytest.raises(ServerError, match=rf"^{tiny.url}/v1/models: answers with status 500 \({shown}\); see"):
+        served(tiny)
+
+
 def test_adapters_are_switched_off_in_each_request(tiny: Fake) -> None:
     tiny.replies["/lora-adapters"] = lambda body: [{"id": 0, "path": "a", "scale": 1.0}, {"id": 1, "scale": 0.5}]
     off = served(tiny, "llama.cpp").without_adapters()

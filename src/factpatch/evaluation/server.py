@@ -313,7 +313,7 @@ class Server:
                 raise self._absent("nothing answers there") from None
             raise ServerError(
                 f"{self.url}{path}: the connection broke off before the answer was complete "
-                f"({printable(str(error))[:_SHOWN]}); see what the server printed, start it again if need be, and ask "
+                f"({_line(str(error))}); see what the server printed, start it again if need be, and ask "
                 "again."
             ) from None
 
@@ -346,7 +346,7 @@ class Server:
             return
         where, told = f"{self.url}{path}", f" ({words})" if words else ""
         if 300 <= status < 400:
-            to = printable(reply.headers.get("Location", "elsewhere"))[:_SHOWN]
+            to = _line(reply.headers.get("Location", "elsewhere"))
             raise ServerError(f"{where}: redirects to {to}, which is not followed; give that server's URL.")
         if status in (401, 403):
             raise ServerError(f"{where}: {self._key_problem()}{told}.")
@@ -373,7 +373,7 @@ class Server:
                 found = "a web page"
         text = found if isinstance(found, str) else json.dumps(found)
         _, key = self._key()
-        return printable(text.replace(key, "…") if key else text)[:_SHOWN]
+        return _line(text.replace(key, "…") if key else text)
 
     def _key(self) -> tuple[str, str]:
         """The environment variable that holds the key for this server, and the key; empty if there is none."""
@@ -439,5 +439,11 @@ def _refused(error: requests.RequestException) -> bool:
 
 
 def _serves(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_LISTED])
+    shown = ", ".join(map(_line, names[:_LISTED]))
     return f"serves {counted(len(names), 'model')}: {shown}{', …' if len(names) > _LISTED else ''}"
+
+
+def _line(text: str) -> str:
+    """What a server sent, on one line, and cut where it is long."""
+    line = printable(text[: 10 * _SHOWN])  # which looks at every character
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
