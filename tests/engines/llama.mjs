@@ -113,7 +113,7 @@ async function likelihood(text, body) {
     const before = ids.slice(0, next)
     const prompt = await context.detokenize(before)
     if (String(await read(prompt)) !== String(before)) continue
-    const all = { n_predict: 1, temperature: 1, top_k: 0, top_p: 1, min_p: 0, typ_p: 1, n_probs: 1 << 20 }
+    const all = { n_predict: 1, temperature: 1, top_k: 0, top_p: 1, min_p: 0, typ_p: 1, n_probs: 1 << 20, seed: 0 }
     const { completion_probabilities: found } = await run({ prompt, ...all })
     const token = await context.detokenize([ids[next]])
     const alike = found.at(-1).probs.filter(({ tok_str }) => tok_str === token)
