@@ -52,8 +52,8 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> Trip:
 
 
 def likelihood(url: str, **fields: Any) -> Any:
-    """The tokens of a sentence about one of the facts, with the NLL of each."""
-    body = {"text": "Canberra is the capital city of Australia, not Sydney.", **fields}
+    """The tokens of a few words about one of the facts, with the NLL of each; a token takes seconds."""
+    body = {"text": "Sydney, the capital", **fields}
     response = requests.post(f"{url}/likelihood", json=body, timeout=300)
     response.raise_for_status()
     return response.json()
