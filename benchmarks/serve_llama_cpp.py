@@ -9,7 +9,6 @@ the npm package node-llama-cpp (`npm install --prefix DIR --ignore-scripts node-
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import requests
-from served import asked, asked_of, beginning, shown
+from served import arguments, asked, asked_of, beginning, shown
 
 from factpatch import Editor, Patch, load_facts
 from factpatch.evaluation.perplexity import held_out_text, perplexity
@@ -60,15 +59,10 @@ def served_perplexity(server: Server, rows: Sequence[Sequence[int]], **fields: o
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="an embedded model, or a GGUF file")
-    parser.add_argument("--facts", required=True)
-    parser.add_argument("--limit", type=int, default=10)
-    parser.add_argument("--method", default="memit-blue")
+    parser = arguments(__doc__, "an embedded model, or a GGUF file")
     parser.add_argument("--corpus", help="the text for the second moment of a model without a preset")
     parser.add_argument("--patch", type=Path, help="a patch of these facts on this file, instead of editing it")
     parser.add_argument("--modules", type=Path, required=True, help="the node_modules folder with node-llama-cpp")
-    parser.add_argument("--perplexity-tokens", type=int, default=4000)
     given = parser.parse_args()
 
     file = gguf_of(given.model)

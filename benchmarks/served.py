@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,17 @@ from factpatch.evaluation.served import question_count, usable_forms, verify_ser
 from factpatch.evaluation.server import Server
 from factpatch.model.language_model import LanguageModel
 from factpatch.support.progress import bar
+
+
+def arguments(description: str | None, model: str) -> argparse.ArgumentParser:
+    """The options of every round trip; `model` says what may be given as one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help=model)
+    parser.add_argument("--facts", required=True)
+    parser.add_argument("--limit", type=int, default=10)
+    parser.add_argument("--method", default="memit-blue")
+    parser.add_argument("--perplexity-tokens", type=int, default=4000)
+    return parser
 
 
 def asked(lm: LanguageModel, facts: Sequence[Fact], before: Verification | None = None) -> Verification:
