@@ -14,6 +14,7 @@ from factpatch.cli.apply import applied_model, rebased_and_asked
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from factpatch.export.factors import LowRankFactors
     from factpatch.export.serving import Served
@@ -182,7 +183,7 @@ def _write_gguf_lora(
 
     file, ollama = _known_gguf(loaded, base)
     if base is not None:
-        _check_base(base, _opened(file), loaded, rebase)
+        _fitting_base(base, _opened(file), loaded, rebase)
     factors = _factors(loaded, rank, energy, torch.float32)
     with _beside(out, modelfile(out, ollama)):
         write_gguf_lora(factors, loaded.config, out)
@@ -199,13 +200,13 @@ def _write_gguf_lora(
 def _write_gguf(loaded: Patch, out: Path, base: str, tensor_type: str | None, rebase: bool) -> None:
     from factpatch.export.serving import Served, modelfile
     from factpatch.model.embedded import EMBEDDED
-    from factpatch.patch.merge import merge_gguf
+    from factpatch.patch.merge import write_merged
 
     file, _ = _known_gguf(loaded, base)
     opened = _opened(file)
-    _check_base(base, opened, loaded, rebase)
+    weights = _fitting_base(base, opened, loaded, rebase)
     with _beside(out, modelfile(out, None)), render.messages.status(f"writing {out}"):
-        merged = merge_gguf(loaded, opened, out, tensor_type, rebase)
+        merged = write_merged(loaded, opened, weights, out, tensor_type)
     for tensor in merged:
         error = f"rounding changes the shift by {100 * tensor.error:.2g} %"
         render.say(f"{tensor.name}: {tensor.was} -> {tensor.kind}, {error}")
@@ -220,14 +221,15 @@ def _write_gguf(loaded: Patch, out: Path, base: str, tensor_type: str | None, re
         )
 
 
-def _check_base(base: str, file: GGUFFile, loaded: Patch, rebase: bool) -> None:
-    """Check that a patch fits a GGUF model; if that has other weights, show what it says of the facts."""
+def _fitting_base(base: str, file: GGUFFile, loaded: Patch, rebase: bool) -> dict[int, Tensor]:
+    """The weights of a GGUF model that a patch fits; if they may be others, after showing what it says of the facts."""
     from factpatch.patch.merge import fitting_gguf_weights
 
     with checks.argument("--base"):
-        fitting_gguf_weights(loaded, file, rebase)
+        weights = fitting_gguf_weights(loaded, file, rebase)
     if rebase:
         rebased_and_asked(checks.load_model(base, None, None, loaded.chat, loaded), loaded)
+    return weights
 
 
 def _write_safetensors(loaded: Patch, out: Path, base: str, rebase: bool, only_changed: bool) -> None:

@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 from gguf import GGUFReader, GGUFValueType, ReaderTensor
 
+from factpatch.model.checkpoint import CONFIG
 from factpatch.support.text import stand_in
 from factpatch.support.words import quoted, suggestion
 
@@ -220,7 +221,7 @@ def find_gguf(name: str) -> Path | None:
 
 
 def _in_directory(path: Path) -> Path | None:
-    if (path / "config.json").exists():
+    if (path / CONFIG).exists():
         return None  # a model of transformers
     found = sorted(file for file in path.glob("*.gguf") if not file.name.startswith("mmproj"))
     if len(found) > 1:

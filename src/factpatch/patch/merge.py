@@ -85,8 +85,14 @@ def merge_gguf(
         ValueError: There is no such type, or llama.cpp has no models of the patch's family.
         OSError: It cannot be written; nothing is left behind.
     """
+    return write_merged(patch, file, fitting_gguf_weights(patch, file, rebase), path, tensor_type)
+
+
+def write_merged(
+    patch: Patch, file: GGUFFile, weights: dict[int, Tensor], path: str | Path, tensor_type: str | None = None
+) -> list[MergedTensor]:
+    """As `merge_gguf`, of weights that `fitting_gguf_weights` has returned; they hold the patch afterwards."""
     names = gguf_names(patch.config, patch.layers)
-    weights = fitting_gguf_weights(patch, file, rebase)
     types = written_types(file, names.values(), tensor_type)
     before = snapshot(weights)
     write_all(weights, patch.batches, patch.written_dtype)
