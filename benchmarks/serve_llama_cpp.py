@@ -92,7 +92,7 @@ def main() -> None:
         with serving(given.modules, merged) as server:
             into, ratio_into = asked_of(server, facts, before), served_perplexity(server, rows) / base
     engines = {"llama.cpp, adapter": beside, "llama.cpp, merged": into}
-    print(shown(facts, here, engines, (ratio, ratio_beside, ratio_into)))
+    print(shown(here, engines, (ratio, ratio_beside, ratio_into)))
     print(f"\nPerplexity of {sum(map(len, rows)) - len(rows)} tokens, unedited: {plain:.4f} and {base:.4f}.")
 
 

@@ -136,7 +136,7 @@ def main() -> None:
             there = asked_of(servers[1], facts, asked_of(servers[0], facts))
             print(f"asking vLLM: {time.perf_counter() - start:.0f} s", flush=True)
             without, with_adapter = (served_perplexity(server, rows) for server in servers)
-    print(shown(facts, here, {"vLLM": there}, (ratio, with_adapter / without)))
+    print(shown(here, {"vLLM": there}, (ratio, with_adapter / without)))
     predicted = sum(len(row) - 1 for row in rows)
     print(f"\nPerplexity of {predicted} tokens, unedited: {plain:.4f} in PyTorch, {without:.4f} in vLLM.")
 

@@ -58,15 +58,15 @@ def beginning(tokenizer: Any, text: str, tokens: int) -> tuple[str, list[list[in
     return shortened, windows(tokenizer, shortened)
 
 
-def shown(facts: Sequence[Fact], here: Verification, there: dict[str, Verification], ratios: Sequence[float]) -> str:
+def shown(here: Verification, there: dict[str, Verification], ratios: Sequence[float]) -> str:
     """The table: PyTorch's column, then one by engine; the ratios of perplexity are in the same order."""
     lines = [f"| | PyTorch | {' | '.join(there)} |", "|---" * (2 + len(there)) + "|"]
     sides = [found.summary() for found in (here, *there.values())]
     for form in FORMS:
         for when in ("before", "after"):
             shares = [side[f"{form}_contained"][when] for side in sides]
-            counts = [f"{round(share * len(facts) / 100)} of {len(facts)}" for share in shares if share is not None]
-            lines.append(f"| said by {form}, {when} | {' | '.join(counts)} |")
+            known = [f"{share:.1f} %" for share in shares if share is not None]
+            lines.append(f"| said by {form}, {when} | {' | '.join(known)} |")
     unchanged = [found.unchanged_neighbors() or (0, 0) for found in (here, *there.values())]
     lines.append(f"| neighbors' answers unchanged | {' | '.join(f'{same} of {of}' for same, of in unchanged)} |")
     lines.append(f"| perplexity, edited / unedited | {' | '.join(f'{ratio:.4f}' for ratio in ratios)} |")

@@ -40,7 +40,7 @@ class Fake:
         if path == "/v1/completions":
             return {"model": body["model"], "choices": [{"text": self.say(body["model"], body["prompt"])}]}
         if path == "/v1/chat/completions":
-            (turn,) = body["messages"]
+            turn = body["messages"][-1]
             message = {"role": "assistant", "content": self.say(body["model"], turn["content"])}
             return {"model": body["model"], "choices": [{"message": message}]}
         return 404, {"detail": "Not Found"}

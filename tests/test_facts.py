@@ -195,6 +195,7 @@ def test_from_dict_reads_back_what_to_dict_wrote() -> None:
         relation_id="P36",
         target_new_id="Q585",
         space=False,
+        questions=("Where is Peru run from?",),
     )
     assert full.to_dict().keys() == {field.name for field in dataclasses.fields(full)}
     for one in (fact(), full):

@@ -112,6 +112,8 @@ class Fact:
         relation_id: What the fact says of its subject, as a Wikidata property: P103 is the native language.
         target_new_id: The new answer as a Wikidata item. With `relation_id`, it finds the reference texts.
         space: Whether a space comes between the prompt and its answer. None: as the end of the prompt suggests.
+        questions: The same as complete questions, as people ask them; see `factpatch.evaluation.questions`. Lists are
+            accepted.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -129,6 +131,7 @@ class Fact:
     relation_id: Name | None = None
     target_new_id: Name | None = None
     space: Annotated[bool | None, Strict()] = None
+    questions: _Questions = ()
 
     def __post_init__(self) -> None:
         around = around_slot(self.prompt)

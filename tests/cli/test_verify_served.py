@@ -37,14 +37,19 @@ def test_a_served_model_is_shown_beside_the_unedited_one(
     engine = ("--engine", f"vllm={server.url}/v1/", "--before", "base")
     facts_file.write_text(json.dumps(FACTS[:2]))
     output = run.ok("verify", "edited", "--facts", facts_file, *engine, "--report", report).output
-    assert "1 of 2 facts said; neighbors: 1 of 1 answer unchanged." in output
+    plain = (
+        "1 of 2 facts said; asked a question 50 %, in a chat 50 %, with another system turn 50 %, later in a chat "
+        "50 %; neighbors: 1 of 1 answer unchanged"
+    )
+    assert f"{plain}." in " ".join(output.split())
     assert "it said" in output
     assert "It is Rome." in output
     assert "p(new)" not in output
     assert "exact: every token" not in output
-    assert "prompt contained 0.0 -> 50.0 % said" in " ".join(output.split())
+    assert "said new answer old answer" in " ".join(output.split())
+    assert "continuing the prompt 0.0 -> 50.0 % 100.0 -> 0.0 %" in " ".join(output.split())
     written = json.loads(report.read_text())
-    assert written["plain"] == "1 of 2 facts said; neighbors: 1 of 1 answer unchanged"
+    assert written["plain"] == plain
     assert (written["model"], written["engine"], written["url"]) == ("edited", "vllm", server.url)
     assert written["unedited"] == {"model": "base", "url": server.url}
     assert [fact["after"]["said"] for fact in written["facts"]] == [False, True]
@@ -56,7 +61,7 @@ def test_a_served_model_is_shown_beside_the_unedited_one(
 def test_the_later_of_two_facts_counts_as_everywhere(run: Run, server: Fake, facts_file: Path) -> None:
     output = run.ok("verify", "edited", "--facts", facts_file, "--engine", f"openai={server.url}").output
     assert "Replaced by a later fact, so not asked about: 1" in output
-    assert "1 of 2 facts said." in output
+    assert "1 of 2 facts said; asked a question 50 %" in output
     assert "neighbors" not in output
 
 
@@ -117,9 +122,8 @@ def test_what_a_server_was_not_asked_is_said(run: Run, server: Fake, facts_file:
     server.replies["/v1/chat/completions"] = lambda body: (400, {"error": {"message": "no chat template"}})
     ask = ("verify", "edited", "--facts", facts_file, "--engine", f"vllm={server.url}")
     output = " ".join(run.ok(*ask).output.split())
-    assert (
-        f"1 of 2 facts said; not asked by chat: {server.url} has no usable /v1/chat/completions: status 400" in output
-    )
+    assert "1 of 2 facts said; asked a question 50 %; not asked by chat, chat_system, chat_later: " in output
+    assert f"{server.url} has no usable /v1/chat/completions: status 400" in output
     output = run.refused("cannot be asked at all", *ask, "--chat", code=1)
     assert "no chat template" in output
 

@@ -179,6 +179,20 @@ def test_counterfact_neighbors_take_the_true_target_of_their_fact(tmp_path: Path
     ]
 
 
+def test_questions_are_read_from_every_format_that_has_them_and_written_back(tmp_path: Path) -> None:
+    asked = ["Which country is Lima the capital of?", "Where is Lima?"]
+    records = [{**rewrite(), "questions": asked[:1]}, {**rewrite(), "questions": None}, {**OWN, "questions": asked}]
+    found = load_facts(write(tmp_path / "facts.json", records))
+    assert [list(fact.questions) for fact in found] == [asked[:1], [], asked]
+    save_facts(found, tmp_path / "saved.json")
+    assert load_facts(tmp_path / "saved.json") == found
+    cells = f'prompt,subject,target_new,questions\n{{}} is,Lima,x,"{json.dumps(asked).replace(chr(34), chr(34) * 2)}"\n'
+    (fact,) = load_facts(write(tmp_path / "facts.csv", cells))
+    assert list(fact.questions) == asked
+    with pytest.raises(DataFileError, match=r"record 1: questions='Who\?': must be a valid list"):
+        load_facts(write(tmp_path / "facts.json", [{**rewrite(), "questions": "Who?"}]))
+
+
 def test_counterfact_ids_are_read_and_what_some_mirrors_lack_may_be_missing(tmp_path: Path) -> None:
     full = rewrite(target_new={"str": "Norway", "id": "Q20"})
     bare = without(rewrite(), "generation_prompts")

@@ -222,3 +222,14 @@ def test_vowel_signs_symbols_and_signs_count(answer, target, contained):
 def test_a_prompt_without_spaces_that_an_answer_repeats_is_left_out():
     assert metrics.without_prompt("法国的首都是东京", "法国的首都是") == "东京"
     assert metrics.without_prompt("The cat sat", "The ca") == "The cat sat"
+
+
+def test_several_questions_of_a_fact_count_as_their_mean() -> None:
+    one, other = (Fact("{} is in", name, "Rome", "Paris") for name in ("The tower", "The bridge"))
+    readings = [
+        Reading(answers=(Answer("question", "q", "In Rome."), Answer("question", "r", "Rome, not Paris"))),
+        Reading(answers=(Answer("question", "q", "In Rome"), Answer("question", "r", "Oslo"))),
+    ]
+    found = summary([one, other], readings)
+    assert (found["question_contained"], found["question_contained_true"]) == (75.0, 25.0)
+    assert found["chat_contained"] is None

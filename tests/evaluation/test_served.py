@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.fake_server import Fake, fake
@@ -13,13 +14,13 @@ from tests.models import tiny
 
 from factpatch.evaluation.generation import first_sentence
 from factpatch.evaluation.questions import answers
-from factpatch.evaluation.readings import Answer, Reading
+from factpatch.evaluation.readings import FORMS, Answer, Reading
 from factpatch.evaluation.served import Form, question_count, served_forms, usable_forms, verify_served
 from factpatch.evaluation.server import ENGINES, Server, ServerError
 from factpatch.evaluation.verify import Verification, plain_summary
 from factpatch.facts import Fact, Neighbor
 from factpatch.model.decoding import continuations, end_tokens
-from factpatch.model.frame import chat_frame
+from factpatch.model.frame import Turn, chat_frame
 from factpatch.model.language_model import LanguageModel
 
 NEIGHBORS = (Neighbor("The mother tongue of Michel Rocard is", "French"), Neighbor("In Rome people speak", "Italian"))
@@ -49,18 +50,21 @@ def serving(plain: LanguageModel) -> Iterator[Fake]:
     """The model of `plain` behind HTTP, with its chat template."""
     lock = threading.Lock()
 
-    def write(text: str, tokens: int, chat: bool) -> str:
-        ids = plain.tokenizer(chat_frame(plain.tokenizer).wrap(text) if chat else text)["input_ids"]
+    def write(text: str, tokens: int) -> str:
+        ids = plain.tokenizer(text)["input_ids"]
         with lock:
             (new,) = continuations(plain, [tuple(ids)], [tokens], ends=end_tokens(plain))
         return str(plain.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def framed(messages: list[Turn]) -> str:
+        return chat_frame(plain.tokenizer, messages[:-1]).wrap(messages[-1]["content"])
+
     with fake("tiny") as found:
         found.replies["/v1/completions"] = lambda body: {
-            "choices": [{"text": write(body["prompt"], body["max_tokens"], False)}]
+            "choices": [{"text": write(body["prompt"], body["max_tokens"])}]
         }
         found.replies["/v1/chat/completions"] = lambda body: {
-            "choices": [{"message": {"content": write(body["messages"][0]["content"], body["max_tokens"], True)}}]
+            "choices": [{"message": {"content": write(framed(body["messages"]), body["max_tokens"])}}]
         }
         yield found
 
@@ -115,7 +119,7 @@ def test_answers_keep_their_order_and_are_compared_with_those_of_the_unedited_mo
         assert reasons == {}
         steps: list[int] = []
         before = verify_served(served(found, "base"), forms, FACTS, neighbors=True, progress=steps.append)
-        assert sum(steps) == question_count(forms, FACTS, True) == 9 + 3
+        assert sum(steps) == question_count(forms, FACTS, True) == 3 * 5 + 3
         asked = len(found.asked)
         after = verify_served(served(found, "edited"), forms, FACTS, before, neighbors=True, concurrency=3)
     assert [reading.answer for reading in after.after] == ["English.", "It is a big town", "the city of Rome"]
@@ -124,10 +128,13 @@ def test_answers_keep_their_order_and_are_compared_with_those_of_the_unedited_mo
     assert after.summary()["prompt_contained_true"] == {"before": 100.0, "after": 0.0}
     assert after.unchanged_neighbors() == (1, 3)
     assert len({(path, str(body)) for path, _, body in found.asked[asked + 1 :]}) == len(found.asked) - asked - 1
-    assert plain_summary(after) == "2 of 3 facts said; neighbors: 1 of 3 answers unchanged"
+    assert plain_summary(after) == (
+        "2 of 3 facts said; asked a question 67 %, in a chat 67 %, with another system turn 67 %, later in a chat "
+        "67 %; neighbors: 1 of 3 answers unchanged"
+    )
     record = after.to_dict()
     known = {name for name, pair in record["summary"].items() if pair["after"] is not None}
-    assert known == {f"{form}_{kind}{true}" for form in ("prompt", "question", "chat")
+    assert known == {f"{form}_{kind}{true}" for form in FORMS
                      for kind in ("exact", "contained") for true in ("", "_true")}  # fmt: skip
     (first, *_) = record["facts"]
     assert first["after"]["said"] is True
@@ -140,7 +147,7 @@ def test_without_an_unedited_model_neighbors_are_not_asked() -> None:
         done = verify_served(served(found), served_forms(), FACTS)
         assert not [body for _, _, body in found.asked if "Rome people" in str(body)]
     assert done.unchanged_neighbors() is None
-    assert plain_summary(done) == "2 of 3 facts said"
+    assert plain_summary(done).startswith("2 of 3 facts said; asked a question 67 %, in a chat 67 %")
 
 
 def test_the_forms_that_a_server_lacks_are_left_out_and_named() -> None:
@@ -148,7 +155,7 @@ def test_the_forms_that_a_server_lacks_are_left_out_and_named() -> None:
         found.replies["/v1/completions"] = lambda body: (404, {"detail": "Not Found"})
         server = served(found)
         forms, reasons = usable_forms(server, FACTS[0])
-        assert forms == (Form("chat", True),)
+        assert forms == (Form("chat", True), Form("chat_system", True), Form("chat_later", True))
         assert reasons.keys() == {"prompt", "question"}
         assert reasons["prompt"] == f"{found.url} has no usable /v1/completions: status 404 (Not Found)"
         done = verify_served(server, forms, FACTS, neighbors=True)
@@ -160,6 +167,32 @@ def test_the_forms_that_a_server_lacks_are_left_out_and_named() -> None:
         found.replies["/v1/chat/completions"] = lambda body: (405, "")
         with pytest.raises(ServerError, match=r"cannot be asked at all: .*/v1/completions.*; .*/v1/chat/"):
             usable_forms(server, FACTS[0])
+
+
+@pytest.mark.parametrize(("status", "words"), [(400, "System role not supported"), (500, "Jinja template failed")])
+def test_a_system_turn_for_which_the_server_has_no_place_is_not_asked(status: int, words: str) -> None:
+    def reply(body: dict[str, Any]) -> object:
+        roles = [turn["role"] for turn in body["messages"]]
+        return (status, {"error": words}) if "system" in roles else {"choices": [{"message": {"content": "Rome"}}]}
+
+    with fake("edited") as found:
+        found.replies["/v1/chat/completions"] = reply
+        forms, reasons = usable_forms(served(found), FACTS[0])
+    assert [form.name for form in forms] == ["prompt", "question", "chat", "chat_later"]
+    assert words in reasons["chat_system"]
+
+
+def test_a_fact_without_a_question_is_not_counted_where_only_chats_are_served() -> None:
+    unasked = Fact("Regarding {}, one knows", "Tokyo", "Rome")
+    with fake("edited", say=knows) as found:
+        found.replies["/v1/completions"] = lambda body: (404, {"detail": "Not Found"})
+        server = served(found, "edited")
+        forms, _ = usable_forms(server, unasked)
+        done = verify_served(server, forms, [unasked, FACTS[0]])
+    assert [len(reading.answers) for reading in done.after] == [0, 3]
+    assert done.unlearned() == []
+    assert plain_summary(done).startswith("1 of 1 fact said; in a chat 100 %")
+    assert plain_summary(done).endswith("1 fact has no question")
 
 
 def test_a_server_that_ends_early_ends_the_questions() -> None:

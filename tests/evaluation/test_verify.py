@@ -118,10 +118,12 @@ def test_summary_of_a_hand_made_verification():
         "question_exact_true": (None, 0.0),
         "question_contained": (None, 50.0),
         "question_contained_true": (None, 0.0),
-        "chat_exact": (None, None),
-        "chat_exact_true": (None, None),
-        "chat_contained": (None, None),
-        "chat_contained_true": (None, None),
+    }
+    expected |= {
+        f"{form}_{match}{ending}": (None, None)
+        for form in ("chat", "chat_system", "chat_later")
+        for match in ("exact", "contained")
+        for ending in ("", "_true")
     }
     assert summary == {name: {"before": before, "after": after} for name, (before, after) in expected.items()}
 

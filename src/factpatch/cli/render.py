@@ -39,11 +39,15 @@ messages = _console(stderr=True)
 
 LONGEST = 160
 """The most characters of a fact's prompt, and of its answer, that a table or a list shows."""
+SAID_LINES = {
+    "prompt": "continuing the prompt",
+    "question": "asked a question",
+    "chat": "in a chat",
+    "chat_system": "in a chat, with another system turn",
+    "chat_later": "in a chat, after other turns",
+}
+"""The forms in which a model is asked."""
 METRIC_LINES = (
-    ("prompt_contained", "said: continuing the prompt, it says the new answer"),
-    ("question_contained", "the same, asked a question"),
-    ("chat_contained", "the same in a chat"),
-    ("prompt_contained_true", "continuing the prompt, it says the true answer"),
     ("strict_efficacy", "exact: every token of the new answer is the likeliest"),
     ("token_efficacy", "tokens of the new answer that are the likeliest"),
     ("token_generalization", "the same, asked with paraphrases"),
@@ -148,8 +152,19 @@ def _answer(fact: Fact, now: Reading, said: bool) -> Text:
     return Text(answer, style="" if said else "red")
 
 
+def said_table(verification: Verification) -> Table:
+    """A line per form in which the model was asked: how many of the new and of the old answers it says."""
+    made, summary = table("said", "new answer", "old answer"), verification.summary()
+    for form, words in SAID_LINES.items():
+        new, old = (summary[f"{form}_contained{ending}"] for ending in ("", "_true"))
+        if new["after"] is not None:
+            shown = ("" if one["after"] is None else f"{change(one['before'], one['after'])} %" for one in (new, old))
+            made.add_row(words, *shown)
+    return made
+
+
 def metric_table(verification: Verification, perplexity: tuple[float | None, float | None] = (None, None)) -> Table:
-    """A line per metric: before -> after."""
+    """A line per other metric: before -> after."""
     made = Table.grid(padding=(0, 1), pad_edge=False)
     for justify in ("left", "right", "left", "right"):
         made.add_column(justify=justify, no_wrap=True)
@@ -194,8 +209,12 @@ def show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
 def show_verification(
     verification: Verification, plain: str, perplexity: tuple[float | None, float | None] = (None, None)
 ) -> None:
-    """Print the facts one by one, the metrics, a sentence that sums up, and the facts that the model did not learn."""
+    """Print the facts one by one, how many are said in each form, the other metrics, a sentence that sums up, and the
+    facts that the model did not learn."""
     screen.print(fact_table(verification))
+    said = said_table(verification)
+    if said.row_count:
+        screen.print(said)
     screen.print(metric_table(verification, perplexity))
     paragraph(f"{plain}.")
     show_facts("Not said", verification.unlearned(), "red")

@@ -156,7 +156,10 @@ def _served(
 
     before = None if unedited is None else ask(unedited, "asking the unedited model")
     done = ask(server, "asking the edited model" if unedited else "asking", before)
-    left_out = [f"not asked by {form}: {reason}" for form, reason in reasons.items()]
+    left_out = [
+        f"not asked by {', '.join(form for form, why in reasons.items() if why == reason)}: {reason}"
+        for reason in dict.fromkeys(reasons.values())
+    ]
     about = {
         "model": server.model,
         "engine": server.engine.name,

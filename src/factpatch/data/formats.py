@@ -261,7 +261,8 @@ def fact_from_counterfact(record: Record, index: int) -> Fact:
 
     CounterFact picks neighbors that share the fact's true answer, so `target_true` answers all of them. A record
     without `case_id` takes `index` as id. The relation, the target's id and the generation prompts are missing in some
-    mirrors. Other fields are ignored: no published metric reads them.
+    mirrors. `questions`, a list that later work adds, asks the same in natural words. Other fields are ignored: no
+    published metric reads them.
     """
     target_true = read_text(record, "requested_rewrite.target_true.str")
     return Fact(
@@ -275,6 +276,7 @@ def fact_from_counterfact(record: Record, index: int) -> Fact:
         generation_prompts=tuple(read_texts(record, "generation_prompts")) if "generation_prompts" in record else (),
         relation_id=read_optional_text(record, "requested_rewrite.relation_id"),
         target_new_id=read_optional_text(record, "requested_rewrite.target_new.id"),
+        questions=tuple(read_texts(record, "questions")) if record.get("questions") is not None else (),
     )
 
 

@@ -145,8 +145,10 @@ def _both(answer: str, target: str) -> tuple[list[str], list[str]]:
 
 def _answered(form: str, match: Callable[[str, str], bool], true: bool) -> Share:
     def share(fact: Fact, reading: Reading) -> float | None:
-        said, target = reading.answer_to(form), fact.other if true else fact.target_new
-        return None if said is None or target is None else match(without_prompt(said, fact.text), target)
+        target = fact.other if true else fact.target_new
+        if target is None:
+            return None
+        return mean_or_none(match(without_prompt(said, fact.text), target) for said in reading.answers_to(form))
 
     return share
 
@@ -157,9 +159,9 @@ def said(fact: Fact, reading: Reading) -> bool:
     Where a server cannot be asked with the prompt, the first form that it was asked in counts. Where the model was not
     asked for free answers: whether every token of the new object is the most probable one.
     """
-    if not reading.answers:
+    if reading.answer is None:
         return bool(reading.exact)
-    return bool(METRICS[f"{reading.answers[0].form}_contained"](fact, reading))
+    return contained_match(without_prompt(reading.answer, fact.text), fact.target_new)
 
 
 def _answer_metrics() -> Iterator[tuple[str, Share]]:

@@ -2,62 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers, sentence_count
 from factpatch.evaluation.probabilities import Progress
 from factpatch.evaluation.readings import Answer
+from factpatch.evaluation.wording import is_question, written_question
 from factpatch.facts import Fact
-from factpatch.model.frame import Frame, chat_frame
+from factpatch.model.frame import Frame, Turn, chat_frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
+
+TURNS: Mapping[str, Sequence[Turn]] = {
+    "chat": (),
+    "chat_system": ({"role": "system", "content": "You are a helpful assistant who answers briefly."},),
+    "chat_later": (
+        {"role": "user", "content": "Please name two things that I can cook in ten minutes."},
+        {"role": "assistant", "content": "You can make an omelet or pasta with tomato sauce."},
+    ),
+}
+"""The turns before the question in each form that is a chat; without a system turn, the template's own stands there."""
+SAMPLED = 100
+"""Of how many facts the questions are asked after other turns too: these differ little, and a run has thousands."""
+_AFTER_OTHERS = ("chat_system", "chat_later")
 
 _REPEATED = 16
 """More tokens for the answer to a question, which often repeats the question first."""
 
 
-def question(fact: Fact) -> str:
-    """Return the fact as a question: its prompt if that is one, else its first paraphrase that is one, else a task."""
-    own = (text.strip() for text in (fact.text, *fact.paraphrases))
-    return next((text for text in own if text.endswith(("?", "？", "؟"))), f"Complete the sentence: {fact.text} ...")
+class Asked(NamedTuple):
+    """One text that asks about a fact."""
+
+    form: str
+    """One of `readings.FORMS`."""
+    text: str
+    """What the model continues or, in a chat, what the user says."""
+
+
+def questions(fact: Fact) -> tuple[str, ...]:
+    """Return the complete questions of a fact.
+
+    They are its own `questions`; else its prompt, or the first of its paraphrases, that is one; else what
+    `wording.written_question` makes of the prompt. There are none if that has no rule for it.
+    """
+    if fact.questions:
+        return fact.questions
+    held = next((text for text in (fact.text, *fact.paraphrases) if is_question(text)), None)
+    found = held.strip() if held is not None else written_question(fact)
+    return () if found is None else (found,)
 
 
 def answers(
     lm: LanguageModel, facts: Sequence[Fact], progress: Progress = lambda answers: None
 ) -> list[tuple[Answer, ...]]:
-    """Return what a model answers freely about facts: for each fact one answer in every form that suits the model.
+    """Return what a model answers freely about facts: for each fact the answers in every form that suits the model.
 
-    In a chat, the prompt and the question are turns of a user. Otherwise a question stands between "Question:" and
-    "Answer:", and is asked in a chat as well if the tokenizer has a usable chat template. `progress` is called after
-    each batch of answers with their number.
+    In a chat, the prompt and the questions are turns of a user. Otherwise a question stands between "Question:" and
+    "Answer:", and is asked in a chat as well if the tokenizer has a usable chat template; see `asked`. `progress` is
+    called after each batch of answers with their number.
     """
     framed = forms(lm)
-    asked = [(name, asked_as(name, fact, frame.chat)) for fact in facts for name, frame in framed.items()]
-    rooms = [_room(lm, fact, name, frame) for fact in facts for name, frame in framed.items()]
+    by_fact = asked(facts, {form: frame.chat for form, frame in framed.items()})
+    pairs = [(fact, one) for fact, group in zip(facts, by_fact, strict=True) for one in group]
     # All at once: a step on many rows takes little longer than one on few.
-    frames = [framed[name] for name, _ in asked]
-    lengths = [sentence_count(fact.target_new) for fact in facts for _ in framed]
-    said = greedy_answers(lm, [prompt for _, prompt in asked], rooms, frames, progress, lengths)
-    found = [Answer(name, prompt, answer) for (name, prompt), answer in zip(asked, said, strict=True)]
-    return [tuple(found[first : first + len(framed)]) for first in range(0, len(found), len(framed))]
+    frames = [framed[one.form] for _, one in pairs]
+    rooms = [_room(lm, fact, one.form, frame) for (fact, one), frame in zip(pairs, frames, strict=True)]
+    lengths = [sentence_count(fact.target_new) for fact, _ in pairs]
+    said = iter(greedy_answers(lm, [one.text for _, one in pairs], rooms, frames, progress, lengths))
+    return [tuple(Answer(one.form, one.text, next(said)) for one in group) for group in by_fact]
+
+
+def answer_count(lm: LanguageModel, facts: Sequence[Fact]) -> int:
+    """Return how many answers `answers` gives."""
+    return sum(map(len, asked(facts, {form: frame.chat for form, frame in forms(lm).items()})))
 
 
 def forms(lm: LanguageModel) -> dict[str, Frame]:
-    """Return the forms in which a model can be asked, each with what stands around the prompt."""
-    plainly = {"prompt": lm.frame, "question": lm.frame}
-    if lm.frame.chat:
-        return plainly
-    try:
-        return {**plainly, "chat": chat_frame(lm.tokenizer)}
-    except ValueError:  # there is no chat template, or none that serves
-        return plainly
+    """Return the forms in which a model can be asked, each with what stands around the prompt.
+
+    A form is missing where the tokenizer's chat template has no place for its turns, such as a system turn. Where every
+    prompt is a user's turn already, "question" is what "chat" would be.
+    """
+    found = {"prompt": lm.frame, "question": lm.frame}
+    for form, turns in TURNS.items():
+        if turns or not lm.frame.chat:
+            try:
+                found[form] = chat_frame(lm.tokenizer, turns)
+            except ValueError:  # there is no chat template, or none that serves
+                continue
+    return found
 
 
-def asked_as(form: str, fact: Fact, chat: bool) -> str:
-    """Return the text that asks about a fact in a form: what the model continues or, in a chat, what the user says."""
-    if form == "prompt":
-        return fact.text
-    return question(fact) if chat else f"Question: {question(fact)}\nAnswer:"
+def asked(facts: Sequence[Fact], chats: Mapping[str, bool]) -> list[tuple[Asked, ...]]:
+    """Return for each fact the texts that ask about it, in the order of the forms.
+
+    A fact is asked with its prompt once, and with all of its questions in each other form; after an earlier turn with
+    its first question only, and of more than `SAMPLED` facts only so many, chosen by their prompts and subjects alone:
+    the same before and after an edit, and whichever other facts there are, as far as that is possible. A fact without a
+    question is asked with its prompt only.
+
+    Args:
+        facts: What to ask about.
+        chats: The forms, and whether what is asked in each is a user's turn.
+    """
+    chosen = _sampled(facts)
+    return [tuple(_texts(fact, chats, place in chosen)) for place, fact in enumerate(facts)]
+
+
+def _texts(fact: Fact, chats: Mapping[str, bool], sampled: bool) -> Iterator[Asked]:
+    texts = questions(fact)
+    for form, chat in chats.items():
+        if form == "prompt":
+            yield Asked(form, fact.text)
+        elif form in _AFTER_OTHERS:
+            yield from (Asked(form, text) for text in texts[: int(sampled)])
+        else:
+            yield from (Asked(form, text if chat else f"Question: {text}\nAnswer:") for text in texts)
+
+
+def _sampled(facts: Sequence[Fact]) -> frozenset[int]:
+    """The places of at most `SAMPLED` facts."""
+
+    def by_chance(place: int) -> bytes:
+        return hashlib.sha256("\0".join(facts[place].key).encode("utf-8", "surrogatepass")).digest()
+
+    return frozenset(sorted(range(len(facts)), key=by_chance)[:SAMPLED])
 
 
 def room(form: str, tokens: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-FORMS = ("prompt", "question", "chat")
-"""How a model is asked: with the edit prompt, which it continues; with a question; with the question in a chat."""
+FORMS = ("prompt", "question", "chat", "chat_system", "chat_later")
+"""How a model is asked: with the edit prompt, which it continues; with a question; with the question in a chat, as it
+begins by default, after another system turn, and after an exchange about something else."""
 
 
 _SCORES = ("probability_new", "probability_true", "nll_new", "nll_true", "matched_new", "matched_true")
@@ -117,7 +118,8 @@ class Reading:
         paraphrases: The same question in other words, as given in the fact.
         neighbors: Prompts about other subjects, as given in the fact. Their true object is their own, their new object
             the fact's.
-        answers: What the model says greedily, one answer for each form of the question; none if that was not asked for.
+        answers: What the model says greedily, in every form that it was asked in, one answer to each question; none if
+            that was not asked for.
         neighbor_answers: What the model says greedily after the neighbors' prompts, as given in the fact; none if that
             was not asked for.
     """
@@ -154,9 +156,9 @@ class Reading:
         """
         return self.answers[0].said if self.answers else None
 
-    def answer_to(self, form: str) -> str | None:
-        """Return the answer to one form of the question; None if it was not asked in that form."""
-        return next((answer.said for answer in self.answers if answer.form == form), None)
+    def answers_to(self, form: str) -> list[str]:
+        """Return the answers in one form, one for each question that was asked in it; none if there was no question."""
+        return [answer.said for answer in self.answers if answer.form == form]
 
     @property
     def preferred(self) -> bool | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from factpatch.evaluation.generation import first_sentence, sentence_count
 from factpatch.evaluation.probabilities import Progress
-from factpatch.evaluation.questions import asked_as, room
+from factpatch.evaluation.questions import TURNS, Asked, asked, room
 from factpatch.evaluation.readings import Answer, Reading
 from factpatch.evaluation.server import NotServedError, Server, ServerError
 from factpatch.evaluation.verify import Verification
@@ -38,7 +38,7 @@ class _Question(NamedTuple):
 def served_forms(chat: bool = False) -> tuple[Form, ...]:
     """Return the forms to ask a server in, as `questions.forms` does of a model in process."""
     plainly = (Form("prompt", chat), Form("question", chat))
-    return plainly if chat else (*plainly, Form("chat", True))
+    return (*plainly, *(Form(name, True) for name, turns in TURNS.items() if turns or not chat))
 
 
 def usable_forms(server: Server, fact: Fact, chat: bool = False) -> tuple[tuple[Form, ...], dict[str, str]]:
@@ -54,8 +54,10 @@ def usable_forms(server: Server, fact: Fact, chat: bool = False) -> tuple[tuple[
     """
     usable, reasons = [], {}
     for form in served_forms(chat):
+        # A fact without a question serves too: which forms there are depends on the server alone.
+        text = next(iter(_texts((form,), [fact])[0]), Asked(form.name, fact.text))
         try:
-            _asked(server, _question(form, fact))
+            _answer(server, _question(form, fact, text))
         except NotServedError as error:
             reasons[form.name] = str(error)
         else:
@@ -94,30 +96,43 @@ def verify_served(
     Raises:
         ServerError: The server stops answering, or answers otherwise than the API says.
     """
-    by_fact = [_questions(forms, fact, neighbors) for fact in facts]
-    answers = _answers(server, [question for group in by_fact for question in group], concurrency, progress)
+    by_fact = _questions(forms, facts, neighbors)
+    wanted = [question for groups in by_fact for group in groups for question in group]
+    answers = _answers(server, wanted, concurrency, progress)
     readings = []
-    for group in by_fact:
-        own = [Answer(question.form.name, question.text, answers[question]) for question in group]
-        readings.append(Reading(answers=tuple(own[: len(forms)]), neighbor_answers=tuple(own[len(forms) :])))
+    for groups in by_fact:
+        own, around = (tuple(Answer(one.form.name, one.text, answers[one]) for one in group) for group in groups)
+        readings.append(Reading(answers=own, neighbor_answers=around))
     return Verification(tuple(facts), tuple(readings), None if before is None else before.after)
 
 
 def question_count(forms: Sequence[Form], facts: Sequence[Fact], neighbors: bool = False) -> int:
     """Return how many questions `verify_served` asks: the sum of what it reports as progress."""
-    return sum(len(_questions(forms, fact, neighbors)) for fact in facts)
+    return sum(len(group) for groups in _questions(forms, facts, neighbors) for group in groups)
 
 
-def _questions(forms: Sequence[Form], fact: Fact, neighbors: bool) -> list[_Question]:
-    """One question for each form, and then one for each neighbor."""
-    plain = [form for form in forms if form.name == "prompt" and neighbors]
-    around = [_Question(form, neighbor.prompt) for form in plain for neighbor in fact.neighbors]
-    return [*(_question(form, fact) for form in forms), *around]
+def _questions(
+    forms: Sequence[Form], facts: Sequence[Fact], neighbors: bool
+) -> list[tuple[list[_Question], list[_Question]]]:
+    """For each fact what asks about it, and one question for each neighbor."""
+    named = {form.name: form for form in forms}
+    plain = [named["prompt"]] if neighbors and "prompt" in named else []
+    return [
+        (
+            [_question(named[one.form], fact, one) for one in texts],
+            [_Question(form, neighbor.prompt) for form in plain for neighbor in fact.neighbors],
+        )
+        for fact, texts in zip(facts, _texts(forms, facts), strict=True)
+    ]
 
 
-def _question(form: Form, fact: Fact) -> _Question:
+def _texts(forms: Sequence[Form], facts: Sequence[Fact]) -> list[tuple[Asked, ...]]:
+    return asked(facts, {form.name: form.chat for form in forms})
+
+
+def _question(form: Form, fact: Fact, one: Asked) -> _Question:
     tokens = room(form.name, _most_tokens(fact.target_new))
-    return _Question(form, asked_as(form.name, fact, form.chat), tokens, sentence_count(fact.target_new))
+    return _Question(form, one.text, tokens, sentence_count(fact.target_new))
 
 
 def _most_tokens(text: str) -> int:
@@ -135,12 +150,14 @@ def _answers(
     answers = {}
     # Its threads end with the process, whatever they wait for, so that an interruption takes effect at once.
     with ThreadPool(max(1, min(concurrency, len(unique)))) as pool:
-        for question, answer in zip(unique, pool.imap(partial(_asked, server), unique), strict=True):
+        for question, answer in zip(unique, pool.imap(partial(_answer, server), unique), strict=True):
             answers[question] = answer
             progress(1)
     return answers
 
 
-def _asked(server: Server, question: _Question) -> str:
-    ask = server.chat if question.form.chat else server.complete
-    return first_sentence(ask(question.text, question.tokens), question.sentences)
+def _answer(server: Server, question: _Question) -> str:
+    form, text, tokens, sentences = question
+    if form.chat:
+        return first_sentence(server.chat(text, tokens, TURNS.get(form.name, ())), sentences)
+    return first_sentence(server.complete(text, tokens), sentences)

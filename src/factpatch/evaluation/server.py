@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from factpatch.model.frame import Turn
 from factpatch.support.validation import parsed
 from factpatch.support.words import counted, named, printable, quoted
 
@@ -31,6 +32,8 @@ _DEADLINE = 600.0  # seconds until an answer is complete: it may wait for others
 _LARGEST = 4 * 2**20  # bytes of an answer, decompressed; long lists of models have a tenth of that
 _PART = 4096  # bytes that are read at a time
 _BUSY = (429, 503)
+_OF_TURNS = re.compile(r"template|\broles?\b", re.IGNORECASE)
+"""What an error says where a chat template is missing, or has no place for a system turn."""
 _DIRECT = {"http": "", "https": "", "all": ""}  # in place of the proxies that environment variables name
 _LISTED = 10
 _SHOWN = 200  # characters of what a server says
@@ -250,9 +253,9 @@ class Server:
         """Continue a text, which is sent as it is, greedily by at most so many tokens."""
         return self._answer(self.engine.api.completions, {"prompt": prompt, **self.engine.api.plain}, tokens)
 
-    def chat(self, said: str, tokens: int) -> str:
-        """Answer a user's turn greedily with at most so many tokens."""
-        turns = [{"role": "user", "content": said}]
+    def chat(self, said: str, tokens: int, earlier: Sequence[Turn] = ()) -> str:
+        """Answer a user's turn, after earlier turns if there are any, greedily with at most so many tokens."""
+        turns = [*earlier, {"role": "user", "content": said}]
         return self._answer(self.engine.api.chats, {"messages": turns}, tokens)
 
     def _answer(self, path: str, asked: Mapping[str, Any], tokens: int) -> str:
@@ -352,7 +355,7 @@ class Server:
             raise ServerError(f"{where}: {self._key_problem()}{told}.")
         if status == 404 and self.model is not None and self.model in words:
             raise ServerError(f"{where}: has no model {quoted(self.model)}{told}; name one that it serves.")
-        if status in (404, 405, 501) or (status == 400 and "template" in words.lower()):
+        if status in (404, 405, 501) or (status in (400, 500) and _OF_TURNS.search(words)):
             raise NotServedError(f"{self.url} has no usable {path}: status {status}{told}")
         if status in _BUSY:
             raise ServerError(

@@ -6,16 +6,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from factpatch.evaluation.metrics import FactMetric, fact_metrics, said, summary
+from factpatch.evaluation.metrics import METRICS, FactMetric, fact_metrics, mean_or_none, said, summary
 from factpatch.evaluation.probabilities import Progress, Request, check_requests, score
+from factpatch.evaluation.questions import answer_count, questions
 from factpatch.evaluation.questions import answers as free_answers
-from factpatch.evaluation.questions import forms
 from factpatch.evaluation.readings import Probe, Reading
 from factpatch.facts import Fact, same_object
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.support.words import counted
 from factpatch.values.rows import optimization_rows
+
+_FORMS = {
+    "question": "asked a question",
+    "chat": "in a chat",
+    "chat_system": "with another system turn",
+    "chat_later": "later in a chat",
+}
+"""What `plain_summary` calls the forms other than the prompt."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,13 @@ class Verification:
         return [said(fact, reading) for fact, reading in zip(self.facts, self.after, strict=True)]
 
     def unlearned(self) -> list[Fact]:
-        """Return the facts that the model does not say now."""
-        return [fact for fact, held in zip(self.facts, self.said(), strict=True) if not held]
+        """Return the facts that the model does not say now, of those that it was asked about."""
+        found = zip(self.facts, self.after, self.said(), strict=True)
+        return [fact for fact, reading, held in found if not held and (reading.answers or reading.rewrite is not None)]
+
+    def without_question(self) -> list[Fact]:
+        """Return the facts that have no question, nor a prompt of which one can be made: asked by their prompt only."""
+        return [fact for fact in self.facts if not questions(fact)]
 
     def unchanged_neighbors(self) -> tuple[int, int] | None:
         """Return how many answers after neighbors' prompts are what they were, and of how many; None if not asked."""
@@ -109,7 +122,7 @@ def verify(
         facts: What to ask about.
         before: An earlier verification of the same facts, made before an edit.
         chat: Whether to ask every prompt as a user's turn of a chat; a `LanguageModel` has that setting already.
-        answers: Whether to ask for greedy answers: to the prompt, to a question and, where that suits, in a chat.
+        answers: Whether to ask for greedy answers: to the prompt, to questions and, where that suits, in chats.
         progress: Called after each batch of probes and answers with their number.
 
     Raises:
@@ -152,7 +165,7 @@ def read_facts(
 def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True) -> int:
     """Return how many requests `read_facts` makes, answers included: the sum of what it reports as progress."""
     scored = sum(len(_requests(fact)) for fact in facts)
-    return scored + (len(forms(lm)) * len(facts) if answers else 0)
+    return scored + (answer_count(lm, facts) if answers else 0)
 
 
 def _probes(fact: Fact) -> Iterator[tuple[str, str | None]]:
@@ -200,27 +213,30 @@ def plain_summary(
 ) -> str:
     """Say in a sentence without any metric what the model says now, what else moved and what it cost.
 
-    Facts are counted as said, exact and preferred; see docs/metrics.md. Preferred are counted among those with a true
+    Facts are counted as said, exact and preferred; see docs/metrics.md. How many are said where the model is asked
+    otherwise follows in percent, of the facts that have a question. Preferred are counted among those with a true
     object that differs. A paraphrase agrees if the new object is likelier than the true one or, where none is known,
     exact. A neighbor has moved if its true object was likelier than the new one before and is not now; without an
     earlier verification, the sentence counts those that are wrong now. Where neighbors were asked for answers, it
     counts those that are unchanged. What is not known is left out.
 
     Returns:
-        For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; 70 of 80 paraphrases agree; 3 of 360 neighbors
-        moved; perplexity +1.2 %; editing took 40 s", where `perplexity` was measured on ordinary text before and after.
+        For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; asked a question 85 %, in a chat 80 %, with
+        another system turn 78 %, later in a chat 80 %; 70 of 80 paraphrases agree; 3 of 360 neighbors moved; perplexity
+        +1.2 %; editing took 40 s", where `perplexity` was measured on ordinary text before and after.
     """
     now = verification.after
     exact = [reading.exact for reading in now if reading.exact is not None]
     # What is not known is not counted: without answers what is said, and without probabilities what is exact.
-    counts = [(sum(verification.said()), "said")] if any(reading.answers for reading in now) else []
-    counts += [(sum(exact), "exact")] if exact else []
-    (first, word), *others = counts
-    words = [f"{first} of {counted(len(now), 'fact')} {word}", *(f"{count} {word}" for count, word in others)]
+    answered = sum(bool(reading.answers) for reading in now)
+    counts = [(sum(verification.said()), "said", answered)] if answered else []
+    counts += [(sum(exact), "exact", len(exact))] if exact else []
+    (first, word, number), *others = counts
+    words = [f"{first} of {counted(number, 'fact')} {word}", *(f"{count} {word}" for count, word, _ in others)]
     preferred = [reading.preferred for reading in now if reading.preferred is not None]
     if preferred:
         words.append(f"{sum(preferred)} of {len(preferred)} preferred")
-    parts = [", ".join(words)]
+    parts = [", ".join(words), *_otherwise(verification)]
     agree = [_agrees(probe) for reading in now for probe in reading.paraphrases]
     if agree:
         parts.append(f"{sum(agree)} of {counted(len(agree), 'paraphrase')} agree{'s' if len(agree) == 1 else ''}")
@@ -234,6 +250,18 @@ def plain_summary(
     if seconds is not None:
         parts.append(f"editing took {seconds:.0f} s")
     return "; ".join(parts)
+
+
+def _otherwise(verification: Verification) -> list[str]:
+    """What is said in the other forms, and how many facts have no question to ask in them."""
+    pairs = list(zip(verification.facts, verification.after, strict=True))
+    shares = {form: mean_or_none(METRICS[f"{form}_contained"](*pair) for pair in pairs) for form in _FORMS}
+    words = [f"{_FORMS[form]} {100 * share:.0f} %" for form, share in shares.items() if share is not None]
+    parts = [", ".join(words)] if words else []
+    without = len(verification.without_question()) if any(reading.answers for reading in verification.after) else 0
+    if without:
+        parts.append(f"{counted(without, 'fact')} {'has' if without == 1 else 'have'} no question")
+    return parts
 
 
 def _agrees(probe: Probe) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,32 +40,46 @@ class Frame:
 PLAIN = Frame()
 
 
-def chat_frame(tokenizer: Any) -> Frame:
+Turn = Mapping[str, str]
+"""One message of a chat: its "role" ("system", "user" or "assistant") and its "content"."""
+
+
+def chat_frame(tokenizer: Any, earlier: Sequence[Turn] = ()) -> Frame:
     """Return the turn that the tokenizer's chat template makes of a prompt, with the beginning of an answer.
 
+    Args:
+        tokenizer: The tokenizer, whose template writes its own system turn if it has one.
+        earlier: The turns before the prompt's, such as another system turn.
+
     Raises:
-        ValueError: There is no chat template, or it does not leave a prompt as it is.
+        ValueError: There is no chat template, it does not leave a prompt as it is, or it leaves out an earlier turn.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(
             f"chat=True: the tokenizer ({type(tokenizer).__name__}) has no chat template. Leave chat out if the model "
             "is not trained for chats; otherwise set tokenizer.chat_template to the one it was trained with."
         )
-    turn = {"role": "user", "content": _PROMPT}
-    asked = _render(tokenizer, [turn], add_generation_prompt=True)
+    turns = [*earlier, {"role": "user", "content": _PROMPT}]
+    asked = _render(tokenizer, turns, add_generation_prompt=True)
     if asked.count(_PROMPT) != 1:
         raise ValueError(
             f"chat=True: the tokenizer's chat template holds the user's text {asked.count(_PROMPT)} times as it was "
             f"given: {asked[:200]!r}. Set tokenizer.chat_template to one that holds it once and unchanged."
         )
     before, after = asked.split(_PROMPT)
-    answered = _render(tokenizer, [turn, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
+    for turn in earlier:
+        if turn["content"] not in before:
+            raise ValueError(
+                f"earlier: the tokenizer's chat template leaves out the turn {turn['content']!r} of the role "
+                f"{turn['role']!r}; leave that turn out."
+            )
+    answered = _render(tokenizer, [*turns, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
     # Some templates ask with "[/INST]" and answer with "[/INST] Paris": there the answer begins with a space.
     space = answered.removeprefix(asked).partition(_ANSWER)[0]
     return Frame(before, after, "" if space.strip() else space, chat=True)
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+def _render(tokenizer: Any, messages: list[Turn], add_generation_prompt: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
     except Exception as error:  # templates are programs, and raise what they like
