@@ -28,10 +28,10 @@ from factpatch.statistics.prepared import Prepared
 from factpatch.strategies.memory import Memory, Traces
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.spread import Spread, Step
-from factpatch.strategies.target import Target
+from factpatch.strategies.target import PUBLISHED, Target
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
-from factpatch.values.contexts import BARE, check_contexts, generate_contexts
+from factpatch.values.contexts import BARE, check_contexts, contexts_named
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 from factpatch.values.rows import optimization_rows
 from factpatch.values.views import (
@@ -128,10 +128,10 @@ class Editor(EditedModel):
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """The templates for prompts; generated once, with the recipe's seed, on first use."""
+        """The templates for prompts, made on first use; in exact mode the published ones."""
         if self._contexts is None:
-            with torch.inference_mode(), self.lm.quiet():
-                self._contexts = generate_contexts(self.lm, self.recipe.seed)
+            names = PUBLISHED if self.precision.name == "exact" else self._method.target.contexts
+            self._contexts = contexts_named(self.lm, names, self.recipe.seed)
         return self._contexts
 
     def edit(self, facts: Sequence[Fact]) -> Patch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -86,6 +86,8 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
                 f"{field!r}.{suggestion(field, known)}"
             )
         kind = get_type_hints(type(strategy))[field]
+        if isinstance(value, str) and get_origin(kind) is tuple:
+            value = [one.strip() for one in value.split(",")]
         try:
             converted = TypeAdapter(kind).validate_python(value)
             method = replace(method, **{part: replace(strategy, **{field: converted})})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from factpatch.model.frame import PLAIN, Frame
@@ -123,11 +124,18 @@ def locate_spans(
     Raises:
         ValueError: No token stands for a character: the tokenizer drops or normalizes it away.
     """
-    encoded = tokenizer(list(texts), add_special_tokens=not frame.chat, return_offsets_mapping=True)
-    return [
-        (ids, range(_holders(text, span[0], offsets)[0], _holders(text, span[-1], offsets)[-1] + 1))
-        for text, span, ids, offsets in zip(texts, spans, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
+    found: list[tuple[list[int], range]] = []
+    for bare, group in groupby(zip(texts, spans, strict=True), lambda pair: frame.chat or _has_own(tokenizer, pair[0])):
+        pairs = list(group)
+        encoded = tokenizer([text for text, _ in pairs], add_special_tokens=not bare, return_offsets_mapping=True)
+        for (text, span), ids, offsets in zip(pairs, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            found.append((ids, range(_holders(text, span[0], offsets)[0], _holders(text, span[-1], offsets)[-1] + 1)))
+    return found
+
+
+def _has_own(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether a text begins with a special token of its own, as a chat's does: then the tokenizer adds none."""
+    return text.startswith(tuple(tokenizer.all_special_tokens))
 
 
 def _holders(text: str, character: int, offsets: Sequence[tuple[int, int]]) -> list[int]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+PUBLISHED = ("prompt", "prefixes")
+"""The published contexts: the bare prompt, and the prompt behind generated texts."""
 LATER = {"later": True}
 """Of a setting that earlier versions did not have. Records leave it out where it has its default, which is what those
 versions did, so that their patches, sessions and analyses compare equal."""
@@ -93,6 +95,11 @@ class Target:
     apart: bool = field(default=False, metadata=LATER)
     """Whether a subject that is the first token of a text without BOS gets a value and a key of its own for the bare
     prompt, in the first layer; see `factpatch.values.views`."""
+
+    contexts: tuple[str, ...] = field(default=PUBLISHED, metadata=LATER)
+    """Where the prompt stands while the value is optimized and the key is read: prompt (bare), prefixes (behind
+    generated texts), question ("Question: {}? Answer:"), chat (a user's turn), answered (a user's turn, and "The answer
+    is"), or a template with {} for the prompt. See `factpatch.values.contexts`."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "clamp"):

@@ -1,13 +1,22 @@
-"""Contexts: templates with one `{}` for the whole prompt; the first is the bare prompt."""
+"""Contexts: templates with one `{}` for the whole prompt; the first is the bare prompt.
+
+What stands before the prompt changes the subject's key. What follows it changes where the answer is read: a person asks
+and waits for an answer, so an edit that is only read right after the prompt is often not said there. A template that
+begins with a special token, such as a chat's, writes all special tokens itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from factpatch.model.frame import Frame, chat_frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
+from factpatch.strategies.target import PUBLISHED
+from factpatch.support.joint import joint
+from factpatch.support.words import suggestion
 
 BARE = "{}"
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
@@ -38,6 +47,58 @@ def generate_contexts(lm: LanguageModel, seed: int, tokens: int = 10, top_k: int
     return tuple(templates)
 
 
+def _prefixes(lm: LanguageModel, seed: int) -> tuple[str, ...]:
+    with torch.inference_mode(), lm.quiet():
+        return generate_contexts(lm, seed)[1:]
+
+
+def _in_chat(user: str, assistant: str) -> Callable[[LanguageModel, int], tuple[str, ...]]:
+    """A finished user's turn and the beginning of the assistant's; nothing where the model has no chat template."""
+
+    def make(lm: LanguageModel, seed: int) -> tuple[str, ...]:
+        try:
+            frame = chat_frame(lm.tokenizer)
+        except ValueError:
+            return ()
+        return (frame.wrap(user) + (frame.space + assistant if assistant else frame.space),)
+
+    return make
+
+
+NAMED: Mapping[str, Callable[[LanguageModel, int], tuple[str, ...]]] = {
+    "prompt": lambda lm, seed: (BARE,),
+    "prefixes": _prefixes,
+    "question": lambda lm, seed: (f"Question: {BARE}?\nAnswer:",),
+    "chat": _in_chat(BARE, ""),
+    "answered": _in_chat(BARE, "The answer is"),
+}
+"""Contexts by name, each made for a model and a seed."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError unless names, or templates among them, give contexts of which the first is the bare prompt."""
+    if not names or names[0] not in ("prompt", BARE):
+        raise ValueError(f"contexts={list(names)!r}: the first must be 'prompt', the bare prompt.")
+    for name in names:
+        if name not in NAMED and name.count(BARE) != 1:
+            raise ValueError(
+                f"contexts: {name!r} is neither a name of contexts nor a template with one {BARE!r} for the prompt."
+                f"{suggestion(name, NAMED)}"
+            )
+
+
+def contexts_named(lm: LanguageModel, names: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Make the contexts of a model by their names.
+
+    A model without a chat template does without those of a chat. A model that is asked in chats has the published ones:
+    its prompts are turns already.
+    """
+    if lm.frame.chat:
+        names = PUBLISHED
+    check_names(names)
+    return tuple(template for name in names for template in (NAMED[name](lm, seed) if name in NAMED else (name,)))
+
+
 def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
     """Raise ValueError unless the first context is the bare prompt and every one holds exactly one `{}`."""
     if not contexts or contexts[0] != BARE:
@@ -51,3 +112,21 @@ def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
 def fill(context: str, text: str) -> str:
     """Put a text into a context."""
     return context.replace(BARE, text, 1)
+
+
+def answer_begins(frame: Frame, text: str, after: str) -> tuple[str, str, Frame]:
+    """Where an answer begins that is tokenized with what comes before it.
+
+    Args:
+        frame: How the model is asked.
+        text: A prompt in its context and its frame.
+        after: What the context says after the prompt.
+
+    Returns:
+        The text up to the answer, what stands between them, and the frame of the answer.
+    """
+    if frame.chat:
+        return text, frame.space, frame
+    begun = text.rstrip(" ")
+    between = text[len(begun) :] or ("" if begun[-1].isspace() else joint(begun))
+    return begun, between, Frame(after=after.rstrip(" "), space=between, chat=True)

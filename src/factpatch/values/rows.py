@@ -9,7 +9,7 @@ from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate, target_ids
-from factpatch.values.contexts import fill
+from factpatch.values.contexts import BARE, answer_begins, fill
 
 
 @dataclass(frozen=True)
@@ -36,71 +36,86 @@ class Row:
 def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[Row]:
     """Build the rows of a batch: for every fact one per context, and one for the KL.
 
-    A context's text is the prompt and the target without its last token, as text where the tokenizer reads that text
-    as these tokens, else as the tokens themselves. The KL's text is "{subject} is a", cut after the subject's last
-    token, where its distribution is read. In a chat, both are the user's turn, prefix included, and the target begins
-    the answer.
+    A context's text is the prompt, what the context says after it, and the target without its last token, as text where
+    the tokenizer reads that text as these tokens, else as the tokens themselves. The KL's text is "{subject} is a", cut
+    after the subject's last token, where its distribution is read. In a chat, both are the user's turn, prefix
+    included, and the target begins the answer.
 
     Raises:
         ValueError: A subject disappears in tokenization, or a target reaches back to the subject.
     """
-    frame = lm.frame
+    asked = [[_asked(lm, fact, context) for context in contexts] for fact in facts]
     texts: list[str] = []
     ends: list[int] = []
-
-    def add(asked: str, end: int, continuation: str = "") -> None:
-        texts.append(frame.wrap(asked) + continuation)
-        ends.append(frame.offset(asked) + end)
-
-    targets = [target_ids(lm.tokenizer, fact.target_new, frame, _joint(lm, fact)) for fact in facts]
-    continuations = [_continuation(lm, fact, target) for fact, target in zip(facts, targets, strict=True)]
-    for fact, continuation in zip(facts, continuations, strict=True):
-        for context in contexts:
-            add(fill(context, fact.text), context.index("{}") + fact.subject_end, continuation or "")
-        add(f"{fact.subject} is a", len(fact.subject) - 1)
-    located = iter(locate(lm.tokenizer, texts, ends, frame))
+    for fact, of_fact in zip(facts, asked, strict=True):
+        essence = f"{fact.subject} is a"
+        texts += [*(one.text for one in of_fact), lm.frame.wrap(essence)]
+        ends += [*(one.end for one in of_fact), lm.frame.offset(essence) + len(fact.subject) - 1]
+    located = iter(locate(lm.tokenizer, texts, ends, lm.frame))
     rows = []
-    for index, target in enumerate(targets):
-        for number in range(len(contexts)):
+    for index, (fact, of_fact) in enumerate(zip(facts, asked, strict=True)):
+        for number, one in enumerate(of_fact):
             ids, subject = next(located)
-            merged = frame.chat and ids[-len(target) :] != target
-            if frame.chat:
-                ids = ids[:-1]
-            elif continuations[index] is None:
-                ids = ids + target[:-1]
-            lm.check_length(ids, facts[index].text)
-            if merged or len(ids) - len(target) < subject:
-                raise ValueError(
-                    f"fact {facts[index].prompt!r} with subject {facts[index].subject!r}: the target "
-                    f"{facts[index].target_new!r} takes {len(target)} tokens, but fewer follow the subject; the "
-                    "tokenizer merges prompt and target."
-                )
-            weight = 1.0 / (len(contexts) * len(target))
-            rows.append(Row(index, number, tuple(ids), subject, tuple(target), weight))
+            ids = _read(lm, fact, one, ids, subject)
+            weight = 1.0 / (len(contexts) * len(one.target))
+            rows.append(Row(index, number, tuple(ids), subject, tuple(one.target), weight))
         ids, subject = next(located)
         rows.append(Row(index, -1, tuple(ids[: subject + 1]), subject, (), 0.0))
     return rows
 
 
-def _joint(lm: LanguageModel, fact: Fact) -> str:
-    return lm.frame.joint(fact.text, fact.space)
+@dataclass(frozen=True)
+class _Asked:
+    """A fact in a context, before it is tokenized."""
+
+    text: str
+    """Up to the target, or with some or all of it; see `target_in`."""
+    end: int
+    """The index in `text` of the subject's last character."""
+    target: list[int]
+    target_in: str
+    """Whether the text holds the target: "whole", "cut" (without its last token) or "not"."""
 
 
-def _continuation(lm: LanguageModel, fact: Fact, target: Sequence[int]) -> str | None:
-    """What follows the prompt: the target without its last token, as text; None where its tokens are to be used.
+def _asked(lm: LanguageModel, fact: Fact, context: str) -> _Asked:
+    """Put a fact into a context.
 
-    Text is the published way. It would change a target of which a token ends inside a character, or that follows
-    without a space and could merge with the prompt. In a chat, where nothing is published, the whole target follows,
-    and its last token is cut off later.
+    The target follows as text, without its last token: the published way. That would change a target of which a token
+    ends inside a character, or that follows without a space and could merge with the prompt: then its tokens follow. In
+    a chat, and where the context goes on after the prompt, nothing is published: the whole target follows as text, and
+    its last token is cut off later.
     """
-    joint = _joint(lm, fact)
-    if lm.frame.chat:
-        return joint + fact.target_new
+    filled, after = fill(context, fact.text), context.partition(BARE)[2]
+    text, end = lm.frame.wrap(filled), lm.frame.offset(filled) + context.index(BARE) + fact.subject_end
+    if lm.frame.chat or after:
+        text, between, frame = answer_begins(lm.frame, text, after)
+        return _Asked(
+            text + between + fact.target_new, end, target_ids(lm.tokenizer, fact.target_new, frame, between), "whole"
+        )
+    between = lm.frame.joint(fact.text, fact.space)
+    target = target_ids(lm.tokenizer, fact.target_new, lm.frame, between)
     continuation: str = lm.tokenizer.decode(target[:-1])
     if continuation and not continuation.startswith(" "):
         continuation = " " + continuation  # SentencePiece decoders drop the leading space of a text
     read = target_ids(lm.tokenizer, continuation) if continuation.strip() else []
-    return continuation if joint and read == target[:-1] else None
+    cut = bool(between) and read == target[:-1]
+    return _Asked(text + continuation if cut else text, end, target, "cut" if cut else "not")
+
+
+def _read(lm: LanguageModel, fact: Fact, asked: _Asked, ids: list[int], subject: int) -> list[int]:
+    """The tokens that the model reads: all but the target's last one."""
+    merged = asked.target_in == "whole" and ids[-len(asked.target) :] != asked.target
+    if asked.target_in == "whole":
+        ids = ids[:-1]
+    elif asked.target_in == "not":
+        ids = ids + asked.target[:-1]
+    lm.check_length(ids, fact.text)
+    if merged or len(ids) - len(asked.target) < subject:
+        raise ValueError(
+            f"fact {fact.prompt!r} with subject {fact.subject!r}: the target {fact.target_new!r} takes "
+            f"{len(asked.target)} tokens, but fewer follow the subject; the tokenizer merges prompt and target."
+        )
+    return ids
 
 
 def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:

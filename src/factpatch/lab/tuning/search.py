@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from factpatch.evaluation.verify import usable
 from factpatch.facts import Fact, identity
 from factpatch.lab.tuning.candidates import SHARES, Candidate, grid, windows
@@ -26,7 +24,7 @@ from factpatch.model.weights import model_hash
 from factpatch.presets.preset import preset_for
 from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, no_corpus
-from factpatch.values.contexts import generate_contexts
+from factpatch.values.contexts import contexts_named
 from factpatch.values.shared import SharedTargets
 from factpatch.values.views import without_bos
 
@@ -100,8 +98,7 @@ def tune(
     if corpus is None and not preset_for(lm).shipped_corpus:
         raise ValueError(no_corpus(lm))
     corpus, row = corpus_from(corpus), _fitted(method_named(method), lm)
-    with torch.inference_mode(), lm.quiet():
-        contexts = generate_contexts(lm, seed)
+    contexts = contexts_named(lm, row.target.contexts, seed)
     facts = _usable(lm, facts, contexts)
     mixed = random.Random(seed).sample(facts, len(facts))
     aside, searched = mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :][:MOST]

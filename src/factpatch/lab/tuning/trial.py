@@ -23,7 +23,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import FAILURES
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
-from factpatch.values.contexts import check_contexts, generate_contexts
+from factpatch.values.contexts import check_contexts, contexts_named
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys
 
@@ -99,8 +99,8 @@ class Workbench:
         self.moments: dict[tuple[int, int], Tensor] = {}
         self.keys: dict[int, Tensor] = {}
         self.held: dict[int, int] = {}  # how many tokens were there, of those that were asked for
-        with torch.inference_mode(), lm.quiet():
-            self.contexts = generate_contexts(lm, seed) if contexts is None else check_contexts(contexts)
+        named = self.method.target.contexts
+        self.contexts = contexts_named(lm, named, seed) if contexts is None else check_contexts(contexts)
         self.unedited = perplexity(lm, text)
 
     def read(self, layers: Sequence[int], tokens: int) -> dict[int, Tensor]:
