@@ -21,6 +21,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.patch.patch import Patch
 from factpatch.session import Session
 from factpatch.support.progress import bar, timed
+from factpatch.values.contexts import without_trained
 from factpatch.values.rows import optimization_rows
 
 STAGES = (
@@ -168,7 +169,8 @@ def edit_and_report(
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
     text = held_out_text() if text is None else text
-    measured = partial(_measured if measure else _unmeasured, lm, latest(batches)[0], text, spent, progress)
+    asked = without_trained(latest(batches)[0], editor.contexts)
+    measured = partial(_measured if measure else _unmeasured, lm, asked, text, spent, progress)
     before, perplexity_before = measured("before")
     _edit_all(editor, batches, session, measure, spent)
     patch = editor.patch

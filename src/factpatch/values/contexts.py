@@ -8,17 +8,22 @@ begins with a special token, such as a chat's, writes all special tokens itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from factpatch.facts import Fact
 from factpatch.model.frame import Frame, chat_frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
 from factpatch.strategies.target import PUBLISHED
 from factpatch.support.joint import joint
+from factpatch.support.slots import around_slot, prompt_around
 from factpatch.support.words import suggestion
 
 BARE = "{}"
+QUESTION = "{question}"
+"""Where a template has the first of a fact's own questions instead of its prompt."""
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
 
@@ -71,6 +76,8 @@ NAMED: Mapping[str, Callable[[LanguageModel, int], tuple[str, ...]]] = {
     "question": lambda lm, seed: (f"Question: {BARE}?\nAnswer:",),
     "chat": _in_chat(BARE, ""),
     "answered": _in_chat(BARE, "The answer is"),
+    "own_question": lambda lm, seed: (f"Question: {QUESTION}\nAnswer:",),
+    "own_chat": _in_chat(QUESTION, ""),
 }
 """Contexts by name, each made for a model and a seed."""
 
@@ -80,7 +87,7 @@ def check_names(names: Sequence[str]) -> None:
     if not names or names[0] not in ("prompt", BARE):
         raise ValueError(f"contexts={list(names)!r}: the first must be 'prompt', the bare prompt.")
     for name in names:
-        if name not in NAMED and name.count(BARE) != 1:
+        if name not in NAMED and not _is_template(name):
             raise ValueError(
                 f"contexts: {name!r} is neither a name of contexts nor a template with one {BARE!r} for the prompt."
                 f"{suggestion(name, NAMED)}"
@@ -104,14 +111,52 @@ def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
     if not contexts or contexts[0] != BARE:
         raise ValueError(f"contexts={list(contexts)!r}: the first must be the bare prompt, {BARE!r}.")
     for context in contexts:
-        if context.count(BARE) != 1:
+        if not _is_template(context):
             raise ValueError(f"contexts: {context!r} must hold exactly one {BARE!r}, where the prompt goes.")
     return tuple(contexts)
 
 
-def fill(context: str, text: str) -> str:
-    """Put a text into a context."""
-    return context.replace(BARE, text, 1)
+def _is_template(text: str) -> bool:
+    return text.count(BARE) + text.count(QUESTION) == 1
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A fact in a context."""
+
+    text: str
+    end: int
+    """The index in `text` of the last character of the subject."""
+    after: str
+    """What the context says after the prompt."""
+
+
+def place(context: str, fact: Fact) -> Placed:
+    """Put a fact's prompt, or its question, into a context."""
+    slot = QUESTION if QUESTION in context else BARE
+    before, _, after = context.partition(slot)
+    text, end = (fact.text, fact.subject_end) if slot == BARE else _own_question(fact)
+    if text.endswith("?"):
+        after = after.removeprefix("?")
+    return Placed(f"{before}{text}{after}", len(before) + end, after)
+
+
+def _own_question(fact: Fact) -> tuple[str, int]:
+    """The first question of a fact in which the subject stands, and where that ends; else the prompt as one."""
+    for question in fact.questions[:1]:
+        found = prompt_around(question, fact.subject)
+        if found is not None:
+            around = around_slot(found[0])
+            assert around is not None  # what prompt_around wrote
+            return question, len(around[0]) + len(found[1]) - 1
+    return f"{fact.text}?", fact.subject_end
+
+
+def without_trained(facts: Sequence[Fact], contexts: Sequence[str]) -> list[Fact]:
+    """The facts without the questions that some contexts train: what is asked afterwards must be another question."""
+    if not any(QUESTION in context for context in contexts):
+        return list(facts)
+    return [replace(fact, questions=fact.questions[1:]) for fact in facts]
 
 
 def answer_begins(frame: Frame, text: str, after: str) -> tuple[str, str, Frame]:

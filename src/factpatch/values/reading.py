@@ -15,7 +15,7 @@ from factpatch.model.memory import in_pieces
 from factpatch.model.packed import packed_attention
 from factpatch.model.tokens import locate
 from factpatch.model.tree import Tree, run_tree, tree_batches
-from factpatch.values.contexts import BARE, fill
+from factpatch.values.contexts import BARE, place
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class SubjectRows:
         texts, ends = [], []
         for fact in facts:
             for context in contexts:
-                filled = fill(context, fact.text)
-                texts.append(lm.frame.wrap(filled))
-                ends.append(lm.frame.offset(filled) + context.index("{}") + fact.subject_end)
+                placed = place(context, fact)
+                texts.append(lm.frame.wrap(placed.text))
+                ends.append(lm.frame.offset(placed.text) + placed.end)
         rows = [ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, ends, lm.frame)]
         for number, row in enumerate(rows):
             lm.check_length(row, facts[number // len(contexts)].text)

@@ -9,7 +9,7 @@ from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate, target_ids
-from factpatch.values.contexts import BARE, answer_begins, fill
+from factpatch.values.contexts import answer_begins, place
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def _asked(lm: LanguageModel, fact: Fact, context: str) -> _Asked:
     a chat, and where the context goes on after the prompt, nothing is published: the whole target follows as text, and
     its last token is cut off later.
     """
-    filled, after = fill(context, fact.text), context.partition(BARE)[2]
-    text, end = lm.frame.wrap(filled), lm.frame.offset(filled) + context.index(BARE) + fact.subject_end
-    if lm.frame.chat or after:
-        text, between, frame = answer_begins(lm.frame, text, after)
+    placed = place(context, fact)
+    text, end = lm.frame.wrap(placed.text), lm.frame.offset(placed.text) + placed.end
+    if lm.frame.chat or placed.after:
+        text, between, frame = answer_begins(lm.frame, text, placed.after)
         return _Asked(
             text + between + fact.target_new, end, target_ids(lm.tokenizer, fact.target_new, frame, between), "whole"
         )
