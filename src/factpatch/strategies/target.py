@@ -92,6 +92,10 @@ class Target:
     """A fact is finished after so many evaluations if every target token is the most probable one in every context; the
     others may take `steps`, for an answer can be long or in a script that the model hardly writes. 0: all take
     `steps`."""
+    step: float = field(default=0.0, metadata=LATER)
+    """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
+    tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
+    a time. 0: Adam with `learning_rate`."""
     apart: bool = field(default=False, metadata=LATER)
     """Whether a subject that is the first token of a text without BOS gets a value and a key of its own for the bare
     prompt, in the first layer; see `factpatch.values.views`."""
@@ -105,7 +109,7 @@ class Target:
         for name in ("steps", "learning_rate", "clamp"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
-        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps"):
+        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "step"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
 

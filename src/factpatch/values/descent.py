@@ -59,6 +59,35 @@ class Adam:
         self.mean, self.square = self.mean[rows], self.square[rows]
 
 
+@dataclass
+class Momentum:
+    """Steps of a given length along the gradient with momentum; one δ moves as fast as another.
+
+    The length of a gradient says little about how far to go: it is largest where the loss is hopeless, and Adam, which
+    levels it in every coordinate, walks along the signs of noise.
+    """
+
+    length: Tensor
+    """(n, sites): of the first step."""
+    steps: int
+    mean: Tensor
+    step: int = 0
+
+    def update(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """Return the parameter after one step, whose length falls linearly to a tenth."""
+        direction = gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        self.mean = 0.5 * self.mean + direction
+        length = self.length * max(1 - self.step / self.steps, 0.1)
+        self.step += 1
+        norm = self.mean.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        moved: Tensor = parameter - length[..., None] * self.mean / norm
+        return moved
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop the others."""
+        self.length, self.mean = self.length[rows], self.mean[rows]
+
+
 class Loss:
     """The loss of a batch of facts at one layer, and its gradient, for any δ.
 
@@ -176,7 +205,10 @@ class Descent:
         self.loss = copy(loss)  # facts leave it, and the target may evaluate the whole batch afterwards
         self.target = loss.target
         self.state = State.of(loss.present, self.target.begin(loss.present))
-        self.adam = Adam(self.target.learning_rate, torch.zeros_like(loss.present), torch.zeros_like(loss.present))
+        zero = torch.zeros_like(loss.present)
+        self.optimizer: Adam | Momentum = Adam(self.target.learning_rate, zero, zero)
+        if self.target.step:
+            self.optimizer = Momentum(self.target.step * loss.norm, self.target.steps, zero)
 
     def run(self, progress: Callable[[int], None]) -> Found:
         """Run until every fact is finished or has used its steps; return where each ended, in the batch's order."""
@@ -199,7 +231,7 @@ class Descent:
                     getattr(found, field.name)[active] = getattr(self.state, field.name)
                 rows = self.loss.keep(staying)
                 self.state = self.state.rows(rows)
-                self.adam.keep(rows)
+                self.optimizer.keep(rows)
                 active = active[rows]
             if not staying:
                 break
@@ -218,7 +250,7 @@ class Descent:
         finished = finished | (found.predicted & (state.evaluations >= target.enough))
         state.going = state.going & ~finished
         if update:
-            moved = target.project(self.adam.update(state.delta, found.gradient), self.loss.norm)
+            moved = target.project(self.optimizer.update(state.delta, found.gradient), self.loss.norm)
             state.delta = torch.where(state.going[:, None, None], moved, state.delta)
 
     def _look(self) -> list[int]:
