@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """Settings of one method by dotted name; `inherit` names the row that supplies those it lacks."""
 INHERIT = "inherit"
+COMMON = "common"
+"""A row of a variant that belongs to no method: it replaces some of the settings of every method."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Preset:
     methods: dict[str, Row] = field(default_factory=dict)
     """A row by method."""
     variants: dict[str, dict[str, Row]] = field(default_factory=dict)
-    """Rows that replace those of the same name, by the variant's name; `inherit` finds them first."""
+    """Rows that replace those of the same name, by the variant's name; `inherit` finds them first. A row called common
+    replaces settings of every method."""
     assumed: bool = False
     """Whether this is another model's preset, taken because the model has none; never read from a file."""
 
@@ -83,12 +86,13 @@ class Preset:
             raise ValueError(
                 f"variant={variant!r}: {self.model} has no such variant.{suggestion(variant, self.variants)}"
             )
-        return {**self.methods, **self.variants[variant]}
+        return {**self.methods, **{name: row for name, row in self.variants[variant].items() if name != COMMON}}
 
     def settings(self, method: str, variant: str | None = None) -> dict[str, Any]:
         """Settings for a named method, by dotted name: the common ones, then its row with all that it inherits."""
         row = _resolved(self.rows(variant), method)
-        fitting = {name: value for name, value in self.common.items() if has_setting(method_named(method), name)}
+        common = {**self.common, **self.variants.get(variant or "", {}).get(COMMON, {})}
+        fitting = {name: value for name, value in common.items() if has_setting(method_named(method), name)}
         return {**fitting, **row}
 
     def layers_for(self, depth: int) -> list[int]:
