@@ -311,6 +311,41 @@ def test_undo_takes_batches_back_and_other_facts_follow(
     run.refused("the session is empty, and no facts are pending", "edit", "--resume", session, "--out", tmp_path / "p")
 
 
+def test_undo_takes_a_single_fact_back_and_lists_what_became_of_the_others(
+    run: Run, session: Path, tmp_path: Path
+) -> None:
+    before = files(session)
+    result = run.ok("log", session, "--facts")
+    assert "1.2  tower: The Eiffel Tower is in Rome" in result.output
+    result = run.ok("undo", session, "--fact", "tower")
+    output = " ".join(result.output.split())
+    assert "The Eiffel Tower is in Rome" in output
+    assert "1 of 1 fact answered as by the unedited model." in output or "0 of 1 fact" in output
+    assert "Of 1 other fact: " in output
+    assert f"{session}: 1 fact taken back, 2 batches solved again." in output
+    assert {name: content for name, content in files(session).items() if name in before and "journal" not in name} == {
+        name: content for name, content in before.items() if "journal" not in name
+    }
+    result = run.ok("log", session, "--facts")
+    assert "Taken back: 1 fact one by one; the patches are still in the directory." in result.output
+    assert "Eiffel" not in result.output
+    assert "patches/0003.safetensors" in result.output
+    run.ok("edit", "--resume", session, "--out", tmp_path / "p.safetensors", "--no-verify")
+    assert [fact.id for fact in Patch.load(tmp_path / "p.safetensors").facts] == ["darrieux-again"]
+    run.ok("undo", session, "--fact", "1.1", "--fact", "darrieux-again")
+    run.refused("the session is empty", "edit", "--resume", session, "--out", tmp_path / "p")
+
+
+def test_a_fact_whose_undoing_is_interrupted_stays(run: Run, session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(session)
+    with monkeypatch.context() as patched:
+        interrupt(patched, "factpatch.journal.append")
+        assert run("undo", session, "--fact", "tower").exit_code == 130
+    after = files(session)
+    assert {name: after[name] for name in before} == before
+    run.ok("undo", session, "--fact", "tower")
+
+
 def test_undo_drops_what_is_pending(run: Run, unfinished: Path) -> None:
     result = run.ok("undo", unfinished, "--to", 1)
     assert "0 batches taken back, and 1 pending fact dropped" in result.output
@@ -401,7 +436,14 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["{edit}", "--session", "{tmp}/m/s", "--save-model", "{tmp}/m"],
         "--session {tmp}/m/s: lies in the model's directory",
     ),
-    "undo without to": (["undo", "{done}"], "PATCH: is missing; to take back batches of a session, give --to N"),
+    "undo without to": (
+        ["undo", "{done}"],
+        "PATCH: is missing; to take back batches of a session, give --to N; facts, --fact ID",
+    ),
+    "fact and to": (["undo", "{done}", "--fact", "tower", "--to", "1"], "--fact: takes back facts of a session"),
+    "fact and out": (["undo", "{done}", "--fact", "tower", "--out", "{tmp}/x"], "--fact: takes back facts of a"),
+    "no such fact": (["undo", "{done}", "--fact", "tour"], "--fact: fact='tour': no batch in force holds it. Give an id"),
+    "fact of nothing": (["undo", "{tmp}", "--fact", "x"], "SESSION: {tmp}: is not the directory of a session"),
     "undo too far": (["undo", "{done}", "--to", "3"], "--to: to=3: the session has 2 batches"),
     "undo below": (["undo", "{done}", "--to", "-1"], "--to"),
     "undo both": (["undo", "{done}", "x", "--to", "1"], "--to: takes back batches of a session"),

@@ -188,21 +188,13 @@ def _lasting(model: str) -> str:
     return model if model in EMBEDDED or not Path(model).exists() else os.path.abspath(model)
 
 
-def _opened(directory: Path) -> factpatch.Session:
-    """A session that the command line can continue."""
-    session = factpatch.Session(directory)
-    if session.source is None:
-        raise ValueError(f"{directory}: was begun in Python; continue it there with Session.attach.")
-    return session
-
-
 def _begun(directory: Path, model: str, recipe: Recipe) -> factpatch.Session | None:
     """The session to extend, or None if the directory has none yet."""
     with checks.argument("--session"):
         if not directory.is_dir() or not any(directory.iterdir()):
             checks.check_output("--session", directory, "new directory")
             return None
-        session = _opened(directory)
+        session = checks.open_session(directory)
         its = {"model": session.source, **session.recipe.to_dict(defaults=True)}
         differing = difference(its, {"model": model, **recipe.to_dict(defaults=True)})
         if differing is not None:
@@ -217,7 +209,7 @@ def _begun(directory: Path, model: str, recipe: Recipe) -> factpatch.Session | N
 def _resumed(directory: Path) -> factpatch.Session:
     """The session to continue."""
     with checks.argument("--resume"):
-        session = _opened(directory)
+        session = checks.open_session(directory)
         if not session.finished and not session.waiting:
             raise ValueError(
                 f"{directory}: the session is empty, and no facts are pending. To edit facts in it, give --session "
