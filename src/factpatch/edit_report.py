@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,6 +13,7 @@ from typing import Any
 
 from factpatch.edited import Edit
 from factpatch.editor import Editor
+from factpatch.evaluation.budget import Budget, BudgetError, Meter
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
@@ -29,6 +30,7 @@ STAGES = (
     "second_moment",
     "contexts",
     "replay",
+    "budget",
     "values",
     "keys",
     "solve",
@@ -142,6 +144,8 @@ def edit_and_report(
     measure: bool = True,
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
+    budget: Budget | None = None,
+    keep: Callable[[str], bool] = lambda exceeded: False,
 ) -> EditReport:
     """Edit a model in place, one batch after another, and measure before and after.
 
@@ -154,8 +158,12 @@ def edit_and_report(
         save_model: Where to write the edited model next, a new or empty directory.
         measure: Whether to verify the facts and to measure perplexity.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
+        budget: What the edits may cost, measured after each batch.
+        keep: Asked with a sentence whether to keep a batch that exceeds the budget.
 
     Raises:
+        BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
+            before it stay and, without a session, are saved to `out`.
         ValueError: The editor has edited before, a fact of any batch cannot be edited, or a quantized model is to be
             saved; nothing was changed.
         FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
@@ -172,7 +180,15 @@ def edit_and_report(
     asked = without_trained(latest(batches)[0], editor.contexts)
     measured = partial(_measured if measure else _unmeasured, lm, asked, text, spent, progress)
     before, perplexity_before = measured("before")
-    _edit_all(editor, batches, session, measure, spent)
+    with timed(spent, "budget"):
+        meter = None if budget is None else Meter(budget, lm, keep)
+    try:
+        _edit_all(editor, batches, session, measure, spent, meter)
+    except BudgetError as error:
+        error.kept = len(editor.edits)
+        if out is not None and session is None and editor.edits:
+            editor.patch.save(out)
+        raise
     patch = editor.patch
     if out is not None:
         patch.save(out)
@@ -212,20 +228,37 @@ def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:
 
 
 def _edit_all(
-    editor: Editor, batches: Sequence[Sequence[Fact]], session: Session | None, ask: bool, spent: dict[str, float]
+    editor: Editor,
+    batches: Sequence[Sequence[Fact]],
+    session: Session | None,
+    ask: bool,
+    spent: dict[str, float],
+    meter: Meter | None,
 ) -> None:
     """Edit one batch after another; a session continues after the batches that it has finished."""
     if session is None:
         for batch in batches:
             editor.edit(batch)
+            with timed(spent, "budget"):
+                _check(editor, meter)
     else:
         with timed(spent, "replay"):
             session.attach(editor)
         while session.waiting:
-            session.edit(editor, ask=ask)
+            session.edit(editor, ask, meter)
     for edit in editor.edits:
         for stage, took in edit.seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took
+
+
+def _check(editor: Editor, meter: Meter | None) -> None:
+    """Undo the last batch if it exceeds the budget, or if that cannot be measured."""
+    if meter is not None:
+        try:
+            meter.check(editor.lm)
+        except BaseException:
+            editor.undo()
+            raise
 
 
 def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: Sequence[str]) -> None:

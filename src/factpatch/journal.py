@@ -21,7 +21,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -106,6 +106,7 @@ class _Made(BaseModel):
     traces_sha256: str | None = None
     values: Annotated[str, _within("values", "safetensors")] | None = None  # earlier versions did not keep them
     values_sha256: str | None = None
+    spent: dict[str, float | None] = {}
 
     @model_validator(mode="after")
     def _agrees(self) -> _Made:
@@ -127,6 +128,15 @@ class _Without(_Event):
     batches: list[_Made]
 
 
+class _Stop(_Event):
+    """A batch that exceeded the budget, was taken back and is pending again."""
+
+    event: Literal["stop"]
+    facts: PositiveInt
+    spent: dict[str, float | None]
+    reason: str
+
+
 class _Undo(_Event):
     event: Literal["undo"]
     to: NonNegativeInt
@@ -136,9 +146,9 @@ class _Settle(_Event):
     event: Literal["settle"]
 
 
-_Events = _Plan | _Batch | _Without | _Undo | _Settle
+_Events = _Plan | _Batch | _Without | _Stop | _Undo | _Settle
 _EVENT: TypeAdapter[_Events] = TypeAdapter(Annotated[_Events, Field(discriminator="event")])
-_LATER = frozenset({"without"})
+_LATER = frozenset({"without", "stop"})
 """Events that earlier formats did not have."""
 
 
@@ -164,6 +174,8 @@ class FinishedBatch:
     values: str | None = None
     """The file of its target values; None for one that an earlier version edited."""
     values_sha256: str | None = None
+    spent: dict[str, float | None] = field(default_factory=dict)
+    """What the edits in force then had cost, if there was a budget; see `factpatch.evaluation.budget.Spent`."""
 
     @classmethod
     def of(cls, made: _Made, time: str) -> FinishedBatch:
@@ -181,7 +193,7 @@ class Journal(KeptDirectory):
 
     holds = "a session"
     record_name = "session.json"
-    # 3 took back no single facts, 2 had no links between lines, 1 no recipe but the options of a command as "about".
+    # 3 took back no single facts and had no budget, 2 no links between lines, 1 no recipe but "about", the options.
     format = 4
     needs = ("model", "method", "joins", "settings", "weights")
     fields = SessionRecord
@@ -195,6 +207,8 @@ class Journal(KeptDirectory):
         """How many batches were ever undone."""
         self.gone = 0
         """How many facts were ever taken back one by one."""
+        self.stopped = ""
+        """Which limit the next batch exceeded, if the session stopped there."""
         self.waiting: list[int] = []
         """The number of facts of each pending batch: planned and not edited yet."""
         self.outputs: dict[str, Any] = {}
@@ -380,6 +394,7 @@ class Journal(KeptDirectory):
 
     def _follow(self, event: _Events) -> None:
         """Update the state by one event; ValueError if it cannot come here."""
+        self.stopped = ""
         if isinstance(event, _Plan):
             if self.waiting:
                 raise ValueError("batches were still to be edited")
@@ -400,6 +415,10 @@ class Journal(KeptDirectory):
             self.finished[event.to :] = [FinishedBatch.of(batch, event.time) for batch in event.batches]
             self.gone += len(event.gone)
             self._files["patches"] += len(event.batches)
+        elif isinstance(event, _Stop):
+            if self.waiting[:1] != [event.facts]:
+                raise ValueError(f"{self.waiting[:1] or 'no'} facts were planned and {event.facts} stopped at")
+            self.stopped = event.reason
         elif isinstance(event, _Undo):
             if event.to > len(self.finished):
                 raise ValueError(f"there is no batch {event.to}")

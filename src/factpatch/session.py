@@ -12,6 +12,7 @@ from torch import Tensor
 
 from factpatch.edited import Edit
 from factpatch.editor import Editor
+from factpatch.evaluation.budget import BudgetError, Meter, recorded
 from factpatch.evaluation.taken_back import TakenBack, ask_bare
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, find_facts, latest
@@ -122,16 +123,19 @@ class Session(Journal):
         if self.finished:  # as one patch, so that all is written or nothing
             editor.replay(Patch.join(list(self.patches())), self._traces())
 
-    def edit(self, editor: Editor, ask: bool = True) -> Patch:
+    def edit(self, editor: Editor, ask: bool = True, meter: Meter | None = None) -> Patch:
         """Edit the next pending batch and record it. Call it inside `locked`, with an editor that is attached.
 
         If the result cannot be written, the edit is undone.
 
         Args:
             ask: Whether to check afterwards which facts the model holds.
+            meter: Measures what the batch costs; made with the unedited model.
 
         Raises:
             IndexError: Nothing is pending.
+            BudgetError: The batch exceeds the meter's budget. The edit is undone to the bit, its facts stay pending,
+                and the journal records it.
             SessionError: The editor does not hold the batches in force; the session is as it was.
             OSError: The directory cannot be written; the session is as it was.
         """
@@ -139,7 +143,12 @@ class Session(Journal):
         self._check_attached(editor)
         patch = editor.edit(facts)
         try:
-            self._append({"event": "batch", **self._save(editor, editor.edits[-1], 1, ask)})
+            spent = {} if meter is None else {"spent": recorded(meter.check(editor.lm))}
+            self._append({"event": "batch", **self._save(editor, editor.edits[-1], 1, ask), **spent})
+        except BudgetError as error:
+            editor.undo()
+            self._append({"event": "stop", "facts": len(facts), "spent": recorded(error.spent), "reason": str(error)})
+            raise
         except BaseException:
             editor.undo()
             raise

@@ -442,7 +442,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "fact and to": (["undo", "{done}", "--fact", "tower", "--to", "1"], "--fact: takes back facts of a session"),
     "fact and out": (["undo", "{done}", "--fact", "tower", "--out", "{tmp}/x"], "--fact: takes back facts of a"),
-    "no such fact": (["undo", "{done}", "--fact", "tour"], "--fact: fact='tour': no batch in force holds it. Give an id"),
+    "no such fact": (
+        ["undo", "{done}", "--fact", "tour"],
+        "--fact: fact='tour': no batch in force holds it.",
+    ),
     "fact of nothing": (["undo", "{tmp}", "--fact", "x"], "SESSION: {tmp}: is not the directory of a session"),
     "undo too far": (["undo", "{done}", "--to", "3"], "--to: to=3: the session has 2 batches"),
     "undo below": (["undo", "{done}", "--to", "-1"], "--to"),
@@ -565,3 +568,82 @@ def test_a_process_killed_before_the_patch_is_written_writes_it_when_resumed(
     assert not out.exists()
     run.ok("edit", "--resume", directory)
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.fixture
+def spending(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The perplexities that are measured for a budget, one after another; the last one again and again."""
+    found = [10.0]
+    monkeypatch.setattr(
+        "factpatch.evaluation.budget.perplexity", lambda *_: found.pop(0) if len(found) > 1 else found[0]
+    )
+    return found
+
+
+def test_a_session_stops_at_its_budget_also_when_it_is_resumed_and_continues_with_a_wider_one(
+    run: Run, arguments: list[object], directory: Path, tmp_path: Path, spending: list[float]
+) -> None:
+    plain = tmp_path / "plain"
+    run.ok(*[plain if argument == directory else argument for argument in arguments])
+    spending[:] = [10.0, 10.4, 10.6]
+    result = run(*arguments, "--max-perplexity", 5)
+    assert result.exit_code == 3, result.output
+    output = " ".join(result.output.split())
+    assert (
+        "stopped: with the next batch, perplexity +6.00 % (at most +5 %). It was taken back; its" in output
+    )
+    assert f"1 of 2 batches kept; continue with: factpatch edit --resume {directory}" in output
+    log = " ".join(run.ok("log", directory).output.split())
+    assert "Spent after batch 1: perplexity +4.00 %" in log
+    assert "Stopped: with the next batch, perplexity +6.00 % (at most +5 %); it was taken back." in log
+    assert "Pending: 1 fact in 1 batch" in log
+    spending[:] = [10.0, 10.6]
+    assert run("edit", "--resume", directory).exit_code == 3  # the plan has the budget
+    run.ok("edit", "--resume", directory, "--max-perplexity", 7)
+    assert patches(directory) == patches(plain)
+
+
+def test_an_edit_without_a_session_stops_at_its_budget_with_the_patch_of_the_batches_before(
+    run: Run, edit_arguments: list[object], tmp_path: Path, spending: list[float]
+) -> None:
+    out = tmp_path / "p.safetensors"
+    edit = [*edit_arguments, "--no-verify", "--max-perplexity", 0, "--out", out]
+    spending[:] = [10.0, 10.0, 10.1]
+    run.refused(f"it and those after it are not in {out}, which holds 1 batch", *edit, code=3)
+    assert len(Patch.load(out).batches) == 1
+    out.unlink()
+    spending[:] = [10.0, 10.1]
+    run.refused("nothing was written", *edit, code=3)
+    assert not out.exists()
+
+
+def test_on_a_terminal_a_batch_over_the_budget_is_kept_if_the_user_says_so(
+    run: Run, arguments: list[object], directory: Path, spending: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("factpatch.cli.edit.sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("factpatch.cli.edit.typer.confirm", lambda text: said.append(text) or True)
+    from factpatch.cli.edit import _keep
+
+    assert _keep("perplexity +6.00 % (at most +5 %)")
+    assert said == ["With this batch: perplexity +6.00 % (at most +5 %). Keep it all the same?"]
+    monkeypatch.setattr("factpatch.cli.edit._keep", lambda exceeded: True)
+    spending[:] = [10.0, 11.0]
+    run.ok(*arguments, "--max-perplexity", 5)
+    assert len(Session(directory).finished) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-perplexity", "-1"], "--max-perplexity"),
+        (["--min-capability", "0.9"], "--min-capability, --capability-data: give both"),
+        (["--capability-tasks", "sst2"], "--min-capability, --capability-data: give both"),
+        (["--min-capability", "0.9", "--capability-data", "nowhere"], "--capability-data"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_named_before_the_model_is_loaded(
+    run: Run, arguments: list[object], options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factpatch.cli.checks.load_model", lambda *_: pytest.fail("the model must not be loaded"))
+    run.refused(message, *arguments, *options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def log(
         seconds = f"{sum(batch.seconds.values()):.1f}"
         table.add_row(str(number), printable(batch.time), str(batch.facts), exact, seconds, batch.patch)
     render.screen.print(table)
+    for number, batch in enumerate(opened.finished, start=1):
+        if batch.spent:
+            render.say(f"Spent after batch {number}: {_spent(batch.spent)}")
     batches = opened.batches  # may raise; by now the table shows which batch a damaged patch belongs to
     if facts:
         for number, (batch, edited) in enumerate(zip(opened.finished, batches, strict=False), start=1):
@@ -51,9 +55,18 @@ def log(
     taken += [f"{counted(opened.gone, 'fact')} one by one"] if opened.gone else []
     if taken:
         render.say(f"Taken back: {', '.join(taken)}; the patches are still in the directory.")
+    if opened.stopped:
+        render.say(f"Stopped: with the next batch, {printable(opened.stopped)}; it was taken back.", "red")
     if opened.waiting:
         render.say(
             f"Pending: {counted(sum(opened.waiting), 'fact')} in {counted(len(opened.waiting), 'batch')}; "
             f"factpatch edit --resume {session}",
             "yellow",
         )
+
+
+def _spent(spent: dict[str, float | None]) -> str:
+    """What the edits had cost the model then."""
+    shown = {"perplexity": "perplexity {:+.2f} %", "capability": "capability {:.3f} of the unedited model's"}
+    known = [shown[name].format(math.nan if it is None else it) for name, it in spent.items() if name in shown]
+    return ", ".join(known)
