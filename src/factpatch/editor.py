@@ -175,7 +175,7 @@ class Editor(EditedModel):
                 targets[step.target_layer] = self._targets(views, step.target_layer)
                 values[step.target_layer] = targets[step.target_layer].values
             present = self._read_values(views, step.target_layer)
-            residuals[layer] = (step.share * (values[step.target_layer] - present)).cpu()
+            residuals[layer] = (step.share * (values[step.target_layer].to(present.device) - present)).cpu()
             keys = self._read_keys(views, layer)
             solved = self._solve(step, views, keys, residuals[layer], facts)
             shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
@@ -376,7 +376,7 @@ class Editor(EditedModel):
                     "them as values, or undo the batch and edit its other facts again."
                 )
             rows = [row for row, fact in enumerate(views.facts) if fact in left]
-            kept[step.target_layer] = values[step.target_layer][rows].to(self.lm.device)
+            kept[step.target_layer] = values[step.target_layer][rows]
         return {layer: kept[layer] for layer in kept if len(kept[layer])}
 
     def prepare(self, layers: Sequence[int] = ()) -> None:

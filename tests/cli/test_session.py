@@ -589,9 +589,7 @@ def test_a_session_stops_at_its_budget_also_when_it_is_resumed_and_continues_wit
     result = run(*arguments, "--max-perplexity", 5)
     assert result.exit_code == 3, result.output
     output = " ".join(result.output.split())
-    assert (
-        "stopped: with the next batch, perplexity +6.00 % (at most +5 %). It was taken back; its" in output
-    )
+    assert "stopped: with the next batch, perplexity +6.00 % (at most +5 %). It was taken back; its" in output
     assert f"1 of 2 batches kept; continue with: factpatch edit --resume {directory}" in output
     log = " ".join(run.ok("log", directory).output.split())
     assert "Spent after batch 1: perplexity +4.00 %" in log
@@ -601,6 +599,21 @@ def test_a_session_stops_at_its_budget_also_when_it_is_resumed_and_continues_wit
     assert run("edit", "--resume", directory).exit_code == 3  # the plan has the budget
     run.ok("edit", "--resume", directory, "--max-perplexity", 7)
     assert patches(directory) == patches(plain)
+
+
+def test_capability_is_measured_on_the_tasks_whose_files_are_given(
+    run: Run, edit_arguments: list[object], tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    items = [{"sentence": "The tower is in the city", "label": index % 2} for index in range(14)]
+    (tmp_path / "glue_sst2.json").write_text(json.dumps(items))
+    options = ["--capability-data", tmp_path, "--capability-tasks", "sst2", "--no-verify"]
+    run.ok(*edit_arguments, *options, "--min-capability", 0, "--session", tmp_path / "all", "--out", tmp_path / "p")
+    found = [batch.spent["capability"] for batch in Session(tmp_path / "all").finished]
+    assert found == [1.0, 1.0]  # the answer is always the same, and right for half of the items
+    log = " ".join(run.ok("log", tmp_path / "all").output.split())
+    assert "Spent after batch 2: capability 1.000 of the unedited model's" in log
+    run.ok(*edit_arguments, *options, "--min-capability", 1, "--out", tmp_path / "p")
 
 
 def test_an_edit_without_a_session_stops_at_its_budget_with_the_patch_of_the_batches_before(
