@@ -352,6 +352,14 @@ def test_values_that_are_not_there_are_an_error_that_says_how_to_continue(
     assert files(directory) == content
 
 
+def test_a_batch_that_loses_all_facts_needs_no_values(directory: Path) -> None:
+    without_values(directory)
+    session, editor = reopened(directory)
+    with session.locked():
+        session.undo_fact(editor, FIELD, "again", ask=False)
+    assert held(editor) == held(edited(batches=BATCHES[:2]))
+
+
 def test_a_session_of_an_earlier_format_is_raised_when_facts_are_taken_back(directory: Path) -> None:
     record = json.loads((directory / "session.json").read_text())
     (directory / "session.json").write_text(json.dumps({**record, "format": 2}))

@@ -180,8 +180,7 @@ def edit_and_report(
     asked = without_trained(latest(batches)[0], editor.contexts)
     measured = partial(_measured if measure else _unmeasured, lm, asked, text, spent, progress)
     before, perplexity_before = measured("before")
-    with timed(spent, "budget"):
-        meter = None if budget is None else Meter(budget, lm, keep)
+    meter = None if budget is None else Meter(budget, lm, keep)
     try:
         _edit_all(editor, batches, session, measure, spent, meter)
     except BudgetError as error:
@@ -239,15 +238,14 @@ def _edit_all(
     if session is None:
         for batch in batches:
             editor.edit(batch)
-            with timed(spent, "budget"):
-                _check(editor, meter)
+            _check(editor, meter)
     else:
         with timed(spent, "replay"):
             session.attach(editor)
         while session.waiting:
             session.edit(editor, ask, meter)
-    for edit in editor.edits:
-        for stage, took in edit.seconds.items():
+    for seconds in (*(edit.seconds for edit in editor.edits), {} if meter is None else meter.seconds):
+        for stage, took in seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took
 
 

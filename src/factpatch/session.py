@@ -163,21 +163,21 @@ class Session(Journal):
         Args:
             which: Facts, ids, or places; see `factpatch.facts.find_facts`.
             ask: Whether to ask the unedited model and the new one about these facts, and about the others before and
-                after; what was found is recorded and returned, whatever it is.
+                after. Whatever the answers are, the facts are taken back; they are returned.
 
         Raises:
             ValueError: A fact is not found.
-            SessionError: The editor does not hold the batches in force, or their target values are not kept: an earlier
-                version edited them.
+            SessionError: The editor does not hold the batches in force, or the target values of one that is to be
+                solved again are not kept: an earlier version edited it.
             OSError: The directory cannot be written.
         """
         self._check_attached(editor)
         before = [edit.facts for edit in editor.edits]
         gone = find_facts(before, which)
         first = gone[0][0]
-        values = {index: self._values(index) for index in range(first, len(before))}
-        asked = [(before[batch][place],) for batch, place in gone] if ask else []
         left = [[fact for j, fact in enumerate(facts) if (i, j) not in gone] for i, facts in enumerate(before)]
+        values = {index: self._values(index) for index in range(first, len(before)) if left[index]}
+        asked = [(before[batch][place],) for batch, place in gone] if ask else []
         taken, others = latest(asked)[0], latest(left if ask else [])[0]
         with editor.history.set_aside():
             unedited = ask_bare(editor.lm, taken)

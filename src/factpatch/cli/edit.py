@@ -71,7 +71,8 @@ def edit(
         out: Where to write the patch. Required unless --session or --resume is given.
         batch_size: Edit N facts at a time, in the order of the file. Default: all at once.
         session: Record every batch in this directory as soon as it is edited: a new directory, or a session to extend.
-        resume: Continue an interrupted session. It knows its model, facts and settings; only outputs may be given.
+        resume: Continue an interrupted session. It knows its model, facts and settings; only outputs and a budget may
+            be given.
         save_model: Also write the edited model, to a new or empty directory.
         no_verify: Do not ask the model before and after the edit, and do not measure perplexity.
         max_perplexity: Stop before a batch with which perplexity rises by more than this over the unedited model's.
@@ -328,7 +329,10 @@ def _stopping(out: Path | None, session: factpatch.Session | None) -> Iterator[N
         yield
     except BudgetError as error:
         if session is not None:
-            left = "its facts stay pending. To continue, give a wider budget; --max-perplexity inf allows all"
+            left = (
+                "its facts stay pending. To continue, give a wider budget; --max-perplexity inf and --min-capability 0 "
+                "allow all"
+            )
         elif error.kept:
             left = f"it and those after it are not in {out}, which holds {counted(error.kept, 'batch')}"
         else:

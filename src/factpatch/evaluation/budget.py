@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from factpatch.evaluation.capability import LIMIT, capability, check_extra
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.support.progress import timed
 
 if TYPE_CHECKING:
     from factpatch.evaluation.tasks import Item, Task
@@ -90,7 +91,9 @@ class Meter:
 
     def __init__(self, budget: Budget, lm: LanguageModel, keep: Callable[[str], bool] = lambda exceeded: False) -> None:
         self.budget, self.keep = budget, keep
-        self.unedited = budget.measure(lm)
+        self.seconds: dict[str, float] = {}
+        """What measuring took, as the stage "budget"."""
+        self.unedited = self._measured(lm)
         if self.unedited.get("capability") == 0:
             raise ValueError("min_capability: the unedited model answers no item rightly; give other tasks.")
 
@@ -100,7 +103,7 @@ class Meter:
         Raises:
             BudgetError: It is more than the budget allows, and the batch is not to be kept.
         """
-        now, spent = self.budget.measure(lm), Spent()
+        now, spent = self._measured(lm), Spent()
         if "perplexity" in now:
             spent["perplexity"] = 100 * (now["perplexity"] / self.unedited["perplexity"] - 1)
         if "capability" in now:
@@ -109,6 +112,10 @@ class Meter:
         if exceeded and not self.keep(exceeded):
             raise BudgetError(exceeded, spent)
         return spent
+
+    def _measured(self, lm: LanguageModel) -> Spent:
+        with timed(self.seconds, "budget"):
+            return self.budget.measure(lm)
 
     def exceeded(self, spent: Spent) -> str:
         """Say which limits are exceeded; empty if none is. What is not a number exceeds every limit."""
