@@ -324,12 +324,12 @@ def without_values(directory: Path) -> None:
     from tests.test_session import relinked
 
     lines = [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
-    kept = [{name: value for name, value in line.items() if not name.startswith("values")} for line in lines]
+    kept = [{name: value for name, value in line.items() if not name.startswith("targets")} for line in lines]
     (directory / "journal.jsonl").write_bytes(relinked(kept))
 
 
 def cut(directory: Path) -> None:
-    path = directory / "values/0002.safetensors"
+    path = directory / "targets/0002.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -337,7 +337,7 @@ def cut(directory: Path) -> None:
     ("damage", "message"),
     [
         (without_values, r"an earlier version of factpatch edited batch 2, .*factpatch undo .* --to 1"),
-        (cut, r"values/0002\.safetensors: the values of batch 2 are missing or were altered.*--to 1"),
+        (cut, r"targets/0002\.safetensors: the targets of batch 2 are missing or were altered.*--to 1"),
     ],
 )
 def test_values_that_are_not_there_are_an_error_that_says_how_to_continue(

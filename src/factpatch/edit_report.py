@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -145,7 +146,6 @@ def edit_and_report(
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
     budget: Budget | None = None,
-    keep: Callable[[str], bool] = lambda exceeded: False,
 ) -> EditReport:
     """Edit a model in place, one batch after another, and measure before and after.
 
@@ -159,7 +159,6 @@ def edit_and_report(
         measure: Whether to verify the facts and to measure perplexity.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
         budget: What the edits may cost, measured after each batch.
-        keep: Asked with a sentence whether to keep a batch that exceeds the budget.
 
     Raises:
         BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
@@ -176,24 +175,12 @@ def edit_and_report(
     start = time.perf_counter()
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    text = held_out_text() if text is None else text
-    asked = without_trained(latest(batches)[0], editor.contexts)
-    measured = partial(_measured if measure else _unmeasured, lm, asked, text, spent, progress)
+    asked = (without_trained(latest(batches)[0], editor.contexts), held_out_text() if text is None else text)
+    measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress)
     before, perplexity_before = measured("before")
-    meter = None if budget is None else Meter(budget, lm, keep)
-    try:
-        _edit_all(editor, batches, session, measure, spent, meter)
-    except BudgetError as error:
-        error.kept = len(editor.edits)
-        if out is not None and session is None and editor.edits:
-            editor.patch.save(out)
-        raise
-    patch = editor.patch
-    if out is not None:
-        patch.save(out)
-    if save_model is not None:
-        with timed(spent, "save_model"):
-            editor.save_pretrained(save_model)
+    with _what_stays(editor, None if session is not None else out):
+        _edit_all(editor, batches, session, measure, spent, budget)
+    patch = _saved(editor, out, save_model, spent)
     after, perplexity_after = measured("after", before)
     return EditReport(
         model=lm.name,
@@ -226,15 +213,39 @@ def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:
     return steps
 
 
+def _saved(editor: Editor, out: Path | None, save_model: Path | None, spent: dict[str, float]) -> Patch:
+    """The patch of all edits, saved as asked for, and the model with it."""
+    patch = editor.patch
+    if out is not None:
+        patch.save(out)
+    if save_model is not None:
+        with timed(spent, "save_model"):
+            editor.save_pretrained(save_model)
+    return patch
+
+
+@contextmanager
+def _what_stays(editor: Editor, out: Path | None) -> Iterator[None]:
+    """Save the batches before one that exceeds the budget."""
+    try:
+        yield
+    except BudgetError as error:
+        error.kept = len(editor.edits)
+        if out is not None and editor.edits:
+            editor.patch.save(out)
+        raise
+
+
 def _edit_all(
     editor: Editor,
     batches: Sequence[Sequence[Fact]],
     session: Session | None,
     ask: bool,
     spent: dict[str, float],
-    meter: Meter | None,
+    budget: Budget | None,
 ) -> None:
     """Edit one batch after another; a session continues after the batches that it has finished."""
+    meter = None if budget is None else Meter(budget, editor.lm)
     if session is None:
         for batch in batches:
             editor.edit(batch)

@@ -3,7 +3,7 @@
     session.json     what the session edits: the model, the recipe, the settings, the hashes of the unedited weights
     facts/0001.json  the facts of one call
     patches/0001.safetensors, ...  one patch per batch, in the order in which they were edited
-    values/0001.safetensors, ...   the target values of a batch, with which it is solved again when a fact is taken back
+    targets/0001.safetensors, ...  the target values of a batch, with which it is solved again when a fact is taken back
     traces/0001.safetensors, ...   what the solver remembers of a batch, if the patch does not suffice to restore it
     journal.jsonl    one line per event: facts planned, a batch finished, an undo, facts taken back, outputs written
     lock             held by the process that writes
@@ -104,8 +104,8 @@ class _Made(BaseModel):
     seconds: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     traces: Annotated[str, _within("traces", "safetensors")] | None = None
     traces_sha256: str | None = None
-    values: Annotated[str, _within("values", "safetensors")] | None = None  # earlier versions did not keep them
-    values_sha256: str | None = None
+    targets: Annotated[str, _within("targets", "safetensors")] | None = None  # earlier versions did not keep them
+    targets_sha256: str | None = None
     spent: dict[str, float | None] = {}
 
     @model_validator(mode="after")
@@ -171,9 +171,9 @@ class FinishedBatch:
     traces: str | None = None
     """The file of what the solver remembers of it, if any."""
     traces_sha256: str | None = None
-    values: str | None = None
+    targets: str | None = None
     """The file of its target values; None for one that an earlier version edited."""
-    values_sha256: str | None = None
+    targets_sha256: str | None = None
     spent: dict[str, float | None] = field(default_factory=dict)
     """What the edits in force then had cost, if there was a budget; see `factpatch.evaluation.budget.Spent`."""
 

@@ -212,7 +212,7 @@ class Session(Journal):
             "facts": len(facts),
             "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
             "seconds": {stage: round(took, 3) for stage, took in edit.seconds.items()},
-            **self._save_tensors("values", number, {str(layer): value for layer, value in edit.values.items()}),
+            **self._save_tensors("targets", number, {str(layer): value for layer, value in edit.values.items()}),
             **self._save_traces(editor, edit, number),
         }
 
@@ -250,13 +250,13 @@ class Session(Journal):
 
     def _values(self, index: int) -> dict[int, Tensor]:
         """The target values of a batch in force, counted from 0."""
-        if self.finished[index].values is None:
+        if self.finished[index].targets is None:
             raise SessionError(
                 f"{self.path}: an earlier version of factpatch edited batch {index + 1}, without its target values, so "
                 f"single facts cannot be taken back from it. Undo it and edit its other facts again: factpatch undo "
                 f"{self.path} --to {index}"
             )
-        return {int(layer): values for layer, values in self._read_tensors("values", index + 1).items()}
+        return {int(layer): values for layer, values in self._read_tensors("targets", index + 1).items()}
 
     def _traces(self) -> list[dict[int, Traces]] | None:
         """What the solver remembered of each batch in force; None if not saved."""

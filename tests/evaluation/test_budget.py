@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_whoever_is_asked_may_keep_a_batch(stopping: tuple[int, Budget]) -> None
         return True
 
     editor = make()
-    edit_and_report(editor, BATCHES, budget=budget, keep=keep, measure=False)
+    edit_and_report(editor, BATCHES, budget=replace(budget, keep=keep), measure=False)
     assert held(editor) == held(after(BATCHES))
     assert said
     assert all(text.startswith("perplexity +") for text in said)

@@ -133,7 +133,6 @@ def edit(
             measure=not outputs["no_verify"],
             seconds=seconds,
             budget=budget,
-            keep=_keep,
         )
         asked = {"corpus": recipe.corpus, "corpus_tokens": recipe.corpus_tokens}
         if planned is None:
@@ -169,7 +168,7 @@ def _budget(outputs: dict[str, Any], text: str | None) -> Budget | None:
     with checks.argument("--capability-data"):
         tasks = [(task, load_items(task, data)) for task in wanted]
     with checks.extras(), checks.argument("--max-perplexity, --min-capability"):
-        return Budget(most, least, text, tasks)
+        return Budget(most, least, text, tasks, keep=_keep)
 
 
 def _keep(exceeded: str) -> bool:

@@ -53,6 +53,8 @@ class Budget:
     """Tasks of `factpatch.evaluation.tasks.TASKS` with the items that `load_items` reads."""
     limit: int | None = LIMIT
     """How many items of each task to ask; None for all."""
+    keep: Callable[[str], bool] = lambda exceeded: False
+    """Asked with a sentence whether a batch that exceeds the budget is to be kept all the same."""
 
     def __post_init__(self) -> None:
         if self.max_perplexity is not None and not self.max_perplexity >= 0:
@@ -83,14 +85,13 @@ class Meter:
     Args:
         budget: What to measure, and the limits.
         lm: The unedited model.
-        keep: Asked with a sentence whether a batch that exceeds the budget is to be kept all the same.
 
     Raises:
         ValueError: The unedited model answers no item rightly, so that no share of that can be left.
     """
 
-    def __init__(self, budget: Budget, lm: LanguageModel, keep: Callable[[str], bool] = lambda exceeded: False) -> None:
-        self.budget, self.keep = budget, keep
+    def __init__(self, budget: Budget, lm: LanguageModel) -> None:
+        self.budget = budget
         self.seconds: dict[str, float] = {}
         """What measuring took, as the stage "budget"."""
         self.unedited = self._measured(lm)
@@ -109,7 +110,7 @@ class Meter:
         if "capability" in now:
             spent["capability"] = now["capability"] / self.unedited["capability"]
         exceeded = self.exceeded(spent)
-        if exceeded and not self.keep(exceeded):
+        if exceeded and not self.budget.keep(exceeded):
             raise BudgetError(exceeded, spent)
         return spent
 
