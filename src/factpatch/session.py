@@ -23,6 +23,7 @@ from factpatch.strategies.memory import Traces
 from factpatch.strategies.regularizer import Acts
 from factpatch.support.files import atomic_directory, atomic_write, file_digest, plain, write_json
 from factpatch.support.words import difference
+from factpatch.values.contexts import without_trained
 from factpatch.values.views import FIRST_LAYER
 
 
@@ -178,7 +179,8 @@ class Session(Journal):
         left = [[fact for j, fact in enumerate(facts) if (i, j) not in gone] for i, facts in enumerate(before)]
         values = {index: self._values(index) for index in range(first, len(before)) if left[index]}
         asked = [(before[batch][place],) for batch, place in gone] if ask else []
-        taken, others = latest(asked)[0], latest(left if ask else [])[0]
+        lists = (latest(asked)[0], latest(left if ask else [])[0])
+        taken, others = (without_trained(facts, editor.contexts) for facts in lists)
         with editor.history.set_aside():
             unedited = ask_bare(editor.lm, taken)
         held = ask_bare(editor.lm, others)
