@@ -191,6 +191,7 @@ def restored(content: dict[str, bytes], directory: Path) -> Path:
     for folder in ("facts", "patches"):
         (directory / folder).mkdir(parents=True)
     for name, data in content.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_bytes(data)
     return directory
 

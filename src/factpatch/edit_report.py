@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,6 +14,7 @@ from typing import Any
 
 from factpatch.edited import Edit
 from factpatch.editor import Editor
+from factpatch.evaluation.budget import Budget, BudgetError, Meter
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
@@ -29,6 +31,7 @@ STAGES = (
     "second_moment",
     "contexts",
     "replay",
+    "budget",
     "values",
     "keys",
     "solve",
@@ -142,6 +145,7 @@ def edit_and_report(
     measure: bool = True,
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
+    budget: Budget | None = None,
 ) -> EditReport:
     """Edit a model in place, one batch after another, and measure before and after.
 
@@ -154,8 +158,11 @@ def edit_and_report(
         save_model: Where to write the edited model next, a new or empty directory.
         measure: Whether to verify the facts and to measure perplexity.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
+        budget: What the edits may cost, measured after each batch.
 
     Raises:
+        BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
+            before it stay and, without a session, are saved to `out`.
         ValueError: The editor has edited before, a fact of any batch cannot be edited, or a quantized model is to be
             saved; nothing was changed.
         FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
@@ -168,17 +175,12 @@ def edit_and_report(
     start = time.perf_counter()
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    text = held_out_text() if text is None else text
-    asked = without_trained(latest(batches)[0], editor.contexts)
-    measured = partial(_measured if measure else _unmeasured, lm, asked, text, spent, progress)
+    asked = (without_trained(latest(batches)[0], editor.contexts), held_out_text() if text is None else text)
+    measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress)
     before, perplexity_before = measured("before")
-    _edit_all(editor, batches, session, measure, spent)
-    patch = editor.patch
-    if out is not None:
-        patch.save(out)
-    if save_model is not None:
-        with timed(spent, "save_model"):
-            editor.save_pretrained(save_model)
+    with _what_stays(editor, None if session is not None else out):
+        _edit_all(editor, batches, session, measure, spent, budget)
+    patch = _saved(editor, out, save_model, spent)
     after, perplexity_after = measured("after", before)
     return EditReport(
         model=lm.name,
@@ -211,21 +213,61 @@ def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:
     return steps
 
 
+def _saved(editor: Editor, out: Path | None, save_model: Path | None, spent: dict[str, float]) -> Patch:
+    """The patch of all edits, saved as asked for, and the model with it."""
+    patch = editor.patch
+    if out is not None:
+        patch.save(out)
+    if save_model is not None:
+        with timed(spent, "save_model"):
+            editor.save_pretrained(save_model)
+    return patch
+
+
+@contextmanager
+def _what_stays(editor: Editor, out: Path | None) -> Iterator[None]:
+    """Save the batches before one that exceeds the budget."""
+    try:
+        yield
+    except BudgetError as error:
+        error.kept = len(editor.edits)
+        if out is not None and editor.edits:
+            editor.patch.save(out)
+        raise
+
+
 def _edit_all(
-    editor: Editor, batches: Sequence[Sequence[Fact]], session: Session | None, ask: bool, spent: dict[str, float]
+    editor: Editor,
+    batches: Sequence[Sequence[Fact]],
+    session: Session | None,
+    ask: bool,
+    spent: dict[str, float],
+    budget: Budget | None,
 ) -> None:
     """Edit one batch after another; a session continues after the batches that it has finished."""
+    meter = None if budget is None else Meter(budget, editor.lm)
     if session is None:
         for batch in batches:
             editor.edit(batch)
+            _check(editor, meter)
     else:
         with timed(spent, "replay"):
             session.attach(editor)
         while session.waiting:
-            session.edit(editor, ask=ask)
-    for edit in editor.edits:
-        for stage, took in edit.seconds.items():
+            session.edit(editor, ask, meter)
+    for seconds in (*(edit.seconds for edit in editor.edits), {} if meter is None else meter.seconds):
+        for stage, took in seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took
+
+
+def _check(editor: Editor, meter: Meter | None) -> None:
+    """Undo the last batch if it exceeds the budget, or if that cannot be measured."""
+    if meter is not None:
+        try:
+            meter.check(editor.lm)
+        except BaseException:
+            editor.undo()
+            raise
 
 
 def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from factpatch.export.card import model_card
+from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.patch.batch import Batch
 from factpatch.patch.history import History
 from factpatch.patch.patch import Patch
 from factpatch.recipe import Recipe
-from factpatch.strategies.memory import Traces
+from factpatch.strategies.memory import Memory, Traces
 from factpatch.support.versions import library_versions
 from factpatch.values.optimize import TargetValues
 
@@ -32,6 +34,17 @@ class Edit:
     """What the solver remembers of the batch in every written layer."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage."""
+    values: Mapping[int, Tensor] = field(default_factory=dict)
+    """The target values that were written toward, (rows, d_value) by target layer; empty for a batch that was
+    replayed."""
+    rows: Mapping[int, tuple[Fact, ...]] = field(default_factory=dict)
+    """The fact of each row that `traces` were taken of, by layer."""
+    _shortened: dict[int, tuple[tuple[int, ...], Traces]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The facts that were edited."""
+        return tuple(fact for batch in self.batches for fact in batch.facts)
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -41,6 +54,19 @@ class Edit:
     def keys(self) -> dict[int, Tensor]:
         """The keys of the facts in every written layer, (n, d_key), which later edits will preserve."""
         return {layer: traces["keys"] for layer, traces in self.traces.items() if "keys" in traces}
+
+    def remembered(self, layer: int, replaced: Collection[tuple[str, str]], memory: Memory) -> Traces:
+        """The traces in a layer without the facts whose questions, `Fact.key`, a later batch asks again.
+
+        The same object each time, by which a memory recognizes what it has followed already.
+        """
+        facts = self.rows.get(layer, ())
+        rows = tuple(row for row, fact in enumerate(facts) if fact.key not in replaced)
+        if len(rows) == len(facts):
+            return self.traces[layer]
+        if layer not in self._shortened or self._shortened[layer][0] != rows:
+            self._shortened[layer] = (rows, memory.without(self.traces[layer], rows))
+        return self._shortened[layer][1]
 
 
 class EditedModel(ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from factpatch.edited import Edit, EditedModel
-from factpatch.facts import Fact, check_batch
+from factpatch.facts import Fact, check_batch, find_facts
 from factpatch.methods import Method, settings_of
 from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
@@ -152,27 +152,32 @@ class Editor(EditedModel):
         optimization_rows(self.lm, facts, (BARE,))  # what cannot be read is refused before anything is run
         self._seconds = {}
         self.prepare()
-        plan = self._plan(facts)
+        return self._edited(facts, self._plan(facts), {}).patch
+
+    def _edited(self, facts: tuple[Fact, ...], plan: Plan, known: Mapping[int, Tensor]) -> Edit:
+        """Edit a batch, with target values where they are known, (rows, d_value) by target layer."""
         with self.history.open(sorted({step.layer for step, _ in plan}), "edit") as draft:
-            edit = self._written(facts, plan, draft)
+            edit = self._written(facts, plan, draft, known)
             draft.keep(edit)
         self._seconds = {}  # later reads do not count toward this edit
-        return edit.patch
+        return edit
 
-    def _written(self, facts: tuple[Fact, ...], plan: Plan, draft: Draft[Edit]) -> Edit:
+    def _written(self, facts: tuple[Fact, ...], plan: Plan, draft: Draft[Edit], known: Mapping[int, Tensor]) -> Edit:
         """The editing loop: solve and write one layer after another."""
+        values = dict(known)
         shifts: dict[int, Shift] = {}
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
         for step, views in plan:
             layer = step.layer
-            if step.target_layer not in targets:  # optimized on first use, then remembered
+            if step.target_layer not in values:  # optimized on first use, then remembered
                 targets[step.target_layer] = self._targets(views, step.target_layer)
+                values[step.target_layer] = targets[step.target_layer].values
             present = self._read_values(views, step.target_layer)
-            residuals[layer] = (step.share * (targets[step.target_layer].values - present)).cpu()
+            residuals[layer] = (step.share * (values[step.target_layer].to(present.device) - present)).cpu()
             keys = self._read_keys(views, layer)
-            solved = self._solve(step, views, keys, residuals[layer])
+            solved = self._solve(step, views, keys, residuals[layer], facts)
             shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
             if self.recipe.remember_keys:
                 traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
@@ -182,7 +187,8 @@ class Editor(EditedModel):
             self._write(draft.rewrite, shifts)
             if self.recipe.remember_keys:  # the layers below have changed since the keys were read
                 traces = self._traces(plan, residuals)
-        return Edit(self.describe(draft.batch(facts, shifts)), targets, traces, self._seconds)
+        patch = self.describe(draft.batch(facts, shifts))
+        return Edit(patch, targets, traces, self._seconds, values, {step.layer: views.facts for step, views in plan})
 
     @property
     def _apart(self) -> bool:
@@ -236,17 +242,26 @@ class Editor(EditedModel):
         return [self._first_tokens[tokens]]
 
     @staged("solve")
-    def _solve(self, step: Step, views: Views, keys: Tensor, residual: Tensor) -> Shift:
+    def _solve(self, step: Step, views: Views, keys: Tensor, residual: Tensor, facts: Sequence[Fact]) -> Shift:
         layer = step.layer
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
-        earlier = [edit.traces[layer] for edit in self.edits if layer in edit.traces]
-        memory.follow([*self._preserved(step, views), *earlier])
+        memory.follow([*self._preserved(step, views), *self._earlier(layer, facts)])
         shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
         return shift
+
+    def _earlier(self, layer: int, facts: Sequence[Fact]) -> list[Traces]:
+        """What a layer preserves of earlier batches: all but what later ones, or these facts, ask again."""
+        memory, asked = self.prepared.memory(layer), {fact.key for fact in facts}
+        found: list[Traces] = []
+        for edit in reversed(self.edits):
+            if layer in edit.traces:
+                found.append(edit.remembered(layer, asked, memory))
+            asked.update(fact.key for fact in edit.facts)
+        return found[::-1]
 
     @staged("regularize")
     def _regularized(self, acts: Acts, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
@@ -311,11 +326,58 @@ class Editor(EditedModel):
                     "the model that was edited."
                 )
             for index, batch in enumerate(patch.batches):
-                batch = draft.replay(batch)
+                batch, plan = draft.replay(batch), self._plan(batch.facts)
                 found = {} if traces is None else traces[index]
                 if traces is None and self.recipe.remember_keys:
-                    found = self._traces(self._plan(batch.facts), dict.fromkeys(batch.shifts))
-                draft.keep(Edit(replace(patch, batches=(batch,)), {}, found))
+                    found = self._traces(plan, dict.fromkeys(batch.shifts))
+                rows = {step.layer: views.facts for step, views in plan}
+                draft.keep(Edit(replace(patch, batches=(batch,)), {}, found, rows=rows))
+
+    def undo_fact(self, *which: Fact | str, values: Mapping[int, Mapping[int, Tensor]] | None = None) -> list[Patch]:
+        """Take single facts back: solve the batches from theirs on again without them.
+
+        The other facts keep their target values, so nothing is optimized. Keys and residuals are read again, on the
+        weights as they are then. Batches before that of the first fact stay as they are; one that loses all of its
+        facts is left out. After any error the model is as it was before the call.
+
+        Args:
+            which: Facts, ids, or places as in `factpatch log --facts`; see `factpatch.facts.find_facts`.
+            values: The target values of batches that were replayed, by the index of the edit and the target layer, as
+                `Edit.values` held them.
+
+        Returns:
+            The patches of the batches that were solved again, which follow those that stay.
+
+        Raises:
+            ValueError: A fact is not found, the target values of a batch are not known, or the weights were changed by
+                somebody else.
+            FloatingPointError: NaN or infinity at any stage.
+        """
+        edits = self.edits
+        gone = find_facts([edit.facts for edit in edits], which)
+        first, known = gone[0][0], dict(values or {})
+        again = []
+        for index, edit in enumerate(edits[first:], start=first):
+            left = tuple(fact for place, fact in enumerate(edit.facts) if (index, place) not in gone)
+            if left:
+                again.append((left, self._plan(left), self._kept(index, left, known.get(index, edit.values))))
+        self._seconds = {}
+        with self.history.attempt():
+            self.history.take_back(first, "undo_fact")
+            return [self._edited(*batch).patch for batch in again]
+
+    def _kept(self, index: int, left: Collection[Fact], values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The target values of some of a batch's facts, by target layer."""
+        kept = {}
+        for step, views in self._plan(self.edits[index].facts):
+            if step.target_layer not in values:
+                raise ValueError(
+                    f"undo_fact: the target values of batch {index + 1} are not known, since it was replayed. Give "
+                    "them as values, or undo the batch and edit its other facts again."
+                )
+            rows = [row for row, fact in enumerate(views.facts) if fact in left]
+            kept[step.target_layer] = values[step.target_layer][rows]
+        return {layer: kept[layer] for layer in kept if len(kept[layer])}
 
     def prepare(self, layers: Sequence[int] = ()) -> None:
         """Read what every edit needs: contexts, and second moments of written layers."""

@@ -335,6 +335,39 @@ def near_duplicates(facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
     return pairs
 
 
+def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -> list[tuple[int, int]]:
+    """Return where facts are in successive batches, each as (batch, place), both from 0, in ascending order.
+
+    Args:
+        batches: The facts of each batch.
+        names: Facts, their ids, or places as `factpatch log --facts` shows them: "2.3" is the third fact of batch 2. An
+            id that several facts have means all of them if they answer the same question.
+
+    Raises:
+        ValueError: No name is given, a name is not found, or an id belongs to facts that answer different questions.
+    """
+    every = [(batch, place) for batch, facts in enumerate(batches) for place in range(len(facts))]
+    found: set[tuple[int, int]] = set()
+    for name in names:
+        places = [(i, j) for i, j in every if name in (batches[i][j], batches[i][j].id)]
+        if len({batches[i][j].key for i, j in places}) > 1:
+            shown = ", ".join(f"{i + 1}.{j + 1}" for i, j in places)
+            raise ValueError(
+                f"fact={quoted(str(name))}: facts with this id ask different questions; give the place of one: {shown}."
+            )
+        places = places or [(i, j) for i, j in every if name == f"{i + 1}.{j + 1}"]
+        if not places:
+            said = quoted(name.text if isinstance(name, Fact) else name)
+            raise ValueError(
+                f"fact={said}: no batch in force holds it. Give an id, or a place such as 2.3, the third fact of batch "
+                "2; factpatch log --facts shows both."
+            )
+        found.update(places)
+    if not found:
+        raise ValueError("fact=[]: name at least one fact.")
+    return sorted(found)
+
+
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:
     """Sort the facts of successive batches into those in force and those that a later fact has replaced.
 

@@ -3,8 +3,9 @@
     session.json     what the session edits: the model, the recipe, the settings, the hashes of the unedited weights
     facts/0001.json  the facts of one call
     patches/0001.safetensors, ...  one patch per batch, in the order in which they were edited
+    targets/0001.safetensors, ...  the target values of a batch, with which it is solved again when a fact is taken back
     traces/0001.safetensors, ...   what the solver remembers of a batch, if the patch does not suffice to restore it
-    journal.jsonl    one line per event: facts planned, a batch finished, an undo, outputs written
+    journal.jsonl    one line per event: facts planned, a batch finished, an undo, facts taken back, outputs written
     lock             held by the process that writes
 
 A line is written after the files it mentions, so the journal never mentions a missing file. A batch without a line
@@ -20,7 +21,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
@@ -68,6 +69,7 @@ class SessionRecord(Record):
     joins: bool
     settings: dict[str, Any]
     weights: dict[str, str]
+    began_format: int | None = None  # where an event that came later raised the format
     source: str | None = None
     recipe: dict[str, Any] | None = None
 
@@ -91,8 +93,10 @@ class _Plan(_Event):
     outputs: dict[str, Any]
 
 
-class _Batch(_Event):
-    event: Literal["batch"]
+class _Made(BaseModel):
+    """What a batch left in the directory."""
+
+    model_config = ConfigDict(strict=True)
     patch: Annotated[str, _within("patches", "safetensors")]
     sha256: str
     facts: PositiveInt
@@ -100,12 +104,37 @@ class _Batch(_Event):
     seconds: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     traces: Annotated[str, _within("traces", "safetensors")] | None = None
     traces_sha256: str | None = None
+    targets: Annotated[str, _within("targets", "safetensors")] | None = None  # earlier versions did not keep them
+    targets_sha256: str | None = None
+    spent: dict[str, float | None] = {}
 
     @model_validator(mode="after")
-    def _agrees(self) -> _Batch:
+    def _agrees(self) -> _Made:
         if len(self.exact) not in (0, self.facts):
             raise ValueError(f"exact is about {len(self.exact)} of {self.facts} facts")
         return self
+
+
+class _Batch(_Event, _Made):
+    event: Literal["batch"]
+
+
+class _Without(_Event):
+    """Facts taken back: the batches after `to` were solved again without them."""
+
+    event: Literal["without"]
+    gone: list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]] = Field(min_length=1)
+    to: NonNegativeInt
+    batches: list[_Made]
+
+
+class _Stop(_Event):
+    """A batch that exceeded the budget, was taken back and is pending again."""
+
+    event: Literal["stop"]
+    facts: PositiveInt
+    spent: dict[str, float | None]
+    reason: str
 
 
 class _Undo(_Event):
@@ -117,9 +146,10 @@ class _Settle(_Event):
     event: Literal["settle"]
 
 
-_EVENT: TypeAdapter[_Plan | _Batch | _Undo | _Settle] = TypeAdapter(
-    Annotated[_Plan | _Batch | _Undo | _Settle, Field(discriminator="event")]
-)
+_Events = _Plan | _Batch | _Without | _Stop | _Undo | _Settle
+_EVENT: TypeAdapter[_Events] = TypeAdapter(Annotated[_Events, Field(discriminator="event")])
+_LATER = frozenset({"without", "stop"})
+"""Events that earlier formats did not have."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +171,17 @@ class FinishedBatch:
     traces: str | None = None
     """The file of what the solver remembers of it, if any."""
     traces_sha256: str | None = None
+    targets: str | None = None
+    """The file of its target values; None for one that an earlier version edited."""
+    targets_sha256: str | None = None
+    spent: dict[str, float | None] = field(default_factory=dict)
+    """What the edits in force then had cost, if there was a budget; see `factpatch.evaluation.budget.Spent`."""
+
+    @classmethod
+    def of(cls, made: _Made, time: str) -> FinishedBatch:
+        """What the journal says of a batch that was finished at a time."""
+        given = {one.name: getattr(made, one.name) for one in fields(cls) if one.name != "time"}
+        return cls(**{**given, "exact": tuple(made.exact), "time": time})
 
 
 class Journal(KeptDirectory):
@@ -152,7 +193,8 @@ class Journal(KeptDirectory):
 
     holds = "a session"
     record_name = "session.json"
-    format = 3  # 2 had no links between lines; 1 had no recipe either, but the options of the command line as "about"
+    # 3 took back no single facts and had no budget, 2 no links between lines, 1 no recipe but "about", the options.
+    format = 4
     needs = ("model", "method", "joins", "settings", "weights")
     fields = SessionRecord
     error = SessionError
@@ -163,6 +205,10 @@ class Journal(KeptDirectory):
         """The batches in force."""
         self.undone = 0
         """How many batches were ever undone."""
+        self.gone = 0
+        """How many facts were ever taken back one by one."""
+        self.stopped = ""
+        """Which limit the next batch exceeded, if the session stopped there."""
         self.waiting: list[int] = []
         """The number of facts of each pending batch: planned and not edited yet."""
         self.outputs: dict[str, Any] = {}
@@ -346,8 +392,9 @@ class Journal(KeptDirectory):
                 f"{error} Put it back, or go back before it: factpatch undo {self.path} --to {number - 1}"
             ) from error
 
-    def _follow(self, event: _Plan | _Batch | _Undo | _Settle) -> None:
+    def _follow(self, event: _Events) -> None:
         """Update the state by one event; ValueError if it cannot come here."""
+        self.stopped = ""
         if isinstance(event, _Plan):
             if self.waiting:
                 raise ValueError("batches were still to be edited")
@@ -357,10 +404,21 @@ class Journal(KeptDirectory):
         elif isinstance(event, _Batch):
             if self.waiting[:1] != [event.facts]:
                 raise ValueError(f"{self.waiting[:1] or 'no'} facts were planned and {event.facts} edited")
-            given = {one.name: getattr(event, one.name) for one in fields(FinishedBatch)}
-            self.finished.append(FinishedBatch(**{**given, "exact": tuple(event.exact)}))
+            self.finished.append(FinishedBatch.of(event, event.time))
             self.waiting.pop(0)
             self._files["patches"] += 1
+        elif isinstance(event, _Without):
+            replaced = self.finished[event.to :]
+            left = sum(batch.facts for batch in replaced) - len(event.gone)
+            if not replaced or left != sum(batch.facts for batch in event.batches):
+                raise ValueError(f"{left} facts were left to solve again after batch {event.to}")
+            self.finished[event.to :] = [FinishedBatch.of(batch, event.time) for batch in event.batches]
+            self.gone += len(event.gone)
+            self._files["patches"] += len(event.batches)
+        elif isinstance(event, _Stop):
+            if self.waiting[:1] != [event.facts]:
+                raise ValueError(f"{self.waiting[:1] or 'no'} facts were planned and {event.facts} stopped at")
+            self.stopped = event.reason
         elif isinstance(event, _Undo):
             if event.to > len(self.finished):
                 raise ValueError(f"there is no batch {event.to}")
@@ -370,8 +428,9 @@ class Journal(KeptDirectory):
         else:
             self.outputs = {}
 
-    def _events(self) -> Iterator[_Plan | _Batch | _Undo | _Settle]:
+    def _events(self) -> Iterator[_Events]:
         path = self.path / JOURNAL
+        unlinked = (self.record.get("began_format") or self.record["format"]) < 3
         self.check_links(path)
         try:
             *lines, cut = path.read_bytes().split(b"\n")
@@ -390,7 +449,7 @@ class Journal(KeptDirectory):
             if not isinstance(event, dict) or _line(event) != line + b"\n":
                 raise SessionError(f"{path}, line {number}: was altered. Restore the file from a copy.")
             # Up to format 2 lines had no link; those that were added to such a session since then have one.
-            if event.get("after", None if self.record["format"] > 2 else self._last) != self._last:
+            if event.get("after", self._last if unlinked else None) != self._last:
                 raise SessionError(
                     f"{path}, line {number}: does not follow from the lines before it (one was left out or altered). "
                     "Restore the file from a copy."
@@ -408,6 +467,8 @@ class Journal(KeptDirectory):
     def _append(self, event: dict[str, Any]) -> None:
         """Append an event to the journal, whole or not at all, and update the state."""
         self.check_current()
+        if event["event"] in _LATER and self.record["format"] < self.format:  # so that older versions say what is wrong
+            self.update(format=self.format, began_format=self.record["format"])
         event = {**event, "time": now(), "after": self._last}
         line = _line(event)
         append(self.path / JOURNAL, line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from factpatch.edited import Edit
 from factpatch.editor import Editor
+from factpatch.evaluation.budget import BudgetError, Meter, recorded
+from factpatch.evaluation.taken_back import TakenBack, ask_bare
 from factpatch.evaluation.verify import read_facts
-from factpatch.facts import Fact
+from factpatch.facts import Fact, find_facts, latest
 from factpatch.journal import JOURNAL, Journal, SessionError, now
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.patch.patch import Patch
@@ -20,6 +23,7 @@ from factpatch.strategies.memory import Traces
 from factpatch.strategies.regularizer import Acts
 from factpatch.support.files import atomic_directory, atomic_write, file_digest, plain, write_json
 from factpatch.support.words import difference
+from factpatch.values.contexts import without_trained
 from factpatch.values.views import FIRST_LAYER
 
 
@@ -120,83 +124,150 @@ class Session(Journal):
         if self.finished:  # as one patch, so that all is written or nothing
             editor.replay(Patch.join(list(self.patches())), self._traces())
 
-    def edit(self, editor: Editor, ask: bool = True) -> Patch:
+    def edit(self, editor: Editor, ask: bool = True, meter: Meter | None = None) -> Patch:
         """Edit the next pending batch and record it. Call it inside `locked`, with an editor that is attached.
 
         If the result cannot be written, the edit is undone.
 
         Args:
             ask: Whether to check afterwards which facts the model holds.
+            meter: Measures what the batch costs; made with the unedited model.
 
         Raises:
             IndexError: Nothing is pending.
+            BudgetError: The batch exceeds the meter's budget. The edit is undone to the bit, its facts stay pending,
+                and the journal records it.
             SessionError: The editor does not hold the batches in force; the session is as it was.
             OSError: The directory cannot be written; the session is as it was.
         """
         facts = self.pending[0]
+        self._check_attached(editor)
+        patch = editor.edit(facts)
+        try:
+            spent = {} if meter is None else {"spent": recorded(meter.check(editor.lm))}
+            self._append({"event": "batch", **self._save(editor, editor.edits[-1], 1, ask), **spent})
+        except BudgetError as error:
+            editor.undo()
+            self._append({"event": "stop", "facts": len(facts), "spent": recorded(error.spent), "reason": str(error)})
+            raise
+        except BaseException:
+            editor.undo()
+            raise
+        return patch
+
+    def undo_fact(self, editor: Editor, *which: Fact | str, ask: bool = True) -> TakenBack:
+        """Take single facts back, as `Editor.undo_fact` does. Call it inside `locked`, with an editor that is attached.
+
+        The batches that were solved again have new patches; the old ones stay in the directory, no longer in force.
+        Pending batches stay pending. If anything fails, editor and session are as they were.
+
+        Args:
+            which: Facts, ids, or places; see `factpatch.facts.find_facts`.
+            ask: Whether to ask the unedited model and the new one about these facts, and about the others before and
+                after. Whatever the answers are, the facts are taken back; they are returned.
+
+        Raises:
+            ValueError: A fact is not found.
+            SessionError: The editor does not hold the batches in force, or the target values of one that is to be
+                solved again are not kept: an earlier version edited it.
+            OSError: The directory cannot be written.
+        """
+        self._check_attached(editor)
+        before = [edit.facts for edit in editor.edits]
+        gone = find_facts(before, which)
+        first = gone[0][0]
+        left = [[fact for j, fact in enumerate(facts) if (i, j) not in gone] for i, facts in enumerate(before)]
+        values = {index: self._values(index) for index in range(first, len(before)) if left[index]}
+        asked = [(before[batch][place],) for batch, place in gone] if ask else []
+        lists = (latest(asked)[0], latest(left if ask else [])[0])
+        taken, others = (without_trained(facts, editor.contexts) for facts in lists)
+        with editor.history.set_aside():
+            unedited = ask_bare(editor.lm, taken)
+        held = ask_bare(editor.lm, others)
+        with editor.history.attempt():
+            editor.undo_fact(*which, values=values)
+            again = editor.edits[first:]
+            made = [self._save(editor, edit, number, ask) for number, edit in enumerate(again, start=1)]
+            found = TakenBack(len(again), ask_bare(editor.lm, taken, unedited), ask_bare(editor.lm, others, held))
+            places = [[batch + 1, place + 1] for batch, place in gone]
+            self._append({"event": "without", "gone": places, "to": first, "batches": made})
+        return found
+
+    def _check_attached(self, editor: Editor) -> None:
         self.check_current()
         if len(editor.edits) != len(self.finished):
             raise SessionError(
                 f"editor: it holds {len(editor.edits)} batches and the session {len(self.finished)}; attach a new "
                 "editor to the session first."
             )
-        patch = editor.edit(facts)
-        try:
-            number = f"{self._files['patches'] + 1:04d}"
-            name = f"patches/{number}.safetensors"
-            self.check_links(self.path / name)
-            patch.save(self.path / name)
-            bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts] if ask else []
-            self._append(
-                {
-                    "event": "batch",
-                    "patch": name,
-                    "sha256": describe(self.path / name).sha256,
-                    "facts": len(facts),
-                    "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
-                    "seconds": {stage: round(took, 3) for stage, took in editor.edits[-1].seconds.items()},
-                    **self._save_traces(editor, number),
-                }
-            )
-        except BaseException:
-            editor.undo()
-            raise
-        return patch
+
+    def _save(self, editor: Editor, edit: Edit, further: int, ask: bool) -> dict[str, Any]:
+        """Save a batch under the next free number but `further` - 1; return what the journal says of it."""
+        number = f"{self._files['patches'] + further:04d}"
+        name, facts = f"patches/{number}.safetensors", edit.facts
+        self.check_links(self.path / name)
+        edit.patch.save(self.path / name)
+        bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts] if ask else []
+        return {
+            "patch": name,
+            "sha256": describe(self.path / name).sha256,
+            "facts": len(facts),
+            "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
+            "seconds": {stage: round(took, 3) for stage, took in edit.seconds.items()},
+            **self._save_tensors("targets", number, {str(layer): value for layer, value in edit.values.items()}),
+            **self._save_traces(editor, edit, number),
+        }
 
     def _load(self, number: int) -> Patch:
         with self.advised(number):
             return Patch.load(self.path / self.finished[number - 1].patch)
 
-    def _save_traces(self, editor: Editor, number: str) -> dict[str, str]:
-        """Save what the solver remembers of the last batch, unless it can be read again; return the event's field."""
-        kept = editor.edits[-1].traces
-        if all(editor.prepared.memory(layer).rereads for layer in kept):
+    def _save_traces(self, editor: Editor, edit: Edit, number: str) -> dict[str, str]:
+        """Save what the solver remembers of a batch, unless it can be read again; return the event's fields."""
+        if all(editor.prepared.memory(layer).rereads for layer in edit.traces):
             return {}
-        folder = self.path / "traces"
+        named = {f"{layer}.{name}": one for layer, traces in edit.traces.items() for name, one in traces.items()}
+        return self._save_tensors("traces", number, named)
+
+    def _save_tensors(self, kind: str, number: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        """Save a batch's tensors in the folder of their kind; return the event's fields that name the file."""
+        folder = self.path / kind
         folder.mkdir(exist_ok=True)
-        tensors = {
-            f"{layer}.{name}": tensor.cpu().contiguous()
-            for layer, traces in kept.items()
-            for name, tensor in traces.items()
-        }
         file = folder / f"{number}.safetensors"
         self.check_links(file)
-        atomic_write(file, lambda draft: save_file(tensors, draft))
-        return {"traces": f"traces/{file.name}", "traces_sha256": file_digest(file)}
+        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        atomic_write(file, lambda draft: save_file(plain, draft))
+        return {kind: f"{kind}/{file.name}", f"{kind}_sha256": file_digest(file)}
+
+    def _read_tensors(self, kind: str, number: int) -> dict[str, Tensor]:
+        """The tensors of a batch in force, counted from 1."""
+        batch = self.finished[number - 1]
+        file = self.path / str(getattr(batch, kind))
+        self.check_links(file)
+        with self.advised(number):
+            if not file.is_file() or file_digest(file) != getattr(batch, f"{kind}_sha256"):
+                raise PatchFileError(f"{file}: the {kind} of batch {number} are missing or were altered.")
+        tensors: dict[str, Tensor] = load_file(file)
+        return tensors
+
+    def _values(self, index: int) -> dict[int, Tensor]:
+        """The target values of a batch in force, counted from 0."""
+        if self.finished[index].targets is None:
+            raise SessionError(
+                f"{self.path}: an earlier version of factpatch edited batch {index + 1}, without its target values, so "
+                f"single facts cannot be taken back from it. Undo it and edit its other facts again: factpatch undo "
+                f"{self.path} --to {index}"
+            )
+        return {int(layer): values for layer, values in self._read_tensors("targets", index + 1).items()}
 
     def _traces(self) -> list[dict[int, Traces]] | None:
         """What the solver remembered of each batch in force; None if not saved."""
         if any(batch.traces is None for batch in self.finished):
             return None
         found: list[dict[int, Traces]] = []
-        for number, batch in enumerate(self.finished, start=1):
-            file = self.path / str(batch.traces)
-            self.check_links(file)
-            with self.advised(number):
-                if not file.is_file() or file_digest(file) != batch.traces_sha256:
-                    raise PatchFileError(f"{file}: the traces of batch {number} are missing or were altered.")
+        for number in range(1, len(self.finished) + 1):
             traces: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in load_file(file).items():
+            for key, tensor in self._read_tensors("traces", number).items():
                 layer, _, name = key.partition(".")
                 traces.setdefault(int(layer), {})[name] = tensor
             found.append(dict(traces))

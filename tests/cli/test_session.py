@@ -311,6 +311,41 @@ def test_undo_takes_batches_back_and_other_facts_follow(
     run.refused("the session is empty, and no facts are pending", "edit", "--resume", session, "--out", tmp_path / "p")
 
 
+def test_undo_takes_a_single_fact_back_and_lists_what_became_of_the_others(
+    run: Run, session: Path, tmp_path: Path
+) -> None:
+    before = files(session)
+    result = run.ok("log", session, "--facts")
+    assert "1.2  tower: The Eiffel Tower is in Rome" in result.output
+    result = run.ok("undo", session, "--fact", "tower")
+    output = " ".join(result.output.split())
+    assert "The Eiffel Tower is in Rome" in output
+    assert "1 of 1 fact answered as by the unedited model." in output or "0 of 1 fact" in output
+    assert "Of 1 other fact: " in output
+    assert f"{session}: 1 fact taken back, 2 batches solved again." in output
+    assert {name: content for name, content in files(session).items() if name in before and "journal" not in name} == {
+        name: content for name, content in before.items() if "journal" not in name
+    }
+    result = run.ok("log", session, "--facts")
+    assert "Taken back: 1 fact one by one; the patches are still in the directory." in result.output
+    assert "Eiffel" not in result.output
+    assert "patches/0003.safetensors" in result.output
+    run.ok("edit", "--resume", session, "--out", tmp_path / "p.safetensors", "--no-verify")
+    assert [fact.id for fact in Patch.load(tmp_path / "p.safetensors").facts] == ["darrieux-again"]
+    run.ok("undo", session, "--fact", "1.1", "--fact", "darrieux-again")
+    run.refused("the session is empty", "edit", "--resume", session, "--out", tmp_path / "p")
+
+
+def test_a_fact_whose_undoing_is_interrupted_stays(run: Run, session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files(session)
+    with monkeypatch.context() as patched:
+        interrupt(patched, "factpatch.journal.append")
+        assert run("undo", session, "--fact", "tower").exit_code == 130
+    after = files(session)
+    assert {name: after[name] for name in before} == before
+    run.ok("undo", session, "--fact", "tower")
+
+
 def test_undo_drops_what_is_pending(run: Run, unfinished: Path) -> None:
     result = run.ok("undo", unfinished, "--to", 1)
     assert "0 batches taken back, and 1 pending fact dropped" in result.output
@@ -401,7 +436,17 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["{edit}", "--session", "{tmp}/m/s", "--save-model", "{tmp}/m"],
         "--session {tmp}/m/s: lies in the model's directory",
     ),
-    "undo without to": (["undo", "{done}"], "PATCH: is missing; to take back batches of a session, give --to N"),
+    "undo without to": (
+        ["undo", "{done}"],
+        "PATCH: is missing; to take back batches of a session, give --to N; facts, --fact ID",
+    ),
+    "fact and to": (["undo", "{done}", "--fact", "tower", "--to", "1"], "--fact: takes back facts of a session"),
+    "fact and out": (["undo", "{done}", "--fact", "tower", "--out", "{tmp}/x"], "--fact: takes back facts of a"),
+    "no such fact": (
+        ["undo", "{done}", "--fact", "tour"],
+        "--fact: fact='tour': no batch in force holds it.",
+    ),
+    "fact of nothing": (["undo", "{tmp}", "--fact", "x"], "SESSION: {tmp}: is not the directory of a session"),
     "undo too far": (["undo", "{done}", "--to", "3"], "--to: to=3: the session has 2 batches"),
     "undo below": (["undo", "{done}", "--to", "-1"], "--to"),
     "undo both": (["undo", "{done}", "x", "--to", "1"], "--to: takes back batches of a session"),
@@ -523,3 +568,95 @@ def test_a_process_killed_before_the_patch_is_written_writes_it_when_resumed(
     assert not out.exists()
     run.ok("edit", "--resume", directory)
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.fixture
+def spending(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The perplexities that are measured for a budget, one after another; the last one again and again."""
+    found = [10.0]
+    monkeypatch.setattr(
+        "factpatch.evaluation.budget.perplexity", lambda *_: found.pop(0) if len(found) > 1 else found[0]
+    )
+    return found
+
+
+def test_a_session_stops_at_its_budget_also_when_it_is_resumed_and_continues_with_a_wider_one(
+    run: Run, arguments: list[object], directory: Path, tmp_path: Path, spending: list[float]
+) -> None:
+    plain = tmp_path / "plain"
+    run.ok(*[plain if argument == directory else argument for argument in arguments])
+    spending[:] = [10.0, 10.4, 10.6]
+    result = run(*arguments, "--max-perplexity", 5)
+    assert result.exit_code == 3, result.output
+    output = " ".join(result.output.split())
+    assert "stopped: with the next batch, perplexity +6.00 % (at most +5 %). It was taken back; its" in output
+    assert f"1 of 2 batches kept; continue with: factpatch edit --resume {directory}" in output
+    log = " ".join(run.ok("log", directory).output.split())
+    assert "Spent after batch 1: perplexity +4.00 %" in log
+    assert "Stopped: with the next batch, perplexity +6.00 % (at most +5 %); it was taken back." in log
+    assert "Pending: 1 fact in 1 batch" in log
+    spending[:] = [10.0, 10.6]
+    assert run("edit", "--resume", directory).exit_code == 3  # the plan has the budget
+    run.ok("edit", "--resume", directory, "--max-perplexity", 7)
+    assert patches(directory) == patches(plain)
+
+
+def test_capability_is_measured_on_the_tasks_whose_files_are_given(
+    run: Run, edit_arguments: list[object], tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    items = [{"sentence": "The tower is in the city", "label": index % 2} for index in range(14)]
+    (tmp_path / "glue_sst2.json").write_text(json.dumps(items))
+    options = ["--capability-data", tmp_path, "--capability-tasks", "sst2", "--no-verify"]
+    run.ok(*edit_arguments, *options, "--min-capability", 0, "--session", tmp_path / "all", "--out", tmp_path / "p")
+    found = [batch.spent["capability"] for batch in Session(tmp_path / "all").finished]
+    assert found == [1.0, 1.0]  # the answer is always the same, and right for half of the items
+    log = " ".join(run.ok("log", tmp_path / "all").output.split())
+    assert "Spent after batch 2: capability 1.000 of the unedited model's" in log
+    run.ok(*edit_arguments, *options, "--min-capability", 1, "--out", tmp_path / "p")
+
+
+def test_an_edit_without_a_session_stops_at_its_budget_with_the_patch_of_the_batches_before(
+    run: Run, edit_arguments: list[object], tmp_path: Path, spending: list[float]
+) -> None:
+    out = tmp_path / "p.safetensors"
+    edit = [*edit_arguments, "--no-verify", "--max-perplexity", 0, "--out", out]
+    spending[:] = [10.0, 10.0, 10.1]
+    run.refused(f"it and those after it are not in {out}, which holds 1 batch", *edit, code=3)
+    assert len(Patch.load(out).batches) == 1
+    out.unlink()
+    spending[:] = [10.0, 10.1]
+    run.refused("nothing was written", *edit, code=3)
+    assert not out.exists()
+
+
+def test_on_a_terminal_a_batch_over_the_budget_is_kept_if_the_user_says_so(
+    run: Run, arguments: list[object], directory: Path, spending: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("factpatch.cli.edit.sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("factpatch.cli.edit.typer.confirm", lambda text: said.append(text) or True)
+    from factpatch.cli.edit import _keep
+
+    assert _keep("perplexity +6.00 % (at most +5 %)")
+    assert said == ["With this batch: perplexity +6.00 % (at most +5 %). Keep it all the same?"]
+    monkeypatch.setattr("factpatch.cli.edit._keep", lambda exceeded: True)
+    spending[:] = [10.0, 11.0]
+    run.ok(*arguments, "--max-perplexity", 5)
+    assert len(Session(directory).finished) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-perplexity", "-1"], "--max-perplexity"),
+        (["--min-capability", "0.9"], "--min-capability, --capability-data: give both"),
+        (["--capability-tasks", "sst2"], "--min-capability, --capability-data: give both"),
+        (["--min-capability", "0.9", "--capability-data", "nowhere"], "--capability-data"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_named_before_the_model_is_loaded(
+    run: Run, arguments: list[object], options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factpatch.cli.checks.load_model", lambda *_: pytest.fail("the model must not be loaded"))
+    run.refused(message, *arguments, *options)

@@ -165,6 +165,36 @@ def test_running_statistics_are_replayed_with_their_traces_and_not_without() -> 
     assert editor.edit(FACTS[2:]).batches[0].after == other.edit(FACTS[2:]).batches[0].after
 
 
+def test_a_memory_is_told_what_is_left_of_a_batch_of_which_a_fact_was_replaced() -> None:
+    editor = whitened()
+    other = replace(FACTS[0], target_new="Finnish")
+    for batch in (FACTS[:2], [other], FACTS[2:3]):
+        editor.edit(batch)
+    assert all(editor.prepared.memory(layer).count == 2 for layer in (LAYERS[0], LAYERS[-1]))  # type: ignore[attr-defined]
+    memory, keys = Running(1.0), torch.arange(6.0).view(3, 2)
+    assert memory.without({"keys": keys}, [0, 2])["keys"].tolist() == [[0.0, 1.0], [4.0, 5.0]]
+    sums = {"keys": keys, "sum": keys.sum(dim=0)}
+    assert memory.without(sums, [0, 2]) is sums  # who keeps sums has to say how a fact leaves them
+
+
+def test_facts_of_a_method_with_running_statistics_are_taken_back(tmp_path: Path) -> None:
+    whole, session = whitened(), Session.create(tmp_path / "session", whitened(), [[fact] for fact in FACTS])
+    for fact in FACTS:
+        whole.edit([fact])
+    editor = whitened()
+    with session.locked():
+        session.attach(editor)
+        while session.waiting:
+            session.edit(editor, ask=False)
+        session.undo_fact(editor, FACTS[1], ask=False)
+    whole.undo_fact(FACTS[1])
+    resumed = whitened()
+    Session(tmp_path / "session").attach(resumed)
+    assert equal(weights(resumed), weights(whole))
+    last = [replace(FACTS[1], target_new="football")]
+    assert whole.edit(last).batches[0].after == resumed.edit(last).batches[0].after
+
+
 def test_a_session_saves_running_statistics_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
     whole = whitened()
     expected = [whole.edit([fact]).batches[0].after for fact in FACTS]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from factpatch.editor import Editor
     from factpatch.model.language_model import LanguageModel
     from factpatch.patch.patch import Patch
+    from factpatch.session import Session
 
 T = TypeVar("T")
 Kind = Literal["file", "new directory", "directory"]
@@ -179,6 +180,16 @@ def load_patch(name: str, path: Path) -> Patch:
 
     with argument(name):
         return load(path)
+
+
+def open_session(directory: Path) -> Session:
+    """A session that the command line can continue; ValueError if it was begun in Python, or is none."""
+    from factpatch.session import Session
+
+    session = Session(directory)
+    if session.source is None:
+        raise ValueError(f"{directory}: was begun in Python; continue it there with Session.attach.")
+    return session
 
 
 def load_model(

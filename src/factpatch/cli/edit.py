@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -24,6 +26,12 @@ from factpatch.support.words import counted, difference, quoted
 
 if TYPE_CHECKING:
     from factpatch.edit_report import EditReport
+    from factpatch.evaluation.budget import Budget
+
+
+_LIMIT = (float, int, NoneType)
+_KINDS = {"no_verify": (bool,), "max_perplexity": _LIMIT, "min_capability": _LIMIT}
+"""Of what type an output may be in a plan, unless it is a text."""
 
 
 @options.with_recipe()
@@ -43,6 +51,10 @@ def edit(
     report: options.Report = None,
     perplexity_text: options.PerplexityText = None,
     no_verify: Annotated[bool, typer.Option("--no-verify")] = False,
+    max_perplexity: Annotated[float | None, typer.Option(metavar="PERCENT")] = None,
+    min_capability: Annotated[float | None, typer.Option(metavar="SHARE")] = None,
+    capability_data: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
+    capability_tasks: Annotated[str | None, typer.Option(metavar="T,T,...")] = None,
 ) -> None:
     """Edit a model so that it knows new facts, and write the change as a patch.
 
@@ -52,21 +64,27 @@ def edit(
 
     With --session, an interrupted edit can be continued: factpatch edit --resume DIR.
 
+    With --max-perplexity or --min-capability, the model is measured after each batch. A batch with which the edits cost
+    more is taken back, and the command ends there with exit code 3; on a terminal it asks first.
+
     Args:
         out: Where to write the patch. Required unless --session or --resume is given.
         batch_size: Edit N facts at a time, in the order of the file. Default: all at once.
         session: Record every batch in this directory as soon as it is edited: a new directory, or a session to extend.
-        resume: Continue an interrupted session. It knows its model, facts and settings; only outputs may be given.
+        resume: Continue an interrupted session. It knows its model, facts and settings; only outputs and a budget may
+            be given.
         save_model: Also write the edited model, to a new or empty directory.
         no_verify: Do not ask the model before and after the edit, and do not measure perplexity.
+        max_perplexity: Stop before a batch with which perplexity rises by more than this over the unedited model's.
+        min_capability: Stop before a batch that leaves less than this share of the unedited model's accuracy.
+        capability_data: The folder with the tasks' items for --min-capability: glue_sst2.json and so on.
+        capability_tasks: Any of sst2, mrpc, mmlu, rte, cola and nli. Default: all.
     """
     outputs: dict[str, Any] = {
-        "out": out,
-        "save_model": save_model,
-        "report": report,
-        "perplexity_text": perplexity_text,
-        "no_verify": no_verify,
-    }
+        "out": out, "save_model": save_model, "report": report, "perplexity_text": perplexity_text,
+        "no_verify": no_verify, "max_perplexity": max_perplexity, "min_capability": min_capability,
+        "capability_data": capability_data, "capability_tasks": capability_tasks,
+    }  # fmt: skip
     planned = None
     if resume is not None:
         _check_resumed(ctx, {*outputs, "resume"})
@@ -79,6 +97,7 @@ def edit(
     _check_outputs(model, recipe, outputs, facts, session or resume)
     batches = _batches(facts, batch_size, limit, skip_unusable, repeats)
     text = checks.read_text("--perplexity-text", outputs["perplexity_text"])
+    budget = _budget(outputs, text)
     if session is not None:
         model = _lasting(model)
         planned = _begun(session, model, recipe)
@@ -97,14 +116,13 @@ def edit(
         if session is not None:
             with timed(seconds, "contexts"):  # a session plans no facts that cannot be edited
                 check_facts(editor.lm, batches, editor.contexts)
-            kept = {
-                name: str(value.absolute()) if isinstance(value, Path) else value for name, value in outputs.items()
-            }
+            kept = {name: _recorded(value) for name, value in outputs.items()}
             if planned is None:
                 planned = factpatch.Session.create(session, editor, batches, model, kept)
                 held.enter_context(_held(planned))
             else:
                 planned.plan(batches, kept)
+        held.enter_context(_stopping(outputs["out"], planned))
         done = edit_and_report(
             editor,
             batches,
@@ -114,6 +132,7 @@ def edit(
             save_model=outputs["save_model"],
             measure=not outputs["no_verify"],
             seconds=seconds,
+            budget=budget,
         )
         asked = {"corpus": recipe.corpus, "corpus_tokens": recipe.corpus_tokens}
         if planned is None:
@@ -124,6 +143,37 @@ def edit(
         if planned is not None:
             planned.settle()
     _show(done, outputs, None if planned is None else planned.path)
+
+
+def _recorded(value: Any) -> Any:
+    """An output as a plan records it: a path that holds in every folder, and None for a limit of infinity."""
+    return str(value.absolute()) if isinstance(value, Path) else None if value == math.inf else value
+
+
+def _budget(outputs: dict[str, Any], text: str | None) -> Budget | None:
+    """What the edits may cost; None if nothing was said of that."""
+    most, least, data = (outputs[name] for name in ("max_perplexity", "min_capability", "capability_data"))
+    if (least is None) != (data is None) or (data is None and outputs["capability_tasks"] is not None):
+        raise checks.BadArgumentError("--min-capability, --capability-data: give both, or neither of them.")
+    if most is None and least is None:
+        return None
+
+    from factpatch.evaluation.budget import Budget
+    from factpatch.evaluation.capability import load_items
+    from factpatch.evaluation.tasks import TASKS, task_named
+
+    with checks.argument("--capability-tasks"):
+        names = checks.parse_names(outputs["capability_tasks"]) or TASKS
+        wanted = [] if data is None else [task_named(name) for name in names]
+    with checks.argument("--capability-data"):
+        tasks = [(task, load_items(task, data)) for task in wanted]
+    with checks.extras(), checks.argument("--max-perplexity, --min-capability"):
+        return Budget(most, least, text, tasks, keep=_keep)
+
+
+def _keep(exceeded: str) -> bool:
+    """Ask on a terminal whether to keep a batch that exceeds the budget."""
+    return sys.stdin.isatty() and typer.confirm(f"With this batch: {exceeded}. Keep it all the same?")
 
 
 def _check_given(model: str | None, facts: Path | None, out: Path | None, session: Path | None) -> None:
@@ -188,21 +238,13 @@ def _lasting(model: str) -> str:
     return model if model in EMBEDDED or not Path(model).exists() else os.path.abspath(model)
 
 
-def _opened(directory: Path) -> factpatch.Session:
-    """A session that the command line can continue."""
-    session = factpatch.Session(directory)
-    if session.source is None:
-        raise ValueError(f"{directory}: was begun in Python; continue it there with Session.attach.")
-    return session
-
-
 def _begun(directory: Path, model: str, recipe: Recipe) -> factpatch.Session | None:
     """The session to extend, or None if the directory has none yet."""
     with checks.argument("--session"):
         if not directory.is_dir() or not any(directory.iterdir()):
             checks.check_output("--session", directory, "new directory")
             return None
-        session = _opened(directory)
+        session = checks.open_session(directory)
         its = {"model": session.source, **session.recipe.to_dict(defaults=True)}
         differing = difference(its, {"model": model, **recipe.to_dict(defaults=True)})
         if differing is not None:
@@ -217,7 +259,7 @@ def _begun(directory: Path, model: str, recipe: Recipe) -> factpatch.Session | N
 def _resumed(directory: Path) -> factpatch.Session:
     """The session to continue."""
     with checks.argument("--resume"):
-        session = _opened(directory)
+        session = checks.open_session(directory)
         if not session.finished and not session.waiting:
             raise ValueError(
                 f"{directory}: the session is empty, and no facts are pending. To edit facts in it, give --session "
@@ -246,16 +288,18 @@ def _outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any
     if places:
         asked = ", ".join(f"{checks.option_name(name)} {path}" for name, path in places.items())
         render.note(f"as planned in {session.path}: {asked}")
-    return {**given, **kept, **{name: value for name, value in given.items() if value not in (None, False)}}
+    chosen = {name: value for name, value in given.items() if value is not None and value is not False}
+    return {**given, **kept, **chosen}
 
 
 def _planned_outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any]:
     """The outputs of the last plan that this command knows, with paths for text."""
     kept = {name: value for name, value in session.outputs.items() if name in given}
     for name, value in kept.items():
-        if not isinstance(value, bool if name == "no_verify" else (str, NoneType)):
+        if type(value) not in _KINDS.get(name, (str, NoneType)):
             raise ValueError(f"{session.path / JOURNAL}: outputs.{name}={quoted(value)}: was altered.")
-    return {name: Path(value) if isinstance(value, str) else value for name, value in kept.items()}
+    texts = ("capability_tasks",)
+    return {name: Path(it) if isinstance(it, str) and name not in texts else it for name, it in kept.items()}
 
 
 @contextmanager
@@ -273,6 +317,27 @@ def _held(session: factpatch.Session) -> Iterator[None]:
                     "yellow",
                 )
             raise
+
+
+@contextmanager
+def _stopping(out: Path | None, session: factpatch.Session | None) -> Iterator[None]:
+    """Turn a batch that exceeds the budget into a message and exit code 3."""
+    from factpatch.evaluation.budget import BudgetError
+
+    try:
+        yield
+    except BudgetError as error:
+        if session is not None:
+            left = (
+                "its facts stay pending. To continue, give a wider budget; --max-perplexity inf and --min-capability 0 "
+                "allow all"
+            )
+        elif error.kept:
+            left = f"it and those after it are not in {out}, which holds {counted(error.kept, 'batch')}"
+        else:
+            left = "nothing was written"
+        render.note(f"stopped: with the next batch, {error}. It was taken back; {left}.", "red")
+        raise typer.Exit(3) from error
 
 
 def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +20,11 @@ def log(
     """Show a session's batches: when each was finished, how many facts it has and are exact, how long it took.
 
     A fact is exact if every token of its new answer was the likeliest right after its batch; this also counts facts
-    that a later batch replaced. `factpatch undo DIR --to N` takes back the batches after N.
+    that a later batch replaced. `factpatch undo DIR --to N` takes back the batches after N, `--fact` a single fact.
 
     Args:
         session: A session directory.
-        facts: Also show every fact, and whether it was exact.
+        facts: Also show every fact: its place, such as 2.3 for the third of batch 2, whether it was exact, and its id.
     """
     from factpatch.journal import Journal
 
@@ -38,18 +39,34 @@ def log(
         seconds = f"{sum(batch.seconds.values()):.1f}"
         table.add_row(str(number), printable(batch.time), str(batch.facts), exact, seconds, batch.patch)
     render.screen.print(table)
+    for number, batch in enumerate(opened.finished, start=1):
+        if batch.spent:
+            render.say(f"Spent after batch {number}: {_spent(batch.spent)}")
     batches = opened.batches  # may raise; by now the table shows which batch a damaged patch belongs to
     if facts:
         for number, (batch, edited) in enumerate(zip(opened.finished, batches, strict=False), start=1):
             render.heading(f"Batch {number}")
-            for fact, held in zip(edited, batch.exact or [None] * len(edited), strict=True):
+            marks = batch.exact or [None] * len(edited)
+            for place, (fact, held) in enumerate(zip(edited, marks, strict=True), start=1):
                 mark = "" if held is None else "exact      " if held else "not exact  "
-                render.say(f"  {mark}{render.fact_line(fact)}", "red" if held is False else "")
-    if opened.undone:
-        render.say(f"Taken back: {counted(opened.undone, 'batch')}; the patches are still in the directory.")
+                name = "" if fact.id is None else f"{printable(fact.id)}: "
+                render.say(f"  {number}.{place}  {mark}{name}{render.fact_line(fact)}", "red" if held is False else "")
+    taken = [counted(opened.undone, "batch")] if opened.undone else []
+    taken += [f"{counted(opened.gone, 'fact')} one by one"] if opened.gone else []
+    if taken:
+        render.say(f"Taken back: {', '.join(taken)}; the patches are still in the directory.")
+    if opened.stopped:
+        render.say(f"Stopped: with the next batch, {printable(opened.stopped)}; it was taken back.", "red")
     if opened.waiting:
         render.say(
             f"Pending: {counted(sum(opened.waiting), 'fact')} in {counted(len(opened.waiting), 'batch')}; "
             f"factpatch edit --resume {session}",
             "yellow",
         )
+
+
+def _spent(spent: dict[str, float | None]) -> str:
+    """What the edits had cost the model then."""
+    shown = {"perplexity": "perplexity {:+.2f} %", "capability": "capability {:.3f} of the unedited model's"}
+    known = [shown[name].format(math.nan if it is None else it) for name, it in spent.items() if name in shown]
+    return ", ".join(known)

@@ -236,6 +236,23 @@ class History(Generic[E]):
                 )
             self._commit(kept, self._unedited, weights)
 
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Let the block take entries back and add others to the same layers; if it fails, all is as it was."""
+        with self._unchanged_on_failure(self.find(sorted(self._unedited))):
+            yield
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Let the block read the unedited model; afterwards the weights are those of the entries in force again."""
+        weights = self.find(sorted(self._unedited))
+        copies = snapshot(weights)
+        try:
+            restore(weights, self._unedited)
+            yield
+        finally:
+            restore(weights, copies)
+
     def check_untouched(self, action: str) -> None:
         """Raise ValueError if somebody else has changed the weights since the last entry."""
         expected = last_states(self.batches if self.shown is None else [self.shown])

@@ -38,6 +38,21 @@ class Memory(ABC):
         """
         return {"keys": keys}
 
+    def without(self, traces: Traces, rows: Sequence[int]) -> Traces:
+        """What to remember of a batch of whose facts a later batch has replaced some.
+
+        The key of a replaced fact must not keep its old value: the new one is to be written there. By default the other
+        rows stay of traces that all have a row for each fact; others stay whole, and a subclass that keeps sums, say,
+        does better.
+
+        Args:
+            traces: As `trace` returned them, of n facts.
+            rows: Those of the facts that stay.
+        """
+        if len({len(trace) if trace.dim() else -1 for trace in traces.values()}) > 1:
+            return traces
+        return {name: trace[list(rows)] for name, trace in traces.items()}
+
     @abstractmethod
     def solve(self, keys: Tensor, residual: Tensor) -> Shift:
         """Return the shift for one batch of facts.

@@ -63,6 +63,12 @@ class Views:
     target: Target
     """What is optimized."""
 
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The fact of each row."""
+        of_row = {row: fact for view in self.parts for row, fact in zip(view.rows, view.facts, strict=True)}
+        return tuple(of_row[row] for row in sorted(of_row))
+
     def keys(self, lm: LanguageModel, layer: int) -> Tensor:
         """The keys of all rows, (rows, d_key)."""
         return self._joined([read_keys(lm, view.subjects, layer) for view in self.parts])
