@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
@@ -292,7 +293,10 @@ class Editor(EditedModel):
             ValueError: Other settings, or other weights; the model is unchanged and the message says what differs.
             RuntimeError: This machine writes other bits than the one that edited; the model is unchanged.
         """
-        self._adopt(patch)
+        with self._adopting(patch):
+            self._replay(patch, traces)
+
+    def _replay(self, patch: Patch, traces: Sequence[dict[int, Traces]] | None) -> None:
         self.prepare(patch.layers)
         if any(batch.conditioned for batch in patch.batches):
             raise ValueError(
@@ -323,12 +327,19 @@ class Editor(EditedModel):
                     found = self._traces(self._plan(batch.facts), dict.fromkeys(batch.shifts))
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found))
 
-    def _adopt(self, patch: Patch) -> None:
-        """Take over from a patch what was measured for it, if it is neither given nor measured here."""
-        name = self._method.target.measures
-        recorded = patch.settings.get("target", {}).get(name)
-        if name is not None and recorded and self._method.target.unmeasured(self.target_layers):
-            self._method = with_settings(self._method, {f"target.{name}": recorded})
+    @contextmanager
+    def _adopting(self, patch: Patch) -> Iterator[None]:
+        """Take over from a patch what was measured for it, if it is not known here; not if the block fails."""
+        before, name = self._method, self._method.target.measures
+        recorded = patch.settings.get("target")
+        known = recorded.get(name) if name is not None and isinstance(recorded, dict) else None
+        try:
+            if known and self._method.target.unmeasured(self.target_layers):
+                self._method = with_settings(self._method, {f"target.{name}": known})
+            yield
+        except BaseException:
+            self._method = before
+            raise
 
     def prepare(self, layers: Sequence[int] = ()) -> None:
         """Read what every edit needs: contexts, second moments of written layers, what the target has to know."""

@@ -132,6 +132,10 @@ def test_a_replay_takes_the_anchor_from_the_patch_and_does_not_measure_it(monkey
     other = make("alphaedit-nas-blue")  # with an anchor that is given
     with pytest.raises(ValueError, match="other settings: target"):
         other.replay(patches[0])
+    refused = unanchored(settings={"solver.l2": 0.7})
+    with pytest.raises(ValueError, match="other settings: solver"):
+        refused.replay(patches[0])
+    assert refused.method.target.anchor == ()  # type: ignore[attr-defined]
 
 
 def test_a_session_resumes_with_the_anchor_that_it_began_with(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def test_how_long_the_rows_are_does_not_matter_nor_does_a_row_of_zeros() -> None
     for weight in (before, before * torch.tensor([[1.0], [9.0], [0.1], [1.0]], dtype=EXACT)):
         kept = SparePrincipal().regularize({0: shift}, {0: weight})[0].matrix()
         torch.testing.assert_close(kept, torch.tensor([[0.5, 1.0, 1.0, 1.0]], dtype=EXACT).expand(4, 4))
+    nothing = torch.zeros(2, 4, dtype=EXACT)
+    assert torch.equal(SparePrincipal().regularize({0: shift}, {0: nothing})[0].matrix(), shift.matrix())
 
 
 @pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.0}, {"strength": -0.1}, {"strength": 1.5}])

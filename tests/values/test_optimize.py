@@ -219,7 +219,7 @@ def test_facts_that_stop_early_leave_the_others_unchanged() -> None:
 
 
 @pytest.mark.parametrize("kind", [HiddenState, AttentionAndMlp])
-def test_a_fact_stops_at_the_so_manieth_evaluation_in_which_all_tokens_lead_in_all_contexts(kind: type[Target]) -> None:
+def test_a_fact_stops_after_so_many_evaluations_in_which_all_tokens_lead_in_all_contexts(kind: type[Target]) -> None:
     lm = tiny("gpt2", dtype=torch.float64)
     lm.model.get_output_embeddings().weight.data.mul_(3)
     # The last two targets have several tokens: of these, some lead before all do.

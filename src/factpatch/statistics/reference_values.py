@@ -12,6 +12,7 @@ from torch import Tensor
 
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.weights import contents
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.second_moment import fingerprints
 from factpatch.strategies.target import Target
@@ -50,26 +51,45 @@ def reference_values(
     """
     if not facts:
         raise ValueError("facts: there are none, so nothing can be measured.")
-    print_ = fingerprints(lm, [lm.num_layers - 1])[lm.num_layers - 1]  # δ depends on the layers above, too
+    entries = _entries(lm, facts, layers, target, contexts, about)
+    found = {}
+    for layer in layers:
+        entry = entries.get(layer)
+        kept = None if entry is None else entry.read(())
+        if kept is not None:
+            found[layer] = kept[0]["values"]
+            continue
+        batches = [facts[start : start + AT_ONCE] for start in range(0, len(facts), AT_ONCE)]
+        found[layer] = torch.cat([_values(lm, batch, layer, target, contexts, find) for batch in batches])
+        if entry is not None:
+            entry.write({"values": found[layer]})
+    return found
+
+
+def _entries(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    layers: Sequence[int],
+    target: Target,
+    contexts: Sequence[str],
+    about: Sequence[Any],
+) -> dict[int, Entry]:
+    """Where the values of each layer are kept; nowhere if accelerate has put weights aside, which cannot be hashed."""
+    if any(weight.is_meta for _, weight in contents(lm.model, lm.quantized)):
+        return {}
+    last = lm.num_layers - 1
+    model = fingerprints(lm, [last])[last]  # δ depends on the layers above, too
     read = [[fact.prompt, fact.subject, fact.target_new, fact.space] for fact in facts]
     whole = [read, list(contexts), repr(target.plain), str(lm.dtype), repr(lm.frame), *about]
     digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-    found = {}
-    for layer in layers:
-        entry = Entry(
+    return {
+        layer: Entry(
             cache_directory() / "reference_values",
             f"the reference values of layer {layer}",
-            {"model": print_, "layer": str(layer), "site": target.beside[-1], "about": digest},
+            {"model": model, "layer": str(layer), "site": target.beside[-1], "about": digest},
         )
-        kept = entry.read(())
-        if kept is None:
-            batches = [facts[start : start + AT_ONCE] for start in range(0, len(facts), AT_ONCE)]
-            values = torch.cat([_values(lm, batch, layer, target, contexts, find) for batch in batches])
-            entry.write({"values": values})
-        else:
-            values = kept[0]["values"]
-        found[layer] = values
-    return found
+        for layer in layers
+    }
 
 
 def _values(

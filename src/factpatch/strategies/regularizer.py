@@ -115,7 +115,8 @@ class SparePrincipal(Regularizer):
     """Keep the shift away from the directions in which the rows of the weight mostly point: Δ (I − α U Uᵀ).
 
     With Ŵ the rows of W, each at unit length, U are the principal eigenvectors of Ŵᵀ Ŵ, (d_key, d_key): as few as have
-    together more than the share η of the sum of its eigenvalues. W is the weight just before the shift.
+    together more than the share η of the sum of its eigenvalues. W is the weight just before the shift. This takes an
+    eigendecomposition for every layer and batch, of order d_value or d_key, whichever is smaller.
     Source: SPHERE (arXiv:2510.01172), for AlphaEdit; its code has α = 0.8 for MEMIT, PRUNE and RECT.
     """
 
@@ -154,5 +155,6 @@ class SparePrincipal(Regularizer):
         values, vectors = torch.linalg.eigh(unit @ unit.T if wide else unit.T @ unit)
         values, vectors = values.flip(0), vectors.flip(1)
         count = int((values.cumsum(0) <= self.share * values.sum()).sum()) + 1
+        count = min(count, int((values > 0).sum()))  # a weight of zeros points nowhere
         basis: Tensor = (unit.T @ vectors[:, :count]) / values[:count].sqrt() if wide else vectors[:, :count]
         return basis

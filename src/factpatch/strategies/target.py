@@ -97,8 +97,9 @@ class Target:
     others may take `steps`, for an answer can be long or in a script that the model hardly writes. 0: all take
     `steps`."""
     enough_predictions: int = field(default=0, metadata=LATER)
-    """A fact is finished at the so-manieth evaluation in which every target token is the most probable one in every
-    context: 1 stops at the first of them. 0: these do not count. Source: ENCORE (arXiv:2502.01636)."""
+    """A fact is finished after so many evaluations in which every target token is the most probable one in every
+    context: with 1 at the first of them, with 2 one step later at the earliest. 0: they do not matter. Source: ENCORE
+    (arXiv:2502.01636)."""
     apart: bool = field(default=False, metadata=LATER)
     """Whether a subject that is the first token of a text without BOS gets a value and a key of its own for the bare
     prompt, in the first layer; see `factpatch.values.views`."""
