@@ -87,7 +87,7 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
                 handle.remove()
         return logits.log_softmax(-1)
 
-    nll_weight = 1.0
+    nll_weight, predictions = 1.0, 0
     for evaluation in range(1, target.steps + 1):
         losses, predicted = [], True
         for text, end in zip(texts[:-1], ends[:-1], strict=True):
@@ -107,6 +107,9 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
             nll_weight = target.learned_weight if predicted else 1.0
             if predicted and kl < target.stop_kl:
                 break
+        predictions += predicted
+        if target.enough_predictions and predictions >= target.enough_predictions:
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -213,6 +216,30 @@ def test_facts_that_stop_early_leave_the_others_unchanged() -> None:
     assert found.updates.tolist() == [count - 1 for count in counts]
     stopped = found.evaluations < 12
     assert bool((found.loss[stopped] < 6.0).all())
+
+
+@pytest.mark.parametrize("kind", [HiddenState, AttentionAndMlp])
+def test_a_fact_stops_after_so_many_evaluations_in_which_all_tokens_lead_in_all_contexts(kind: type[Target]) -> None:
+    lm = tiny("gpt2", dtype=torch.float64)
+    lm.model.get_output_embeddings().weight.data.mul_(3)
+    # The last two targets have several tokens: of these, some lead before all do.
+    pairs = (("Rome", "the"), ("Tokyo", "English"), ("Vienna", "they are"), ("Paris", "the city of Rome"))
+    facts = [Fact("In the large city called {}", subject, new) for subject, new in pairs]
+    counts = []
+    for enough in (0, 1, 2, 3):
+        target = replace(kind(steps=30, learning_rate=0.2, clamp=10, stop_loss=0.0), enough_predictions=enough)
+        found = batched(lm, target, facts)
+        for index, fact in enumerate(facts):
+            expected, evaluations = plainly(lm, fact, 1, target, CONTEXTS)
+            assert int(found.evaluations[index]) == evaluations
+            assert float((found.values[index] - expected).norm() / expected.norm()) < 1e-6
+        counts.append(found.evaluations)
+    never, first, second, third = counts
+    stopped = first < 30
+    assert int(stopped.sum()) >= 2
+    assert bool((second[stopped] > first[stopped]).all())
+    assert bool((third[stopped] >= second[stopped]).all())
+    assert bool((never >= third).all())
 
 
 @pytest.mark.parametrize("every", [3, 100])
