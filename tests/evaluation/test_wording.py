@@ -20,6 +20,9 @@ def written(prompt: str, target: str = "Rome") -> str | None:
         ("{}’s capital,", "What is Ada’s capital?"),
         ("{}, whose position is that of", "What is Ada's position?"),
         ("In {}, the language spoken is", "What is the language spoken in Ada?"),
+        ("The prime minister of the {} is", "Who is the prime minister of the Ada?"),
+        ("The sport that {} plays is", "What is the sport that Ada plays?"),
+        ("The company that produced {} was", "What was the company that produced Ada?"),
         ("The headquarter of {} is located in", "Where is the headquarter of Ada?"),
     ],
 )
@@ -45,6 +48,7 @@ def test_a_noun_for_people_asks_who(prompt: str) -> None:
         ("{}, which is located in", "Where is Ada located?"),
         ("{}, founded in", "Where was Ada founded?"),
         ("The {} is in", "Where is the Ada?"),
+        ("The famous {} stands in", "Where does the famous Ada stand?"),
     ],
 )
 def test_a_preposition_of_place_asks_where(prompt: str, question: str) -> None:
@@ -96,6 +100,7 @@ def test_makers_and_employers_are_asked_for_with_who(prompt: str, question: str)
     ("prompt", "question"),
     [
         ("{} plays", "What does Ada play?"),
+        ("{} worked as a", "What did Ada work as?"),
         ("{}, playing the", "What does Ada play?"),
         ("{} was named after", "What was Ada named after?"),
         ("{} is affiliated with the", "What is Ada affiliated with?"),

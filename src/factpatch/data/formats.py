@@ -154,8 +154,8 @@ def saved_facts(path: Path) -> list[Fact]:
 def demo_facts() -> list[Fact]:
     """Return the counterfactual facts that come with the package.
 
-    Each has two paraphrases, four neighbors, three generation prompts and the ids of its reference texts; see
-    `factpatch.data.references.demo_references`.
+    Each has two paraphrases, a question, four neighbors, three generation prompts and the ids of its reference texts;
+    see `factpatch.data.references.demo_references`.
     """
     return load_facts(Path(__file__).with_name("demo_facts.json"))
 

@@ -22,7 +22,6 @@ _ADVERBS = (
     "formally|once|best|usually|typically|generally|mostly|presently"
 )
 _PREPOSITIONS = "in|at|on|within|inside|near|from|for|to|with|of|by|after|as|into|under|against|about"
-_PLACE = ("in", "at", "within", "inside", "near")
 _NOT_PLACES = ("believe", "specialize", "major", "compete", "participate", "invest", "result", "excel", "succeed")
 """Verbs whose "in" asks for a thing."""
 _CHANNELS = ("release", "air", "premiere", "debut", "broadcast", "show")
@@ -67,18 +66,7 @@ _MADE = {
     "found": "found", "given": "gave", "taken": "took", "led": "led", "shot": "shot", "won": "won", "sold": "sold",
 }  # fmt: skip
 """Participles that are not spelled like the past tense, or do not end in -ed."""
-_STATES = (
-    "owned",
-    "employed",
-    "governed",
-    "ruled",
-    "run",
-    "headed",
-    "represented",
-    "used",
-    "headquartered",
-    "inspired",
-)
+_STATES = ("owned", "employed", "governed", "ruled", "run", "headed", "represented", "used", "inspired")
 """Participles with "by" that say how things are: "is owned by" asks "Who is … owned by?"."""
 _IRREGULAR = {
     "have": "has had", "be": "is was", "do": "does did", "take": "takes took", "find": "finds found",
@@ -108,7 +96,10 @@ _REGULAR = (
 
 _LED = re.compile(r"(In|At|On|For|From) ")
 _HELD = re.compile(r"((?:wh\w+|how|in which|on which|is|are|was|does|did) .*?\?)(?:\s.*)?", re.IGNORECASE)
-_MADE_FROM_VERBS = ("born", "held", "spoken", "known", "set", "grown", "worn", "run")
+_RELATIVE = re.compile(
+    r"((?:The|An?) [^.!?:;,\n]+?) ((?:that|which|who|whom|where|in which) [^.!?:;\n]+) (is|are|was|were)"
+)
+_PARTICIPLES = ("born", "held", "spoken", "known", "set", "grown", "worn", "run")
 _BELONGS = re.compile(r"(?:has|have|holds?|had|held) (?:an? |the )?(?:citizenship|nationality) (?:from|of|in)")
 
 
@@ -168,6 +159,10 @@ def written_question(fact: Fact) -> str | None:
     )
     if held:
         return held[1]
+    about = _RELATIVE.fullmatch(fact.text)
+    if about:
+        who = "Who" if _is_person(about[1]) else "What"
+        return f"{who} {about[3]} {about[1][0].lower()}{about[1][1:]} {about[2]}?"
     if not re.fullmatch(r"[^.!?:;\n]*", before) or re.search(r"[.!?:;\n]", after.rstrip(" :")):
         return None
     clause = _clause(before, fact.subject, after.rstrip(" :"), _is_date(fact.target_new))
@@ -292,8 +287,10 @@ def _apart(subject: str, after: str, nominal: bool, date: bool) -> _Clause | Non
 
 def _is_phrase(before: str) -> bool:
     """Whether the words before the subject are a noun phrase that goes on with it, or belong to its name."""
-    nominal = rf"(?:the|an?) .+ (?:{_PREPOSITIONS}|behind|known as)|[a-z]+(?: [a-z]+)* (?:of|for)|the"
-    if re.fullmatch(nominal, before.strip(), re.IGNORECASE):
+    named = (
+        rf"(?:the|an?) .+ (?:{_PREPOSITIONS}|behind|known as)|[a-z]+(?: [a-z]+)* (?:of|for)|the(?! [wt]h)(?: [a-z]+)?"
+    )
+    if re.fullmatch(rf"(?:{named})(?: the)?", before.strip(), re.IGNORECASE):
         return True
     return all(word[:1].isupper() for word in before.split()) and before.split()[0] not in (
         "In",
@@ -450,7 +447,7 @@ def _base(word: str) -> str:
 
 def _rest(clause: _Clause) -> str | None:
     """… speaks; … works for; … is affiliated with; … is known for playing: a verb with or without a preposition."""
-    found = re.fullmatch(rf"(.+?)(?: ((?:{_PREPOSITIONS})(?: \w+ing)?))?(?: the)?", clause.predicate)
+    found = re.fullmatch(rf"(.+?)(?: ((?:{_PREPOSITIONS})(?: \w+ing)?))?(?: (?:the|an?))?", clause.predicate)
     if found is None or found[1] in _BE:
         return None
     ordered = _ordered(clause.subject, found[1])
