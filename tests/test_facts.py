@@ -13,6 +13,7 @@ from factpatch.facts import (
     Fact,
     Neighbor,
     RepeatedQuestionsError,
+    Ripple,
     check_batch,
     latest,
     near_duplicates,
@@ -196,6 +197,7 @@ def test_from_dict_reads_back_what_to_dict_wrote() -> None:
         target_new_id="Q585",
         space=False,
         questions=("Where is Peru run from?",),
+        ripples=(Ripple("multi_hop", "Its president lives in", ("Lima", "the city of Lima")),),
     )
     assert full.to_dict().keys() == {field.name for field in dataclasses.fields(full)}
     for one in (fact(), full):

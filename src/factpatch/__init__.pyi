@@ -4,6 +4,7 @@ from .evaluation.verify import Verification as Verification
 from .evaluation.verify import verify as verify
 from .facts import Fact as Fact
 from .facts import Neighbor as Neighbor
+from .facts import Ripple as Ripple
 from .facts import without_repeats as without_repeats
 from .methods import METHODS as METHODS
 from .methods import Method as Method

@@ -292,11 +292,16 @@ def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: 
 
 
 def ask(
-    lm: LanguageModel, facts: Sequence[Fact], what: str, before: Verification | None = None, progress: bool = True
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    what: str,
+    before: Verification | None = None,
+    progress: bool = True,
+    probes: bool = False,
 ) -> Verification:
     """As `factpatch.verify`, with a progress bar called `what`."""
-    with bar(what, request_count(lm, facts), progress) as advance:
-        return verify(lm, None, facts, before, progress=advance)
+    with bar(what, request_count(lm, facts, probes=probes), progress) as advance:
+        return verify(lm, None, facts, before, probes=probes, progress=advance)
 
 
 def _measured(

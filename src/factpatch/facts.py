@@ -86,6 +86,52 @@ class Neighbor:
         return cls(**_fields(record))
 
 
+CRITERIA = (
+    "logical_generalization",
+    "compositionality_i",
+    "compositionality_ii",
+    "subject_aliasing",
+    "relation_specificity",
+    "forgetfulness",
+    "reasoning",
+    "multi_hop",
+)
+"""The kinds of ripples: the first six are those of RippleEdits (arXiv:2307.12976, section 3), "reasoning" is KnowEdit's
+(arXiv:2401.01286), and "multi_hop" MQuAKE's (arXiv:2305.14795) and WikiBigEdit's (arXiv:2503.05683)."""
+
+
+def _known_criterion(name: str) -> str:
+    if name not in CRITERIA:
+        raise ValueError(f"must be one of {', '.join(CRITERIA)}")
+    return name
+
+
+def _some(answers: tuple[str, ...]) -> tuple[str, ...]:
+    if not answers:
+        raise ValueError("must hold at least one answer")
+    return answers
+
+
+@explaining
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Ripple:
+    """A complete prompt about something else whose answer follows from an edit, or must survive it.
+
+    Attributes:
+        criterion: What it tests, one of `CRITERIA`.
+        prompt: The question as a text that ends right before its answer. It has no slot to fill.
+        answers: Spellings of the answers that are right after the edit, any of which will do. Lists are accepted.
+
+    Raises:
+        TypeError: A field has the wrong type.
+        ValueError: A field is missing or blank, there is no answer, or the criterion is unknown.
+    """
+
+    criterion: Annotated[Name, AfterValidator(_known_criterion)]
+    prompt: Question
+    answers: Annotated[tuple[Name, ...], BeforeValidator(_listed), AfterValidator(_some)]
+
+
 @explaining
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Fact:
@@ -114,6 +160,7 @@ class Fact:
         space: Whether a space comes between the prompt and its answer. None: as the end of the prompt suggests.
         questions: The same as complete questions, as people ask them; see `factpatch.evaluation.questions`. Lists are
             accepted.
+        ripples: Prompts whose answers follow from the edit, or must survive it. Lists are accepted.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -132,6 +179,7 @@ class Fact:
     target_new_id: Name | None = None
     space: Annotated[bool | None, Strict()] = None
     questions: _Questions = ()
+    ripples: Annotated[tuple[Ripple, ...], BeforeValidator(_listed)] = ()
 
     def __post_init__(self) -> None:
         around = around_slot(self.prompt)

@@ -108,6 +108,21 @@ def test_verify_shows_what_a_patch_changes_and_leaves_the_model(
     assert found["patch"] == str(patch)
 
 
+def test_verify_asks_beside_the_facts_on_demand(
+    run: Run, patch: Path, model_directory: Path, facts_file: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "r.json"
+    ask = ("verify", model_directory, "--facts", facts_file, "--patch", patch, "--report", report)
+    assert "reversed nll" not in run.ok(*ask).output
+    output = run.ok(*ask, "--probes").output
+    assert "reversed nll" in output
+    assert "negated contained" in output
+    found = json.loads(report.read_text())
+    assert found["summary"]["reversed_nll"]["before"] != found["summary"]["reversed_nll"]["after"]
+    assert found["facts"][0]["after"]["probes"]["negated"]["prompt"] == "The Eiffel Tower is not in"
+    run.refused("--probes: is about a model", "verify", "m", "--facts", facts_file, "--engine", "vllm", "--probes")
+
+
 def test_verify_without_a_patch_asks_once(run: Run, model_directory: Path, facts_file: Path) -> None:
     result = run.ok("verify", model_directory, "--facts", facts_file, "--limit", 2)
     assert "it said" not in result.output

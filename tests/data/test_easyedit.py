@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from factpatch.data import DataFileError, load_facts
-from factpatch.facts import Fact, Neighbor
+from factpatch.facts import Fact, Neighbor, Ripple
 
 REQUEST: dict[str, Any] = {
     "case_id": 5,
@@ -126,6 +126,10 @@ def test_knowedit_gives_paraphrases_that_ask_the_same_and_neighbors_that_have_an
         neighbors=(
             Neighbor("The father of Ada Lovelace is", "Lord Byron"),
             Neighbor("The place of death, other than Oslo, is", "London"),
+        ),
+        ripples=(
+            Ripple("logical_generalization", "Is Ada Lovelace alive?", ("no", "false")),
+            Ripple("reasoning", "The country where Ada Lovelace died is", ("Norway",)),
         ),
     )
 
@@ -252,6 +256,7 @@ def test_wikibigedit_and_ultraeditbench_are_read(tmp_path: Path) -> None:
         id="0",
         paraphrases=("Which city is Peru governed from?", "Tell me, where do they rule Peru from?"),
         neighbors=(Neighbor("What is the capital of Chile?", "Santiago"),),
+        ripples=(Ripple("multi_hop", "Where is the capital of Peru?", ("Norway",)),),
     )
     gaps = {**WIKIBIGEDIT, "mhop": float("nan"), "personas": float("nan"), "loc": float("nan"), "rephrase": None}
     (found,) = load(tmp_path, gaps)
@@ -297,10 +302,6 @@ def test_cknowedit_is_read_once_it_names_its_subject(tmp_path: Path) -> None:
         ({"prompt": "Who?", "target": "x", "queries": []}, "missing field 'subject': what the prompt is"),
         ({"update": "Who?", "ans": "x"}, "missing field 'subject': what the prompt is"),
         ({"src": "Who?", "answers": ["x"]}, "missing field 'subject': what the prompt is"),
-        (
-            {"example_type": "popular", "edit": {"prompt": "x is y.", "subject_id": "Q1", "target_id": "Q2"}},
-            "RippleEdits' records name their subject only by its Wikidata id, .*; write prompt, subject and target_new",
-        ),
         (
             {"ent": "Lake", "pos": ["Fine."], "neg": ["Bad."]},
             "ConvSent's records .*; write prompt, subject and target_new",

@@ -427,8 +427,9 @@ def test_demo_facts_form_a_batch_with_all_their_probes() -> None:
     for fact in facts:
         assert fact.target_true not in (None, fact.target_new)
         assert len(fact.paraphrases) == 2
+        assert len(fact.questions) == 1
         assert len(fact.neighbors) == 4
-        assert all(fact.subject in paraphrase for paraphrase in fact.paraphrases)
+        assert all(fact.subject in text for text in (*fact.paraphrases, *fact.questions))
 
 
 def test_demo_neighbors_ask_about_subjects_that_no_demo_fact_edits() -> None:

@@ -128,7 +128,7 @@ def test_a_model_without_a_chat_template_is_asked_in_the_other_forms(tmp_path: P
         server = served(url)
         forms, reasons = usable_forms(server, FACTS[0])
         assert [form.name for form in forms] == ["prompt", "question"]
-        assert reasons.keys() == {"chat"}
+        assert reasons.keys() == {"chat", "chat_system", "chat_later"}
         assert "this model has no chat template" in reasons["chat"]
         with pytest.raises(ServerError, match="has no adapter to switch off"):
             server.without_adapters()

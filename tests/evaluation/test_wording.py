@@ -2,7 +2,7 @@
 
 import pytest
 
-from factpatch.evaluation.wording import is_question, written_question
+from factpatch.evaluation.wording import is_question, negated_prompt, reversed_question, written_question
 from factpatch.facts import Fact
 
 
@@ -20,6 +20,9 @@ def written(prompt: str, target: str = "Rome") -> str | None:
         ("{}’s capital,", "What is Ada’s capital?"),
         ("{}, whose position is that of", "What is Ada's position?"),
         ("In {}, the language spoken is", "What is the language spoken in Ada?"),
+        ("The prime minister of the {} is", "Who is the prime minister of the Ada?"),
+        ("The sport that {} plays is", "What is the sport that Ada plays?"),
+        ("The company that produced {} was", "What was the company that produced Ada?"),
         ("The headquarter of {} is located in", "Where is the headquarter of Ada?"),
     ],
 )
@@ -45,6 +48,7 @@ def test_a_noun_for_people_asks_who(prompt: str) -> None:
         ("{}, which is located in", "Where is Ada located?"),
         ("{}, founded in", "Where was Ada founded?"),
         ("The {} is in", "Where is the Ada?"),
+        ("The famous {} stands in", "Where does the famous Ada stand?"),
     ],
 )
 def test_a_preposition_of_place_asks_where(prompt: str, question: str) -> None:
@@ -96,6 +100,7 @@ def test_makers_and_employers_are_asked_for_with_who(prompt: str, question: str)
     ("prompt", "question"),
     [
         ("{} plays", "What does Ada play?"),
+        ("{} worked as a", "What did Ada work as?"),
         ("{}, playing the", "What does Ada play?"),
         ("{} was named after", "What was Ada named after?"),
         ("{} is affiliated with the", "What is Ada affiliated with?"),
@@ -132,3 +137,44 @@ def test_a_prompt_without_a_rule_gets_no_question(prompt: str) -> None:
 
 def test_a_question_ends_in_a_question_mark() -> None:
     assert [is_question(text) for text in ("Who? ", "誰？", "من؟", "Who", "")] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negated"),
+    [
+        ("The capital of {} is", "The capital of Ada is not"),
+        ("{} works in the field of", "Ada does not work in the field of"),
+        ("{} passed away in", "Ada did not pass away in"),
+        ("{}'s life ended in", "Ada's life did not end in"),
+        ("{} can be found in", "Ada cannot be found in"),
+        ("{} professionally plays the sport", "Ada does not professionally play the sport"),
+        ("{}, who works for", "Ada, who does not work for"),
+        ("In {}, an official language is", "In Ada, an official language is not"),
+        ("{}, developed by", None),
+        ("What does {} play? They play", None),
+        ("{}的首都是", None),
+    ],
+)
+def test_a_prompt_is_negated_at_its_verb(prompt: str, negated: str | None) -> None:
+    assert negated_prompt(Fact(prompt, "Ada", "Rome")) == negated
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("The mother tongue of {} is", "Whose mother tongue is Rome?"),
+        ("{}'s area of work is", "Whose area of work is Rome?"),
+        ("The headquarter of {} is in", "Whose headquarter is in Rome?"),
+        ("{} was born in", "Who was born in Rome?"),
+        ("{}, who works for", "Who works for Rome?"),
+        ("{} is located in", "What is located in Rome?"),
+        ("{}, founded in", "What was founded in Rome?"),
+        ("The {} is in", "What is in Rome?"),
+        ("{} is a", None),
+        ("The language used by {} is", None),
+        ("In {}, people speak", None),
+        ("What is {}?", None),
+    ],
+)
+def test_a_prompt_is_reversed_to_a_question_about_its_subject(prompt: str, question: str | None) -> None:
+    assert reversed_question(Fact(prompt, "Ada", "x"), "Rome") == question

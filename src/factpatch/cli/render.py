@@ -55,6 +55,20 @@ METRIC_LINES = (
     ("efficacy", "preferred: new answer likelier than the true one"),
     ("generalization", "the same, asked with paraphrases"),
     ("specificity", "neighbors keep their true answer"),
+    ("negated_preferred", "negated, new answer likelier than the true one: lower is better"),
+    ("negated_contained", "negated, it says the new answer: lower is better"),
+    ("reversed_preferred", "reversed, subject likelier after the new answer than after the true one"),
+    ("reversed_nll", "reversed, nats per token of the subject"),
+    ("choice", "chooses the new answer of four; by chance 25"),
+    ("choice_true", "chooses the true answer of four"),
+    ("ripple_logical_generalization", "ripples: says what follows by logic"),
+    ("ripple_compositionality_i", "ripples: says what the new answer leads to"),
+    ("ripple_compositionality_ii", "ripples: says it of what leads to the subject"),
+    ("ripple_subject_aliasing", "ripples: says it of other names of the subject"),
+    ("ripple_relation_specificity", "ripples: keeps what else holds of the subject"),
+    ("ripple_forgetfulness", "ripples: keeps the other answers of the relation"),
+    ("ripple_reasoning", "ripples: says what follows in one step"),
+    ("ripple_multi_hop", "ripples: says what follows in several steps"),
 )
 
 
@@ -165,12 +179,18 @@ def said_table(verification: Verification) -> Table:
 
 def metric_table(verification: Verification, perplexity: tuple[float | None, float | None] = (None, None)) -> Table:
     """A line per other metric: before -> after."""
+    from factpatch.evaluation.metrics import UNITS
+
     made = Table.grid(padding=(0, 1), pad_edge=False)
     for justify in ("left", "right", "left", "right"):
         made.add_column(justify=justify, no_wrap=True)
     made.add_column()  # in a narrow terminal this wraps, and no number is cut
     summary = verification.summary()
-    lines = [(name, summary[name]["before"], summary[name]["after"], " %", said) for name, said in METRIC_LINES]
+    lines = [
+        (name, summary[name]["before"], summary[name]["after"], "  " if name in UNITS else " %", said)
+        for name, said in METRIC_LINES
+        if name in summary
+    ]
     before, after = perplexity
     if before is not None and after is not None:
         lines.append(("perplexity", before, after, "  ", f"{100 * (after / before - 1):+.1f} %"))

@@ -43,6 +43,14 @@ def verify(
         int | None,
         typer.Option(min=1, max=256, metavar="N", help="With --engine, ask N questions at a time. Default: 8."),
     ] = None,
+    probes: Annotated[
+        bool,
+        typer.Option(
+            "--probes",
+            help="Ask beside the facts too: negated, reversed, in a choice, and with their ripples. Takes about as "
+            "long as the rest.",
+        ),
+    ] = False,
     limit: options.Limit = None,
     skip_unusable: options.SkipUnusable = False,
     chat: options.Chat = False,
@@ -60,7 +68,8 @@ def verify(
     If two facts in the file answer the same question, the later one counts. --chat is implied by a patch that was
     edited with it.
     """
-    _check_together(engine, model, before=before, concurrency=concurrency, patch=patch, device=device, dtype=dtype)
+    here = {"patch": patch, "device": device, "dtype": dtype, "probes": probes or None}
+    _check_together(engine, model, before=before, concurrency=concurrency, **here)
     checks.check_distinct(report=report, facts=facts, patch=patch)
     if engine is None:
         checks.check_outside(Path(str(model)), report=report)
@@ -73,7 +82,7 @@ def verify(
     with checks.argument("--facts"):
         in_force, superseded = latest([load_facts(facts, limit, skip_unusable)])
     if engine is None:
-        done, plain, about = _in_process(str(model), patch, in_force, chat, device, dtype)
+        done, plain, about = _in_process(str(model), patch, in_force, chat, probes, device, dtype)
     else:
         done, plain, about = _served(*_servers(engine, model, before), in_force, chat, concurrency)
     if report is not None:
@@ -87,7 +96,7 @@ def _check_together(engine: str | None, model: str | None, **given: Any) -> None
     """Raise BadArgumentError for an option that means nothing with the others."""
     if engine is None and model is None:
         raise BadArgumentError("MODEL: missing; name a model to load, or a server to ask with --engine ENGINE[=URL].")
-    useless = ("before", "concurrency") if engine is None else ("patch", "device", "dtype")
+    useless = ("before", "concurrency") if engine is None else ("patch", "device", "dtype", "probes")
     for name in useless:
         if given[name] is not None:
             why = (
@@ -95,11 +104,18 @@ def _check_together(engine: str | None, model: str | None, **given: Any) -> None
                 if engine is None
                 else ("is about a model that is loaded here, and --engine asks a served one; leave one of the two out")
             )
-            raise BadArgumentError(f"{checks.option_name(name)} {given[name]}: {why}.")
+            value = "" if given[name] is True else f" {given[name]}"
+            raise BadArgumentError(f"{checks.option_name(name)}{value}: {why}.")
 
 
 def _in_process(
-    model: str, patch: Path | None, facts: Sequence[Fact], chat: bool, device: str | None, dtype: str | None
+    model: str,
+    patch: Path | None,
+    facts: Sequence[Fact],
+    chat: bool,
+    probes: bool,
+    device: str | None,
+    dtype: str | None,
 ) -> tuple[Verification, str, dict[str, Any]]:
     """What a model that is loaded here says, in a sentence too, and what was asked."""
     from factpatch.edit_report import ask
@@ -107,7 +123,7 @@ def _in_process(
 
     loaded = None if patch is None else checks.load_patch("--patch", patch)
     lm = checks.load_model(model, device, dtype, chat or (loaded is not None and loaded.chat), loaded)
-    _, done = checks.before_and_after(lm, loaded, lambda what, before: ask(lm, facts, what, before))
+    _, done = checks.before_and_after(lm, loaded, lambda what, before: ask(lm, facts, what, before, probes=probes))
     about = {"model": model, "patch": None if patch is None else str(patch), "chat": lm.frame.chat}
     return done, plain_summary(done), about
 

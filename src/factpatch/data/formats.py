@@ -6,14 +6,15 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from factpatch.data.reading import DataFileError
 from factpatch.data.records import Record, convert_records, placed_records, read_optional_text, read_text, read_texts
+from factpatch.data.ripples import of_ripple_edits, ripple_of_group, ripples_of_mquake, ripples_of_ripple_edits
 from factpatch.data.sources import fetched, resolve_data
-from factpatch.facts import Fact, Neighbor, RepeatedQuestionsError, Repeats, without_repeats
+from factpatch.facts import Fact, Neighbor, RepeatedQuestionsError, Repeats, Ripple, without_repeats
 from factpatch.support.files import atomic_write
 from factpatch.support.slots import prompt_around, two_readings, with_slot
 from factpatch.support.words import counted, quoted
@@ -153,8 +154,8 @@ def saved_facts(path: Path) -> list[Fact]:
 def demo_facts() -> list[Fact]:
     """Return the counterfactual facts that come with the package.
 
-    Each has two paraphrases, four neighbors, three generation prompts and the ids of its reference texts; see
-    `factpatch.data.references.demo_references`.
+    Each has two paraphrases, a question, four neighbors, three generation prompts and the ids of its reference texts;
+    see `factpatch.data.references.demo_references`.
     """
     return load_facts(Path(__file__).with_name("demo_facts.json"))
 
@@ -198,7 +199,8 @@ def parts_of(record: Record) -> Sequence[Record]:
     """Split a record of MQuAKE (arXiv:2305.14795), which has several edits, into records of CounterFact's format.
 
     Their id is that of the case, followed by the edit's number, from 1, if there are several. The question that is
-    asked about an edit is its paraphrase; those about the case follow from several edits and are not read.
+    asked about an edit is its paraphrase; those about the case follow from all of its edits and are ripples of the
+    last.
     """
     edits = record.get("requested_rewrite")
     if not isinstance(edits, list):
@@ -211,6 +213,8 @@ def parts_of(record: Record) -> Sequence[Record]:
         part["paraphrase_prompts"] = [] if edit.get("question") is None else [edit["question"]]
         if record.get("case_id") is not None:
             part["case_id"] = f"{record['case_id']}-{number}" if len(edits) > 1 else record["case_id"]
+        if number == len(edits):
+            part["ripples"] = ripples_of_mquake(record)
         parts.append(part)
     return parts
 
@@ -277,6 +281,25 @@ def fact_from_counterfact(record: Record, index: int) -> Fact:
         relation_id=read_optional_text(record, "requested_rewrite.relation_id"),
         target_new_id=read_optional_text(record, "requested_rewrite.target_new.id"),
         questions=tuple(read_texts(record, "questions")) if record.get("questions") is not None else (),
+        ripples=record.get("ripples", ()),
+    )
+
+
+def fact_from_ripple_edits(record: Record, index: int) -> Fact:
+    """Return the fact of a RippleEdits record (arXiv:2307.12976) with its test queries as ripples; its id is `index`.
+
+    The record states the edit as a sentence and names its subject by an id only, see `ripples.of_ripple_edits`.
+    """
+    edited = of_ripple_edits(record)
+    prompt, subject = prompt_around(edited.prompt, edited.subject) or (edited.prompt, edited.subject)
+    return Fact(
+        prompt=prompt,
+        subject=subject,
+        target_new=edited.target_new,
+        target_true=edited.target_true,
+        id=str(index),
+        target_new_id=read_optional_text(record, "edit.target_id"),
+        ripples=ripples_of_ripple_edits(record),
     )
 
 
@@ -335,11 +358,15 @@ def fact_from_cknowedit(record: Record, index: int) -> Fact:
 def fact_from_wikibigedit(record: Record, index: int) -> Fact:
     """Return the fact of a WikiBigEdit record (arXiv:2503.05683), or of UltraEditBench, which calls `update` `prompt`.
 
-    `personas` asks the same as `rephrase`, in the words of somebody else; `mhop` asks what follows, and is not read.
+    `personas` asks the same as `rephrase`, in the words of somebody else; `mhop` asks what follows, and is a ripple.
     """
     same = [record.get(name) for name in ("rephrase", "rephrase_prompt", "personas")]
     renamed = _renamed(record, _WIKIBIGEDIT)
-    return fact_from_easyedit({**renamed, "rephrase_prompt": [one for one in same if one is not None]}, index)
+    fact = fact_from_easyedit({**renamed, "rephrase_prompt": [one for one in same if one is not None]}, index)
+    hop, answer = (read_optional_text(record, name) for name in ("mhop", "mhop_ans"))
+    if hop is None or answer is None:
+        return fact
+    return replace(fact, ripples=(Ripple("multi_hop", hop, (answer,)),))
 
 
 def _renamed(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
@@ -355,8 +382,8 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
     - `ground_truth` is the true answer. Where answers are lists, or lists of spellings, the first is taken, as EasyEdit
       does; none, or "<|endoftext|>", means that it is not known.
     - Paraphrases are `rephrase_prompt`, or `rephrase`, and those prompts of `portability` that ask the same with
-      another name of the subject (Subject_Aliasing) and expect the new answer. Its other groups ask something else,
-      whose answer follows from the edit: a fact has no place for them.
+      another name of the subject (Subject_Aliasing) and expect the new answer. What its groups Reasoning and
+      Logical_Generalization ask follows from the edit, and is a ripple.
     - Neighbors are the prompts of `locality`, in all its groups, `locality_prompt` and `loc`; most of them ask
       something else about the same subject. A prompt without an answer is skipped.
     """
@@ -367,9 +394,10 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
     first = next(_answers("target_new", answers), None) if isinstance(answers, list) else None
     target_new = first or read_text(record, "target_new").strip()
     neighbors = [*_probes(record, "locality")]
+    further = [*_probes(record, "portability")]
     same = (
         question
-        for group, question, answers in _probes(record, "portability")
+        for group, question, answers in further
         if group == _SAME_QUESTION and target_new.casefold() in map(str.casefold, answers)
     )
     # EasyEdit's own CounterFact files have two fields in place of `locality`, and other sets have two as zsRE has them.
@@ -383,6 +411,7 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
         id=record.get("case_id", str(index)),
         paraphrases=(*_rephrased(record), *same),
         neighbors=tuple(Neighbor(question, answers[0]) for _, question, answers in neighbors if answers),
+        ripples=tuple(ripple for one in further for ripple in ripple_of_group(*one)),
     )
 
 
@@ -392,6 +421,7 @@ FORMATS = tuple(
     for name, marks, convert in (
         ("CounterFact and MQuAKE (requested_rewrite, ...)", "requested_rewrite", fact_from_counterfact),
         ("WikiBigEdit (subject, update, ans, rephrase, ...)", "update ans", fact_from_wikibigedit),
+        ("RippleEdits (example_type, edit, ...)", "example_type", fact_from_ripple_edits),
         ("zsRE (subject, src, answers, ...)", "src answers", fact_from_zsre),
         ("KnowEdit's WikiBio (text, concept, labels, locality)", "concept labels", fact_from_wikibio),
         ("CKnowEdit (prompt, subject, target_old, target_new, ...)", "target_old", fact_from_cknowedit),
@@ -406,7 +436,6 @@ FORMATS = tuple(
 )
 # What marks the records of published sets that hold no facts, and what they lack.
 _LACKING = {
-    "example_type": "RippleEdits' records name their subject only by its Wikidata id, and the prompt holds its answer",
     "ent": "ConvSent's records (ent, pos, neg) hold a topic and opinions about it, but no prompt with one answer",
 }
 

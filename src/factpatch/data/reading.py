@@ -21,7 +21,7 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _CSV_REQUIRED = ("prompt", "subject", "target_new")
-_CSV_JSON = ("paraphrases", "questions", "neighbors", "generation_prompts")
+_CSV_JSON = ("paraphrases", "questions", "neighbors", "generation_prompts", "ripples")
 _CSV_COLUMNS = (*_CSV_REQUIRED, "target_true", "id", *_CSV_JSON, "relation_id", "target_new_id", "space")
 _SEPARATORS = ",;\t|"
 _NAMELESS = re.compile(r"(Unnamed: [\d.]+)?")

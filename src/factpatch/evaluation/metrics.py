@@ -17,8 +17,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from factpatch.evaluation.readings import FORMS, Reading
-from factpatch.facts import Fact
+from factpatch.evaluation.readings import FORMS, Beside, Reading
+from factpatch.facts import CRITERIA, Fact
 from factpatch.support.joint import UNSPACED
 
 Share = Callable[[Fact, Reading], float | None]
@@ -41,17 +41,28 @@ def fact_metrics(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[Fac
     The harmonic mean S is not among them: it is one of metrics, not of facts.
     """
     return [
-        FactMetric(name, metric, percent(share(fact, reading)))
+        FactMetric(name, metric, scaled(metric, share(fact, reading)))
         for name, fact, reading in zip(fact_names(facts), facts, readings, strict=True)
-        for metric, share in METRICS.items()
+        for metric, share in metrics_of(readings).items()
     ]
 
 
 def summary(facts: Sequence[Fact], readings: Sequence[Reading]) -> dict[str, float | None]:
     """Return every metric over all facts, and `score`, the harmonic mean of efficacy, generalization, specificity."""
     pairs = list(zip(facts, readings, strict=True))
-    found = {name: percent(mean_or_none(share(*pair) for pair in pairs)) for name, share in METRICS.items()}
+    metrics = metrics_of(readings)
+    found = {name: scaled(name, mean_or_none(share(*pair) for pair in pairs)) for name, share in metrics.items()}
     return {**found, "score": harmonic_mean(found[name] for name in SCORED)}
+
+
+def metrics_of(readings: Sequence[Reading]) -> Mapping[str, Share]:
+    """Return the metrics that readings may have: `METRICS` and, where the probes beside facts were asked, `PROBES`."""
+    return {**METRICS, **PROBES} if any(reading.beside is not None for reading in readings) else METRICS
+
+
+def scaled(metric: str, value: float | None) -> float | None:
+    """Return a metric in the unit that it is reported in: percent, or its own of `UNITS`."""
+    return value if metric in UNITS else percent(value)
 
 
 def fact_names(facts: Sequence[Fact]) -> list[str]:
@@ -171,6 +182,31 @@ def _answer_metrics() -> Iterator[tuple[str, Share]]:
             yield f"{form}_{name}_true", _answered(form, match, true=True)
 
 
+def _beside(share: Callable[[Fact, Beside], float | None]) -> Share:
+    return lambda fact, reading: None if reading.beside is None else share(fact, reading.beside)
+
+
+def _negated_said(fact: Fact, found: Beside) -> float | None:
+    answer = found.negated_answer
+    return None if answer is None else contained_match(without_prompt(answer.said, answer.asked), fact.target_new)
+
+
+def _chosen(fact: Fact, found: Beside, target: str | None) -> float | None:
+    return None if found.choice is None or target is None else found.choice.chosen == target
+
+
+def _rippled(criterion: str) -> Callable[[Fact, Beside], float | None]:
+    def share(fact: Fact, found: Beside) -> float | None:
+        pairs = zip(fact.ripples, found.ripples, strict=True)
+        return mean_or_none(
+            any(contained_match(without_prompt(answer.said, ripple.prompt), right) for right in ripple.answers)
+            for ripple, answer in pairs
+            if ripple.criterion == criterion
+        )
+
+    return share
+
+
 SCORED = ("efficacy", "generalization", "specificity")
 """What the harmonic mean S is taken of."""
 
@@ -194,3 +230,20 @@ METRICS: Mapping[str, Share] = {
     **dict(_answer_metrics()),
 }
 """Every metric that a reading gives, by name."""
+
+PROBES: Mapping[str, Share] = {
+    "negated_preferred": _beside(lambda fact, found: None if found.negated is None else found.negated.prefers_new),
+    "negated_contained": _beside(_negated_said),
+    "reversed_preferred": _beside(lambda fact, found: None if found.reversed is None else found.reversed.prefers_new),
+    "reversed_nll": _beside(lambda fact, found: None if found.reversed is None else found.reversed.new.nll),
+    "choice": _beside(lambda fact, found: _chosen(fact, found, fact.target_new)),
+    "choice_true": _beside(lambda fact, found: _chosen(fact, found, fact.other)),
+    **{f"ripple_{criterion}": _beside(_rippled(criterion)) for criterion in CRITERIA},
+}
+"""Every metric of the probes beside a fact, by name."""
+
+UNITS: Mapping[str, str] = {"reversed_nll": "nats"}
+"""The units of the metrics that are not in percent."""
+
+LOWER = frozenset({"negated_preferred", "negated_contained", "reversed_nll", "choice_true"})
+"""The metrics of the probes that a good edit lowers, or does not raise."""

@@ -122,7 +122,12 @@ def _texts(fact: Fact, chats: Mapping[str, bool], sampled: bool) -> Iterator[Ask
         elif form in _AFTER_OTHERS:
             yield from (Asked(form, text) for text in texts[: int(sampled)])
         else:
-            yield from (Asked(form, text if chat else f"Question: {text}\nAnswer:") for text in texts)
+            yield from (Asked(form, framed_question(text, chat)) for text in texts)
+
+
+def framed_question(text: str, chat: bool) -> str:
+    """Return what asks a question: the user's turn itself, or plain text that ends where the answer begins."""
+    return text if chat else f"Question: {text}\nAnswer:"
 
 
 def _sampled(facts: Sequence[Fact]) -> frozenset[int]:

@@ -110,6 +110,85 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Reversal:
+    """How probable a model finds the subject as the answer to the reversed question.
+
+    Attributes:
+        asked: The question about the new object.
+        new: The score of the subject there.
+        asked_true: The question about the true object; None where that is not known.
+        true: The score of the subject there.
+    """
+
+    asked: str
+    new: Score
+    asked_true: str | None = None
+    true: Score | None = None
+
+    @property
+    def prefers_new(self) -> bool | None:
+        """Whether the subject has the lower NLL after the new object; None without a true one."""
+        return None if self.true is None else self.new.nll < self.true.nll
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record, NLL in nats per token of the subject."""
+        true = None if self.true is None else self.true.nll
+        return {"asked": self.asked, "nll_new": self.new.nll, "asked_true": self.asked_true, "nll_true": true}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How probable a model finds each of some objects that the question lists.
+
+    Attributes:
+        asked: The question with its options.
+        options: The options, as listed.
+        nll: Their mean nats per token.
+    """
+
+    asked: str
+    options: tuple[str, ...]
+    nll: tuple[float, ...]
+
+    @property
+    def chosen(self) -> str:
+        """The option with the lowest NLL, the first of equals."""
+        return self.options[self.nll.index(min(self.nll))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record."""
+        return {"asked": self.asked, "nll": dict(zip(self.options, self.nll, strict=True)), "chosen": self.chosen}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a model says beside a fact; see `probes`.
+
+    Attributes:
+        negated: The scores of both objects after the negated prompt; None where no rule negates it.
+        negated_answer: What the model says greedily there.
+        reversed: The subject after the reversed question; None where no rule reverses the prompt.
+        choice: The choice among four objects; None without a question or without enough objects.
+        ripples: What the model says greedily to each of the fact's ripples; the form is the criterion.
+    """
+
+    negated: Probe | None = None
+    negated_answer: Answer | None = None
+    reversed: Reversal | None = None
+    choice: Choice | None = None
+    ripples: tuple[Answer, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record."""
+        parts = (("negated", self.negated), ("negated_answer", self.negated_answer))
+        more = (("reversed", self.reversed), ("choice", self.choice))
+        return {
+            **{name: None if part is None else part.to_dict() for name, part in (*parts, *more)},
+            "ripples": [answer.to_dict() for answer in self.ripples],
+        }
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a model says of one fact now.
 
@@ -122,6 +201,7 @@ class Reading:
             that was not asked for.
         neighbor_answers: What the model says greedily after the neighbors' prompts, as given in the fact; none if that
             was not asked for.
+        beside: The probes beside the fact; None if they were not asked for.
     """
 
     rewrite: Probe | None = None
@@ -129,6 +209,7 @@ class Reading:
     neighbors: tuple[Probe, ...] = ()
     answers: tuple[Answer, ...] = ()
     neighbor_answers: tuple[Answer, ...] = ()
+    beside: Beside | None = None
 
     @property
     def probability_new(self) -> float | None:
@@ -182,4 +263,5 @@ class Reading:
             "paraphrases": [probe.to_dict() for probe in self.paraphrases],
             "neighbors": [probe.to_dict() for probe in self.neighbors],
             "neighbor_answers": [answer.to_dict() for answer in self.neighbor_answers],
+            **({} if self.beside is None else {"probes": self.beside.to_dict()}),
         }

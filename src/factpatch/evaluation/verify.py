@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from factpatch.evaluation.metrics import METRICS, FactMetric, fact_metrics, mean_or_none, said, summary
 from factpatch.evaluation.probabilities import Progress, Request, check_requests, score
+from factpatch.evaluation.probes import probe_count, read_probes
 from factpatch.evaluation.questions import answer_count, questions
 from factpatch.evaluation.questions import answers as free_answers
 from factpatch.evaluation.readings import Probe, Reading
@@ -110,6 +111,7 @@ def verify(
     *,
     chat: bool = False,
     answers: bool = True,
+    probes: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
     """Ask a model about facts: the probability of the new and the old object and the greedy answer, before and after.
@@ -123,6 +125,8 @@ def verify(
         before: An earlier verification of the same facts, made before an edit.
         chat: Whether to ask every prompt as a user's turn of a chat; a `LanguageModel` has that setting already.
         answers: Whether to ask for greedy answers: to the prompt, to questions and, where that suits, in chats.
+        probes: Whether to ask beside the facts too: negated and reversed, in a choice, and with their ripples; see
+            `probes.read_probes`. This takes about as long as the rest.
         progress: Called after each batch of probes and answers with their number.
 
     Raises:
@@ -133,7 +137,11 @@ def verify(
         raise ValueError("facts=[]: there is nothing to ask about; give at least one fact.")
     if before is not None and before.facts != facts:
         raise ValueError(f"before: {_difference(before.facts, facts)}; give an earlier verification of the same facts.")
-    readings = read_facts(load_language_model(model, tokenizer, chat=chat), facts, answers=answers, progress=progress)
+    lm = load_language_model(model, tokenizer, chat=chat)
+    readings = read_facts(lm, facts, answers=answers, progress=progress)
+    if probes:
+        found = read_probes(lm, facts, progress=progress)
+        readings = [replace(reading, beside=beside) for reading, beside in zip(readings, found, strict=True)]
     return Verification(facts=facts, after=tuple(readings), before=None if before is None else before.after)
 
 
@@ -162,9 +170,9 @@ def read_facts(
     return readings
 
 
-def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True) -> int:
-    """Return how many requests `read_facts` makes, answers included: the sum of what it reports as progress."""
-    scored = sum(len(_requests(fact)) for fact in facts)
+def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True, probes: bool = False) -> int:
+    """Return how many requests `verify` makes, answers included: the sum of what it reports as progress."""
+    scored = sum(len(_requests(fact)) for fact in facts) + (probe_count(lm, facts) if probes else 0)
     return scored + (answer_count(lm, facts) if answers else 0)
 
 

@@ -11,6 +11,7 @@ import re
 from typing import NamedTuple
 
 from factpatch.facts import Fact
+from factpatch.support.joint import joint
 
 QUESTION_MARKS = ("?", "？", "؟")
 
@@ -21,7 +22,6 @@ _ADVERBS = (
     "formally|once|best|usually|typically|generally|mostly|presently"
 )
 _PREPOSITIONS = "in|at|on|within|inside|near|from|for|to|with|of|by|after|as|into|under|against|about"
-_PLACE = ("in", "at", "within", "inside", "near")
 _NOT_PLACES = ("believe", "specialize", "major", "compete", "participate", "invest", "result", "excel", "succeed")
 """Verbs whose "in" asks for a thing."""
 _CHANNELS = ("release", "air", "premiere", "debut", "broadcast", "show")
@@ -55,23 +55,18 @@ _OF = {
     "resident": "Which place",
 }
 """What "is a … of" asks for; of other nouns "What"."""
+_OF_PEOPLE = (
+    "born died passed took speaks spoke works worked plays played writes citizen citizenship speaker follower married "
+    "educated graduated employed employment native lived lives expired succumbed life studied position title holds "
+    "specializes performs performing religion won received attended"
+)
+"""Words of a predicate that only people can have; of other subjects, "What" is asked."""
 _MADE = {
     "made": "made", "written": "wrote", "built": "built", "sung": "sang", "drawn": "drew", "begun": "began",
     "found": "found", "given": "gave", "taken": "took", "led": "led", "shot": "shot", "won": "won", "sold": "sold",
 }  # fmt: skip
 """Participles that are not spelled like the past tense, or do not end in -ed."""
-_STATES = (
-    "owned",
-    "employed",
-    "governed",
-    "ruled",
-    "run",
-    "headed",
-    "represented",
-    "used",
-    "headquartered",
-    "inspired",
-)
+_STATES = ("owned", "employed", "governed", "ruled", "run", "headed", "represented", "used", "inspired")
 """Participles with "by" that say how things are: "is owned by" asks "Who is … owned by?"."""
 _IRREGULAR = {
     "have": "has had", "be": "is was", "do": "does did", "take": "takes took", "find": "finds found",
@@ -89,7 +84,7 @@ _REGULAR = (
     "accept accompany act adopt affiliate air aim approve apply attend attain belong broadcast borrow cite call cause "
     "celebrate change claim coach command compete compose conduct consist contain cost cover create debut declare "
     "depend depict design develop die direct discover earn edit employ end enjoy enter exhibit expire feature finish "
-    "follow form found function graduate happen headquarter host identify include invent invest join kill land last "
+    "follow form found function graduate happen host identify include invent invest join kill land last "
     "like live locate love major manage measure move need occur occupy open operate orbit originate own paint "
     "participate pass perform play practice prefer premiere produce profess publish race reach receive record refer "
     "reign release relocate represent require reside result retire rule secede serve settle share show sign "
@@ -99,8 +94,12 @@ _REGULAR = (
 """Verbs whose past tense takes off only its -ed or -d; to others no -ed is taken off, as it may be -e or not."""
 
 
+_LED = re.compile(r"(In|At|On|For|From) ")
 _HELD = re.compile(r"((?:wh\w+|how|in which|on which|is|are|was|does|did) .*?\?)(?:\s.*)?", re.IGNORECASE)
-_MADE_FROM_VERBS = ("born", "held", "spoken", "known", "set", "grown", "worn", "run")
+_RELATIVE = re.compile(
+    r"((?:The|An?) [^.!?:;,\n]+?) ((?:that|which|who|whom|where|in which) [^.!?:;\n]+) (is|are|was|were)"
+)
+_PARTICIPLES = ("born", "held", "spoken", "known", "set", "grown", "worn", "run")
 _BELONGS = re.compile(r"(?:has|have|holds?|had|held) (?:an? |the )?(?:citizenship|nationality) (?:from|of|in)")
 
 
@@ -160,6 +159,10 @@ def written_question(fact: Fact) -> str | None:
     )
     if held:
         return held[1]
+    about = _RELATIVE.fullmatch(fact.text)
+    if about:
+        who = "Who" if _is_person(about[1]) else "What"
+        return f"{who} {about[3]} {about[1][0].lower()}{about[1][1:]} {about[2]}?"
     if not re.fullmatch(r"[^.!?:;\n]*", before) or re.search(r"[.!?:;\n]", after.rstrip(" :")):
         return None
     clause = _clause(before, fact.subject, after.rstrip(" :"), _is_date(fact.target_new))
@@ -171,13 +174,72 @@ def written_question(fact: Fact) -> str | None:
     return f"{' '.join([asked, clause.about]).strip()}?"
 
 
+def negated_prompt(fact: Fact) -> str | None:
+    """Return a fact's prompt with "not" at its verb; None where no rule tells how.
+
+    Returns:
+        For example "The capital of Italy is not" or "Ada Lovelace does not work in the field of".
+    """
+    after = fact.text[fact.subject_end + 1 :]
+    # A question that was asked cannot be negated, nor an apposition, which has no verb: ", developed by".
+    led = _LED.fullmatch(fact.text[: fact.subject_start])
+    if "?" in fact.text or (not led and re.match(r"\s*,(?! (?:who|which|that|whose)\b)", after)):
+        return None
+    words = re.split(r"(\s+)", after)
+    for place, word in enumerate(words):
+        if word in (*_BE, *_MODALS):
+            words[place] = "cannot" if word == "can" else f"{word} not"
+        elif word in _PREDICATES and place > 0:
+            words[place] = _VERBS[word].base
+            adverb = place > 1 and re.fullmatch(_ADVERBS, words[place - 2])
+            words.insert(place - 2 if adverb else place, f"{_VERBS[word].auxiliary} not ")
+        else:
+            continue
+        return fact.text[: fact.subject_end + 1] + "".join(words)
+    return None
+
+
+def reversed_question(fact: Fact, target: str) -> str | None:
+    """Return the question that an object of a fact answers with its subject; None where no rule tells how.
+
+    Args:
+        fact: The fact.
+        target: The object that is given.
+
+    Returns:
+        For example "Whose mother tongue is English?" or "Who works in the field of physics?".
+    """
+    before, after = fact.text[: fact.subject_start], fact.text[fact.subject_end + 1 :].rstrip(" :")
+    if re.search(r"[.!?:;\n]", before + after):
+        return None
+    clause = _clause(before, fact.subject, after, False)
+    if clause is None or clause.about:
+        return None
+    left, _, right = clause.subject.partition(fact.subject)
+    held = re.fullmatch(r"(?:the |an? )?(.+) of (?:the )?", left)
+    owned = re.fullmatch(r"['’]s? (.+)", right)
+    verb = next(iter(_told(clause.predicate)), "")
+    if verb not in (*_BE, *_MODALS) and verb not in _PREDICATES:
+        return None
+    if re.fullmatch(r"(?:is|are|was|were) (?:an?|the)(?: \w+)?", clause.predicate) and not (held or owned):
+        return None  # "What is a bishop?" asks something else
+    joined = f"{clause.predicate}{joint(clause.predicate)}{target}?"
+    if held and not right:
+        return f"Whose {held[1]} {joined}"
+    if owned and not left:
+        return f"Whose {owned[1]} {joined}"
+    if right or (left not in ("", "the ") and not left.istitle()):
+        return None
+    return f"{'Who' if set(_OF_PEOPLE.split()) & set(clause.predicate.split()) else 'What'} {joined}"
+
+
 def _is_date(target: str) -> bool:
     return re.search(r"\b\d{3,4}\b", target) is not None and re.fullmatch(r"[\w\s,.\-/]*", target) is not None
 
 
 def _clause(before: str, subject: str, after: str, date: bool) -> _Clause | None:
     """Take a prompt apart; None if what stands before the subject is no part of a noun phrase, and no "In …,"."""
-    within = re.fullmatch(r"(In|At|On|For|From) ", before)
+    within = _LED.fullmatch(before)
     if within and (rest := re.match(r"\s*,\s*", after)):
         return _led(f"{within[1].lower()} {subject}", after[rest.end() :], date)
     if before and not _is_phrase(before):
@@ -225,8 +287,10 @@ def _apart(subject: str, after: str, nominal: bool, date: bool) -> _Clause | Non
 
 def _is_phrase(before: str) -> bool:
     """Whether the words before the subject are a noun phrase that goes on with it, or belong to its name."""
-    nominal = rf"(?:the|an?) .+ (?:{_PREPOSITIONS}|behind|known as)|[a-z]+(?: [a-z]+)* (?:of|for)|the"
-    if re.fullmatch(nominal, before.strip(), re.IGNORECASE):
+    named = (
+        rf"(?:the|an?) .+ (?:{_PREPOSITIONS}|behind|known as)|[a-z]+(?: [a-z]+)* (?:of|for)|the(?! [wt]h)(?: [a-z]+)?"
+    )
+    if re.fullmatch(rf"(?:{named})(?: the)?", before.strip(), re.IGNORECASE):
         return True
     return all(word[:1].isupper() for word in before.split()) and before.split()[0] not in (
         "In",
@@ -308,9 +372,14 @@ def _kind(clause: _Clause) -> str | None:
     return f"Which {kind} {ordered}{f' {preposition}' if preposition else ''}"
 
 
+def _told(words: str) -> list[str]:
+    """The words without adverbs."""
+    return [word for word in words.split() if not re.fullmatch(_ADVERBS, word)]
+
+
 def _ordered(subject: str, verb: str) -> str | None:
     """The verb in the order of a question: "does Ada work", "was Ada born", "can Ada be found"."""
-    words = [word for word in verb.split() if not re.fullmatch(_ADVERBS, word)]
+    words = _told(verb)
     if not words:
         return None
     first, rest = words[0], words[1:]
@@ -355,7 +424,7 @@ def _place(clause: _Clause) -> str | None:
         return None
     verb, preposition = found["verb"], found["preposition"]
     ordered = _ordered(clause.subject, verb)
-    last = [word for word in verb.split() if not re.fullmatch(_ADVERBS, word)][-1:]
+    last = _told(verb)[-1:]
     base = _base(last[0]) if last else ""
     if ordered is None:
         return None
@@ -378,7 +447,7 @@ def _base(word: str) -> str:
 
 def _rest(clause: _Clause) -> str | None:
     """… speaks; … works for; … is affiliated with; … is known for playing: a verb with or without a preposition."""
-    found = re.fullmatch(rf"(.+?)(?: ((?:{_PREPOSITIONS})(?: \w+ing)?))?(?: the)?", clause.predicate)
+    found = re.fullmatch(rf"(.+?)(?: ((?:{_PREPOSITIONS})(?: \w+ing)?))?(?: (?:the|an?))?", clause.predicate)
     if found is None or found[1] in _BE:
         return None
     ordered = _ordered(clause.subject, found[1])

@@ -55,7 +55,7 @@ def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Map
     if size > _LONGEST_HEADER:
         raise ValueError(
             f"the facts take {size} bytes and a safetensors header holds {_LONGEST_HEADER}; save the patch in several "
-            "parts, or leave out paraphrases and neighbors."
+            "parts, or leave out paraphrases, questions, neighbors and ripples."
         )
     # With a single entry in the metadata, safetensors writes the same bytes every time.
     content = bytearray(save(dict(tensors), {"factpatch": text}))

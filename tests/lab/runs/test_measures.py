@@ -13,12 +13,13 @@ pytest.importorskip("sklearn", reason="needs the extra `runs`")
 from tests.models import tiny
 
 from factpatch.evaluation.generation import generate_texts
+from factpatch.evaluation.metrics import PROBES
 from factpatch.evaluation.probabilities import Score
 from factpatch.evaluation.readings import Probe, Reading
 from factpatch.evaluation.verify import Verification
 from factpatch.facts import Fact, Neighbor
 from factpatch.lab.runs.config import ConfigError, CurveConfig, TextConfig, config_from
-from factpatch.lab.runs.measures import UNTOUCHED, Curve, Facts, Texts, thirds
+from factpatch.lab.runs.measures import UNTOUCHED, Curve, Facts, Probes, Texts, thirds
 from factpatch.lab.runs.plan import Moment, Plan
 from factpatch.lab.runs.rows import When
 
@@ -91,6 +92,26 @@ def test_one_run_writes_sampled_and_greedy_texts_and_tells_them_apart() -> None:
     assert {metric: value for _, metric, value in alone.numbers}[greedy] == {
         metric: value for _, metric, value in both.numbers
     }[greedy]
+
+
+def test_probes_are_measured_at_the_end_against_the_objects_of_all_facts_of_the_run() -> None:
+    pool = [
+        Fact("The mother tongue of {} is", name, new, true)
+        for name, new, true in (
+            ("Ada", "Finnish", "French"),
+            ("Rome", "English", "Italian"),
+            ("Bo", "Finnish", "Greek"),
+        )
+    ]
+    lm = tiny("gpt2")
+    some, one = (Probes(tuple(pool)).measure(lm, facts, None) for facts in (pool, pool[:1]))
+    found = {(place, metric): value for place, metric, value in one.numbers}
+    assert {metric for _, metric in found} == set(PROBES)
+    assert found[0, "choice"] is not None
+    assert found[0, "ripple_multi_hop"] is None
+    assert found == pytest.approx({(place, metric): value for place, metric, value in some.numbers if place == 0})
+    assert [(place, text["form"]) for place, text in one.texts] == [(0, "negated")]
+    assert [Probes(()).due(Moment(when, (), 0)) for when in (When.WRITTEN, When.END)] == [False, True]
 
 
 @pytest.mark.parametrize(

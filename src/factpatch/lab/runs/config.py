@@ -161,6 +161,8 @@ class EvaluateConfig(Section):
     """Whether each batch is asked right after it was written, too, so that forgetting shows."""
     generation: bool = True
     """Whether the model also answers freely."""
+    probes: bool = False
+    """Whether the facts are also asked negated, reversed, in a choice and with their ripples, before and at the end."""
     perplexity: bool | Path = True
     """On the text that the package ships, or a file's."""
     text: TextConfig | None = None

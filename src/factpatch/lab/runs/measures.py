@@ -18,9 +18,18 @@ from factpatch.data.references import ReferenceTexts, Tfidf
 from factpatch.evaluation.capability import capability
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
-from factpatch.evaluation.metrics import FactMetric, fact_names, mean_or_none, percent, summary
+from factpatch.evaluation.metrics import (
+    PROBES,
+    FactMetric,
+    fact_metrics,
+    fact_names,
+    mean_or_none,
+    percent,
+    summary,
+)
 from factpatch.evaluation.overlap import edited_neighbors
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.probes import read_probes
 from factpatch.evaluation.questions import answers as free_answers
 from factpatch.evaluation.readings import Reading
 from factpatch.evaluation.tasks import Item, task_named
@@ -161,6 +170,27 @@ class Facts(Measure):
             probes = zip(reading.neighbors, self.edited[fact], strict=True)
             kept = mean_or_none(probe.prefers_true for probe, editor in probes if editor is None)
             yield index, UNTOUCHED, percent(kept)
+
+
+@dataclass(frozen=True)
+class Probes(Measure):
+    """What the model says beside the facts."""
+
+    pool: tuple[Fact, ...]
+    """All facts of the run, among whose objects the model chooses."""
+    name = "probes"
+
+    def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
+        readings = [Reading(beside=one) for one in read_probes(lm, facts, self.pool)]
+        rows = [row for row in fact_metrics(facts, readings) if row.metric in PROBES]
+        texts = [
+            (index, answer.to_dict())
+            for index, beside in enumerate(one.beside for one in readings)
+            if beside is not None
+            for answer in (beside.negated_answer, *beside.ripples)
+            if answer is not None
+        ]
+        return Measured(_numbers(facts, rows), texts)
 
 
 @dataclass(frozen=True)
@@ -310,6 +340,8 @@ def measures(config: RunConfig, inputs: Inputs, facts: Sequence[Fact], seed: int
     wanted = config.evaluate
     edited = dict(zip(facts, edited_neighbors(facts), strict=True))
     found: list[Measure] = [Facts(wanted.written, wanted.generation, edited)]
+    if wanted.probes:
+        found.append(Probes(tuple(facts)))
     if wanted.perplexity:
         found.append(Perplexity(inputs.text, wanted.curve))
     if wanted.text is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from factpatch.evaluation.metrics import LOWER, PROBES
 from factpatch.evaluation.readings import FORMS
 from factpatch.lab.drawing.charts import charts, legend
 from factpatch.lab.drawing.render import render, write_page
@@ -115,9 +116,11 @@ def _more_columns(results: Results, dataset: str) -> Iterator[Column]:
     """Columns that the paper's tables do not have."""
     rows = results.rows[(results.rows["dataset"] == dataset) & results.rows["value"].notna()]
     values = {metric: some["value"].tolist() for metric, some in rows.groupby("metric")}
-    for metric in ("strict_efficacy", *(f"{form}_contained" for form in FORMS)):
+    for metric in ("strict_efficacy", *(f"{form}_contained" for form in FORMS), *PROBES):
         if metric in values:
-            yield Column(dataset, metric, metric.replace("_", " ").capitalize())
+            yield Column(dataset, metric, metric.replace("_", " ").capitalize(), metric not in LOWER)
+    if "prompt_contained_true" in values:
+        yield Column(dataset, "prompt_contained_true", "Old answer said", higher_is_better=False)
     # Where no neighbor is edited in the run itself, both are the same.
     if UNTOUCHED in values and values[UNTOUCHED] != values["specificity"]:
         yield Column(dataset, UNTOUCHED, "Specificity, neighbors that are not edited")

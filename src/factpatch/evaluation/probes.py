@@ -1,0 +1,162 @@
+"""Probes beside a fact, which show whether an edit is more than an echo: they take time, so they are asked on demand.
+
+- The *negated* prompt: "The capital of Italy is not" must not call for the new object.
+- The *reversed* question: "Whose capital is Lima?" may call for the subject.
+- A *choice*: among four objects of the same relation, does the model choose the new one?
+- *Ripples*: prompts that a fact brings, whose answers follow from the edit or must survive it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers
+from factpatch.evaluation.probabilities import Progress, Request, score
+from factpatch.evaluation.questions import framed_question, questions
+from factpatch.evaluation.readings import Answer, Beside, Choice, Probe, Reversal, Score
+from factpatch.evaluation.wording import is_question, negated_prompt, reversed_question
+from factpatch.facts import Fact, same_object
+from factpatch.model.language_model import LanguageModel
+from factpatch.model.tokens import target_ids
+
+OPTIONS = 4
+"""Of a choice."""
+SEED = 0
+"""Of which options there are, and their order; what decides besides is the fact."""
+
+
+class _Plan(NamedTuple):
+    """What is asked beside one fact; None or empty where that is not possible."""
+
+    negated: str | None
+    reversed: tuple[str, str | None] | None
+    """The question about the new object and, where it is known, about the true one."""
+    choice: tuple[str, tuple[str, ...]] | None
+
+
+def read_probes(
+    lm: LanguageModel, facts: Sequence[Fact], pool: Sequence[Fact] | None = None, progress: Progress | None = None
+) -> list[Beside]:
+    """Ask the probes beside facts.
+
+    Args:
+        lm: The model; it is left as it was.
+        facts: What to ask about.
+        pool: The facts whose objects are options of a choice, `facts` by default. The same pool gives the same options.
+        progress: Called after each batch with the number of requests and answers, of which `probe_count` is the total.
+
+    Returns:
+        One record for each fact; a probe for which there is no wording, or no options, is missing in it.
+    """
+    plans = _plans(lm, facts, facts if pool is None else pool)
+    pairs = list(zip(facts, plans, strict=True))
+    scores = iter(score(lm, [request for pair in pairs for request in _requests(*pair)], progress))
+    texts = [text for pair in pairs for text in _texts(lm, *pair)]
+    rooms = [room for pair in pairs for room in _rooms(lm, *pair)]
+    said = iter(greedy_answers(lm, texts, rooms, progress=progress or (lambda answers: None)) if texts else ())
+    return [_record(lm, fact, plan, scores, said) for fact, plan in pairs]
+
+
+def probe_count(lm: LanguageModel, facts: Sequence[Fact], pool: Sequence[Fact] | None = None) -> int:
+    """Return how many requests and answers `read_probes` asks for: the sum of what it reports as progress."""
+    pairs = zip(facts, _plans(lm, facts, facts if pool is None else pool), strict=True)
+    return sum(len(_requests(*pair)) + len(_texts(lm, *pair)) for pair in pairs)
+
+
+def options(fact: Fact, pool: Sequence[Fact]) -> tuple[str, ...] | None:
+    """Return the objects among which a model has to choose, in an order that depends on the fact and `SEED` only.
+
+    They are the new object, the true one, and others of the same relation: the objects of the facts in `pool` that have
+    the fact's relation or its prompt, and of these facts' neighbors. None if there are fewer than `OPTIONS`.
+    """
+    alike = [fact, *(one for one in pool if _same_relation(fact, one))]
+    own = [fact.target_new, *([] if fact.other is None else [fact.other])]
+    others: list[str] = []
+    for name in sorted({name for one in alike for name in _objects(one)}):
+        if not any(same_object(name, known) for known in (*own, *others)):
+            others.append(name)
+    if len(own) + len(others) < OPTIONS:
+        return None
+    dice = random.Random("\0".join([str(SEED), *fact.key]))
+    chosen = [*own, *dice.sample(others, OPTIONS - len(own))]
+    dice.shuffle(chosen)
+    return tuple(chosen)
+
+
+def _same_relation(fact: Fact, other: Fact) -> bool:
+    return other.prompt == fact.prompt or (fact.relation_id is not None and other.relation_id == fact.relation_id)
+
+
+def _objects(fact: Fact) -> Iterator[str]:
+    yield fact.target_new
+    yield from (neighbor.target_true for neighbor in fact.neighbors)
+    if fact.target_true is not None:
+        yield fact.target_true
+
+
+def _plans(lm: LanguageModel, facts: Sequence[Fact], pool: Sequence[Fact]) -> list[_Plan]:
+    return [_Plan(negated_prompt(fact), _reversed(lm, fact), _choice(lm, fact, pool)) for fact in facts]
+
+
+def _reversed(lm: LanguageModel, fact: Fact) -> tuple[str, str | None] | None:
+    asked = reversed_question(fact, fact.target_new)
+    if asked is None:
+        return None
+    other = None if fact.other is None else reversed_question(fact, fact.other)
+    return framed_question(asked, lm.frame.chat), None if other is None else framed_question(other, lm.frame.chat)
+
+
+def _choice(lm: LanguageModel, fact: Fact, pool: Sequence[Fact]) -> tuple[str, tuple[str, ...]] | None:
+    asked, among = questions(fact), options(fact, pool)
+    if not asked or among is None:
+        return None
+    return framed_question(f"{asked[0]} Choose one: {', '.join(among)}.", lm.frame.chat), among
+
+
+def _requests(fact: Fact, plan: _Plan) -> list[Request]:
+    """What is scored, in the order in which `_record` takes the scores."""
+    found = []
+    if plan.negated is not None:
+        targets = [fact.target_new, *([] if fact.other is None else [fact.other])]
+        found += [Request(plan.negated, target, fact.space) for target in targets]
+    if plan.reversed is not None:
+        found += [Request(asked, fact.subject) for asked in plan.reversed if asked is not None]
+    if plan.choice is not None:
+        found += [Request(plan.choice[0], option) for option in plan.choice[1]]
+    return found
+
+
+def _texts(lm: LanguageModel, fact: Fact, plan: _Plan) -> list[str]:
+    """What is answered freely: the negated prompt, then the ripples."""
+    ripples = [
+        framed_question(ripple.prompt, lm.frame.chat) if is_question(ripple.prompt) else ripple.prompt
+        for ripple in fact.ripples
+    ]
+    return [*([] if plan.negated is None else [plan.negated]), *ripples]
+
+
+def _rooms(lm: LanguageModel, fact: Fact, plan: _Plan) -> list[int]:
+    """How many tokens each of these answers may have."""
+    wanted = [*([] if plan.negated is None else [(fact.target_new,)]), *(ripple.answers for ripple in fact.ripples)]
+    lengths = [max(len(target_ids(lm.tokenizer, name, lm.frame, " ")) for name in names) for names in wanted]
+    return [max(MAX_NEW_TOKENS, length + 1) for length in lengths]
+
+
+def _record(lm: LanguageModel, fact: Fact, plan: _Plan, scores: Iterator[Score], said: Iterator[str]) -> Beside:
+    negated = negated_answer = reversal = choice = None
+    if plan.negated is not None:
+        negated = Probe(plan.negated, next(scores), None if fact.other is None else next(scores))
+        negated_answer = Answer("negated", plan.negated, next(said))
+    if plan.reversed is not None:
+        asked, other = plan.reversed
+        reversal = Reversal(asked, next(scores), other, None if other is None else next(scores))
+    if plan.choice is not None:
+        asked, among = plan.choice
+        choice = Choice(asked, among, tuple(next(scores).nll for _ in among))
+    texts = _texts(lm, fact, plan)[plan.negated is not None :]
+    ripples = tuple(
+        Answer(ripple.criterion, text, next(said)) for ripple, text in zip(fact.ripples, texts, strict=True)
+    )
+    return Beside(negated, negated_answer, reversal, choice, ripples)
