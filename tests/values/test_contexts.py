@@ -71,6 +71,13 @@ def test_the_loss_counts_every_context_alike_wherever_its_answer_begins() -> Non
     assert float(found.loss[0]) == pytest.approx(float(torch.stack(nll).mean()), rel=1e-5)
 
 
+def test_a_context_that_is_named_twice_is_run_once_and_counts_twice() -> None:
+    lm = tiny("llama")
+    contexts = contexts_named(lm, ("prompt", "question", "question"), seed=0)
+    *rows, _ = optimization_rows(lm, [FACT], contexts)
+    assert [row.weight * len(row.targets) for row in rows] == pytest.approx([1 / 3, 2 / 3])
+
+
 def test_a_prompt_that_is_a_question_gets_no_second_question_mark() -> None:
     asked = Fact("What is the capital of {}?", "Finland", "Rome")
     assert place("Question: {}?\nAnswer:", asked).text == "Question: What is the capital of Finland?\nAnswer:"

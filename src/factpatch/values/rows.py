@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class Row:
 def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> list[Row]:
     """Build the rows of a batch: for every fact one per context, and one for the KL.
 
+    All contexts have an equal share in the loss; one that is given twice has two.
+
     A context's text is the prompt, what the context says after it, and the target without its last token, as text where
     the tokenizer reads that text as these tokens, else as the tokens themselves. The KL's text is "{subject} is a", cut
     after the subject's last token, where its distribution is read. In a chat, both are the user's turn, prefix
@@ -44,7 +47,8 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     Raises:
         ValueError: A subject disappears in tokenization, or a target reaches back to the subject.
     """
-    asked = [[_asked(lm, fact, context) for context in contexts] for fact in facts]
+    shares = {context: count / len(contexts) for context, count in Counter(contexts).items()}
+    asked = [[_asked(lm, fact, context) for context in shares] for fact in facts]
     texts: list[str] = []
     ends: list[int] = []
     for fact, of_fact in zip(facts, asked, strict=True):
@@ -54,11 +58,10 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
     located = iter(locate(lm.tokenizer, texts, ends, lm.frame))
     rows = []
     for index, (fact, of_fact) in enumerate(zip(facts, asked, strict=True)):
-        for number, one in enumerate(of_fact):
+        for number, (one, share) in enumerate(zip(of_fact, shares.values(), strict=True)):
             ids, subject = next(located)
             ids = _read(lm, fact, one, ids, subject)
-            weight = 1.0 / (len(contexts) * len(one.target))
-            rows.append(Row(index, number, tuple(ids), subject, tuple(one.target), weight))
+            rows.append(Row(index, number, tuple(ids), subject, tuple(one.target), share / len(one.target)))
         ids, subject = next(located)
         rows.append(Row(index, -1, tuple(ids[: subject + 1]), subject, (), 0.0))
     return rows
