@@ -47,8 +47,7 @@ def verify(
         bool,
         typer.Option(
             "--probes",
-            help="Ask beside the facts too: negated, reversed, in a choice, and with their ripples. Takes about as "
-            "long as the rest.",
+            help="Ask beside the facts too: negated, reversed, in a choice, and with their ripples.",
         ),
     ] = False,
     limit: options.Limit = None,

@@ -126,7 +126,7 @@ def verify(
         chat: Whether to ask every prompt as a user's turn of a chat; a `LanguageModel` has that setting already.
         answers: Whether to ask for greedy answers: to the prompt, to questions and, where that suits, in chats.
         probes: Whether to ask beside the facts too: negated and reversed, in a choice, and with their ripples; see
-            `probes.read_probes`. This takes about as long as the rest.
+            `probes.read_probes`.
         progress: Called after each batch of probes and answers with their number.
 
     Raises:
