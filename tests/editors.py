@@ -10,6 +10,7 @@ from tests.models import INNER, tiny
 from torch import Tensor
 
 from factpatch import METHODS, Editor, Fact, Method, NullSpace, Ridge
+from factpatch.strategies import AnchoredNorm
 
 LAYERS = (1, 2, 3)
 CONTEXTS = ("{}", "The tower in the city. {}")
@@ -19,7 +20,8 @@ Dense = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def ridge(solver: Ridge, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
-    system = solver.weight * moment + keys.T @ keys + earlier.T @ earlier
+    system = solver.weight * moment + solver.norm_weight * torch.eye(INNER, dtype=EXACT)
+    system = system + keys.T @ keys + earlier.T @ earlier
     return torch.linalg.solve(system, keys.T @ residual).T
 
 
@@ -36,6 +38,8 @@ SOLVERS: dict[type, tuple[dict[str, float], Dense]] = {
     Ridge: ({"solver.weight": 5.0}, ridge),
     NullSpace: ({"solver.threshold": 0.4, "solver.l2": 0.5}, null_space),
 }
+# What is measured on a model otherwise, by the target that needs it.
+MEASURED: dict[type, dict[str, Any]] = {AnchoredNorm: {"target.anchor": ((1, 2.0), (2, 2.5), (3, 3.0))}}
 FACTS = (
     Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
     Fact("{} plays the sport of", "Messi", "basketball"),
@@ -65,5 +69,5 @@ def make(
     row = METHODS[method] if isinstance(method, str) else method
     given = {"contexts": CONTEXTS, "second_moments": second_moments(layers=critical_layers), **options}
     tiny_settings, _ = SOLVERS.get(type(row.solver), ({}, None))
-    chosen = {**QUICK, **tiny_settings, **(settings or {})}
+    chosen = {**QUICK, **tiny_settings, **MEASURED.get(type(row.target), {}), **(settings or {})}
     return Editor(tiny(family, dtype=dtype), method=row, critical_layers=critical_layers, settings=chosen, **given)

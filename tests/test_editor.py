@@ -22,7 +22,7 @@ from factpatch.methods import settings_of
 from factpatch.model.weights import restore, snapshot
 from factpatch.patch.shift import Dense, Shift
 from factpatch.recipe import Recipe, RecipeError
-from factpatch.strategies.regularizer import Acts, CapSingularValues, KeepLargest, Regularizer
+from factpatch.strategies.regularizer import Acts, CapSingularValues, KeepLargest, Regularizer, SparePrincipal
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 
 PRUNE = CapSingularValues()
@@ -115,7 +115,13 @@ def full_weights(editor: Editor) -> Iterator[None]:
 
 
 def kept(row: Method, shift: Tensor, before: Tensor) -> Tensor:
-    """What the published rule of RECT keeps, written again; other regularizers leave the shift of a batch alone."""
+    """What RECT and SPHERE keep by their published rules, written again; others leave the shift of a batch alone."""
+    if isinstance(row.regularizer, SparePrincipal):
+        rows = torch.stack([neuron / neuron.norm() for neuron in before.double()])
+        _, singular, right = torch.linalg.svd(rows)
+        shares = singular.square().cumsum(0) / singular.square().sum()
+        principal = right[: int((shares <= row.regularizer.share).sum()) + 1]
+        return shift @ (torch.eye(len(right), dtype=EXACT) - row.regularizer.strength * principal.T @ principal)
     if not isinstance(row.regularizer, KeepLargest):
         return shift
     change = (shift / (before + 1e-8)).abs()

@@ -33,11 +33,12 @@ PUBLISHED: dict[str, tuple[list[int], int, float, float, float, float, float]] =
 # PMET: clamp, λ plain, λ with BLUE.
 PMET = {"GPT2-XL": (2, 10000, 10000), "GPT-J-6B": (0.75, 15000, 1000), "Llama-3-8B": (0.75, 15000, 15000)}
 # With BLUE where the plain row says something else, by model.
+ON_ALPHAEDIT = {"alphaedit-blue", "alphaedit-nas-blue", "alphaedit-sphere-blue"}
 MORE_THAN_THE_SPREAD = {
-    "GPT2-XL": {"alphaedit-blue"},
-    "GPT-J-6B": {"alphaedit-blue", "pmet-blue"},
-    "Llama-3-8B": {"alphaedit-blue"},
-    "SmolLM2-135M": {"memit-blue", "alphaedit-blue", "prune-blue", "pmet-blue"},
+    "GPT2-XL": ON_ALPHAEDIT,
+    "GPT-J-6B": {*ON_ALPHAEDIT, "pmet-blue"},
+    "Llama-3-8B": ON_ALPHAEDIT,
+    "SmolLM2-135M": {*ON_ALPHAEDIT, "memit-blue", "prune-blue", "pmet-blue", "encore-blue"},
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "GPT2-XL": {"model_type": "gpt2", "n_layer": 48, "n_embd": 1600},
@@ -118,14 +119,26 @@ def test_pmet_on_gpt_j_has_variants_for_large_batches(variant: str, plain: float
     assert PRESETS["GPT-J-6B"].settings("memit", variant) == PRESETS["GPT-J-6B"].settings("memit")
 
 
+def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() -> None:
+    found = {name: settings_of(applied(PRESETS["Llama-3-8B"], name)) for name in ("encore", "alphaedit-sphere-blue")}
+    encore, sphere = found.values()
+    assert encore["solver"] == {"class": "Ridge", "weight": 15000, "norm_weight": 20}
+    assert (encore["target"]["learning_rate"], encore["target"]["enough_predictions"]) == (0.5, 2)
+    assert sphere["regularizer"] == {"class": "SparePrincipal", "share": 0.5, "strength": 0.5}
+    assert sphere["solver"]["l2"] == 1
+    gpt2 = settings_of(applied(PRESETS["GPT2-XL"], "encore"))
+    assert (gpt2["target"]["enough_predictions"], gpt2["solver"]["norm_weight"]) == (4, 10)
+
+
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     common = {"target.steps": 25, "target.enough_steps": 12, "target.apart": True}
-    weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune"), 500)
-    weights |= {"memit-blue": 1500, "prune-blue": 1500, "pmet": 50, "pmet-blue": 50}
+    weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
+    weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
     expected["pmet-blue"]["target.clamp"] = 2
-    for name, l2 in (("alphaedit", 2), ("alphaedit-blue", 15)):
-        expected[name] = {**common, "solver.threshold": 0.02, "solver.l2": l2}
+    for part in ("", "-nas", "-sphere"):
+        for spread, l2 in (("", 2), ("-blue", 15)):
+            expected[f"alphaedit{part}{spread}"] = {**common, "solver.threshold": 0.02, "solver.l2": l2}
     preset = PRESETS["SmolLM2-135M"]
     assert {name: preset.settings(name) for name in preset.methods} == expected
     assert (preset.critical_layers, preset.corpus_tokens, preset.shipped_corpus) == ([4, 5, 6, 7, 8], 15360, True)

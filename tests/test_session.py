@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.editors import MEASURED
 from tests.models import INNER, tiny
 from tests.support.test_files_atomic import largest_file
 
@@ -47,7 +48,8 @@ def make(
 ) -> Editor:
     row = METHODS[method]
     solver = {"threshold": 0.4, "l2": 0.5} if isinstance(row.solver, NullSpace) else {"weight": 5.0}
-    quick = {"target.steps": 3, "target.learning_rate": 0.3, **{f"solver.{name}": v for name, v in solver.items()}}
+    quick: dict[str, Any] = {"target.steps": 3, "target.learning_rate": 0.3, **MEASURED.get(type(row.target), {})}
+    quick |= {f"solver.{name}": v for name, v in solver.items()}
     given = {"critical_layers": LAYERS, "contexts": ("{}", "The tower. {}"), "second_moments": moments(), **options}
     return Editor(tiny("llama", seed=weights_seed), method=with_settings(row, {**quick, **(settings or {})}), **given)
 

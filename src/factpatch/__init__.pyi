@@ -20,6 +20,9 @@ from .strategies.regularizer import (
     KeepLargest as KeepLargest,
 )
 from .strategies.regularizer import (
+    SparePrincipal as SparePrincipal,
+)
+from .strategies.regularizer import (
     Unchanged as Unchanged,
 )
 from .strategies.solver import NullSpace as NullSpace
@@ -39,6 +42,7 @@ from .strategies.spread import (
 from .strategies.spread import (
     SquareRoot as SquareRoot,
 )
+from .strategies.target import AnchoredNorm as AnchoredNorm
 from .strategies.target import AttentionAndMlp as AttentionAndMlp
 from .strategies.target import HiddenState as HiddenState
 

@@ -28,6 +28,7 @@ STAGES = (
     "load",
     "second_moment",
     "contexts",
+    "measure",
     "replay",
     "values",
     "keys",
@@ -39,6 +40,10 @@ STAGES = (
     "perplexity",
     "save_model",
 )
+
+
+ONCE = ("second_moment", "measure")
+"""Stages of the first edit that prepare all edits of a model."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,7 @@ def _unmeasured(*_: Any) -> tuple[None, None]:
 
 
 def _editing(edit: Edit) -> float:
-    return sum(took for stage, took in edit.seconds.items() if stage != "second_moment")
+    return sum(took for stage, took in edit.seconds.items() if stage not in ONCE)
 
 
 def _named(fact: Fact) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
 from factpatch.facts import Fact, check_batch
-from factpatch.methods import Method, settings_of
+from factpatch.methods import Method, settings_of, with_settings
 from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.precision import precision_for
@@ -25,6 +28,7 @@ from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Shift, smaller
 from factpatch.recipe import Recipe, choose
 from factpatch.statistics.prepared import Prepared
+from factpatch.statistics.reference_values import reference_values
 from factpatch.strategies.memory import Memory, Traces
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.spread import Spread, Step
@@ -44,6 +48,7 @@ from factpatch.values.views import (
     without_bos,
 )
 
+logger = logging.getLogger(__name__)
 Plan = Sequence[tuple[Step, Views]]
 
 
@@ -204,6 +209,7 @@ class Editor(EditedModel):
 
         In all contexts, as published: `edit` takes the bare prompts of first tokens apart.
         """
+        self.measure(layers=[layer])
         return self._optimized(facts, layer, self.method.target, self.contexts)
 
     @staged("values")
@@ -287,6 +293,10 @@ class Editor(EditedModel):
             ValueError: Other settings, or other weights; the model is unchanged and the message says what differs.
             RuntimeError: This machine writes other bits than the one that edited; the model is unchanged.
         """
+        with self._adopting(patch):
+            self._replay(patch, traces)
+
+    def _replay(self, patch: Patch, traces: Sequence[dict[int, Traces]] | None) -> None:
         self.prepare(patch.layers)
         if any(batch.conditioned for batch in patch.batches):
             raise ValueError(
@@ -317,12 +327,77 @@ class Editor(EditedModel):
                     found = self._traces(self._plan(batch.facts), dict.fromkeys(batch.shifts))
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found))
 
+    @contextmanager
+    def _adopting(self, patch: Patch) -> Iterator[None]:
+        """Take over from a patch what was measured for it, if it is not known here; not if the block fails."""
+        before, name = self._method, self._method.target.measures
+        recorded = patch.settings.get("target")
+        known = recorded.get(name) if name is not None and isinstance(recorded, dict) else None
+        try:
+            if known and self._method.target.unmeasured(self.target_layers):
+                self._method = with_settings(self._method, {f"target.{name}": known})
+            yield
+        except BaseException:
+            self._method = before
+            raise
+
     def prepare(self, layers: Sequence[int] = ()) -> None:
-        """Read what every edit needs: contexts, and second moments of written layers."""
+        """Read what every edit needs: contexts, second moments of written layers, what the target has to know."""
         with timed(self._seconds, "second_moment"):
             self.prepared.read(lambda: self.contexts, [*layers, *self.edited_layers], edited=bool(self.edits))
         with timed(self._seconds, "contexts"):
             _ = self.contexts
+        self.measure()
+
+    @property
+    def target_layers(self) -> list[int]:
+        """The layers at which the method's spread has values optimized, ascending."""
+        return sorted({step.target_layer for step in self._method.spread.steps(self.critical_layers)})
+
+    def measure(self, facts: Sequence[Fact] | None = None, layers: Sequence[int] | None = None) -> dict[str, Any]:
+        """Measure on the unedited model what the method's target needs, such as the anchor of `AnchoredNorm`.
+
+        Every edit does this first, once, unless a setting gives it; the result becomes part of the settings.
+
+        Args:
+            facts: Measure on these, in place of what is known; by default on those that come with the package, and only
+                what is not known.
+            layers: By default those with a target value.
+
+        Returns:
+            What is now known, as a setting by its dotted name; nothing if the target needs nothing.
+
+        Raises:
+            ValueError: Something has to be measured and the model is edited, or a fact cannot be edited.
+        """
+        target = self._method.target
+        if target.measures is None:
+            return {}
+        wanted = self.target_layers if layers is None else list(layers)
+        missing = target.unmeasured(wanted) if facts is None else wanted
+        if missing and self.edits:
+            raise ValueError(
+                f"target.{target.measures}: it is measured on the unedited model, and this one is edited already; undo "
+                f"the edits first, or give it for layers {missing}."
+            )
+        if missing:
+            self._measure(target, demo_facts() if facts is None else facts, missing)
+        return {f"target.{target.measures}": getattr(self._method.target, target.measures)}
+
+    @staged("measure")
+    def _measure(self, target: Target, facts: Sequence[Fact], layers: Sequence[int]) -> None:
+        optimize = self._optimize or optimize_values
+
+        def find(some: Sequence[Fact], layer: int, plain: Target) -> TargetValues:
+            return optimize(self.lm, some, layer, plain, self.contexts, progress=advance, precision=self.precision)
+
+        about = (self.precision.name, str(getattr(optimize, "identity", None)))
+        evaluations = len(facts) * len(layers) * target.steps
+        with bar(f"measuring the {target.measures}", evaluations, self._progress) as advance:
+            values = reference_values(self.lm, facts, layers, target, self.contexts, find, about)
+        self._method = replace(self._method, target=target.measured(values))
+        known = getattr(self._method.target, str(target.measures))
+        logger.info("measured on %d facts: target.%s=%s", len(facts), target.measures, known)
 
     def memory(self, layer: int) -> Memory:
         """What the solver knows of a layer before any edit, read on first use.

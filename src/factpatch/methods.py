@@ -9,6 +9,7 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from factpatch.strategies import (
+    AnchoredNorm,
     AttentionAndMlp,
     Boundary,
     CapSingularValues,
@@ -19,6 +20,7 @@ from factpatch.strategies import (
     Regularizer,
     Ridge,
     Solver,
+    SparePrincipal,
     Spread,
     SquareRoot,
     Target,
@@ -44,6 +46,19 @@ _alphaedit = Method("alphaedit", HiddenState(), Even(), NullSpace(), source="Alp
 _rect = replace(_memit, name="rect", regularizer=KeepLargest(), source="RECT, arXiv:2401.04700")
 _prune = replace(_memit, name="prune", regularizer=CapSingularValues(), source="PRUNE, arXiv:2405.16821")
 _pmet = Method("pmet", AttentionAndMlp(), SquareRoot(), Ridge(), source="PMET, arXiv:2308.08742")
+# Made for long sessions. The numbers are those published for Llama-3.
+_encore = Method(
+    "encore", HiddenState(enough_predictions=2), Even(), Ridge(norm_weight=20.0), source="ENCORE, arXiv:2502.01636"
+)
+_nas = replace(
+    _alphaedit, name="alphaedit-nas", target=AnchoredNorm(), source=f"{_alphaedit.source}; NAS, arXiv:2602.02543"
+)
+_sphere = replace(
+    _alphaedit,
+    name="alphaedit-sphere",
+    regularizer=SparePrincipal(),
+    source=f"{_alphaedit.source}; SPHERE, arXiv:2510.01172",
+)
 
 
 def with_blue(method: Method) -> Method:
@@ -52,9 +67,8 @@ def with_blue(method: Method) -> Method:
     return replace(method, name=f"{method.name}-blue", spread=Boundary(), source=source)
 
 
-METHODS: dict[str, Method] = {
-    method.name: method for plain in (_memit, _alphaedit, _rect, _prune, _pmet) for method in (plain, with_blue(plain))
-}
+_PLAIN = (_memit, _alphaedit, _rect, _prune, _pmet, _encore, _nas, _sphere)
+METHODS: dict[str, Method] = {method.name: method for plain in _PLAIN for method in (plain, with_blue(plain))}
 
 
 def method_named(name: str) -> Method:
@@ -85,7 +99,7 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
                 f"setting {name!r}: the {part} of {method.name} is {type(strategy).__name__}, which has no field "
                 f"{field!r}.{suggestion(field, known)}"
             )
-        kind = get_type_hints(type(strategy))[field]
+        kind = get_type_hints(type(strategy), include_extras=True)[field]
         if isinstance(value, str) and get_origin(kind) is tuple:
             value = [one.strip() for one in value.split(",")]
         try:

@@ -35,6 +35,7 @@ COMMANDS = (
     "rebase",
     "lora",
     "second-moment",
+    "anchor",
     "methods",
     "models",
     "presets",
@@ -292,6 +293,31 @@ def test_second_moment_names_a_bad_argument(
     run: Run, model_directory: Path, corpus: Path, extra: list[str], message: str
 ) -> None:
     run.refused(message, "second-moment", model_directory, "--layers", "1", "--corpus", corpus, *extra)
+
+
+def test_an_anchor_is_measured_once_and_printed_as_the_setting_that_an_edit_takes(
+    run: Run, model_directory: Path, corpus: Path, facts_file: Path, tmp_path: Path
+) -> None:
+    model = (model_directory, "--facts", facts_file, "--corpus", corpus, "--layers", "1,2", "--set", "target.steps=3")
+    method = ("--method", "alphaedit-nas-blue", "--set", "solver.threshold=100")
+    result = run.ok("anchor", *model, *method)
+    (found,) = re.findall(
+        r"Measured on 3 facts\. To edit with it: --set target\.anchor=(1:[\d.]+,2:[\d.]+)", result.output
+    )
+    kept = sorted((tmp_path / "cache" / "reference_values").iterdir())
+    assert len(kept) == 2
+    assert found in run.ok("anchor", *model, *method).output
+    other = run.ok("anchor", *model, *method, "--limit", 1).output
+    assert "Measured on 1 facts" in other
+    assert found not in other
+    patch = tmp_path / "p.safetensors"
+    run.ok(
+        "edit", *model, *method, "--set", f"target.anchor={found}", "--out", patch, "--repeats", "last", "--no-verify"
+    )
+    recorded = Patch.load(patch).settings["target"]["anchor"]
+    assert ",".join(f"{layer}:{norm:g}" for layer, norm in recorded) == found
+    assert len(list((tmp_path / "cache" / "reference_values").iterdir())) == 4  # the edit measured nothing
+    run.refused("--method memit: it has no anchor", "anchor", *model, "--method", "memit")
 
 
 def test_methods_lists_every_method_and_setting(run: Run) -> None:

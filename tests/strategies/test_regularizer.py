@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from factpatch.patch.shift import Dense, LowRank, Masked, Sparse
-from factpatch.strategies import CapSingularValues, KeepLargest, Unchanged
+from factpatch.strategies import CapSingularValues, KeepLargest, SparePrincipal, Unchanged
 
 EXACT = torch.float64
 
@@ -75,3 +75,55 @@ def test_cap_is_continuous_at_the_bound() -> None:
 def test_unchanged_gives_back_the_very_shifts() -> None:
     shift = Dense(torch.ones(2, 3))
     assert Unchanged().regularize({1: shift}, {1: torch.zeros(2, 3)})[1] is shift
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12)], ids=["wide", "tall"])
+@pytest.mark.parametrize(("share", "strength"), [(0.5, 0.5), (0.8, 1.0)])
+def test_the_principal_directions_of_unit_rows_are_spared(
+    shape: tuple[int, int], share: float, strength: float
+) -> None:
+    """As the paper writes it: the Gram matrix of the rows at unit length, its eigenvectors, Δ (I − α U Uᵀ)."""
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(shape, generator=generator, dtype=EXACT) * torch.logspace(0, 2, shape[0], dtype=EXACT)[:, None]
+    unit = before / before.norm(dim=1, keepdim=True)
+    values, vectors = torch.linalg.eigh(unit.T @ unit)
+    order = values.argsort(descending=True)
+    reached, count = 0.0, 0
+    while reached <= share * float(values.sum()):
+        reached += float(values[order[count]])
+        count += 1
+    principal = vectors[:, order[:count]]
+    shift = LowRank(
+        torch.randn(shape[0], 3, generator=generator, dtype=EXACT),
+        torch.randn(3, shape[1], generator=generator, dtype=EXACT),
+    )
+    expected = shift.matrix() @ (torch.eye(shape[1], dtype=EXACT) - strength * principal @ principal.T)
+    rule = SparePrincipal(share, strength)
+    kept = rule.regularize({4: shift}, {4: before})[4]
+    assert isinstance(kept, LowRank)
+    assert kept.up is shift.up
+    torch.testing.assert_close(kept.matrix(), expected, rtol=1e-9, atol=1e-11)
+    dense = rule.regularize({4: Dense(shift.matrix())}, {4: before})[4]
+    torch.testing.assert_close(dense.matrix(), expected, rtol=1e-9, atol=1e-11)
+    basis = rule.principal(before)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(count, dtype=EXACT), rtol=0, atol=1e-9)
+    if strength == 1.0:  # nothing is left in these directions
+        assert float((kept.matrix() @ principal).abs().max()) < 1e-9
+
+
+def test_how_long_the_rows_are_does_not_matter_nor_does_a_row_of_zeros() -> None:
+    before = torch.tensor([[3.0, 0, 0, 0], [5.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 0]], dtype=EXACT)
+    # Two of three unit rows point along the first axis, which has more than half of the eigenvalues.
+    shift = Dense(torch.ones(4, 4, dtype=EXACT))
+    for weight in (before, before * torch.tensor([[1.0], [9.0], [0.1], [1.0]], dtype=EXACT)):
+        kept = SparePrincipal().regularize({0: shift}, {0: weight})[0].matrix()
+        torch.testing.assert_close(kept, torch.tensor([[0.5, 1.0, 1.0, 1.0]], dtype=EXACT).expand(4, 4))
+    nothing = torch.zeros(2, 4, dtype=EXACT)
+    assert torch.equal(SparePrincipal().regularize({0: shift}, {0: nothing})[0].matrix(), shift.matrix())
+
+
+@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.0}, {"strength": -0.1}, {"strength": 1.5}])
+def test_a_share_or_a_strength_that_is_none_is_refused(wrong: dict[str, float]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}="):
+        SparePrincipal(**wrong)

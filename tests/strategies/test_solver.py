@@ -51,6 +51,23 @@ def test_ridge_equals_the_dense_solution(facts: int, earlier: int) -> None:
 
 
 @pytest.mark.parametrize("earlier", [0, 7])
+@pytest.mark.parametrize("facts", [1, 40])
+def test_ridge_with_a_weight_of_the_norm_equals_the_dense_solution(facts: int, earlier: int) -> None:
+    moment, keys, residual, past = problem(facts, earlier)
+    shift = solve(Ridge(weight=30.0, norm_weight=20.0), moment, keys, residual, past).matrix()
+    system = 30.0 * moment + 20.0 * torch.eye(D_KEY, dtype=torch.float64) + past.T @ past + keys.T @ keys
+    dense = torch.linalg.solve(system, keys.T @ residual).T
+    torch.testing.assert_close(shift, dense, rtol=1e-9, atol=1e-11)
+
+
+def test_a_weight_of_the_norm_makes_a_singular_second_moment_usable() -> None:
+    _, keys, residual, past = problem(3, 0)
+    few = torch.randn(5, D_KEY, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shift = solve(Ridge(weight=1.0, norm_weight=1.0), few.T @ few / 5, keys, residual, past).matrix()
+    assert bool(torch.isfinite(shift).all())
+
+
+@pytest.mark.parametrize("earlier", [0, 7])
 @pytest.mark.parametrize("facts", [1, 5, 40])
 def test_null_space_equals_the_dense_solution(facts: int, earlier: int) -> None:
     moment, keys, residual, past = problem(facts, earlier)
@@ -127,9 +144,17 @@ def test_different_numbers_of_facts_are_refused() -> None:
         solve(solver, moment, keys, residual[:3], past)
 
 
-@pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"weight": -1.0}])
-def test_a_ridge_without_weight_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weight": 0.0}, "must be positive"),
+        ({"weight": -1.0}, "must be positive"),
+        ({"norm_weight": -1.0}, r"norm_weight=-1.0: μ must be finite and not negative"),
+        ({"norm_weight": float("inf")}, "norm_weight=inf"),
+    ],
+)
+def test_a_ridge_without_a_sensible_weight_is_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Ridge(**wrong)
 
 
@@ -277,7 +302,7 @@ UNCOUNTED = {
 
 
 @pytest.mark.parametrize("written", [0.5, 0.9])
-@pytest.mark.parametrize("solver", [Ridge(), NullSpace()])
+@pytest.mark.parametrize("solver", [Ridge(), Ridge(norm_weight=20.0), NullSpace()])
 def test_a_scaled_solver_writes_the_wanted_share_of_a_fact_alone(solver: Ridge | NullSpace, written: float) -> None:
     moment, keys, residual, _ = problem(1, 0)
     scaled = solver.scaled([moment], [keys], written)
@@ -286,7 +311,7 @@ def test_a_scaled_solver_writes_the_wanted_share_of_a_fact_alone(solver: Ridge |
     torch.testing.assert_close(keys @ shift.T, written * residual)
 
 
-@pytest.mark.parametrize("solver", [Ridge(), NullSpace()])
+@pytest.mark.parametrize("solver", [Ridge(), Ridge(norm_weight=20.0), NullSpace()])
 def test_scaling_does_not_depend_on_the_unit_of_keys(solver: Ridge | NullSpace) -> None:
     moment, keys, residual, _ = problem(5, 0)
     nothing = keys.new_zeros(0, D_KEY)
@@ -296,6 +321,18 @@ def test_scaling_does_not_depend_on_the_unit_of_keys(solver: Ridge | NullSpace) 
         shift = solve(scaled, unit**2 * moment, unit * keys, residual, nothing).matrix()
         found.append(unit * keys @ shift.T)
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_scaled_ridge_weighs_text_and_norm_alike() -> None:
+    """Each alone, with half of the cost of both, writes the same share of the median fact."""
+    moment, keys, _, _ = problem(5, 0)
+    scaled = Ridge(norm_weight=20.0).scaled([moment], [keys], 0.8)
+    of_text = (keys @ torch.linalg.inv(scaled.weight * moment) * keys).sum(dim=1).median()
+    of_norm = (keys.square().sum(dim=1) / scaled.norm_weight).median()
+    torch.testing.assert_close(of_text, of_norm)
+    without = Ridge().scaled([moment], [keys], 0.8)
+    assert without.norm_weight == 0
+    assert scaled.weight < without.weight
 
 
 @pytest.mark.parametrize("written", [0.0, 1.0, -1.0, 2.0])

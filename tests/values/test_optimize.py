@@ -87,7 +87,7 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
                 handle.remove()
         return logits.log_softmax(-1)
 
-    nll_weight = 1.0
+    nll_weight, predictions = 1.0, 0
     for evaluation in range(1, target.steps + 1):
         losses, predicted = [], True
         for text, end in zip(texts[:-1], ends[:-1], strict=True):
@@ -107,6 +107,9 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
             nll_weight = target.learned_weight if predicted else 1.0
             if predicted and kl < target.stop_kl:
                 break
+        predictions += predicted
+        if target.enough_predictions and predictions >= target.enough_predictions:
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -213,6 +216,25 @@ def test_facts_that_stop_early_leave_the_others_unchanged() -> None:
     assert found.updates.tolist() == [count - 1 for count in counts]
     stopped = found.evaluations < 12
     assert bool((found.loss[stopped] < 6.0).all())
+
+
+def test_a_fact_stops_after_so_many_evaluations_in_which_all_tokens_lead_in_all_contexts() -> None:
+    lm = tiny("gpt2", dtype=torch.float64)
+    lm.model.get_output_embeddings().weight.data.mul_(3)
+    pairs = (("Rome", "the"), ("Vienna", "was"), ("Paris", "in the"))  # the last has a token that never leads
+    facts = [Fact("In the large city called {}", subject, new) for subject, new in pairs]
+    plain = HiddenState(steps=7, learning_rate=0.5, clamp=20, kl_factor=0.0, stop_loss=0.0)
+    for count in (1, 2):
+        target = replace(plain, enough_predictions=count)
+        found = batched(lm, target, facts)
+        expected = [plainly(lm, fact, 1, target, CONTEXTS) for fact in facts]
+        assert found.evaluations.tolist() == [evaluations for _, evaluations in expected]
+        torch.testing.assert_close(found.values, torch.stack([value for value, _ in expected]), rtol=1e-6, atol=1e-8)
+        if count == 1:
+            first = found.evaluations
+            assert (first < 7).tolist() == [True, True, False]
+    assert bool((found.evaluations[:2] > first[:2]).all())
+    assert batched(lm, plain, facts).evaluations.tolist() == [7] * len(facts)
 
 
 @pytest.mark.parametrize("every", [3, 100])

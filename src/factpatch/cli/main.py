@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 import factpatch
 from factpatch.cli import (
     analyze,
+    anchor,
     apply,
     capability,
     compose,
@@ -50,7 +51,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Serve": (export.export, lora.lora),
     "Measure": (verify.verify, capability.capability, drift.drift),
     "Inspect": (show.show, log.log),
-    "Prepare a model": (locate.locate, tune.tune, second_moment.second_moment),
+    "Prepare a model": (locate.locate, tune.tune, second_moment.second_moment, anchor.anchor),
     "Experiments": (run.run, reproduce.reproduce, report.report, analyze.analyze),
     "Reference": (methods.methods, models.models, presets.presets),
 }

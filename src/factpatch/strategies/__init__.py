@@ -1,12 +1,13 @@
 """The four independent choices that make an editing method: target, spread, solver, regularizer."""
 
 from factpatch.strategies.memory import Memory
-from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, Unchanged
+from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, SparePrincipal, Unchanged
 from factpatch.strategies.solver import NullSpace, Ridge, Solver
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
-from factpatch.strategies.target import AttentionAndMlp, HiddenState, Target
+from factpatch.strategies.target import AnchoredNorm, AttentionAndMlp, HiddenState, Target
 
 __all__ = [
+    "AnchoredNorm",
     "AttentionAndMlp",
     "Boundary",
     "CapSingularValues",
@@ -20,6 +21,7 @@ __all__ = [
     "Regularizer",
     "Ridge",
     "Solver",
+    "SparePrincipal",
     "Spread",
     "SquareRoot",
     "Step",

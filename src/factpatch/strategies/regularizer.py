@@ -108,3 +108,53 @@ class CapSingularValues(Regularizer):
             return shift
         capped = torch.where(singular > largest, singular.log() - largest.log() + largest, singular)
         return LowRank(left * capped, right)
+
+
+@dataclass(frozen=True)
+class SparePrincipal(Regularizer):
+    """Keep the shift away from the directions in which the rows of the weight mostly point: Δ (I − α U Uᵀ).
+
+    With Ŵ the rows of W, each at unit length, U are the principal eigenvectors of Ŵᵀ Ŵ, (d_key, d_key): as few as have
+    together more than the share η of the sum of its eigenvalues. W is the weight just before the shift. This takes an
+    eigendecomposition for every layer and batch, of order d_value or d_key, whichever is smaller.
+    Source: SPHERE (arXiv:2510.01172), for AlphaEdit; its code has α = 0.8 for MEMIT, PRUNE and RECT.
+    """
+
+    acts: ClassVar[Acts] = Acts.LAYER
+
+    share: float = 0.5
+    """η: the share of the sum of the eigenvalues that principal directions have."""
+    strength: float = 0.5
+    """α: how much of the shift in principal directions is removed, from 0 (nothing) to 1 (all)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share={self.share!r}: η must be between 0 and 1, both excluded.")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength={self.strength!r}: α must be from 0 to 1.")
+
+    def regularize(self, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
+        return {layer: self._spared(shift, before[layer]) for layer, shift in shifts.items()}
+
+    def _spared(self, shift: Shift, before: Tensor) -> Shift:
+        from factpatch.patch.shift import Dense, LowRank
+
+        basis = self.principal(before)
+        # The factor on the left stays as it is, so the shift keeps its rank.
+        rows = (shift.down if isinstance(shift, LowRank) else shift.matrix()).to(basis)
+        rows = (rows - self.strength * ((rows @ basis) @ basis.T)).cpu()
+        return LowRank(shift.up, rows) if isinstance(shift, LowRank) else Dense(rows)
+
+    def principal(self, weight: Tensor) -> Tensor:
+        """U, (d_key, r), orthonormal, in float64, of a (d_value, d_key) weight."""
+        import torch
+
+        unit = torch.nn.functional.normalize(weight.double(), dim=1)
+        # Ŵ Ŵᵀ has the same eigenvalues other than 0 and is smaller: a weight that leads out of an MLP is wide.
+        wide = unit.shape[0] < unit.shape[1]
+        values, vectors = torch.linalg.eigh(unit @ unit.T if wide else unit.T @ unit)
+        values, vectors = values.flip(0), vectors.flip(1)
+        count = int((values.cumsum(0) <= self.share * values.sum()).sum()) + 1
+        count = min(count, int((values > 0).sum()))  # a weight of zeros points nowhere
+        basis: Tensor = (unit.T @ vectors[:, :count]) / values[:count].sqrt() if wide else vectors[:, :count]
+        return basis

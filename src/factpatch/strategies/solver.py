@@ -12,8 +12,10 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
+
+from factpatch.strategies.later import LATER
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,25 +85,32 @@ class LeastSquares(Solver):
 
 @dataclass(frozen=True)
 class Ridge(LeastSquares):
-    """Ridge regression weighted by the second moment: Δ = Rᵀ K (λ C₀ + K_pᵀ K_p + Kᵀ K)⁻¹.
+    """Ridge regression weighted by the second moment: Δ = Rᵀ K (λ C₀ + μ I + K_pᵀ K_p + Kᵀ K)⁻¹.
 
-    Source: MEMIT (arXiv:2210.07229), eq. 14; with earlier keys BLUE (arXiv:2502.03748), eq. 8.
+    Source: MEMIT (arXiv:2210.07229), eq. 14; with earlier keys BLUE (arXiv:2502.03748), eq. 8; with μ ENCORE
+    (arXiv:2502.01636).
     """
 
     weight: float = 15000.0
     """λ: the weight of ordinary text, in tokens."""
+    norm_weight: float = field(default=0.0, metadata=LATER)
+    """μ: the weight of the shift's own norm, ‖Δ‖², in squared key units."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
             raise ValueError(f"weight={self.weight!r}: λ must be positive and finite, or the system is singular.")
+        if not 0 <= self.norm_weight < math.inf:
+            raise ValueError(f"norm_weight={self.norm_weight!r}: μ must be finite and not negative.")
 
     def prepare(self, second_moment: Tensor) -> System:
-        """G = λ C₀."""
+        """G = λ C₀ + μ I."""
         import torch
 
         from factpatch.strategies.least_squares import System
 
-        factor, info = torch.linalg.cholesky_ex(self.weight * second_moment.double())
+        cost = self.weight * second_moment.double()
+        cost.diagonal().add_(self.norm_weight)
+        factor, info = torch.linalg.cholesky_ex(cost)
         if int(info) != 0:
             raise ValueError(
                 f"second_moment: not positive definite (leading minor {int(info)} of {len(factor)}); it was read from "
@@ -110,8 +119,18 @@ class Ridge(LeastSquares):
         return System(factor)
 
     def scaled(self, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> Ridge:
-        """λ from h = kᵀ C₀⁻¹ k, which on average over ordinary tokens is d_key."""
-        return replace(self, weight=_setting(replace(self, weight=1.0), second_moments, keys, written))
+        """λ from h = kᵀ C₀⁻¹ k, which on average over ordinary tokens is d_key.
+
+        With μ > 0, λ and μ such that each alone would write the same share, and both together `written`.
+        """
+        alone = replace(self, weight=1.0, norm_weight=0.0)
+        weight = _setting(alone, second_moments, keys, written)
+        if self.norm_weight == 0:
+            return replace(alone, weight=weight)
+        norm_weight = _solved([float(of.double().square().sum(dim=1).median()) for of in keys], written)
+        both = replace(self, weight=weight, norm_weight=norm_weight)
+        more = _setting(both, second_moments, keys, written)
+        return replace(self, weight=more * weight, norm_weight=more * norm_weight)
 
 
 @dataclass(frozen=True)
@@ -163,13 +182,18 @@ class NullSpace(LeastSquares):
 
 
 def _setting(alone: LeastSquares, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> float:
-    """c = h (1 − ρ) / ρ; see `Solver.scaled`. With the setting 1, h is the squared norm of a key's features."""
-    if not 0 < written < 1:
-        raise ValueError(f"written={written!r}: a share between 0 and 1, both excluded.")
+    """The factor of the cost that writes the share. With the setting 1, h is the squared norm of a key's features."""
     heights = [
         float(alone.prepare(moment).features(of).square().sum(dim=1).median())
         for moment, of in zip(second_moments, keys, strict=True)
     ]
+    return _solved(heights, written)
+
+
+def _solved(heights: Sequence[float], written: float) -> float:
+    """c = h (1 − ρ) / ρ, with the geometric mean of h over layers; see `Solver.scaled`."""
+    if not 0 < written < 1:
+        raise ValueError(f"written={written!r}: a share between 0 and 1, both excluded.")
     return statistics.geometric_mean(heights) * (1 - written) / written
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from pydantic import BeforeValidator
+
+from factpatch.strategies.later import LATER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PUBLISHED = ("prompt", "prefixes")
 """The published contexts: the bare prompt, and the prompt behind generated texts."""
-LATER = {"later": True}
-"""Of a setting that earlier versions did not have. Records leave it out where it has its default, which is what those
-versions did, so that their patches, sessions and analyses compare equal."""
 Kept = dict[str, "Tensor"]
 """What a target keeps for every fact during a search, (n, …) each, by name."""
 
@@ -75,6 +76,11 @@ class Target:
     last one, where the residual is measured too."""
     inside: ClassVar[bool]
     """Whether a site lies before the end of the block, so that the block itself runs again at each step."""
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Further outputs that `settle` reads, by names as in `sites`."""
+    measures: ClassVar[str | None] = None
+    """The field that is measured on the unedited model, for each layer with a target, where it is not given; see
+    `unmeasured`."""
 
     steps: int = 25
     """Largest number of loss evaluations per fact and layer; one fewer updates."""
@@ -92,6 +98,10 @@ class Target:
     """A fact is finished after so many evaluations if every target token is the most probable one in every context; the
     others may take `steps`, for an answer can be long or in a script that the model hardly writes. 0: all take
     `steps`."""
+    enough_predictions: int = field(default=0, metadata=LATER)
+    """A fact is finished after so many evaluations in which every target token is the most probable one in every
+    context: with 1 at the first of them, with 2 one step later at the earliest. 0: they do not matter. Source: ENCORE
+    (arXiv:2502.01636)."""
     step: float = field(default=0.0, metadata=LATER)
     """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
     tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
@@ -109,7 +119,7 @@ class Target:
         for name in ("steps", "learning_rate", "clamp"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
-        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "step"):
+        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "enough_predictions", "step"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
 
@@ -122,6 +132,28 @@ class Target:
     def site(self) -> str:
         """Where the target value is read."""
         return self.sites[-1]
+
+    @property
+    def plain(self) -> Target:
+        """The same without what has to be measured: it finds the values that the measurement is made of."""
+        return self
+
+    def unmeasured(self, layers: Sequence[int]) -> list[int]:
+        """Return those of the layers for which something has to be measured before their values are optimized."""
+        return []
+
+    def measured(self, values: Mapping[int, Tensor]) -> Target:
+        """Return this target with what has been measured in some layers added.
+
+        Args:
+            values: What `plain` finds for some facts on the unedited model: δ and the output that it is added to, the
+                last of `beside`, (facts, d_value) by layer.
+        """
+        return self
+
+    def at(self, layer: int) -> Target:
+        """The target at one layer; ValueError if something about that layer has not been measured yet."""
+        return self
 
     def begin(self, present: Tensor) -> Kept:
         """What to keep for every fact before the first evaluation, given (n, sites, d_value) activations."""
@@ -153,7 +185,12 @@ class Target:
         return descend()
 
     def settle(self, present: Tensor, delta: Tensor) -> Tensor:
-        """The change of the value that follows from δ, (n, d_value); both arguments are (n, sites, d_value)."""
+        """The change of the value that follows from δ, (n, d_value).
+
+        Args:
+            present: The unshifted activations at the sites, then those of `beside`, (n, sites + beside, d_value).
+            delta: δ, (n, sites, d_value).
+        """
         return delta[:, -1]
 
 
@@ -163,6 +200,82 @@ class HiddenState(Target):
 
     sites: ClassVar[tuple[str, ...]] = ("block",)
     inside: ClassVar[bool] = False
+
+
+def _layers_and_norms(value: Any) -> Any:
+    """Read `4:2.5,8:3.1`, as on the command line; anything else is left to the field's type."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition(":") for part in value.split(",") if part.strip()]
+    return [(layer.strip(), norm.strip()) for layer, _, norm in pairs]
+
+
+@dataclass(frozen=True)
+class AnchoredNorm(HiddenState):
+    """As `HiddenState`; then what the MLP is to put out is rescaled to the norm usual in the unedited model.
+
+    With m the present output of the MLP at the subject's last token, the MLP is to put out v = m + δ. In an edited
+    model m has grown, so v grows with every batch, and the weights with it. Instead v becomes a v / ‖v‖. The anchor a
+    is the mean of ‖v‖ over facts on the unedited model, without the highest 5 % of these norms.
+    Source: NAS (arXiv:2602.02543), for AlphaEdit.
+
+    Departures: the published code skips a fact whose ‖v‖ is above 2a, without saying so; here it is rescaled like all
+    others. A fact that is known already, with δ = 0, keeps its value. The values behind the anchor are found in the
+    contexts of the edits, the published ones in the bare prompt.
+    """
+
+    beside: ClassVar[tuple[str, ...]] = ("mlp",)
+    measures: ClassVar[str | None] = "anchor"
+    DROPPED: ClassVar[float] = 0.05
+
+    anchor: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_layers_and_norms)] = ()
+    """a of each layer with a target, as 4:2.5,8:3.1. Where it is not given it is measured on the facts that come with
+    the package; `factpatch anchor` and `Editor.measure` take others."""
+    tolerance: float = 0.0
+    """By how much of a ‖v‖ may differ from a and is left as it is; the published code rescales every v."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = [layer for layer, _ in self.anchor]
+        if len(set(layers)) < len(layers) or not all(layer >= 0 and 0 < norm < math.inf for layer, norm in self.anchor):
+            raise ValueError(
+                f"anchor={self.anchor!r}: needs one positive, finite norm for each layer; write it as 4:2.5,8:3.1."
+            )
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance={self.tolerance!r}: must not be negative.")
+
+    @property
+    def plain(self) -> Target:
+        return HiddenState(**{one.name: getattr(self, one.name) for one in fields(HiddenState)})
+
+    def unmeasured(self, layers: Sequence[int]) -> list[int]:
+        return sorted(set(layers) - {layer for layer, _ in self.anchor})
+
+    def measured(self, values: Mapping[int, Tensor]) -> Target:
+        found = dict(self.anchor)
+        for layer, of in values.items():
+            norms = of.double().norm(dim=-1).sort().values
+            # Six digits, so that the anchor is the same wherever rounding differs, and can be written as a setting.
+            mean = norms[: len(norms) - math.floor(self.DROPPED * len(norms))].mean()
+            found[layer] = float(f"{float(mean):.6g}")
+        return replace(self, anchor=tuple(sorted(found.items())))
+
+    def at(self, layer: int) -> Target:
+        if self.unmeasured([layer]):
+            raise ValueError(
+                f"anchor={self.anchor!r}: has no norm for layer {layer}; Editor.measure measures it, and "
+                "target.anchor gives it."
+            )
+        return replace(self, anchor=tuple(pair for pair in self.anchor if pair[0] == layer))
+
+    def settle(self, present: Tensor, delta: Tensor) -> Tensor:
+        ((_, anchor),) = self.anchor  # of one layer: see `at`
+        output, change = present[:, -1], delta[:, -1]
+        value = output + change
+        norm = value.norm(dim=-1, keepdim=True)
+        usual = ((norm - anchor).abs() <= self.tolerance * anchor) | (norm == 0)
+        known = (change == 0).all(dim=-1, keepdim=True)
+        return change.where(usual | known, anchor / norm * value - output)
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,8 @@ class State:
     broken: Tensor
     """Whether a loss or a gradient was not finite."""
     evaluations: Tensor
+    predictions: Tensor
+    """In how many evaluations every target token was the most probable one in every context."""
     loss: Tensor
 
     @classmethod
@@ -184,6 +186,7 @@ class State:
             going=~no,
             broken=no,
             evaluations=torch.zeros_like(no, dtype=torch.long),
+            predictions=torch.zeros_like(no, dtype=torch.long),
             loss=torch.zeros_like(no, dtype=present.dtype),
         )
 
@@ -244,10 +247,13 @@ class Descent:
         finite = torch.isfinite(found.loss) & torch.isfinite(found.gradient).flatten(1).all(dim=1)
         state.broken = state.broken | (state.going & ~finite)
         state.evaluations = state.evaluations + state.going
+        state.predictions = state.predictions + (state.going & found.predicted)
         state.loss = torch.where(state.going, found.loss, state.loss)
         # What a finished fact keeps is updated too, which has no effect: its loss and its δ are frozen.
         finished, state.kept = target.judge(found, state.kept)
         finished = finished | (found.predicted & (state.evaluations >= target.enough))
+        if target.enough_predictions:
+            finished = finished | (state.predictions >= target.enough_predictions)
         state.going = state.going & ~finished
         if update:
             moved = target.project(self.optimizer.update(state.delta, found.gradient), self.loss.norm)

@@ -89,15 +89,18 @@ def optimize_values(
         precision: What to compute in and to return; by default what the model is stored in.
 
     Raises:
+        ValueError: The target needs something to be measured first; see `Target.unmeasured`.
         FloatingPointError: A loss or a gradient is not finite.
         OutOfMemoryError: Memory does not suffice for a single row.
     """
+    target = target.at(layer)
     subjects = SubjectRows.of(lm, facts, contexts[:1])
-    present = torch.stack([read_values(lm, subjects, layer, site) for site in target.sites], dim=1)
+    seen = torch.stack([read_values(lm, subjects, layer, site) for site in (*target.sites, *target.beside)], dim=1)
     precision = precision or precision_for(lm)
     # A caller's inference mode would leave no gradients.
     with torch.inference_mode(False), lm.quiet(), packed_attention(lm), computing(lm, precision) as lm:
-        present = present.to(lm.work_dtype)
+        seen = seen.to(lm.work_dtype)
+        present = seen[:, : len(target.sites)].contiguous()
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
         # The frozen rows get no name, so that what the micro-batches do not take over is freed.
@@ -106,5 +109,5 @@ def optimize_values(
             tokens_at_once,
         )  # fmt: skip
         found = target.search(loss, lambda: Descent(loss).run(progress))
-        delta = target.settle(present, found.delta).clone()
+        delta = target.settle(seen, found.delta).clone()
         return TargetValues(present[:, -1] + delta, delta, found.evaluations, found.evaluations - 1, found.loss)
