@@ -218,28 +218,23 @@ def test_facts_that_stop_early_leave_the_others_unchanged() -> None:
     assert bool((found.loss[stopped] < 6.0).all())
 
 
-@pytest.mark.parametrize("kind", [HiddenState, AttentionAndMlp])
-def test_a_fact_stops_after_so_many_evaluations_in_which_all_tokens_lead_in_all_contexts(kind: type[Target]) -> None:
+def test_a_fact_stops_after_so_many_evaluations_in_which_all_tokens_lead_in_all_contexts() -> None:
     lm = tiny("gpt2", dtype=torch.float64)
     lm.model.get_output_embeddings().weight.data.mul_(3)
-    # The last two targets have several tokens: of these, some lead before all do.
-    pairs = (("Rome", "the"), ("Tokyo", "English"), ("Vienna", "they are"), ("Paris", "the city of Rome"))
+    pairs = (("Rome", "the"), ("Vienna", "was"), ("Paris", "in the"))  # the last has a token that never leads
     facts = [Fact("In the large city called {}", subject, new) for subject, new in pairs]
-    counts = []
-    for enough in (0, 1, 2, 3):
-        target = replace(kind(steps=30, learning_rate=0.2, clamp=10, stop_loss=0.0), enough_predictions=enough)
+    plain = HiddenState(steps=7, learning_rate=0.5, clamp=20, kl_factor=0.0, stop_loss=0.0)
+    for count in (1, 2):
+        target = replace(plain, enough_predictions=count)
         found = batched(lm, target, facts)
-        for index, fact in enumerate(facts):
-            expected, evaluations = plainly(lm, fact, 1, target, CONTEXTS)
-            assert int(found.evaluations[index]) == evaluations
-            assert float((found.values[index] - expected).norm() / expected.norm()) < 1e-6
-        counts.append(found.evaluations)
-    never, first, second, third = counts
-    stopped = first < 30
-    assert int(stopped.sum()) >= 2
-    assert bool((second[stopped] > first[stopped]).all())
-    assert bool((third[stopped] >= second[stopped]).all())
-    assert bool((never >= third).all())
+        expected = [plainly(lm, fact, 1, target, CONTEXTS) for fact in facts]
+        assert found.evaluations.tolist() == [evaluations for _, evaluations in expected]
+        torch.testing.assert_close(found.values, torch.stack([value for value, _ in expected]), rtol=1e-6, atol=1e-8)
+        if count == 1:
+            first = found.evaluations
+            assert (first < 7).tolist() == [True, True, False]
+    assert bool((found.evaluations[:2] > first[:2]).all())
+    assert batched(lm, plain, facts).evaluations.tolist() == [7] * len(facts)
 
 
 @pytest.mark.parametrize("every", [3, 100])

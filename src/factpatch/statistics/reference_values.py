@@ -79,7 +79,8 @@ def _entries(
         return {}
     last = lm.num_layers - 1
     model = fingerprints(lm, [last])[last]  # δ depends on the layers above, too
-    read = [[fact.prompt, fact.subject, fact.target_new, fact.space] for fact in facts]
+    # What the optimization reads: a context may ask the first question of a fact.
+    read = [[fact.prompt, fact.subject, fact.target_new, fact.space, *fact.questions[:1]] for fact in facts]
     whole = [read, list(contexts), repr(target.plain), str(lm.dtype), repr(lm.frame), *about]
     digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
     return {

@@ -98,14 +98,14 @@ class Target:
     """A fact is finished after so many evaluations if every target token is the most probable one in every context; the
     others may take `steps`, for an answer can be long or in a script that the model hardly writes. 0: all take
     `steps`."""
-    step: float = field(default=0.0, metadata=LATER)
-    """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
-    tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
-    a time. 0: Adam with `learning_rate`."""
     enough_predictions: int = field(default=0, metadata=LATER)
     """A fact is finished after so many evaluations in which every target token is the most probable one in every
     context: with 1 at the first of them, with 2 one step later at the earliest. 0: they do not matter. Source: ENCORE
     (arXiv:2502.01636)."""
+    step: float = field(default=0.0, metadata=LATER)
+    """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
+    tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
+    a time. 0: Adam with `learning_rate`."""
     apart: bool = field(default=False, metadata=LATER)
     """Whether a subject that is the first token of a text without BOS gets a value and a key of its own for the bare
     prompt, in the first layer; see `factpatch.values.views`."""
