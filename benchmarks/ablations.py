@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--method", choices=list(METHODS), default="memit", help="whose target and solver are used")
     parser.add_argument("--spreads", nargs="+", choices=list(SPREADS), default=list(SPREADS))
     parser.add_argument("--keys", nargs="+", choices=("earlier", "none"), default=["earlier", "none"])
+    parser.add_argument("--variant", help="of the preset")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -125,7 +126,7 @@ def main() -> None:
     batches = [facts[start : start + options.batch_size] for start in range(0, len(facts), options.batch_size)]
     lm = load_language_model(options.model)
     preset = preset_for(lm)
-    given = {**preset.settings(options.method), **parse_assignments(options.settings)}
+    given = {**preset.settings(options.method, options.variant), **parse_assignments(options.settings)}
     method = with_settings(METHODS[options.method], given)
     options.directory.mkdir(parents=True, exist_ok=True)
     weights = model_hash(lm.model)

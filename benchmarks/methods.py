@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--corpus", help="text for the second moment; see `factpatch edit`")
     parser.add_argument("--corpus-tokens", type=int)
+    parser.add_argument("--variant", help="of the preset")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--text", type=Path, help="text for perplexity; the package's held-out text by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -173,6 +174,7 @@ def main() -> None:
 
     unedited = kept(options.directory / "unedited.json", about, before)
     given = {
+        "variant": options.variant,
         "settings": parse_assignments(options.settings),
         "corpus": options.corpus,
         "corpus_tokens": options.corpus_tokens,

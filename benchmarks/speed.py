@@ -30,6 +30,7 @@ from factpatch.model.loading import load_language_model
 from factpatch.model.precision import PRECISIONS, precision_for
 from factpatch.model.tokens import tokenize
 from factpatch.statistics.corpus import corpus_from
+from factpatch.strategies.target import PUBLISHED
 from factpatch.values.optimize import optimize_values
 
 ROWS = ("values", "batch", "evaluation", "statistics", "solve", "stream", "precisions")
@@ -131,7 +132,8 @@ class Bench:
         self.model, self.tokenizer = self.lm.model.eval().requires_grad_(False), self.lm.tokenizer
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.editor = Editor(self.lm, method="memit-blue", settings={"target.steps": options.steps}, progress=False)
+        published = {"target.contexts": PUBLISHED, "target.step": 0, "target.steps": options.steps}
+        self.editor = Editor(self.lm, method="memit-blue", settings=published, progress=False)
         method = self.editor.method
         assert isinstance(method.solver, Ridge)
         self.settings = plain.Settings(

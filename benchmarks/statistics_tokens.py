@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=30)
     parser.add_argument("--corpus", type=Path, required=True, help="text with a paragraph on each line")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the paragraphs")
+    parser.add_argument("--variant", help="of the preset")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["memit-blue", "alphaedit-blue"])
     parser.add_argument("--times", nargs="+", type=int, default=[1, 2, 5, 10, 50], help="tokens per key dimension")
     options = parser.parse_args()
@@ -58,7 +59,10 @@ def main() -> None:
     for method in options.methods:
         for times in options.times:
             tokens = times * lm.d_key
-            editor = Editor(lm, method=method, corpus=corpus, corpus_tokens=tokens, optimize=targets, progress=False)
+            editor = Editor(
+                lm, method=method, variant=options.variant, corpus=corpus, corpus_tokens=tokens, optimize=targets,
+                progress=False,
+            )  # fmt: skip
             try:
                 editor.edit(facts)
             except ValueError as error:  # a singular matrix

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="facts to leave out at the beginning of the file")
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--method", default="memit-blue")
+    parser.add_argument("--variant", help="of the preset")
     parser.add_argument("--text", type=Path, help="text for perplexity; the package's held-out text by default")
     parser.add_argument("--try", dest="tries", action="append", default=[], metavar="'NAME=VALUE ...'")
     options = parser.parse_args()
@@ -52,7 +53,8 @@ def main() -> None:
     summary, unedited = measure()
     print(line("unedited", summary, 1.0, 0.0), flush=True)
     for settings in options.tries or [""]:
-        editor = Editor(lm, method=options.method, settings=parse_assignments(settings.split()), optimize=targets)
+        given = {"variant": options.variant, "settings": parse_assignments(settings.split())}
+        editor = Editor(lm, method=options.method, optimize=targets, **given)
         start = time.perf_counter()
         editor.edit(facts)
         seconds = time.perf_counter() - start
