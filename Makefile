@@ -67,7 +67,7 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Each command resumes where it was interrupted.
-REPRODUCE = $(BIN)/factpatch reproduce $(1) --model smollm2-135m --batch-size 20 --text-facts 20
+REPRODUCE = $(BIN)/factpatch reproduce $(1) --model smollm2-135m --batch-size 20 --text-facts 20 --variant published-contexts
 reports: $(VENV)/.installed-dev
 	mkdir -p build/reports
 	$(call REPRODUCE,table2) --dataset $(COUNTERFACT) --facts 200 --out build/reports/table2
