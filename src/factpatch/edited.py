@@ -27,7 +27,8 @@ class Edit:
 
     patch: Patch
     targets: dict[int, TargetValues]
-    """The outcome of the value optimization, by target layer; empty for a batch that was replayed."""
+    """The outcome of the value optimization, by target layer; empty for a batch that was replayed, and
+    for a method that follows gradients."""
     traces: dict[int, Traces]
     """What the solver remembers of the batch in every written layer."""
     seconds: dict[str, float] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
@@ -37,14 +37,15 @@ from factpatch.values.rows import optimization_rows
 from factpatch.values.views import (
     FIRST_LAYER,
     FIRST_STEP,
+    BatchReaders,
+    Rows,
     Views,
     first_token_keys,
     other_first_tokens,
-    views_of,
     without_bos,
 )
 
-Plan = Sequence[tuple[Step, Views]]
+Plan = Sequence[tuple[Step, Rows]]
 
 
 class Editor(EditedModel):
@@ -98,11 +99,11 @@ class Editor(EditedModel):
         self._origin, self._method = choice.origin, choice.method
         self._given = frozenset(second_moments or ())
         self._contexts = None if contexts is None else check_contexts(contexts)
-        self.prepared = Prepared(
-            self.lm, choice.method.solver, self.written_layers, choice.preset, recipe.corpus, recipe.corpus_tokens,
-            dict(second_moments or {}), choice.underived, progress,
-        )  # fmt: skip
         self.precision = precision_for(self.lm, recipe.precision)
+        self.prepared = Prepared(
+            self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
+            recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress,
+        )  # fmt: skip
         self._optimize, self._progress = optimize, progress
         self._stored_dtype = self.lm.work_dtype
         self._seconds: dict[str, float] = {}
@@ -165,14 +166,11 @@ class Editor(EditedModel):
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
-        for step, views in plan:
+        for step, rows in plan:
             layer = step.layer
-            if step.target_layer not in targets:  # optimized on first use, then remembered
-                targets[step.target_layer] = self._targets(views, step.target_layer)
-            present = self._read_values(views, step.target_layer)
-            residuals[layer] = (step.share * (targets[step.target_layer].values - present)).cpu()
-            keys = self._read_keys(views, layer)
-            solved = self._solve(step, views, keys, residuals[layer])
+            residuals[layer] = self._read_residual(step, rows, targets)
+            keys = self._read_keys(rows, layer)
+            solved = self._solve(step, rows, keys, residuals[layer])
             shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
             if self.recipe.remember_keys:
                 traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
@@ -195,7 +193,8 @@ class Editor(EditedModel):
     @staged("contexts")
     def _plan(self, facts: Sequence[Fact]) -> Plan:
         """What to write, in order: first tokens to the first layer, then the steps of the method."""
-        main, first = views_of(self.lm, facts, self.contexts, self.method.target, self._apart)
+        readers = BatchReaders(self.lm, facts, self.contexts, self._apart, self.written_layers, self.precision)
+        main, first = self.method.target.read(readers)
         steps = [(step, main) for step in self.method.spread.steps(self.critical_layers)]
         return steps if first is None else [(FIRST_STEP, first), *steps]
 
@@ -203,8 +202,11 @@ class Editor(EditedModel):
         """Optimize the value of each fact at a layer, on the present weights, which stay unchanged.
 
         In all contexts, as published: `edit` takes the bare prompts of first tokens apart.
+
+        Raises:
+            ValueError: The method optimizes no values.
         """
-        return self._optimized(facts, layer, self.method.target, self.contexts)
+        return self._optimized(facts, layer, self.method.optimized, self.contexts)
 
     @staged("values")
     def _optimized(self, facts: Sequence[Fact], layer: int, target: Target, contexts: Sequence[str]) -> TargetValues:
@@ -217,18 +219,25 @@ class Editor(EditedModel):
         return views.joined(found)
 
     @staged("keys")
-    def _read_values(self, views: Views, layer: int) -> Tensor:
-        return views.values(self.lm, layer)
+    def _read_residual(self, step: Step, rows: Rows, targets: dict[int, TargetValues]) -> Tensor:
+        """How the outputs of a step's rows are to move, (rows, d_value); new target values are added to `targets`."""
+
+        def optimized(views: Views, layer: int) -> TargetValues:
+            if layer not in targets:
+                targets[layer] = self._targets(views, layer)
+            return targets[layer]
+
+        return rows.residual(self.lm, step, optimized).cpu()
 
     @staged("keys")
-    def _read_keys(self, views: Views, layer: int) -> Tensor:
-        return views.keys(self.lm, layer).cpu()
+    def _read_keys(self, rows: Rows, layer: int) -> Tensor:
+        return rows.keys(self.lm, layer).cpu()
 
-    def _preserved(self, step: Step, views: Views) -> list[Traces]:
+    def _preserved(self, step: Step, rows: Rows) -> list[Traces]:
         """What a layer preserves before any batch: the first one, what other first tokens do."""
-        if step is not FIRST_STEP:
+        if step is not FIRST_STEP or not isinstance(rows, Views):
             return []
-        tokens = other_first_tokens(self.lm, views)
+        tokens = other_first_tokens(self.lm, rows)
         if tokens not in self._first_tokens:
             keys = first_token_keys(self.lm, tokens).cpu()
             nothing = keys.new_zeros(len(keys), self.lm.d_value)
@@ -236,13 +245,13 @@ class Editor(EditedModel):
         return [self._first_tokens[tokens]]
 
     @staged("solve")
-    def _solve(self, step: Step, views: Views, keys: Tensor, residual: Tensor) -> Shift:
+    def _solve(self, step: Step, rows: Rows, keys: Tensor, residual: Tensor) -> Shift:
         layer = step.layer
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
         earlier = [edit.traces[layer] for edit in self.edits if layer in edit.traces]
-        memory.follow([*self._preserved(step, views), *earlier])
+        memory.follow([*self._preserved(step, rows), *earlier])
         shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
@@ -262,7 +271,7 @@ class Editor(EditedModel):
 
     def _traces(self, plan: Plan, residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
         """What to remember of facts in some layers, with keys read on the present weights."""
-        written = {step.layer: views for step, views in plan}
+        written = {step.layer: rows for step, rows in plan}
         return {
             layer: self.prepared.memory(layer).trace(self._read_keys(written[layer], layer), residual)
             for layer, residual in residuals.items()
@@ -297,8 +306,7 @@ class Editor(EditedModel):
         differing = difference({**its, **patch.settings}, {**mine, **self.settings})
         if differing is not None:
             raise ValueError(f"replay: the patch was made with other settings: {differing}.")
-        memories = [self.prepared.memory(layer) for layer in patch.layers]
-        if traces is None and self.recipe.remember_keys and not all(memory.rereads for memory in memories):
+        if traces is None and self.recipe.remember_keys and not self.rereads(patch.layers):
             raise ValueError(
                 f"replay: {type(self.method.solver).__name__} remembers more of a batch than its patch holds; give the "
                 "traces of each batch, as a session keeps them."
@@ -316,6 +324,10 @@ class Editor(EditedModel):
                 if traces is None and self.recipe.remember_keys:
                     found = self._traces(self._plan(batch.facts), dict.fromkeys(batch.shifts))
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found))
+
+    def rereads(self, layers: Iterable[int]) -> bool:
+        """Whether what is remembered of a batch in these layers can be read again on the weights that it leaves."""
+        return self._method.target.rereads and all(self.prepared.memory(layer).rereads for layer in layers)
 
     def prepare(self, layers: Sequence[int] = ()) -> None:
         """Read what every edit needs: contexts, and second moments of written layers."""
@@ -349,7 +361,7 @@ class Editor(EditedModel):
             self.prepare()
         made = copy(self)
         method = self.method
-        target = method.target if apart is None else replace(method.target, apart=apart)
+        target = method.target if apart is None else replace(method.optimized, apart=apart)
         made._method = replace(method, spread=spread, target=target)
         made._optimize = optimize or self._optimize
         made.prepared = self.prepared.for_layers(made.written_layers)

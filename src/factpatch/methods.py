@@ -9,12 +9,15 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from factpatch.strategies import (
+    AnswerGradients,
     AttentionAndMlp,
     Boundary,
     CapSingularValues,
+    Each,
     Even,
     HiddenState,
     KeepLargest,
+    Normalized,
     NullSpace,
     Regularizer,
     Ridge,
@@ -23,6 +26,8 @@ from factpatch.strategies import (
     SquareRoot,
     Target,
     Unchanged,
+    Wanted,
+    Whitened,
 )
 from factpatch.support.words import named, suggestion
 
@@ -32,11 +37,18 @@ class Method:
     """An editing method: which value is wanted, which layers are written, how a layer is solved, what is kept."""
 
     name: str
-    target: Target
+    target: Wanted
     spread: Spread
     solver: Solver
     regularizer: Regularizer = field(default_factory=Unchanged)
     source: str = ""
+
+    @property
+    def optimized(self) -> Target:
+        """The target as a value optimization; a ValueError says that the method has none."""
+        if not isinstance(self.target, Target):
+            raise ValueError(f"method={self.name!r}: it follows gradients, so it optimizes no values.")
+        return self.target
 
 
 _memit = Method("memit", HiddenState(), Even(), Ridge(), source="MEMIT, arXiv:2210.07229")
@@ -44,6 +56,8 @@ _alphaedit = Method("alphaedit", HiddenState(), Even(), NullSpace(), source="Alp
 _rect = replace(_memit, name="rect", regularizer=KeepLargest(), source="RECT, arXiv:2401.04700")
 _prune = replace(_memit, name="prune", regularizer=CapSingularValues(), source="PRUNE, arXiv:2405.16821")
 _pmet = Method("pmet", AttentionAndMlp(), SquareRoot(), Ridge(), source="PMET, arXiv:2308.08742")
+_ultraedit = Method("ultraedit", AnswerGradients(), Each(), Normalized(), source="UltraEdit, arXiv:2505.14679")
+_stableedit = Method("stableedit", AnswerGradients(), Each(), Whitened(), source="StableEdit, arXiv:2605.11836")
 
 
 def with_blue(method: Method) -> Method:
@@ -53,7 +67,12 @@ def with_blue(method: Method) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    method.name: method for plain in (_memit, _alphaedit, _rect, _prune, _pmet) for method in (plain, with_blue(plain))
+    **{
+        method.name: method
+        for plain in (_memit, _alphaedit, _rect, _prune, _pmet)
+        for method in (plain, with_blue(plain))
+    },
+    **{method.name: method for method in (_ultraedit, _stableedit)},
 }
 
 

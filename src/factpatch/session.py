@@ -170,7 +170,7 @@ class Session(Journal):
     def _save_traces(self, editor: Editor, number: str) -> dict[str, str]:
         """Save what the solver remembers of the last batch, unless it can be read again; return the event's field."""
         kept = editor.edits[-1].traces
-        if all(editor.prepared.memory(layer).rereads for layer in kept):
+        if editor.rereads(kept):
             return {}
         folder = self.path / "traces"
         folder.mkdir(exist_ok=True)

@@ -2,11 +2,12 @@
 
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, Unchanged
-from factpatch.strategies.solver import NullSpace, Ridge, Solver
+from factpatch.strategies.solver import Normalized, NullSpace, Ridge, Solver, Whitened
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
-from factpatch.strategies.target import AttentionAndMlp, HiddenState, Target
+from factpatch.strategies.target import AnswerGradients, AttentionAndMlp, HiddenState, Target, Wanted
 
 __all__ = [
+    "AnswerGradients",
     "AttentionAndMlp",
     "Boundary",
     "CapSingularValues",
@@ -16,6 +17,7 @@ __all__ = [
     "HiddenState",
     "KeepLargest",
     "Memory",
+    "Normalized",
     "NullSpace",
     "Regularizer",
     "Ridge",
@@ -25,4 +27,6 @@ __all__ = [
     "Step",
     "Target",
     "Unchanged",
+    "Wanted",
+    "Whitened",
 ]

@@ -53,6 +53,17 @@ class Memory(ABC):
             ValueError: `keys` and `residual` hold different numbers of facts, or the widths disagree.
         """
 
+    def warm(self, keys: Tensor, residual: Tensor) -> None:
+        """Learn from tokens of ordinary text, before any batch; for solvers with `ordinary_tokens`.
+
+        Called for some of the tokens at a time, in the order of the text, until `Solver.ordinary_tokens` are read.
+
+        Args:
+            keys: (n, d_key), of tokens of the text.
+            residual: (n, d_value), their negative gradients, as if the text were an answer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns nothing from ordinary text.")
+
     @abstractmethod
     def remember(self, traces: Traces) -> None:
         """Add one more batch."""
