@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import INNER, tiny
+from tests.editors import STATISTICS
+from tests.models import INNER, SENTENCES, tiny
 from tests.support.test_files_atomic import largest_file
 
 from factpatch.edit_report import edit_and_report
@@ -48,7 +49,9 @@ def make(
     row = METHODS[method]
     solver = {"threshold": 0.4, "l2": 0.5} if isinstance(row.solver, NullSpace) else {"weight": 5.0}
     quick = {"target.steps": 3, "target.learning_rate": 0.3, **{f"solver.{name}": v for name, v in solver.items()}}
+    quick = STATISTICS.get(type(row.solver), quick)
     given = {"critical_layers": LAYERS, "contexts": ("{}", "The tower. {}"), "second_moments": moments(), **options}
+    given = {"corpus": list(SENTENCES), **given} if row.solver.ordinary_tokens else given
     return Editor(tiny("llama", seed=weights_seed), method=with_settings(row, {**quick, **(settings or {})}), **given)
 
 

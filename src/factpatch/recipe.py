@@ -321,7 +321,7 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     used = name is not None or layers is None
     return Choice(
         method=with_settings(recipe.row, {**numbers, **recipe.settings}),
-        critical_layers=tuple(preset.layers_for(lm.num_layers)) if layers is None else layers,
+        critical_layers=tuple(preset.layers_for(lm.num_layers, name, recipe.variant)) if layers is None else layers,
         preset=preset,
         origin={"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None,
         underived=underived,
@@ -332,9 +332,10 @@ def _warn_of_assumed(preset: Preset, lm: LanguageModel, recipe: Recipe, settings
     """Log the critical layers and the settings that a model takes from the preset of another one."""
     parts = []
     if recipe.critical_layers is None:
-        there = ", ".join(map(str, preset.critical_layers))
+        named = (recipe.method if isinstance(recipe.method, str) else None, recipe.variant)
+        there = ", ".join(map(str, preset.layers(*named)))
         parts.append(
-            f"critical_layers={preset.layers_for(lm.num_layers)}, scaled from its {there} of "
+            f"critical_layers={preset.layers_for(lm.num_layers, *named)}, scaled from its {there} of "
             f"{preset.match.num_hidden_layers} (critical_layers= or --layers replaces them)"
         )
     if settings:
