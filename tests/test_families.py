@@ -22,6 +22,7 @@ FACTS = (
 
 def editor_of(family: str, method: str, dtype: torch.dtype) -> Editor:
     row = METHODS[method]
+    statistics = STATISTICS.get(type(row.solver))
     optimized = {"target.steps": 8, "target.learning_rate": 0.5, "target.clamp": 4, "solver.weight": 0.1}
     return Editor(
         tiny_model(family, dtype=dtype),
@@ -30,7 +31,7 @@ def editor_of(family: str, method: str, dtype: torch.dtype) -> Editor:
         critical_layers=LAYERS,
         contexts=CONTEXTS,
         second_moments=second_moments(),
-        settings=STATISTICS.get(type(row.solver), optimized),
+        settings={**statistics, "solver.rate": 0.01} if statistics else optimized,
         corpus=list(SENTENCES) if row.solver.ordinary_tokens else None,
     )
 
