@@ -31,7 +31,7 @@ def editor_of(family: str, method: str, dtype: torch.dtype) -> Editor:
         critical_layers=LAYERS,
         contexts=CONTEXTS,
         second_moments=second_moments(),
-        settings={**statistics, "solver.rate": 0.01} if statistics else optimized,
+        settings={**statistics, "solver.rate": 0.02} if statistics else optimized,
         corpus=list(SENTENCES) if row.solver.ordinary_tokens else None,
     )
 

@@ -310,7 +310,9 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     numbers = {} if name is None else preset.settings(name, recipe.variant)
     # A variant named explicitly is taken literally.
     assumed = name is not None and preset.assumed and recipe.variant is None
-    underived = assumed and not any(setting.startswith("solver.") for setting in recipe.settings)
+    # Without a second moment there is nothing to derive settings from, so the other model's have to do.
+    derivable = assumed and recipe.row.solver.reads_corpus
+    underived = derivable and not any(setting.startswith("solver.") for setting in recipe.settings)
     if underived:
         numbers = {setting: value for setting, value in numbers.items() if not setting.startswith("solver.")}
     if preset.assumed:

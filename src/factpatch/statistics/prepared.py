@@ -141,10 +141,8 @@ class Prepared:
             subjects = SubjectRows.of(self.lm, demo_facts(), contexts)
             keys = [read_keys(self.lm, subjects, layer).cpu() for layer in self.layers]
         moments = [self.moments[layer] for layer in self.layers] if self.solver.reads_corpus else []
-        given, self.solver = self.solver, self.solver.scaled(moments, keys, WRITTEN)
+        self.solver = self.solver.scaled(moments, keys, WRITTEN)
         self.underived = False
-        if self.solver == given:  # such settings are not derived from keys
-            return
         numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in asdict(self.solver).items())  # type: ignore[call-overload]
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 
