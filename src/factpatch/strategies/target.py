@@ -83,6 +83,11 @@ class Wanted(ABC):
         """Whether first tokens are edited apart; see `Target.apart`."""
         return False
 
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """In which contexts a fact is read, by name; see `Target.contexts`."""
+        return ("prompt",)
+
     @abstractmethod
     def read(self, by: Readers[R]) -> R:
         """Choose one of the ways to read a batch."""
