@@ -84,8 +84,9 @@ def measured_row(
         while session.pending:
             start = time.perf_counter()
             session.edit(editor)
-            last = editor.edits[-1].targets[editor.critical_layers[-1]]
-            note = {"loss": last.loss.tolist(), "saved": targets.take_seconds()}
+            last = editor.edits[-1].targets.get(editor.critical_layers[-1])  # a method may optimize no values
+            loss = [0.0] * len(editor.edits[-1].batches[0].facts) if last is None else last.loss.tolist()
+            note = {"loss": loss, "saved": targets.take_seconds()}
             write_json(notes, {**_read(notes), str(len(session.finished)): note})
             print(f"{method}: batch {len(session.finished)}, {time.perf_counter() - start:.0f} s", flush=True)
     facts = [fact for batch in batches for fact in batch]

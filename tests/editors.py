@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tests.models import INNER, tiny
+from tests.models import INNER, SENTENCES, tiny
 from torch import Tensor
 
 from factpatch import METHODS, Editor, Fact, Method, NullSpace, Ridge
-from factpatch.strategies import AnchoredNorm
+from factpatch.methods import has_setting
+from factpatch.strategies import AnchoredNorm, Normalized, Target, Whitened
 
 LAYERS = (1, 2, 3)
 CONTEXTS = ("{}", "The tower in the city. {}")
@@ -40,6 +41,13 @@ SOLVERS: dict[type, tuple[dict[str, float], Dense]] = {
 }
 # What is measured on a model otherwise, by the target that needs it.
 MEASURED: dict[type, dict[str, Any]] = {AnchoredNorm: {"target.anchor": ((1, 2.0), (2, 2.5), (3, 3.0))}}
+STATISTICS: dict[type, dict[str, float]] = {
+    # Solvers of gradients: tests/strategies/test_normalization.py has their formulas.
+    Normalized: {"solver.rate": 0.003},
+    Whitened: {"solver.rate": 0.003, "solver.warm_up": 60},
+}
+OPTIMIZED = [name for name, method in METHODS.items() if isinstance(method.target, Target)]
+"""The methods that optimize values."""
 FACTS = (
     Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
     Fact("{} plays the sport of", "Messi", "basketball"),
@@ -68,6 +76,9 @@ def make(
 ) -> Editor:
     row = METHODS[method] if isinstance(method, str) else method
     given = {"contexts": CONTEXTS, "second_moments": second_moments(layers=critical_layers), **options}
-    tiny_settings, _ = SOLVERS.get(type(row.solver), ({}, None))
-    chosen = {**QUICK, **tiny_settings, **MEASURED.get(type(row.target), {}), **(settings or {})}
+    tiny_settings = STATISTICS.get(type(row.solver)) or SOLVERS.get(type(row.solver), ({}, None))[0]
+    quick = {name: value for name, value in QUICK.items() if has_setting(row, name)}
+    chosen = {**quick, **tiny_settings, **MEASURED.get(type(row.target), {}), **(settings or {})}
+    if row.solver.ordinary_tokens:
+        given = {"corpus": list(SENTENCES), **given}
     return Editor(tiny(family, dtype=dtype), method=row, critical_layers=critical_layers, settings=chosen, **given)

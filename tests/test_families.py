@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.editors import CONTEXTS, second_moments
-from tests.models import FAMILIES, NUM_LAYERS, tiny_model, tiny_tokenizer
+from tests.editors import CONTEXTS, STATISTICS, second_moments
+from tests.models import FAMILIES, NUM_LAYERS, SENTENCES, tiny_model, tiny_tokenizer
 
 from factpatch import METHODS, Editor, Fact, Patch, verify
 
@@ -21,14 +21,18 @@ FACTS = (
 
 
 def editor_of(family: str, method: str, dtype: torch.dtype) -> Editor:
+    row = METHODS[method]
+    statistics = STATISTICS.get(type(row.solver))
+    optimized = {"target.steps": 8, "target.learning_rate": 0.5, "target.clamp": 4, "solver.weight": 0.1}
     return Editor(
         tiny_model(family, dtype=dtype),
         tiny_tokenizer(),
-        method=METHODS[method],
+        method=row,
         critical_layers=LAYERS,
         contexts=CONTEXTS,
         second_moments=second_moments(),
-        settings={"target.steps": 8, "target.learning_rate": 0.5, "target.clamp": 4, "solver.weight": 0.1},
+        settings={**statistics, "solver.rate": 0.02} if statistics else optimized,
+        corpus=list(SENTENCES) if row.solver.ordinary_tokens else None,
     )
 
 
@@ -41,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
     [
         (family, method, DTYPES[(number + place) % 3])
         for number, family in enumerate(FAMILIES)
-        for place, method in enumerate(("memit-blue", "pmet", "rect"))
+        for place, method in enumerate(("memit-blue", "pmet", "rect", "ultraedit", "stableedit"))
     ],
     ids=str,
 )

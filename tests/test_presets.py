@@ -218,6 +218,8 @@ def test_an_unknown_variant_is_refused_with_a_suggestion() -> None:
         ("[2, 4]", "[4, 2]", "critical_layers"),
         ("[2, 4]", "[2, 10]", "critical_layers"),
         ("[2, 4]", "[]", "critical_layers"),
+        ("{solver.l2: 4}", "{critical_layers: [4, 10]}", r"critical_layers=\[4, 10\]"),
+        ("{solver.l2: 4}", "{critical_layers: 4-8}", "critical_layers=4-8"),
     ],
 )
 def test_a_preset_with_a_mistake_is_refused(old: str, new: str, message: str) -> None:
@@ -363,6 +365,25 @@ def test_the_solver_of_an_assumed_preset_is_scaled_unless_something_is_said_of_i
     assert (named.underived, named.method.solver) == (False, Ridge(weight=5))
     assert not chosen(read_preset(MADE_UP), "memit").underived
     assert not chosen(assumed, None).underived
+
+
+def test_settings_that_no_second_moment_gives_are_taken_from_the_nearest_preset() -> None:
+    rows = "alphaedit: {solver.l2: 4}\n  ultraedit: {solver.rate: 0.002}"
+    assumed = replace(read_preset(MADE_UP.replace("alphaedit: {solver.l2: 4}", rows)), assumed=True)
+    choice = chosen(assumed, "ultraedit")
+    assert (choice.underived, choice.method.solver.rate) == (False, 0.002)  # type: ignore[attr-defined]
+
+
+def test_a_row_may_have_layers_of_its_own_which_its_heirs_share() -> None:
+    rows = "alphaedit: {solver.l2: 4, critical_layers: [7, 9]}\n  alphaedit-blue: {inherit: alphaedit}"
+    preset = read_preset(MADE_UP.replace("alphaedit: {solver.l2: 4}", rows))
+    for method in ("alphaedit", "alphaedit-blue"):
+        assert chosen(preset, method, 20).critical_layers == (14, 18)
+        assert preset.settings(method) == {"target.steps": 7, "solver.l2": 4}
+    for method in ("memit", None):
+        assert chosen(preset, method, 20).critical_layers == (4, 8)
+    assert chosen(preset, "alphaedit", 20, variant="other").critical_layers == (4, 8)
+    assert chosen(preset, "alphaedit", 20, critical_layers=[3]).critical_layers == (3,)
 
 
 def test_a_choice_says_where_it_is_from() -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.editors import MEASURED
-from tests.models import INNER, tiny
+from tests.editors import MEASURED, STATISTICS
+from tests.models import INNER, SENTENCES, tiny
 from tests.support.test_files_atomic import largest_file
 
 from factpatch.edit_report import edit_and_report
@@ -50,7 +50,9 @@ def make(
     solver = {"threshold": 0.4, "l2": 0.5} if isinstance(row.solver, NullSpace) else {"weight": 5.0}
     quick: dict[str, Any] = {"target.steps": 3, "target.learning_rate": 0.3, **MEASURED.get(type(row.target), {})}
     quick |= {f"solver.{name}": v for name, v in solver.items()}
+    quick = dict(STATISTICS.get(type(row.solver), quick))
     given = {"critical_layers": LAYERS, "contexts": ("{}", "The tower. {}"), "second_moments": moments(), **options}
+    given = {"corpus": list(SENTENCES), **given} if row.solver.ordinary_tokens else given
     return Editor(tiny("llama", seed=weights_seed), method=with_settings(row, {**quick, **(settings or {})}), **given)
 
 

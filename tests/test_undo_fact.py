@@ -13,10 +13,11 @@ from tests.editors import CONTEXTS, EXACT, FACTS, LAYERS, SOLVERS, make, second_
 from tests.models import INNER
 from torch import Tensor
 
-from factpatch import METHODS, Editor, Fact, Patch, Session
+from factpatch import METHODS, Editor, Fact, Method, Patch, Ridge, Session
 from factpatch.facts import find_facts, latest
 from factpatch.journal import Journal, SessionError
 from factpatch.model.weights import content_hash
+from factpatch.strategies import AnswerGradients, Each
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
 
@@ -38,7 +39,7 @@ class Counted:
         return optimize_values(lm, facts, *about, **options)
 
 
-def edited(method: str = "memit-blue", batches: Sequence[Sequence[Fact]] = BATCHES, **options: Any) -> Editor:
+def edited(method: str | Method = "memit-blue", batches: Sequence[Sequence[Fact]] = BATCHES, **options: Any) -> Editor:
     editor = make(method, **options)
     for batch in batches:
         editor.edit(batch)
@@ -159,6 +160,44 @@ def test_a_session_replayed_continues_with_the_bits_of_one_that_never_stopped_wh
     last = Fact("{} lives in", "Ada Lovelace", "Rome")
     other.replay(Patch.join([edit.patch for edit in whole.edits]))
     assert whole.edit([last]).states()[-1] == other.edit([last]).states()[-1]
+
+
+@pytest.mark.parametrize("method", ["ultraedit", "stableedit"])
+def test_without_a_fact_gradients_are_those_of_a_history_that_never_had_it(method: str, tmp_path: Path) -> None:
+    one, never = edited(method), edited(method, ((TONGUE, SPORT), (CAPITAL,), (FIELD, AGAIN)))
+    session, editor = Session.create(tmp_path / "session", make(method), BATCHES), make(method)
+    with session.locked():
+        session.attach(editor)
+        while session.waiting:
+            session.edit(editor, ask=False)
+        assert held(editor) == held(one) != held(never)
+        one.undo_fact(TOWER)
+        session.undo_fact(editor, TOWER, ask=False)
+    assert held(one) == held(editor) == held(never)
+    resumed = make(method)
+    Session(tmp_path / "session").attach(resumed)
+    assert resumed.edit([TOWER]).batches[0].after == never.edit([TOWER]).batches[0].after
+
+
+def test_a_batch_of_which_too_little_is_left_to_be_edited_again_is_refused_and_everything_stays() -> None:
+    single = Fact("The capital of {} is", "Finland", "Rome")
+    editor = edited("ultraedit", ((single, TONGUE), (SPORT,)))
+    before, entries = held(editor), editor.edits
+    with pytest.raises(ValueError, match=r"one answer token.*Edit more facts at once"):
+        editor.undo_fact(TONGUE)
+    assert held(editor) == before
+    assert editor.edits == entries
+
+
+def test_rows_of_a_replaced_fact_are_released_where_it_has_one_for_each_token() -> None:
+    method = Method("mixed", AnswerGradients(), Each(), Ridge())
+    editor = edited(method, (BATCHES[0],))
+    (first,) = editor.edits
+    assert [*dict.fromkeys(first.rows[1])] == [TONGUE, SPORT]
+    stay = [row for row, fact in enumerate(first.rows[1]) if fact == TONGUE]
+    assert 1 < len(stay) < len(first.keys[1]) == len(first.rows[1])
+    left = first.remembered(1, {AGAIN.key}, editor.memory(1))
+    assert torch.equal(left["keys"], first.keys[1][stay])
 
 
 def test_facts_are_found_by_themselves_their_ids_and_their_places() -> None:

@@ -29,14 +29,15 @@ class Edit:
 
     patch: Patch
     targets: dict[int, TargetValues]
-    """The outcome of the value optimization, by target layer; empty for a batch that was replayed."""
+    """The outcome of the value optimization, by target layer; empty for a batch that was replayed or solved again, and
+    for a method that follows gradients."""
     traces: dict[int, Traces]
     """What the solver remembers of the batch in every written layer."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage."""
     values: Mapping[int, Tensor] = field(default_factory=dict)
-    """The target values that were written toward, (rows, d_value) by target layer; empty for a batch that was
-    replayed."""
+    """The target values that were written toward, (rows, d_value) by target layer; empty for a batch that was replayed,
+    and for a method that follows gradients."""
     rows: Mapping[int, tuple[Fact, ...]] = field(default_factory=dict)
     """The fact of each row that `traces` were taken of, by layer."""
     _shortened: dict[int, tuple[tuple[int, ...], Traces]] = field(default_factory=dict, repr=False, compare=False)

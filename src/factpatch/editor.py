@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
@@ -41,15 +41,16 @@ from factpatch.values.rows import optimization_rows
 from factpatch.values.views import (
     FIRST_LAYER,
     FIRST_STEP,
+    BatchReaders,
+    Rows,
     Views,
     first_token_keys,
     other_first_tokens,
-    views_of,
     without_bos,
 )
 
 logger = logging.getLogger(__name__)
-Plan = Sequence[tuple[Step, Views]]
+Plan = Sequence[tuple[Step, Rows]]
 
 
 class Editor(EditedModel):
@@ -103,11 +104,11 @@ class Editor(EditedModel):
         self._origin, self._method = choice.origin, choice.method
         self._given = frozenset(second_moments or ())
         self._contexts = None if contexts is None else check_contexts(contexts)
-        self.prepared = Prepared(
-            self.lm, choice.method.solver, self.written_layers, choice.preset, recipe.corpus, recipe.corpus_tokens,
-            dict(second_moments or {}), choice.underived, progress,
-        )  # fmt: skip
         self.precision = precision_for(self.lm, recipe.precision)
+        self.prepared = Prepared(
+            self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
+            recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress,
+        )  # fmt: skip
         self._optimize, self._progress = optimize, progress
         self._stored_dtype = self.lm.work_dtype
         self._seconds: dict[str, float] = {}
@@ -174,15 +175,11 @@ class Editor(EditedModel):
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
-        for step, views in plan:
+        for step, rows in plan:
             layer = step.layer
-            if step.target_layer not in values:  # optimized on first use, then remembered
-                targets[step.target_layer] = self._targets(views, step.target_layer)
-                values[step.target_layer] = targets[step.target_layer].values
-            present = self._read_values(views, step.target_layer)
-            residuals[layer] = (step.share * (values[step.target_layer].to(present.device) - present)).cpu()
-            keys = self._read_keys(views, layer)
-            solved = self._solve(step, views, keys, residuals[layer], facts)
+            residuals[layer] = self._read_residual(step, rows, values, targets)
+            keys = self._read_keys(rows, layer)
+            solved = self._solve(step, rows, keys, residuals[layer], facts)
             shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
             if self.recipe.remember_keys:
                 traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
@@ -193,7 +190,7 @@ class Editor(EditedModel):
             if self.recipe.remember_keys:  # the layers below have changed since the keys were read
                 traces = self._traces(plan, residuals)
         patch = self.describe(draft.batch(facts, shifts))
-        return Edit(patch, targets, traces, self._seconds, values, {step.layer: views.facts for step, views in plan})
+        return Edit(patch, targets, traces, self._seconds, values, {step.layer: rows.facts for step, rows in plan})
 
     @property
     def _apart(self) -> bool:
@@ -206,7 +203,8 @@ class Editor(EditedModel):
     @staged("contexts")
     def _plan(self, facts: Sequence[Fact]) -> Plan:
         """What to write, in order: first tokens to the first layer, then the steps of the method."""
-        main, first = views_of(self.lm, facts, self.contexts, self.method.target, self._apart)
+        readers = BatchReaders(self.lm, facts, self.contexts, self._apart, self.written_layers, self.precision)
+        main, first = self.method.target.read(readers)
         steps = [(step, main) for step in self.method.spread.steps(self.critical_layers)]
         return steps if first is None else [(FIRST_STEP, first), *steps]
 
@@ -214,9 +212,12 @@ class Editor(EditedModel):
         """Optimize the value of each fact at a layer, on the present weights, which stay unchanged.
 
         In all contexts, as published: `edit` takes the bare prompts of first tokens apart.
+
+        Raises:
+            ValueError: The method optimizes no values.
         """
         self.measure(layers=[layer])
-        return self._optimized(facts, layer, self.method.target, self.contexts)
+        return self._optimized(facts, layer, self.method.optimized, self.contexts)
 
     @staged("values")
     def _optimized(self, facts: Sequence[Fact], layer: int, target: Target, contexts: Sequence[str]) -> TargetValues:
@@ -229,18 +230,28 @@ class Editor(EditedModel):
         return views.joined(found)
 
     @staged("keys")
-    def _read_values(self, views: Views, layer: int) -> Tensor:
-        return views.values(self.lm, layer)
+    def _read_residual(
+        self, step: Step, rows: Rows, values: dict[int, Tensor], targets: dict[int, TargetValues]
+    ) -> Tensor:
+        """How the outputs of a step's rows are to move, (rows, d_value); what is optimized for it is added."""
+
+        def wanted(views: Views, layer: int) -> Tensor:
+            if layer not in values:  # optimized on first use, then remembered
+                targets[layer] = self._targets(views, layer)
+                values[layer] = targets[layer].values
+            return values[layer]
+
+        return rows.residual(self.lm, step, wanted).cpu()
 
     @staged("keys")
-    def _read_keys(self, views: Views, layer: int) -> Tensor:
-        return views.keys(self.lm, layer).cpu()
+    def _read_keys(self, rows: Rows, layer: int) -> Tensor:
+        return rows.keys(self.lm, layer).cpu()
 
-    def _preserved(self, step: Step, views: Views) -> list[Traces]:
+    def _preserved(self, step: Step, rows: Rows) -> list[Traces]:
         """What a layer preserves before any batch: the first one, what other first tokens do."""
-        if step is not FIRST_STEP:
+        if step is not FIRST_STEP or not isinstance(rows, Views):
             return []
-        tokens = other_first_tokens(self.lm, views)
+        tokens = other_first_tokens(self.lm, rows)
         if tokens not in self._first_tokens:
             keys = first_token_keys(self.lm, tokens).cpu()
             nothing = keys.new_zeros(len(keys), self.lm.d_value)
@@ -248,12 +259,12 @@ class Editor(EditedModel):
         return [self._first_tokens[tokens]]
 
     @staged("solve")
-    def _solve(self, step: Step, views: Views, keys: Tensor, residual: Tensor, facts: Sequence[Fact]) -> Shift:
+    def _solve(self, step: Step, rows: Rows, keys: Tensor, residual: Tensor, facts: Sequence[Fact]) -> Shift:
         layer = step.layer
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
-        memory.follow([*self._preserved(step, views), *self._earlier(layer, facts)])
+        memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts)])
         shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
@@ -283,7 +294,7 @@ class Editor(EditedModel):
 
     def _traces(self, plan: Plan, residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
         """What to remember of facts in some layers, with keys read on the present weights."""
-        written = {step.layer: views for step, views in plan}
+        written = {step.layer: rows for step, rows in plan}
         return {
             layer: self.prepared.memory(layer).trace(self._read_keys(written[layer], layer), residual)
             for layer, residual in residuals.items()
@@ -322,8 +333,7 @@ class Editor(EditedModel):
         differing = difference({**its, **patch.settings}, {**mine, **self.settings})
         if differing is not None:
             raise ValueError(f"replay: the patch was made with other settings: {differing}.")
-        memories = [self.prepared.memory(layer) for layer in patch.layers]
-        if traces is None and self.recipe.remember_keys and not all(memory.rereads for memory in memories):
+        if traces is None and self.recipe.remember_keys and not self.rereads(patch.layers):
             raise ValueError(
                 f"replay: {type(self.method.solver).__name__} remembers more of a batch than its patch holds; give the "
                 "traces of each batch, as a session keeps them."
@@ -340,14 +350,15 @@ class Editor(EditedModel):
                 found = {} if traces is None else traces[index]
                 if traces is None and self.recipe.remember_keys:
                     found = self._traces(plan, dict.fromkeys(batch.shifts))
-                rows = {step.layer: views.facts for step, views in plan}
-                draft.keep(Edit(replace(patch, batches=(batch,)), {}, found, rows=rows))
+                facts = {step.layer: rows.facts for step, rows in plan}
+                draft.keep(Edit(replace(patch, batches=(batch,)), {}, found, rows=facts))
 
     def undo_fact(self, *which: Fact | str, values: Mapping[int, Mapping[int, Tensor]] | None = None) -> list[Patch]:
         """Take single facts back: solve the batches from theirs on again without them.
 
         The other facts keep their target values, so nothing is optimized. Keys and residuals are read again, on the
-        weights as they are then. Batches before that of the first fact stay as they are; one that loses all of its
+        weights as they are then; gradients, too, so without target values the weights become those of a history that
+        never had the facts. Batches before that of the first fact stay as they are; one that loses all of its
         facts is left out. After any error the model is as it was before the call.
 
         Args:
@@ -359,8 +370,8 @@ class Editor(EditedModel):
             The patches of the batches that were solved again, which follow those that stay.
 
         Raises:
-            ValueError: A fact is not found, the target values of a batch are not known, or the weights were changed by
-                somebody else.
+            ValueError: A fact is not found, the target values of a batch are not known, what is left of a batch cannot
+                be edited, or the weights were changed by somebody else.
             FloatingPointError: NaN or infinity at any stage.
         """
         edits = self.edits
@@ -377,16 +388,18 @@ class Editor(EditedModel):
             return [self._edited(*batch).patch for batch in again]
 
     def _kept(self, index: int, left: Collection[Fact], values: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The target values of some of a batch's facts, by target layer."""
-        kept = {}
-        for step, views in self._plan(self.edits[index].facts):
+        """The target values of some of a batch's facts, by target layer; none if the method follows gradients."""
+        kept: dict[int, Tensor] = {}
+        if not self._method.target.has_values:
+            return kept
+        for step, rows in self._plan(self.edits[index].facts):
             if step.target_layer not in values:
                 raise ValueError(
                     f"undo_fact: the target values of batch {index + 1} are not known, since it was replayed. Give "
                     "them as values, or undo the batch and edit its other facts again."
                 )
-            rows = [row for row, fact in enumerate(views.facts) if fact in left]
-            kept[step.target_layer] = values[step.target_layer][rows]
+            stay = [row for row, fact in enumerate(rows.facts) if fact in left]
+            kept[step.target_layer] = values[step.target_layer][stay]
         return {layer: kept[layer] for layer in kept if len(kept[layer])}
 
     @contextmanager
@@ -396,12 +409,16 @@ class Editor(EditedModel):
         recorded = patch.settings.get("target")
         known = recorded.get(name) if name is not None and isinstance(recorded, dict) else None
         try:
-            if known and self._method.target.unmeasured(self.target_layers):
+            if known and self._method.optimized.unmeasured(self.target_layers):
                 self._method = with_settings(self._method, {f"target.{name}": known})
             yield
         except BaseException:
             self._method = before
             raise
+
+    def rereads(self, layers: Iterable[int]) -> bool:
+        """Whether what is remembered of a batch in these layers can be read again on the weights that it leaves."""
+        return self._method.target.rereads and all(self.prepared.memory(layer).rereads for layer in layers)
 
     def prepare(self, layers: Sequence[int] = ()) -> None:
         """Read what every edit needs: contexts, second moments of written layers, what the target has to know."""
@@ -432,19 +449,20 @@ class Editor(EditedModel):
         Raises:
             ValueError: Something has to be measured and the model is edited, or a fact cannot be edited.
         """
-        target = self._method.target
-        if target.measures is None:
+        name = self._method.target.measures
+        if name is None:
             return {}
+        target = self._method.optimized
         wanted = self.target_layers if layers is None else list(layers)
         missing = target.unmeasured(wanted) if facts is None else wanted
         if missing and self.edits:
             raise ValueError(
-                f"target.{target.measures}: it is measured on the unedited model, and this one is edited already; undo "
+                f"target.{name}: it is measured on the unedited model, and this one is edited already; undo "
                 f"the edits first, or give it for layers {missing}."
             )
         if missing:
             self._measure(target, demo_facts() if facts is None else facts, missing)
-        return {f"target.{target.measures}": getattr(self._method.target, target.measures)}
+        return {f"target.{name}": getattr(self._method.target, name)}
 
     @staged("measure")
     def _measure(self, target: Target, facts: Sequence[Fact], layers: Sequence[int]) -> None:
@@ -486,7 +504,7 @@ class Editor(EditedModel):
             self.prepare()
         made = copy(self)
         method = self.method
-        target = method.target if apart is None else replace(method.target, apart=apart)
+        target = method.target if apart is None else replace(method.optimized, apart=apart)
         made._method = replace(method, spread=spread, target=target)
         made._optimize = optimize or self._optimize
         made.prepared = self.prepared.for_layers(made.written_layers)

@@ -172,7 +172,7 @@ class FinishedBatch:
     """The file of what the solver remembers of it, if any."""
     traces_sha256: str | None = None
     targets: str | None = None
-    """The file of its target values; None for one that an earlier version edited."""
+    """The file of its target values; None where the method has none, or an earlier version edited it."""
     targets_sha256: str | None = None
     spent: dict[str, float | None] = field(default_factory=dict)
     """What the edits in force then had cost, if there was a budget; see `factpatch.evaluation.budget.Spent`."""

@@ -10,12 +10,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from factpatch.strategies import (
     AnchoredNorm,
+    AnswerGradients,
     AttentionAndMlp,
     Boundary,
     CapSingularValues,
+    Each,
     Even,
     HiddenState,
     KeepLargest,
+    Normalized,
     NullSpace,
     Regularizer,
     Ridge,
@@ -25,6 +28,8 @@ from factpatch.strategies import (
     SquareRoot,
     Target,
     Unchanged,
+    Wanted,
+    Whitened,
 )
 from factpatch.support.words import named, suggestion
 
@@ -34,11 +39,18 @@ class Method:
     """An editing method: which value is wanted, which layers are written, how a layer is solved, what is kept."""
 
     name: str
-    target: Target
+    target: Wanted
     spread: Spread
     solver: Solver
     regularizer: Regularizer = field(default_factory=Unchanged)
     source: str = ""
+
+    @property
+    def optimized(self) -> Target:
+        """The target as a value optimization; a ValueError says that the method has none."""
+        if not isinstance(self.target, Target):
+            raise ValueError(f"method={self.name!r}: it follows gradients, so it optimizes no values.")
+        return self.target
 
 
 _memit = Method("memit", HiddenState(), Even(), Ridge(), source="MEMIT, arXiv:2210.07229")
@@ -59,6 +71,8 @@ _sphere = replace(
     regularizer=SparePrincipal(),
     source=f"{_alphaedit.source}; SPHERE, arXiv:2510.01172",
 )
+_ultraedit = Method("ultraedit", AnswerGradients(), Each(), Normalized(), source="UltraEdit, arXiv:2505.14679")
+_stableedit = Method("stableedit", AnswerGradients(), Each(), Whitened(), source="StableEdit, arXiv:2605.11836")
 
 
 def with_blue(method: Method) -> Method:
@@ -68,7 +82,10 @@ def with_blue(method: Method) -> Method:
 
 
 _PLAIN = (_memit, _alphaedit, _rect, _prune, _pmet, _encore, _nas, _sphere)
-METHODS: dict[str, Method] = {method.name: method for plain in _PLAIN for method in (plain, with_blue(plain))}
+METHODS: dict[str, Method] = {
+    **{method.name: method for plain in _PLAIN for method in (plain, with_blue(plain))},
+    **{method.name: method for method in (_ultraedit, _stableedit)},
+}
 
 
 def method_named(name: str) -> Method:

@@ -310,7 +310,9 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     numbers = {} if name is None else preset.settings(name, recipe.variant)
     # A variant named explicitly is taken literally.
     assumed = name is not None and preset.assumed and recipe.variant is None
-    underived = assumed and not any(setting.startswith("solver.") for setting in recipe.settings)
+    # Without a second moment there is nothing to derive settings from, so the other model's have to do.
+    derivable = assumed and recipe.row.solver.reads_corpus
+    underived = derivable and not any(setting.startswith("solver.") for setting in recipe.settings)
     if underived:
         numbers = {setting: value for setting, value in numbers.items() if not setting.startswith("solver.")}
     if preset.assumed:
@@ -321,7 +323,7 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     used = name is not None or layers is None
     return Choice(
         method=with_settings(recipe.row, {**numbers, **recipe.settings}),
-        critical_layers=tuple(preset.layers_for(lm.num_layers)) if layers is None else layers,
+        critical_layers=tuple(preset.layers_for(lm.num_layers, name, recipe.variant)) if layers is None else layers,
         preset=preset,
         origin={"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None,
         underived=underived,
@@ -332,9 +334,10 @@ def _warn_of_assumed(preset: Preset, lm: LanguageModel, recipe: Recipe, settings
     """Log the critical layers and the settings that a model takes from the preset of another one."""
     parts = []
     if recipe.critical_layers is None:
-        there = ", ".join(map(str, preset.critical_layers))
+        named = (recipe.method if isinstance(recipe.method, str) else None, recipe.variant)
+        there = ", ".join(map(str, preset.layers(*named)))
         parts.append(
-            f"critical_layers={preset.layers_for(lm.num_layers)}, scaled from its {there} of "
+            f"critical_layers={preset.layers_for(lm.num_layers, *named)}, scaled from its {there} of "
             f"{preset.match.num_hidden_layers} (critical_layers= or --layers replaces them)"
         )
     if settings:

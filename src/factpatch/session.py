@@ -177,7 +177,8 @@ class Session(Journal):
         gone = find_facts(before, which)
         first = gone[0][0]
         left = [[fact for j, fact in enumerate(facts) if (i, j) not in gone] for i, facts in enumerate(before)]
-        values = {index: self._values(index) for index in range(first, len(before)) if left[index]}
+        kept = [index for index in range(first, len(before)) if left[index] and editor.method.target.has_values]
+        values = {index: self._values(index) for index in kept}
         asked = [(before[batch][place],) for batch, place in gone] if ask else []
         lists = (latest(asked)[0], latest(left if ask else [])[0])
         taken, others = (without_trained(facts, editor.contexts) for facts in lists)
@@ -224,13 +225,15 @@ class Session(Journal):
 
     def _save_traces(self, editor: Editor, edit: Edit, number: str) -> dict[str, str]:
         """Save what the solver remembers of a batch, unless it can be read again; return the event's fields."""
-        if all(editor.prepared.memory(layer).rereads for layer in edit.traces):
+        if editor.rereads(edit.traces):
             return {}
         named = {f"{layer}.{name}": one for layer, traces in edit.traces.items() for name, one in traces.items()}
         return self._save_tensors("traces", number, named)
 
     def _save_tensors(self, kind: str, number: str, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-        """Save a batch's tensors in the folder of their kind; return the event's fields that name the file."""
+        """Save a batch's tensors, if any, in the folder of their kind; return the event's fields that name the file."""
+        if not tensors:
+            return {}
         folder = self.path / kind
         folder.mkdir(exist_ok=True)
         file = folder / f"{number}.safetensors"

@@ -55,6 +55,8 @@ def _show(preset: Preset) -> None:
             settings = preset.settings(method, variant)
             if variant is None or settings != preset.settings(method):
                 own = {field: value for field, value in settings.items() if preset.common.get(field) != value}
+                if (layers := preset.layers(method, variant)) != preset.critical_layers:
+                    own = {"layers": render.numbers(layers), **own}
                 made.add_row(method, variant, _assignments(own))
     render.screen.print(made)
     render.say("All other settings have their defaults, which `factpatch methods --settings` lists.")

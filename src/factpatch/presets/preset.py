@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from factpatch.model.language_model import LanguageModel
 
 Row = dict[str, Any]
-"""Settings of one method by dotted name; `inherit` names the row that supplies those it lacks."""
-INHERIT = "inherit"
+"""Settings of one method by dotted name. `inherit` names the row that supplies what it lacks, and `critical_layers`
+replaces the model's own for this method."""
+INHERIT, LAYERS = "inherit", "critical_layers"
 COMMON = "common"
 """A row of a variant that belongs to no method: it replaces some of the settings of every method."""
 
@@ -59,7 +60,7 @@ class Preset:
     match: Match
     """Fields of the model's config that identify it."""
     critical_layers: list[int]
-    """The layers a method may write, ascending."""
+    """The layers a method may write, ascending, unless its row has its own."""
     source: str
     """Where the numbers come from."""
     also: list[str] = field(default_factory=list)
@@ -92,7 +93,7 @@ class Preset:
 
     def settings(self, method: str, variant: str | None = None) -> dict[str, Any]:
         """Settings for a named method, by dotted name: the common ones, then its row with all that it inherits."""
-        row = _resolved(self.rows(variant), method)
+        row = {name: value for name, value in _resolved(self.rows(variant), method).items() if name != LAYERS}
         common = {**self.common, **self.variants.get(variant or "", {}).get(COMMON, {})}
         fitting = {name: value for name, value in common.items() if has_setting(method_named(method), name)}
         return {**fitting, **row}
@@ -101,13 +102,19 @@ class Preset:
         """Settings of a rival; none from another model's preset, whose layers and rates mean nothing here."""
         return {} if self.assumed else dict(self.rivals.get(name, {}))
 
-    def layers_for(self, depth: int) -> list[int]:
-        """The critical layers, scaled to a model of another depth.
+    def layers(self, method: str | None = None, variant: str | None = None) -> list[int]:
+        """The critical layers of a named method: its row's own, else those of all methods."""
+        found: list[int] = _resolved(self.rows(variant), method or "").get(LAYERS, self.critical_layers)
+        return found
+
+    def layers_for(self, depth: int, method: str | None = None, variant: str | None = None) -> list[int]:
+        """The critical layers of a named method, scaled to a model of another depth.
 
         Each is rounded to the nearest layer. Where two would meet or one would lie beyond the end, consecutive layers
         around their middle replace them, as many as fit.
         """
-        scaled = [layer / self.match.num_hidden_layers * depth for layer in self.critical_layers]
+        own = self.layers(method, variant)
+        scaled = [layer / self.match.num_hidden_layers * depth for layer in own]
         rounded = [math.floor(place + 0.5) for place in scaled]
         if len(set(rounded)) == len(rounded) and rounded[-1] < depth:
             return rounded
@@ -146,15 +153,20 @@ def read_preset(text: str) -> Preset:
 
 
 def _check(preset: Preset) -> None:
-    layers = preset.critical_layers
-    if not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < preset.match.num_hidden_layers:
-        raise ValueError(f"critical_layers={layers}: give some of the model's layers, each once, in ascending order.")
+    _check_layers(preset.critical_layers, preset.match.num_hidden_layers)
     for name in preset.common:
         if not any(has_setting(method_named(method), name) for method in preset.methods):
             raise ValueError(f"common: no method that the preset lists has a setting {name!r}.")
     for variant in (None, *preset.variants):
         for method in preset.rows(variant):
             with_settings(method_named(method), preset.settings(method, variant))
+            _check_layers(preset.layers(method, variant), preset.match.num_hidden_layers)
+
+
+def _check_layers(layers: Any, depth: int) -> None:
+    whole = isinstance(layers, list) and all(type(layer) is int for layer in layers)
+    if not whole or not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < depth:
+        raise ValueError(f"critical_layers={layers}: give some of the model's layers, each once, in ascending order.")
 
 
 @cache

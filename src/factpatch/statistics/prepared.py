@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from factpatch.data import demo_facts
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.precision import Precision
 from factpatch.model.weights import content_hash
 from factpatch.presets.preset import Preset
 from factpatch.statistics.corpus import Corpus, corpus_from
+from factpatch.statistics.gradients import ordinary_gradients
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.solver import WRITTEN, Solver
@@ -42,6 +44,8 @@ class Prepared:
     """All layers that are written, ascending."""
     preset: Preset
     """Says how many tokens to read, and whether the shipped text is good enough."""
+    precision: Precision
+    """Of gradients on ordinary text."""
     corpus: str | Sequence[str] | Corpus | None = None
     """Text for second moments; None for the shipped one."""
     tokens: int | None = None
@@ -86,21 +90,47 @@ class Prepared:
         layers = sorted({*self.layers, *layers})
         missing = [layer for layer in layers if layer not in self._memories]
         unread = [layer for layer in missing if layer not in self.moments] if self.solver.reads_corpus else []
+        if edited and (unread or (missing and self.solver.ordinary_tokens)):
+            raise ValueError(
+                f"layers {unread or missing} have no statistics yet, and the model is edited already; they are of the "
+                "unedited model."
+            )
         if unread:
-            if edited:
-                raise ValueError(
-                    f"layers {unread} have no second moment yet, and the model is edited already; the second moment is "
-                    "of the unedited model."
-                )
             self.moments |= {layer: moment.matrix for layer, moment in self._read_moments(unread).items()}
         if self.underived and missing:
             self._scale(contexts())
+        made = {layer: self.solver.memory(self.moments.get(layer)) for layer in missing}
+        if made and self.solver.ordinary_tokens:
+            self._warm(made)
+        self._memories |= made
         for layer in missing:
-            self._memories[layer] = self.solver.memory(self.moments.get(layer))
             self.moments.pop(layer, None)  # only now, so that it survives an error for the next attempt
 
+    def _warm(self, memories: Mapping[int, Memory]) -> None:
+        """Let memories learn from ordinary text, as the unedited model reads it."""
+        corpus = corpus_from(self.corpus)
+        tokens = self.solver.ordinary_tokens
+        read = 0
+        with bar("reading gradients on ordinary text", tokens, self.progress) as advance:
+            for found in ordinary_gradients(self.lm, list(memories), corpus, tokens, self.precision):
+                for layer, gradients in found.items():
+                    memories[layer].warm(gradients.keys.cpu(), -gradients.slopes.cpu())
+                rows = len(next(iter(found.values())).keys)
+                advance(rows)
+                read += rows
+        if read < tokens:
+            raise CorpusError(
+                f"corpus: it holds {read} tokens after the first of a text, fewer than warm_up={tokens}; give a longer "
+                "text, or set solver.warm_up to less."
+            )
+        self.about = {"corpus": corpus.identity, "gradient_tokens": read}
+
     def _check_corpus(self) -> None:
-        if not self.solver.reads_corpus or self.corpus is not None or self.preset.shipped_corpus:
+        if (
+            not (self.solver.reads_corpus or self.solver.ordinary_tokens)
+            or self.corpus is not None
+            or self.preset.shipped_corpus
+        ):
             return
         if not {*self.layers} <= {*self.moments, *self._memories}:
             raise ValueError(no_corpus(self.lm))

@@ -152,7 +152,7 @@ def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
     return {layer: prints[layer] for layer in layers}
 
 
-def _batches(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[Batch]:
+def text_batches(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[Batch]:
     """Token windows of the corpus, `tokens` in all, in the same batches each time, so that their number is a place."""
     left = tokens
     size = lm.window(WINDOW)
@@ -215,11 +215,11 @@ def _read(
     progress: Progress,
     unfinished: Entry | None,
 ) -> dict[int, SecondMoment]:
-    stream = _batches(lm, corpus, tokens)
+    stream = text_batches(lm, corpus, tokens)
     sums = _resumed(unfinished, layers, stream) if unfinished is not None else None
     if sums is None:
         sums = _Sums({layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in layers})
-        stream = _batches(lm, corpus, tokens)
+        stream = text_batches(lm, corpus, tokens)
     progress(sums.tokens)
     projections = {layer: lm.down_projection(layer) for layer in layers}
 

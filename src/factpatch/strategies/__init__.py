@@ -2,12 +2,13 @@
 
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, SparePrincipal, Unchanged
-from factpatch.strategies.solver import NullSpace, Ridge, Solver
+from factpatch.strategies.solver import Normalized, NullSpace, Ridge, Solver, Whitened
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
-from factpatch.strategies.target import AnchoredNorm, AttentionAndMlp, HiddenState, Target
+from factpatch.strategies.target import AnchoredNorm, AnswerGradients, AttentionAndMlp, HiddenState, Target, Wanted
 
 __all__ = [
     "AnchoredNorm",
+    "AnswerGradients",
     "AttentionAndMlp",
     "Boundary",
     "CapSingularValues",
@@ -17,6 +18,7 @@ __all__ = [
     "HiddenState",
     "KeepLargest",
     "Memory",
+    "Normalized",
     "NullSpace",
     "Regularizer",
     "Ridge",
@@ -27,4 +29,6 @@ __all__ = [
     "Step",
     "Target",
     "Unchanged",
+    "Wanted",
+    "Whitened",
 ]

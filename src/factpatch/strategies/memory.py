@@ -42,11 +42,11 @@ class Memory(ABC):
         """What to remember of a batch of whose facts a later batch has replaced some.
 
         The key of a replaced fact must not keep its old value: the new one is to be written there. By default the other
-        rows stay of traces that all have a row for each fact; others stay whole, and a subclass that keeps sums, say,
-        does better.
+        rows stay of traces that all have a row for each fact, or token of an answer; others stay whole, and a subclass
+        that keeps sums, say, may do better. Statistics that preserve nothing can stay whole.
 
         Args:
-            traces: As `trace` returned them, of n facts.
+            traces: As `trace` returned them, of n rows.
             rows: Those of the facts that stay.
         """
         if len({len(trace) if trace.dim() else -1 for trace in traces.values()}) > 1:
@@ -67,6 +67,17 @@ class Memory(ABC):
         Raises:
             ValueError: `keys` and `residual` hold different numbers of facts, or the widths disagree.
         """
+
+    def warm(self, keys: Tensor, residual: Tensor) -> None:
+        """Learn from tokens of ordinary text, before any batch; for solvers with `ordinary_tokens`.
+
+        Called for some of the tokens at a time, in the order of the text, until `Solver.ordinary_tokens` are read.
+
+        Args:
+            keys: (n, d_key), of tokens of the text.
+            residual: (n, d_value), their negative gradients, as if the text were an answer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} learns nothing from ordinary text.")
 
     @abstractmethod
     def remember(self, traces: Traces) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from factpatch.strategies.least_squares import EarlierKeys, System
     from factpatch.strategies.memory import Memory
+    from factpatch.strategies.normalization import Normalizing
 
 WRITTEN = 0.75
 """The default share of its residual that a fact edited alone gets; see `Solver.scaled`. The settings found by hand for
@@ -36,6 +37,11 @@ class Solver(ABC):
 
     reads_corpus: ClassVar[bool] = True
     """Whether `memory` needs the second moment of keys on ordinary text."""
+
+    @property
+    def ordinary_tokens(self) -> int:
+        """How many tokens of ordinary text `Memory.warm` gets before the first batch."""
+        return 0
 
     @abstractmethod
     def memory(self, second_moment: Tensor | None) -> Memory:
@@ -179,6 +185,79 @@ class NullSpace(LeastSquares):
         threshold = statistics.geometric_mean(_rest(spectrum, UNUSED) for spectrum in spectra)
         alone = replace(self, threshold=threshold, l2=1.0)
         return replace(alone, l2=_setting(alone, second_moments, keys, written))
+
+
+@dataclass(frozen=True)
+class Normalized(Solver):
+    """Normalize keys and gradients by all batches so far, then solve one ridge regression for the batch alone.
+
+    With x̂ and ĝ the keys and gradients less their mean and divided by their deviation, dimension by dimension, over the
+    rows of all batches up to this one, a row wants its output to move by v = −η ‖x̂‖² ĝ. The shift minimizes
+    ‖X Δᵀ − V‖² + α ‖Δ‖², so Δᵀ = Xᵀ (X Xᵀ + α I)⁻¹ V. X holds the keys as they were read: the projection multiplies
+    x, not x̂, so only this Δ makes the outputs move by V. x̂ serves for the length of the step alone.
+
+    The keys of earlier batches are not preserved, and nothing is read of ordinary text. A batch of one row has no
+    deviation if it is the first; edit two answer tokens or more.
+
+    Source: UltraEdit (arXiv:2505.14679), section 3.2 and algorithm 1. *Departure:* every layer has its own statistics;
+    in the published code all modules of one shape share them. A deviation that is nothing but rounding counts as none.
+    """
+
+    reads_corpus: ClassVar[bool] = False
+
+    rate: float = 1e-6
+    """η, in units of the activation."""
+    l2: float = 1.0
+    """α, in squared key units."""
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "l2"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
+
+    def memory(self, second_moment: Tensor | None) -> Normalizing:
+        from factpatch.strategies.normalization import Normalizing
+
+        return Normalizing(self.rate, self.l2)
+
+
+@dataclass(frozen=True)
+class Whitened(Normalized):
+    """As `Normalized`, with gradients whitened by their full covariance, and statistics that begin on ordinary text.
+
+    ĝ = (g − mean) Σ^(−1/2) with Σ = S / (n − d_value − 1), where S is the scatter matrix of n rows. Until n exceeds
+    d_value + 1, gradients are divided by their deviation as in `Normalized`.
+
+    Source: StableEdit (arXiv:2605.11836). *Departures:* the published code warms its statistics up by editing 2,000
+    facts of a training set, which stay in the weights. Here the warm-up reads keys and gradients at tokens of ordinary
+    text, on the unedited weights, and writes nothing. Its floor for the eigenvalues of Σ is 1e-6 whatever the unit of
+    the loss; here it is relative to their mean. And statistics are of one layer, as in `Normalized`.
+    """
+
+    l2: float = 10.0
+    """α, in squared key units."""
+    warm_up: int = 4096
+    """How many tokens of ordinary text the statistics begin with; more than d_value, or the first batches are not
+    whitened. 0: none, so that the first batch begins them."""
+    floor: float = 0.01
+    """The least eigenvalue of Σ, as a share of the mean one: directions in which gradients hardly vary count no more
+    than this allows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.warm_up >= 0:
+            raise ValueError(f"warm_up={self.warm_up!r}: must not be negative.")
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"floor={self.floor!r}: must be positive, and at most 1.")
+
+    @property
+    def ordinary_tokens(self) -> int:
+        return self.warm_up
+
+    def memory(self, second_moment: Tensor | None) -> Normalizing:
+        from factpatch.strategies.normalization import Whitening
+
+        return Whitening(self.rate, self.l2, self.floor)
 
 
 def _setting(alone: LeastSquares, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> float:

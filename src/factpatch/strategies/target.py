@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BeforeValidator
 
@@ -58,8 +59,68 @@ class Problem(Protocol):
         """Run the facts with δ, (n, sites, d_value), added at the subject's last token."""
 
 
+R = TypeVar("R")
+Read = TypeVar("Read", covariant=True)
+
+
+class Readers(Protocol[Read]):
+    """The ways to read the rows of a batch: a key and a residual each."""
+
+    def toward_values(self, target: Target) -> Read:
+        """One row per fact, at the subject's last token: the residual leads to an optimized value."""
+
+    def against_gradients(self) -> Read:
+        """One row per token of an answer, at the position that predicts it: the residual is the negative gradient."""
+
+
+class Wanted(ABC):
+    """What a batch is to change: which rows it has, with a key and a residual each."""
+
+    rereads: ClassVar[bool] = True
+    """Whether the keys of a batch can be read on the weights that it leaves, so that a patch suffices to replay it."""
+    has_values: ClassVar[bool] = False
+    """Whether rows lead to target values, which a fact keeps when its batch is solved again without others."""
+    measures: ClassVar[str | None] = None
+    """The field of a `Target` that is measured on the unedited model, for each layer with target values, where it is
+    not given; see `Target.unmeasured`."""
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Where the prompt stands when a batch is read; see `Target.contexts`."""
+        return PUBLISHED[:1]
+
+    @property
+    def apart(self) -> bool:
+        """Whether first tokens are edited apart; see `Target.apart`."""
+        return False
+
+    @abstractmethod
+    def read(self, by: Readers[R]) -> R:
+        """Choose one of the ways to read a batch."""
+
+
 @dataclass(frozen=True)
-class Target:
+class AnswerGradients(Wanted):
+    """Follow the gradient of the answer's NLL, without a value optimization and without regard to the subject.
+
+    Every token of an answer is a row. Its key x is the input of the down-projection at the position that predicts the
+    token, its residual −g, where g = ∂NLL/∂y is the gradient with respect to the output y of the down-projection there.
+    The NLL, in nats, is summed over the tokens of the batch; g so contains what y does to later tokens of its answer.
+    One forward and backward pass on the weights before the batch serves all layers, so an earlier write of the same
+    batch does not change the rows of a later one.
+
+    Source: UltraEdit (arXiv:2505.14679), after MALMEN (arXiv:2311.04661). *Departure:* the published code edits the
+    modules that its configuration lists, gate and up projections among them; here it is always the down-projection.
+    """
+
+    rereads: ClassVar[bool] = False
+
+    def read(self, by: Readers[R]) -> R:
+        return by.against_gradients()
+
+
+@dataclass(frozen=True)
+class Target(Wanted):
     """The value optimization: what it minimizes, how it moves, when it stops, and which value follows.
 
     For one fact and one layer, Adam minimizes over δ, added to the activation at the subject's last token,
@@ -78,9 +139,7 @@ class Target:
     """Whether a site lies before the end of the block, so that the block itself runs again at each step."""
     beside: ClassVar[tuple[str, ...]] = ()
     """Further outputs that `settle` reads, by names as in `sites`."""
-    measures: ClassVar[str | None] = None
-    """The field that is measured on the unedited model, for each layer with a target, where it is not given; see
-    `unmeasured`."""
+    has_values: ClassVar[bool] = True
 
     steps: int = 25
     """Largest number of loss evaluations per fact and layer; one fewer updates."""
@@ -122,6 +181,9 @@ class Target:
         for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "enough_predictions", "step"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
+
+    def read(self, by: Readers[R]) -> R:
+        return by.toward_values(self)
 
     @property
     def enough(self) -> int:

@@ -66,12 +66,13 @@ def how_far(done: int, total: int | None, seconds: float) -> str:
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the wall time of the block to a stage."""
-    start = time.perf_counter()
+    """Add the wall time of the block to a stage, less that of stages within it."""
+    start, before = time.perf_counter(), sum(seconds.values())
     try:
         yield
     finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+        within = sum(seconds.values()) - before
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start - within
 
 
 P = ParamSpec("P")

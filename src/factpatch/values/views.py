@@ -16,17 +16,20 @@ each with a value and a key of its own contexts; in the first layer, the values 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.precision import Precision
 from factpatch.model.tokens import tokenize
 from factpatch.strategies.spread import Step
 from factpatch.strategies.target import HiddenState, Target
+from factpatch.values.gradients import AnswerRows
 from factpatch.values.optimize import TargetValues
 from factpatch.values.reading import SubjectRows, read_keys, read_last, read_values
 
@@ -37,6 +40,20 @@ FIRST_CLAMP, FIRST_RATE, FIRST_STEPS = 4.0, 1.0, 25
 FIRST_STEP = Step(FIRST_LAYER, FIRST_LAYER, 1.0)
 PRESERVED = 512
 """About how many tokens of the vocabulary keep their values as first tokens."""
+
+
+class Rows(Protocol):
+    """What the steps of a method write of a batch: rows with a key and a residual each."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The fact of each row."""
+
+    def keys(self, lm: LanguageModel, layer: int) -> Tensor:
+        """The keys of all rows, (rows, d_key)."""
+
+    def residual(self, lm: LanguageModel, step: Step, wanted: WantedValues) -> Tensor:
+        """How the outputs are to move in a step, (rows, d_value); `wanted` finds values where a row leads to one."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,12 @@ class Views:
         """The keys of all rows, (rows, d_key)."""
         return self._joined([read_keys(lm, view.subjects, layer) for view in self.parts])
 
+    def residual(self, lm: LanguageModel, step: Step, wanted: WantedValues) -> Tensor:
+        """The step's share of what is left between the present values and the wanted ones, (rows, d_value)."""
+        values = wanted(self, step.target_layer)
+        present = self.values(lm, step.target_layer)
+        return step.share * (values.to(present.device) - present)
+
     def values(self, lm: LanguageModel, layer: int) -> Tensor:
         """The present values of all rows, (rows, d_value)."""
         return self._joined([read_values(lm, view.subjects, layer, self.target.site) for view in self.parts])
@@ -86,6 +109,35 @@ class Views:
             return parts[0]
         rows = torch.tensor([row for view in self.parts for row in view.rows])
         return torch.cat(list(parts))[rows.argsort().to(parts[0].device)]
+
+
+WantedValues = Callable[[Views, int], Tensor]
+"""Returns the target values of views at a layer, (rows, d_value), optimized on first use and then remembered."""
+
+
+@dataclass(frozen=True)
+class BatchReaders:
+    """The ways to read a batch: each returns what the steps of the method write of it, and what the first layer gets.
+
+    See `factpatch.strategies.target.Readers`.
+    """
+
+    lm: LanguageModel
+    facts: Sequence[Fact]
+    contexts: Sequence[str]
+    """The bare prompt first."""
+    apart: bool
+    """Whether first tokens are edited apart; see `Target.apart`."""
+    layers: Sequence[int]
+    """All that the steps of the method write."""
+    precision: Precision
+    """Of gradients."""
+
+    def toward_values(self, target: Target) -> tuple[Rows, Views | None]:
+        return views_of(self.lm, self.facts, self.contexts, target, self.apart)
+
+    def against_gradients(self) -> tuple[Rows, Views | None]:
+        return AnswerRows.of(self.lm, self.facts, self.layers, self.precision), None
 
 
 def without_bos(lm: LanguageModel) -> bool:

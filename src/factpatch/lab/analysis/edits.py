@@ -171,7 +171,7 @@ def steps(study: Study) -> Findings:
     known takes no update. At most `steps − 1` are made: a fact that needs more is counted with that.
     """
     study.editor.prepare()  # what other analyses then find prepared
-    target = study.editor.method.target
+    target = study.editor.method.optimized
     with undone(study.editor.with_spread(Each())) as editor:
         editor.edit(study.facts)
         found = editor.edits[-1].targets

@@ -33,7 +33,7 @@ def contribution(study: Study) -> Findings:
     for layer in study.layers:
         places, residuals = zip(*study.residuals(layer), strict=True)
         shifts = [torch.zeros_like(residuals[0]), *residuals]
-        before, *after = simulated_probabilities(study.lm, study.facts, layer, study.editor.method.target, shifts)
+        before, *after = simulated_probabilities(study.lm, study.facts, layer, study.editor.method.optimized, shifts)
         for place, probability in zip(places, after, strict=True):
             numbers += findings_of(place, "score", study.names, (probability - before).tolist())
             numbers += findings_of(place, "probability", study.names, probability.tolist())

@@ -152,11 +152,12 @@ def check_study(editor: Editor, facts: Sequence[Fact], spreads: Sequence[str], b
     """Check the arguments of a study, without reading anything.
 
     Raises:
-        ValueError: The editor's method has a regularizer, it forgets the keys of what it edited, a spread is not known,
-            or the facts are no batch or have ids in common.
+        ValueError: The editor's method optimizes no values or has a regularizer, it forgets the keys of what it edited,
+            a spread is not known, or the facts are no batch or have ids in common.
     """
     check_batch(facts)
     fact_names(facts)
+    _ = editor.method.optimized
     if not isinstance(editor.method.regularizer, Unchanged):
         raise ValueError(
             f"method={editor.method.name!r}: its regularizer changes the shifts that are compared; analyze the "

@@ -118,7 +118,7 @@ def tune(
 
 
 def _fitted(row: Method, lm: LanguageModel) -> Method:
-    return replace(row, target=replace(row.target, apart=without_bos(lm)))
+    return replace(row, target=replace(row.optimized, apart=without_bos(lm)))
 
 
 @dataclass

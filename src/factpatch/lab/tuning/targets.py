@@ -61,7 +61,7 @@ def attempts(
 
     def attempt(rate: float, clamp: float) -> Attempt:
         settings = usual_settings(steps, rate, clamp)
-        target = with_settings(bench.method, settings).target.plain
+        target = with_settings(bench.method, settings).optimized.plain
         found = [bench.optimize(bench.lm, facts, layer, target, bench.contexts) for layer in layers]
         losses = [max(loss, target.stop_loss) for values in found for loss in values.loss.tolist()]
         evaluations = [float(count) for values in found for count in values.evaluations.tolist()]
