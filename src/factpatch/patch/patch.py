@@ -313,7 +313,8 @@ class Patch:
 
         Args:
             directory: A new or empty directory.
-            rank, energy: As in `factors`.
+            rank: As in `factors`.
+            energy: As in `factors`.
             base_model_name: The base model as peft's AutoPeftModel and servers are to find it, an ID on the Hugging
                 Face Hub or a directory. By default the ID that the model was loaded by; of a local model, none.
 
@@ -333,7 +334,8 @@ class Patch:
 
         Args:
             path: A file; one that is there is replaced.
-            rank, energy: As in `factors`.
+            rank: As in `factors`.
+            energy: As in `factors`.
 
         Returns:
             By layer, how many singular values are written.

@@ -83,7 +83,8 @@ class Prompted(Learner):
     Args:
         rival: The settings.
         lm: The model; `lm` of this object is a view of it with another frame.
-        layers, seed: Not needed: nothing is trained or drawn.
+        layers: Not needed: nothing is trained.
+        seed: Not needed: nothing is drawn.
     """
 
     suffix = ".json"

@@ -98,7 +98,8 @@ def config_for(
     Args:
         datasets: Files of facts, or names of published ones.
         methods: In place of the paper's, with and without BLUE by name; rivals too.
-        edits, batch_size: In place of the paper's.
+        edits: In place of the paper's.
+        batch_size: In place of the paper's.
         variant: Of the model's preset, for every method.
         remember_keys: Whether every method preserves the keys of earlier batches; by default as in the paper.
         text, capability, drift: Fields of `EvaluateConfig`'s sections, for those that this one measures.
