@@ -74,6 +74,15 @@ def check_requests(lm: LanguageModel, requests: Sequence[Request | tuple[str, st
     _tokenize(lm, requests)
 
 
+def target_positions(lm: LanguageModel, requests: Sequence[Request]) -> list[tuple[list[int], int]]:
+    """Return the tokens of each prompt with its target, as they are scored, and the index of the target's first token.
+
+    Raises:
+        ValueError: A request cannot be scored.
+    """
+    return [(text.ids, text.start) for text in _tokenize(lm, requests)]
+
+
 @dataclass(frozen=True)
 class _Text:
     """A prompt with its target."""

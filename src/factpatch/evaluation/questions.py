@@ -89,7 +89,7 @@ def forms(lm: LanguageModel) -> dict[str, Frame]:
     for form, turns in TURNS.items():
         if turns or not lm.frame.chat:
             try:
-                found[form] = chat_frame(lm.tokenizer, turns)
+                found[form] = lm.frame.like(chat_frame(lm.tokenizer, turns))
             except ValueError:  # there is no chat template, or none that serves
                 continue
     return found

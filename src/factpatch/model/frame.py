@@ -36,6 +36,10 @@ class Frame:
         """Return what stands between a prompt and its answer; `space` is what the fact itself says of it."""
         return self.space if self.chat else joint(prompt, space)
 
+    def like(self, frame: Frame) -> Frame:
+        """Return another frame with whatever this one adds to the text of every prompt; by itself, that is nothing."""
+        return frame
+
 
 PLAIN = Frame()
 

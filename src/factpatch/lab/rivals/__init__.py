@@ -1,0 +1,1 @@
+"""Rivals: other ways to teach a model facts, which a run compares the editing methods with."""
