@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers, sentence_count
@@ -55,15 +55,18 @@ def questions(fact: Fact) -> tuple[str, ...]:
 
 
 def answers(
-    lm: LanguageModel, facts: Sequence[Fact], progress: Progress = lambda answers: None
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    progress: Progress = lambda answers: None,
+    only: Collection[str] | None = None,
 ) -> list[tuple[Answer, ...]]:
     """Return what a model answers freely about facts: for each fact the answers in every form that suits the model.
 
     In a chat, the prompt and the questions are turns of a user. Otherwise a question stands between "Question:" and
     "Answer:", and is asked in a chat as well if the tokenizer has a usable chat template; see `asked`. `progress` is
-    called after each batch of answers with their number.
+    called after each batch of answers with their number. `only` names the forms that are wanted; by default all.
     """
-    framed = forms(lm)
+    framed = {form: frame for form, frame in forms(lm).items() if only is None or form in only}
     by_fact = asked(facts, {form: frame.chat for form, frame in framed.items()})
     pairs = [(fact, one) for fact, group in zip(facts, by_fact, strict=True) for one in group]
     # All at once: a step on many rows takes little longer than one on few.

@@ -70,6 +70,8 @@ class Preset:
     """Settings of every method whose strategies have such a field and whose row lacks it."""
     methods: dict[str, Row] = field(default_factory=dict)
     """A row by method."""
+    rivals: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of what runs compare the methods with, by name; see `factpatch.lab.rivals`."""
     variants: dict[str, dict[str, Row]] = field(default_factory=dict)
     """Rows that replace those of the same name, by the variant's name; `inherit` finds them first."""
     assumed: bool = False
@@ -90,6 +92,10 @@ class Preset:
         row = _resolved(self.rows(variant), method)
         fitting = {name: value for name, value in self.common.items() if has_setting(method_named(method), name)}
         return {**fitting, **row}
+
+    def settings_of_rival(self, name: str) -> dict[str, Any]:
+        """Settings of a rival; none from another model's preset, whose layers and rates mean nothing here."""
+        return {} if self.assumed else dict(self.rivals.get(name, {}))
 
     def layers_for(self, depth: int) -> list[int]:
         """The critical layers, scaled to a model of another depth.

@@ -33,10 +33,9 @@ class Adapted(Learner):
     """
 
     def __init__(self, rival: Lora, lm: LanguageModel, layers: Sequence[int], seed: int) -> None:
-        try:
-            from peft import LoraConfig
-        except ImportError as error:
-            raise ImportError("lora needs peft; pip install 'factpatch[lora]'.") from error
+        rival.check_installed()
+        from peft import LoraConfig
+
         self.rival, self.lm, self.seed = rival, lm, seed
         self.config = LoraConfig(
             r=rival.rank, lora_alpha=rival.alpha, lora_dropout=0.0, target_modules=list(rival.targets) or None

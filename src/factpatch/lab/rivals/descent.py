@@ -27,7 +27,7 @@ class Lesson:
 
 
 def lessons(lm: LanguageModel, facts: Sequence[Fact], end_token: bool) -> list[Lesson]:
-    """Return each fact as tokens: its prompt, framed as the model is asked, its new object, and the end token if wanted.
+    """Return each fact as tokens: its prompt, framed as the model is asked, its new object, and perhaps the end token.
 
     Raises:
         ValueError: A fact cannot be tokenized, or the tokenizer has no end token.
@@ -62,8 +62,10 @@ def descend(
     with lm.quiet(), _trained(parameters), torch.enable_grad():
         for epoch in range(rival.epochs):
             losses = []
-            for chosen in torch.randperm(len(taught), generator=order).split(rival.batch_size):
-                gradients, loss = _gradients(lm, parameters, [taught[index] for index in chosen.tolist()])
+            drawn = torch.randperm(len(taught), generator=order).tolist()
+            for first in range(0, len(drawn), rival.batch_size):
+                chosen = drawn[first : first + rival.batch_size]
+                gradients, loss = _gradients(lm, parameters, [taught[index] for index in chosen])
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"{rival.name}: the loss of epoch {epoch + 1} is not finite")
                 for master, gradient in zip(masters, gradients, strict=True):

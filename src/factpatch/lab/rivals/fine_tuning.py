@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 
 from factpatch.edited import Edit, EditedModel
 from factpatch.facts import Fact, check_batch
@@ -57,7 +58,9 @@ class FineTuned(EditedModel, Learner):
         check_batch(facts)
         taught = lessons(self.lm, facts, self.rival.end_token)
         with self.history.open([self.layer], self.rival.name) as draft:
-            descend(self.lm, [self.lm.down_projection(self.layer).weight], taught, self.rival, self.recipe.seed)
+            weight = self.lm.down_projection(self.layer).weight
+            assert isinstance(weight, nn.Parameter)  # `check_editable` has seen it
+            descend(self.lm, [weight], taught, self.rival, self.recipe.seed)
             # What is kept is the shift, so that the weights are those that its patch writes.
             shifts = {self.layer: self._shift(draft)}
             draft.rewrite(shifts)

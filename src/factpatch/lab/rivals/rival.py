@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -28,6 +29,13 @@ class Rival:
     summary: ClassVar[str]
     """What it does, in a few words."""
     source: ClassVar[str]
+    needs: ClassVar[str | None] = None
+    """A package that only some installations have; the extra that brings it is called as the rival."""
+
+    def check_installed(self) -> None:
+        """Raise ImportError if a package is missing."""
+        if self.needs is not None and find_spec(self.needs) is None:
+            raise ImportError(f"{self.name} needs {self.needs}; pip install 'factpatch[{self.name}]'.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -112,6 +120,7 @@ class Lora(Descent):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "one low-rank adapter, trained on"
     source: ClassVar[str] = "LoRA, arXiv:2106.09685"
+    needs: ClassVar[str | None] = "peft"
 
     learning_rate: PositiveFloat = 5e-3
     """Of Adam."""

@@ -11,9 +11,10 @@ from pydantic import field_validator as validates
 
 from factpatch.evaluation.capability import LIMIT
 from factpatch.evaluation.tasks import task_named
-from factpatch.methods import method_named, with_settings
+from factpatch.lab.rivals.rival import RIVALS, Rival
+from factpatch.methods import METHODS, Method, with_settings
 from factpatch.recipe import MethodFields, ModelFields, Recipe, Section
-from factpatch.support.words import steerless
+from factpatch.support.words import named, steerless
 
 
 class ConfigError(ValueError):
@@ -24,14 +25,30 @@ class MethodConfig(MethodFields):
     """A method, and what differs from its preset."""
 
     name: str
-    """One of `factpatch.METHODS`."""
+    """One of `factpatch.METHODS`, or a rival: one of `factpatch.lab.rivals.rival.RIVALS`."""
     label: str = ""
     """What tables call it; its name by default. Two rows of a run need two labels."""
 
     def model_post_init(self, context: Any) -> None:
-        with_settings(method_named(self.name), self.settings)
+        known: dict[str, Method | Rival] = {**METHODS, **RIVALS}
+        found = named(known, self.name, "method")
+        if isinstance(found, Rival):
+            self._check_rival(found)
+        else:
+            with_settings(found, self.settings)
         if not self.label:
             object.__setattr__(self, "label", self.name)
+
+    def _check_rival(self, rival: Rival) -> None:
+        rival.with_settings(self.settings)
+        for field in ("variant", "remember_keys"):
+            if (value := getattr(self, field)) != type(self).model_fields[field].default:
+                raise ValueError(f"{field}={value!r}: {self.name} is no editing method, and has none; leave it out")
+
+    @property
+    def rival(self) -> Rival | None:
+        """The rival of this name, with its default settings; None for an editing method."""
+        return RIVALS.get(self.name)
 
 
 class DatasetConfig(Section):
@@ -112,6 +129,23 @@ class CapabilityConfig(Section):
         return tasks
 
 
+class CurveConfig(Section):
+    """What is measured on the way, so that a long session shows what it forgets, and when."""
+
+    at: PositiveInt | tuple[PositiveInt, ...]
+    """Each time this many facts have been edited; or a list: as soon as so many have been. And always at the end."""
+    facts: PositiveInt = 100
+    """How many are asked about: of the facts in force that many first ones, middle ones and last ones."""
+    generation: bool = True
+    """Whether the model also continues their prompts freely, which shows whether they are said."""
+
+    def due(self, before: int, edits: int) -> bool:
+        """Whether a batch that brought the number of edits from `before` to `edits` reached a point of the curve."""
+        if isinstance(self.at, int):
+            return edits // self.at > before // self.at
+        return any(before < point <= edits for point in self.at)
+
+
 class DriftConfig(Section):
     """Hidden states of factual prompts, before and after."""
 
@@ -131,6 +165,9 @@ class EvaluateConfig(Section):
     """On the text that the package ships, or a file's."""
     text: TextConfig | None = None
     capability: CapabilityConfig | None = None
+    """Also at the points of the curve, if there is one."""
+    curve: CurveConfig | None = None
+    """Facts on the way; perplexity, if it is measured, is then measured there too."""
     drift: DriftConfig | None = None
 
 

@@ -74,7 +74,7 @@ class RunDirectory(KeptDirectory):
         path = Path(path)
         if not cls.is_begun(path):
             cls.check_place(path)
-            for method in config.methods:
+            for method in (one for one in config.methods if one.rival is None):
                 try:
                     config.recipe(method, config.seeds[0])
                 except RecipeError as error:

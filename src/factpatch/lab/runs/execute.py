@@ -7,13 +7,12 @@ ends with the numbers of one that was not.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +23,10 @@ from factpatch.data.references import why_no_references
 from factpatch.edit_report import check_facts
 from factpatch.editor import Editor
 from factpatch.journal import SessionError
+from factpatch.lab.rivals.start import start
 from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.inputs import Inputs
+from factpatch.lab.runs.lines import EditorLine, Line, RivalLine
 from factpatch.lab.runs.measures import Measure, is_saved, measures, save_part
 from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.plan import Moment, Plan
@@ -34,7 +35,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 from factpatch.model.memory import FAILURES
 from factpatch.model.weights import model_hash
-from factpatch.session import Session
+from factpatch.presets.preset import Preset, preset_for
 from factpatch.statistics.second_moment import CorpusError
 from factpatch.support.files import write_json
 from factpatch.values.shared import SharedTargets
@@ -68,7 +69,7 @@ def execute(directory: RunDirectory, report: Report = logger.info, other_version
         other_versions: Continue a run that other versions of the libraries began; its numbers may differ.
 
     Raises:
-        ImportError: A package of the extra `runs` is not installed.
+        ImportError: A package of the extra `runs` is not installed, or one that a rival needs.
         RunError: Another process is using the directory, the run was begun with other inputs, versions or weights, or
             its settings do not fit the model. What was done before is kept.
         ConfigError: An input cannot be read. Nothing is loaded or measured before all of them are.
@@ -80,6 +81,8 @@ def execute(directory: RunDirectory, report: Report = logger.info, other_version
             log("everything is edited and measured")
             return
         config, text = directory.config, directory.config.evaluate.text
+        for rival in filter(None, (plan.method.rival for plan in left)):
+            rival.check_installed()
         directory.check_conditions(other_versions)
         inputs = Inputs.load(config, {fact for plan in left for fact in plan.facts[: text.facts if text else 0]})
         if text is not None and inputs.references is None:
@@ -89,11 +92,11 @@ def execute(directory: RunDirectory, report: Report = logger.info, other_version
         directory.check_model(weights)
         targets = SharedTargets(directory.path / "targets", weights)
         runner = _Runner(directory, lm, targets, inputs, log, Pace([len(plan.batches) for plan in left]))
-        editors = runner.editors(left)
+        lines = runner.lines(left)
         for plan in left:
             runner.pace.begin()
             try:
-                runner.run(plan, editors.pop(0))
+                runner.run(lines.pop(0))
             except FAILURES as error:
                 # What no method is to blame for; and more memory may be free next time.
                 if isinstance(error, (SessionError, DataFileError, RunError, torch.cuda.OutOfMemoryError)):
@@ -116,17 +119,18 @@ class _Runner:
     log: Report
     pace: Pace
 
-    def editors(self, plans: Sequence[Plan]) -> list[Editor]:
-        """An editor for each line of the table, before the first hour of work.
+    def lines(self, plans: Sequence[Plan]) -> list[Line]:
+        """What edits each line of the table, before the first hour of work.
 
         Raises:
+            ImportError: A package that a rival needs is not installed.
             RunError: Settings or facts do not fit the model.
         """
         found, checked = [], set()
         for plan in plans:
-            facts = plan.dataset.name, plan.seed
             try:
-                found.append(self._editor(plan))
+                found.append(self._line(plan))
+                facts = plan.dataset.name, plan.seed, found[-1].contexts
                 if facts not in checked:
                     check_facts(self.lm, plan.batches, found[-1].contexts)
             except (ValueError, OSError) as error:
@@ -134,76 +138,62 @@ class _Runner:
             checked.add(facts)
         return found
 
-    def _editor(self, plan: Plan) -> Editor:
-        recipe = self.directory.config.recipe(plan.method, plan.seed)
-        return Editor(self.lm, recipe=recipe, optimize=self.targets)
+    def _line(self, plan: Plan) -> Line:
+        if plan.method.rival is None:
+            recipe = self.directory.config.recipe(plan.method, plan.seed)
+            return EditorLine(plan, Editor(self.lm, recipe=recipe, optimize=self.targets), self.targets)
+        settings = {**self._preset.settings_of_rival(plan.method.name), **plan.method.settings}
+        return RivalLine(plan, start(plan.method.rival.with_settings(settings), self.lm, self.layers, plan.seed))
 
-    def run(self, plan: Plan, editor: Editor) -> None:
+    @cached_property
+    def _preset(self) -> Preset:
+        return preset_for(self.lm, self.directory.config.preset)
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The critical layers, which are the same for every line."""
+        return self.directory.config.critical_layers or tuple(self._preset.layers_for(self.lm.num_layers))
+
+    def run(self, line: Line) -> None:
         """Edit and measure one line of the table; the model is as it was afterwards."""
-        self.targets.take_seconds()  # of a batch that failed
-        todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, editor.critical_layers[-1])
+        plan = line.plan
+        todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, self.layers[-1])
         self._measure_unedited(plan, todo)
-        session = self._session(plan, editor)
-        try:
-            with session.locked():
-                session.attach(editor)
-                if not session.pending and len(session.finished) < len(plan.batches):
-                    session.plan(plan.batches[len(session.finished) :])  # somebody has undone some
-                self.pace.skip(len(session.finished))
-                while session.pending:
-                    self._measure_written(plan, todo, session)
-                    session.edit(editor, ask=False)
-                    done = len(session.finished)
-                    if seconds := self.targets.take_seconds():
-                        write_json(plan.directory / "shared.json", {**_shared(plan), str(done): seconds})
-                    self.pace.advance()
-                    self.log(f"{plan.name}: batch {done} of {len(plan.batches)} edited; {self.pace.left()}")
-                # The end before the last batch, whose numbers are among those of the end.
-                self._measure(plan, todo, plan.end)
-                self._measure_written(plan, todo, session)
-            stages = dict.fromkeys(stage for batch in session.finished for stage in batch.seconds)
-            spent = {stage: sum(batch.seconds.get(stage, 0.0) for batch in session.finished) for stage in stages}
-            record = {
-                **plan.about,
-                "settings": editor.settings,
-                "seconds": spent,
-                "shared_seconds": math.fsum(_shared(plan).values()),
-                "bytes": editor.patch.num_bytes,
-            }
-            write_json(plan.directory / "row.json", record)
-        finally:
-            editor.reset()
-
-    def _session(self, plan: Plan, editor: Editor) -> Session:
-        # Empty, if a method had failed and the process was killed before it recorded that.
-        if plan.directory.exists() and any(plan.directory.iterdir()):
-            return Session(plan.directory)
-        plan.directory.parent.mkdir(parents=True, exist_ok=True)
-        return Session.create(plan.directory, editor, plan.batches)
+        with line.opened():
+            self.pace.skip(line.done)
+            while line.done < len(plan.batches):
+                self._measure_written(line, todo)
+                line.edit()
+                self.pace.advance()
+                self.log(f"{plan.name}: batch {line.done} of {len(plan.batches)} edited; {self.pace.left()}")
+            # The end before the last batch, whose numbers are among those of the end.
+            self._measure(line, todo, plan.end)
+            self._measure_written(line, todo)
+            write_json(plan.directory / "row.json", {**plan.about, **line.record()})
 
     def _measure_unedited(self, plan: Plan, todo: Sequence[Measure]) -> None:
         """Measure the unedited model, once for all methods."""
         plan.unedited.mkdir(parents=True, exist_ok=True)
         for measure in todo:
             try:
-                self._keep(plan, measure, plan.before, plan.unedited)
+                self._keep(plan, self.lm, measure, plan.before, plan.unedited)
             except ValueError as error:  # which no method is to blame for
                 raise RunError(f"{plan.dataset.name}: {measure.name} of the unedited model: {error}") from error
 
-    def _measure_written(self, plan: Plan, todo: Sequence[Measure], session: Session) -> None:
+    def _measure_written(self, line: Line, todo: Sequence[Measure]) -> None:
         """Measure what is due after the last batch; a process that was killed may have edited it."""
-        if session.finished:
-            self._measure(plan, todo, plan.written(len(session.finished)))
+        if line.done:
+            self._measure(line, todo, line.plan.written(line.done))
 
-    def _measure(self, plan: Plan, todo: Sequence[Measure], moment: Moment) -> None:
+    def _measure(self, line: Line, todo: Sequence[Measure], moment: Moment) -> None:
         """Measure what is due at a moment of the stream."""
-        folder = plan.directory / "measured"
+        folder = line.plan.directory / "measured"
         folder.mkdir(exist_ok=True)
         for measure in todo:
             if measure.due(moment):
-                self._keep(plan, measure, moment, folder)
+                self._keep(line.plan, line.lm, measure, moment, folder)
 
-    def _keep(self, plan: Plan, measure: Measure, moment: Moment, folder: Path) -> None:
+    def _keep(self, plan: Plan, lm: LanguageModel, measure: Measure, moment: Moment, folder: Path) -> None:
         """Measure and save, unless that was done before."""
         path, end = folder / f"{moment.name}.{measure.name}", folder / f"{When.END.value}.{measure.name}"
         if is_saved(path):
@@ -212,15 +202,9 @@ class _Runner:
             save_part(end, path, moment)  # nothing was edited between the two
             return
         unedited = None if moment.when is When.BEFORE else plan.unedited / f"{When.BEFORE.value}.{measure.name}"
-        measure.measure(self.lm, [plan.facts[place] for place in moment.places], unedited).keep(path, plan, moment)
+        asked = replace(moment, places=measure.places(plan, moment))
+        measure.measure(lm, [plan.facts[place] for place in asked.places], unedited).keep(path, plan, asked)
         self.log(f"{plan.name}: measured {measure.name}, {moment.name}")
-
-
-def _shared(plan: Plan) -> dict[str, float]:
-    """The seconds that each batch's value targets took when they were optimized before, for another method."""
-    file = plan.directory / "shared.json"
-    found: dict[str, float] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return found
 
 
 @contextmanager

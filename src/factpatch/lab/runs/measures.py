@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,21 +18,23 @@ from factpatch.data.references import ReferenceTexts, Tfidf
 from factpatch.evaluation.capability import capability
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
-from factpatch.evaluation.metrics import FactMetric, fact_names, mean_or_none, percent
+from factpatch.evaluation.metrics import FactMetric, fact_names, mean_or_none, percent, summary
 from factpatch.evaluation.overlap import edited_neighbors
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.questions import answers as free_answers
 from factpatch.evaluation.readings import Reading
 from factpatch.evaluation.tasks import Item, task_named
 from factpatch.evaluation.text import GREEDY, text_metrics
-from factpatch.evaluation.verify import verify
+from factpatch.evaluation.verify import read_facts, verify
 from factpatch.facts import Fact
-from factpatch.lab.runs.config import CapabilityConfig, RunConfig, Sampling, TextConfig
+from factpatch.lab.runs.config import CapabilityConfig, CurveConfig, RunConfig, Sampling, TextConfig
 from factpatch.lab.runs.inputs import Inputs
 from factpatch.lab.runs.plan import Moment, Plan
 from factpatch.lab.runs.rows import ResultRow, When, load_rows, write_rows
 from factpatch.model.language_model import LanguageModel
 from factpatch.support.files import atomic_write
 
+T = TypeVar("T")
 UNTOUCHED = "specificity_untouched"
 """Specificity over the neighbors whose answer is not itself edited in the run."""
 
@@ -122,11 +124,16 @@ class Measure(ABC):
         """Whether it is measured at a moment after the first batch; the unedited model is always measured."""
         return moment.when is When.END
 
+    def places(self, plan: Plan, moment: Moment) -> Sequence[int]:
+        """Which facts it asks about at a moment, by their places."""
+        return moment.places
+
     @abstractmethod
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
-        """Measure the model as it is, on the facts of the moment.
+        """Measure the model as it is.
 
         Args:
+            facts: Those of `places`.
             unedited: Where the same measurement of the unedited model is; None if this is that one.
         """
 
@@ -161,7 +168,12 @@ class Perplexity(Measure):
     """Perplexity on ordinary text."""
 
     text: str
+    curve: CurveConfig | None = None
+    """Where else it is measured."""
     name = "perplexity"
+
+    def due(self, moment: Moment) -> bool:
+        return super().due(moment) or _on_curve(self.curve, moment)
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
         return Measured([(None, "perplexity", perplexity(lm, self.text))])
@@ -204,11 +216,13 @@ class Capability(Measure):
 
     config: CapabilityConfig
     items: Mapping[str, Sequence[Item]]
+    curve: CurveConfig | None = None
+    """Where else it is measured."""
     name = "capability"
 
     def due(self, moment: Moment) -> bool:
         every = self.config.every
-        return super().due(moment) or (every is not None and moment.passed(every))
+        return super().due(moment) or (every is not None and moment.passed(every)) or _on_curve(self.curve, moment)
 
     def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
         numbers: list[Number] = []
@@ -219,6 +233,50 @@ class Capability(Measure):
                 numbers += [(None, f"{name}.{way}.{key}", float(value)) for key, value in asdict(result).items()]
             answers += [(None, {"task": name, **answered.to_dict()}) for answered in found.rows]
         return Measured(numbers, answers)
+
+
+@dataclass(frozen=True)
+class Curve(Measure):
+    """What the model says of the first, the middle and the last facts in force, on the way: means, and no single facts.
+
+    However long the session, a point costs as much: at most three times so many facts are asked about.
+    """
+
+    config: CurveConfig
+    name = "curve"
+
+    def due(self, moment: Moment) -> bool:
+        return super().due(moment) or _on_curve(self.config, moment)
+
+    def places(self, plan: Plan, moment: Moment) -> Sequence[int]:
+        # Of the unedited model all facts count, so that it is asked what the end is asked.
+        known = plan.in_force(len(plan.facts) if moment.when is When.BEFORE else moment.edits)
+        return sorted({place for part in thirds(known, self.config.facts).values() for place in part})
+
+    def measure(self, lm: LanguageModel, facts: Sequence[Fact], unedited: Path | None) -> Measured:
+        readings = read_facts(lm, facts, answers=False)
+        if self.config.generation:
+            answered = free_answers(lm, facts, only=("prompt",))
+            readings = [replace(one, answers=said) for one, said in zip(readings, answered, strict=True)]
+        pairs = list(zip(facts, readings, strict=True))
+        numbers: list[Number] = []
+        for part, some in {**thirds(pairs, self.config.facts), "all": pairs}.items():
+            means = summary([fact for fact, _ in some], [reading for _, reading in some])
+            numbers += [(None, f"{self.name}.{part}.{metric}", value) for metric, value in means.items()]
+        return Measured(numbers)
+
+
+def thirds(items: Sequence[T], count: int) -> dict[str, Sequence[T]]:
+    """The first, the middle and the last `count` items, which overlap where there are few.
+
+    Of the items that are in any part, the parts are the same again.
+    """
+    start = max(0, (len(items) - count) // 2)
+    return {"first": items[:count], "middle": items[start : start + count], "last": items[-count:]}
+
+
+def _on_curve(curve: CurveConfig | None, moment: Moment) -> bool:
+    return curve is not None and moment.when is When.WRITTEN and curve.due(moment.earlier, moment.edits)
 
 
 @dataclass(frozen=True)
@@ -253,12 +311,14 @@ def measures(config: RunConfig, inputs: Inputs, facts: Sequence[Fact], seed: int
     edited = dict(zip(facts, edited_neighbors(facts), strict=True))
     found: list[Measure] = [Facts(wanted.written, wanted.generation, edited)]
     if wanted.perplexity:
-        found.append(Perplexity(inputs.text))
+        found.append(Perplexity(inputs.text, wanted.curve))
     if wanted.text is not None:
         about = frozenset(facts[: wanted.text.facts])
         found.append(Texts(wanted.text, about, seed, inputs.references, inputs.tfidf))
     if wanted.capability is not None:
-        found.append(Capability(wanted.capability, inputs.items))
+        found.append(Capability(wanted.capability, inputs.items, wanted.curve))
+    if wanted.curve is not None:
+        found.append(Curve(wanted.curve))
     if wanted.drift is not None:
         found.append(Drift(inputs.prompts, last_layer))
     return found

@@ -31,9 +31,14 @@ class Moment:
         """As used in file names."""
         return self.when.value if self.batch is None else f"{self.when.value}.{self.batch:04d}"
 
+    @property
+    def earlier(self) -> int:
+        """How many facts had been edited before the last batch."""
+        return self.edits - len(self.places)
+
     def passed(self, every: int) -> bool:
         """Whether the last batch brought the number of edits to a multiple of `every`, or past it."""
-        return self.edits // every > (self.edits - len(self.places)) // every
+        return self.edits // every > self.earlier // every
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,11 @@ class Plan:
     @property
     def end(self) -> Moment:
         """The moment after the last batch, with the facts in force: not those that a later one has replaced."""
-        places = {fact.key: place for place, fact in enumerate(self.facts)}.values()
-        return Moment(When.END, sorted(places), len(self.facts))
+        return Moment(When.END, self.in_force(len(self.facts)), len(self.facts))
+
+    def in_force(self, edits: int) -> list[int]:
+        """The places of the facts that none of the first `edits` facts has replaced."""
+        return sorted({fact.key: place for place, fact in enumerate(self.facts[:edits])}.values())
 
     def named(self, place: int | None) -> dict[str, Any]:
         """The fields of a result row that say which fact it is about; None for the model."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from factpatch.lab.rivals.rival import RIVALS
 from factpatch.lab.runs.config import RunConfig, config_from
 from factpatch.methods import METHODS, method_named
 from factpatch.strategies import Boundary, NullSpace
@@ -96,7 +97,7 @@ def config_for(
 
     Args:
         datasets: Files of facts, or names of published ones.
-        methods: In place of the paper's, with and without BLUE by name.
+        methods: In place of the paper's, with and without BLUE by name; rivals too.
         edits, batch_size: In place of the paper's.
         variant: Of the model's preset, for every method.
         remember_keys: Whether every method preserves the keys of earlier batches; by default as in the paper.
@@ -110,14 +111,7 @@ def config_for(
         {
             "model": model or what.model,
             "methods": [
-                {
-                    "name": name,
-                    "variant": variant,
-                    # As far as the published scripts show, AlphaEdit alone preserves earlier keys.
-                    "remember_keys": isinstance(method_named(name).solver, NullSpace)
-                    if remember_keys is None
-                    else remember_keys,
-                }
+                {"name": name} if name in RIVALS else {"name": name, "variant": variant, **_memory(name, remember_keys)}
                 for name in names
             ],
             # The first ones if there are no more: a sample of all is all, in another order.
@@ -128,3 +122,10 @@ def config_for(
             **others,
         }
     )
+
+
+def _memory(name: str, remember_keys: bool | None) -> dict[str, bool]:
+    """As far as the published scripts show, AlphaEdit alone preserves earlier keys."""
+    if remember_keys is None:
+        remember_keys = isinstance(method_named(name).solver, NullSpace)
+    return {"remember_keys": remember_keys}
