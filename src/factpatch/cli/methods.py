@@ -18,11 +18,14 @@ from factpatch.cli import options, render
 def methods(
     settings: Annotated[bool, typer.Option("--settings")] = False,
 ) -> None:
-    """List the methods: the four strategies that make up each, and its source.
+    """List the methods: the four strategies that make up each, and its source; then the rivals.
+
+    Rivals are no editing methods: `factpatch run` and `factpatch reproduce` take them by name, to compare with.
 
     Args:
-        settings: Also list the settings of every strategy, with their defaults.
+        settings: Also list the settings of every strategy and of every rival, with their defaults.
     """
+    from factpatch.lab.rivals.rival import RIVALS, setting_names
     from factpatch.methods import METHODS, STRATEGIES
 
     rows = (
@@ -32,6 +35,10 @@ def methods(
     made = render.table("method", *STRATEGIES, "source", rows=rows)
     made.columns[0].no_wrap = True
     render.screen.print(made)
+    rivals = ((rival.name, rival.summary, rival.source) for rival in RIVALS.values())
+    shown = render.table("rival, for runs only", "what it does", "source", rows=rivals)
+    shown.columns[0].no_wrap = True
+    render.screen.print(shown)
     if not settings:
         return
     listed = render.table("strategy", "setting", "default", "meaning")
@@ -42,6 +49,10 @@ def methods(
             for field in fields(member):
                 setting, meaning = f"{part}.{field.name}", meanings.get(field.name, "")
                 listed.add_row(member.__name__, setting, str(field.default), meaning)
+    for rival in RIVALS.values():
+        meanings = field_meanings(type(rival))
+        for name in setting_names(rival):
+            listed.add_row(rival.name, name, str(getattr(rival, name)), meanings[name])
     render.screen.print(listed)
     render.say("The preset of a model may change them; the report of an edit lists all values that were used.")
 

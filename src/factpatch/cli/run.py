@@ -37,7 +37,8 @@ def run(
 
     with checks.argument("CONFIG.yaml"):
         loaded = load_config(config)
-    carry_out(begin(out, loaded, "CONFIG.yaml"), other_versions=other_versions)
+    outputs: tuple[Output, ...] = ("comparison",) if loaded.evaluate.curve is None else ("comparison", "curves")
+    carry_out(begin(out, loaded, "CONFIG.yaml"), outputs=outputs, other_versions=other_versions)
 
 
 def begin(out: Path, config: RunConfig, origin: str) -> RunDirectory:

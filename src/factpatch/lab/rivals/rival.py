@@ -8,7 +8,7 @@ should not wait for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar
 
@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNe
 from pydantic.dataclasses import dataclass
 
 from factpatch.support.validation import explaining
-from factpatch.support.words import named, suggestion
+from factpatch.support.words import suggestion
 
 _CHECKED = ConfigDict(extra="forbid")
 
@@ -40,8 +40,9 @@ class Rival:
     @property
     def settings(self) -> dict[str, Any]:
         """What is recorded with its results, as JSON-able data."""
-        own = {name: list(value) if isinstance(value, tuple) else value for name, value in _fields_of(self).items()}
-        return {"method": self.name, "source": self.source, **own}
+        own = {name: getattr(self, name) for name in setting_names(self)}
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+        return {"method": self.name, "source": self.source, **listed}
 
     def with_settings(self, settings: Mapping[str, Any]) -> Rival:
         """Return the same rival with some fields replaced; text is read as the field's type.
@@ -49,7 +50,7 @@ class Rival:
         Raises:
             ValueError: There is no such field (with a suggestion), or its value is of the wrong type or range.
         """
-        known = list(_fields_of(self))
+        known = setting_names(self)
         for name in settings:
             if name not in known:
                 raise ValueError(f"setting {name!r}: {self.name} has no such setting.{suggestion(name, known)}")
@@ -58,10 +59,6 @@ class Rival:
         except (TypeError, ValueError) as error:
             raise ValueError(f"setting {error}") from None
         return made
-
-
-def _fields_of(rival: Any) -> dict[str, Any]:
-    return asdict(rival)
 
 
 def _names(value: Any) -> Any:
@@ -158,11 +155,6 @@ class InPrompt(Rival):
 
 
 RIVALS: dict[str, Rival] = {rival.name: rival for rival in (FineTuning(), Lora(), InPrompt())}
-
-
-def rival_named(name: str) -> Rival:
-    """Look a rival up; a ValueError suggests the nearest name."""
-    return named(RIVALS, name, "rival")
 
 
 def setting_names(rival: Rival) -> list[str]:

@@ -26,8 +26,8 @@ FORGETTING: Styles = {"right after it was written": Style(BEFORE), "after the la
 
 
 def method_styles(results: Results) -> Styles:
-    """Of each finished method: one color for it with and without BLUE, which is solid; a marker of its own."""
-    bases = [PAIRS.get(results.methods[label], results.methods[label]) for label in results.labels]
+    """Of each method: one color for it with and without BLUE, which is solid; a marker of its own."""
+    bases = [PAIRS.get(name, name) for name in results.methods.values()]
     places = {base: place for place, base in enumerate(dict.fromkeys(bases))}
     return {
         label: Style(
@@ -35,7 +35,7 @@ def method_styles(results: Results) -> Styles:
             "-" if results.methods[label] in PAIRS else "--",
             MARKERS[place % len(MARKERS)],
         )
-        for place, (label, base) in enumerate(zip(results.labels, bases, strict=True))
+        for place, (label, base) in enumerate(zip(results.methods, bases, strict=True))
     }
 
 
@@ -115,21 +115,58 @@ def capability(results: Results, dataset: str) -> list[Panel]:
     for task in capability_tasks(results):
         rows = results.rows
         rows = rows[(rows["metric"] == f"{task}.generated.f1") & (rows["dataset"] == dataset)]
-        before = rows[rows["when"] == When.BEFORE.value]["value"].mean()
-        means = rows[rows["when"] != When.BEFORE.value].groupby(["label", "edits"])["value"].mean().dropna()
-        curves = {label: means[label] for label in results.labels if label in means}
+        before, curves = _over_edits(results, rows)
         ends = ", ".join(f"{label} {curve.iloc[-1]:.1f} %" for label, curve in curves.items())
         title = f"{task}, {dataset}" if several else task
 
-        draw = partial(_capability, before=before, curves=curves)
+        draw = partial(_curves, before=before, curves=curves, unit="F1, weighted, %")
         found.append(Panel(title, f"F1 in {title} over edits; at the end: {ends}.", draw))
     return found
 
 
-def _capability(axis: Any, styles: Styles, before: float, curves: Mapping[str, pd.Series]) -> None:
+def _over_edits(results: Results, rows: pd.DataFrame) -> tuple[float, dict[str, pd.Series]]:
+    """The value of a metric in the unedited model, and by label its values over the number of edits."""
+    before = rows[rows["when"] == When.BEFORE.value]["value"].mean()
+    means = rows[rows["when"] != When.BEFORE.value].groupby(["label", "edits"])["value"].mean().dropna()
+    # A method in the middle of its work has a curve, too.
+    labels = [method.label for method in results.directory.config.methods]
+    return before, {label: means[label] for label in labels if label in means}
+
+
+def _curves(axis: Any, styles: Styles, before: float, curves: Mapping[str, pd.Series], unit: str) -> None:
     for label, curve in curves.items():
         axis.plot([0, *curve.index], [before, *curve], label=label, **styles[label].line)
-    axis.set(xlabel="edits", ylabel="F1, weighted, %")
+    axis.set(xlabel="edits", ylabel=unit)
+
+
+_PARTS = ("first", "middle", "last")
+CURVES = {
+    **{f"curve.{part}.strict_efficacy": f"{part} facts, exact" for part in _PARTS},
+    **{f"curve.{part}.prompt_contained": f"{part} facts, said" for part in _PARTS},
+    "curve.all.specificity": "specificity",
+    "perplexity": "perplexity",
+}
+"""The metrics of `curves`, and what a chart calls each."""
+
+
+def curve_values(results: Results, dataset: str) -> dict[str, tuple[float, dict[str, pd.Series]]]:
+    """By metric of `CURVES`, as far as it was measured: the unedited model's value, and each label's over the edits."""
+    rows = results.rows[results.rows["dataset"] == dataset]
+    found = {metric: _over_edits(results, rows[rows["metric"] == metric]) for metric in CURVES}
+    return {metric: (before, curves) for metric, (before, curves) in found.items() if curves}
+
+
+def curves(results: Results, dataset: str) -> list[Panel]:
+    """A panel for each metric of the curve: its value over the number of edits, a line for each method."""
+    several = len(results.directory.config.datasets) > 1
+    found = []
+    for metric, (before, lines) in curve_values(results, dataset).items():
+        percent = metric != "perplexity"
+        ends = ", ".join(f"{label} {line.iloc[-1]:.1f}{' %' if percent else ''}" for label, line in lines.items())
+        title = f"{CURVES[metric]}, {dataset}" if several else CURVES[metric]
+        draw = partial(_curves, before=before, curves=lines, unit="% of facts" if percent else "perplexity")
+        found.append(Panel(title, f"{title} over edits; at the end: {ends}.", draw))
+    return found
 
 
 def capability_tasks(results: Results) -> list[str]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from factpatch.lab.drawing.charts import figure, save_figure
+from factpatch.lab.drawing.charts import UNEDITED, figure, save_figure
 from factpatch.lab.drawing.shapes import STATES
-from factpatch.lab.runs.figures import capability, hidden_states, mapped, method_styles
+from factpatch.lab.runs.figures import capability, curve_values, curves, hidden_states, mapped, method_styles
 from factpatch.lab.runs.reproductions import PAIRS, Output
 from factpatch.lab.runs.results import Results
 from factpatch.lab.runs.tables import Cell, Column, Table, comparison, contrasts, improvements, write_table
+from factpatch.support.files import atomic_write, csv_text
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,21 @@ def _capability(results: Results, folder: Path, name: str) -> Drawn:
     return Drawn(files=tuple(files))
 
 
+def _curves(results: Results, folder: Path, name: str) -> Drawn:
+    """The curves of a session as a figure, and as numbers: a line for each point of each metric under each method."""
+    files = [folder / f"{name}.curves.csv"]
+    lines: list[list[object]] = []
+    for dataset in results.datasets:
+        for metric, (before, found) in curve_values(results, dataset).items():
+            lines += [[UNEDITED, dataset, metric, 0, before]]
+            lines += [[label, dataset, metric, edits, v] for label, line in found.items() for edits, v in line.items()]
+        drawn = figure(curves(results, dataset), method_styles(results), title=results.mean_over_seeds)
+        files += save_figure(drawn, folder, _named(results, f"{name}.curves", dataset))
+    text = csv_text(["method", "dataset", "metric", "edits", "value"], lines)
+    atomic_write(files[0], lambda draft: draft.write_text(text, "utf-8"))
+    return Drawn(files=tuple(files))
+
+
 def _hidden_states(results: Results, folder: Path, name: str) -> Drawn:
     columns = [column for dataset in results.datasets for column in results.drift_columns(dataset)]
     table = comparison(name, results.rows, results.labels, columns, results.pairs(PAIRS))
@@ -90,4 +106,5 @@ _OUTPUTS: dict[Output, Callable[[Results, Path, str], Drawn]] = {
     "improvements": _improvements,
     "capability": _capability,
     "hidden_states": _hidden_states,
+    "curves": _curves,
 }

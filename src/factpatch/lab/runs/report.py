@@ -14,7 +14,16 @@ from factpatch.lab.drawing.charts import charts, legend
 from factpatch.lab.drawing.render import render, write_page
 from factpatch.lab.drawing.shapes import STATES
 from factpatch.lab.runs.execute import check_extra
-from factpatch.lab.runs.figures import FORGETTING, bars, capability, forgetting, hidden_states, mapped, method_styles
+from factpatch.lab.runs.figures import (
+    FORGETTING,
+    bars,
+    capability,
+    curves,
+    forgetting,
+    hidden_states,
+    mapped,
+    method_styles,
+)
 from factpatch.lab.runs.measures import UNTOUCHED
 from factpatch.lab.runs.outcomes import Outcome, State, answers, in_a_sentence, outcomes, worst
 from factpatch.lab.runs.pace import in_words
@@ -65,9 +74,10 @@ def _section(results: Results, limit: int) -> dict[str, Any]:
         "settings": _side_by_side(settings, results.labels),
         "stages": _side_by_side(times, results.labels),
         "datasets": [_dataset(results, found, name, limit) for name in results.datasets],
+        "session": [one for name in results.datasets for one in charts(curves(results, name), methods)],
         "capability": [one for name in results.datasets for one in charts(capability(results, name), methods)],
         "maps": charts(hidden_states(mapped(results)), STATES),
-        "legends": {"forgetting": legend(FORGETTING), "capability": legend(methods), "maps": legend(STATES)},
+        "legends": {"forgetting": legend(FORGETTING), "methods": legend(methods), "maps": legend(STATES)},
         "drift": comparison("drift", results.rows, results.labels, drift, results.pairs(PAIRS)) if drift else None,
     }
 

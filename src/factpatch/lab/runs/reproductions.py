@@ -12,7 +12,7 @@ from factpatch.methods import METHODS, method_named
 from factpatch.strategies import Boundary, NullSpace
 from factpatch.support.words import suggestion
 
-Output = Literal["comparison", "improvements", "capability", "hidden_states"]
+Output = Literal["comparison", "improvements", "capability", "hidden_states", "curves"]
 
 _EVEN = ("memit", "prune", "rect", "alphaedit")
 PAIRS = {
