@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from factpatch.evaluation.probabilities import Score
 from factpatch.evaluation.readings import Probe, Reading
 from factpatch.evaluation.verify import Verification
 from factpatch.facts import Fact, Neighbor
-from factpatch.lab.runs.config import ConfigError, TextConfig, config_from
-from factpatch.lab.runs.measures import UNTOUCHED, Facts, Texts
+from factpatch.lab.runs.config import ConfigError, CurveConfig, TextConfig, config_from
+from factpatch.lab.runs.measures import UNTOUCHED, Curve, Facts, Texts, thirds
+from factpatch.lab.runs.plan import Moment, Plan
+from factpatch.lab.runs.rows import When
 
 LM: Any = None
 
@@ -106,3 +109,46 @@ def test_other_samplings_are_refused(given: Any) -> None:
     record = {"model": "m", "methods": ["memit"], "datasets": ["a.json"], "evaluate": {"text": {"sampling": given}}}
     with pytest.raises(ConfigError, match=r"evaluate\.text\.sampling"):
         config_from(record)
+
+
+@pytest.mark.parametrize("number", range(1, 14))
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_the_first_the_middle_and_the_last_facts_are_the_same_among_those_of_any_part(number: int, count: int) -> None:
+    """So a measurement that is given only the facts of a point finds its parts again."""
+    items = list(range(number))
+    parts = thirds(items, count)
+    assert parts["first"] == items[:count]
+    assert parts["last"] == items[-count:]
+    assert {len(part) for part in parts.values()} == {min(number, count)}
+    assert abs((parts["middle"][0] + parts["middle"][-1]) - (number - 1)) <= 1  # as many before as after, but for one
+    assert thirds(sorted({*parts["first"], *parts["middle"], *parts["last"]}), count) == parts
+
+
+@pytest.mark.parametrize(
+    ("at", "points"), [(100, [100, 200, 300]), ([60, 230], [100, 250]), ([1, 2, 50], [50]), ([1000], [])]
+)
+def test_the_points_of_a_curve_are_the_batches_that_reach_them(at: Any, points: list[int]) -> None:
+    config = CurveConfig(at=at)
+    assert [edits for edits in range(50, 301, 50) if config.due(edits - 50, edits)] == points
+
+
+def test_a_point_of_a_curve_asks_a_bounded_number_of_facts_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tuple(Fact("{} is in", f"place {number}", "Rome", "Paris") for number in range(9))
+    facts = (*facts, facts[0])  # replaced at the end
+    method = config_from({"model": "m", "methods": ["memit"], "datasets": ["a.json"]})
+    plan = Plan(method.methods[0], method.datasets[0], 0, facts, 5, Path(), Path())
+    curve = Curve(CurveConfig(at=5, facts=1, generation=False))
+    assert [plan.written(1), curve.due(plan.written(1))] == [Moment(When.WRITTEN, range(5), 5, 1), True]
+    assert curve.places(plan, plan.written(1)) == [0, 2, 4]
+    assert curve.places(plan, plan.end) == [1, 5, 9]
+    assert curve.places(plan, plan.before) == [1, 5, 9]
+
+    def readings(lm: Any, facts: Any, answers: bool) -> list[Reading]:
+        assert not answers
+        scores = (Score(nll, 0.5, (nll < 1.0,)) for nll in (0.5, 2.0, 0.5))
+        return [Reading(Probe("", new, Score(1.0, 0.1, (False,))), (), (), ()) for new in scores]
+
+    monkeypatch.setattr("factpatch.lab.runs.measures.read_facts", readings)
+    found = {metric: value for _, metric, value in curve.measure(LM, facts[:3], None).numbers}
+    assert [found[f"curve.{part}.efficacy"] for part in ("first", "middle", "last")] == [100.0, 0.0, 100.0]
+    assert found["curve.all.strict_efficacy"] == pytest.approx(200 / 3)
