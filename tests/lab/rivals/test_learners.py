@@ -157,7 +157,15 @@ def test_the_nearest_facts_share_the_subject_and_stand_before_the_prompt() -> No
         assert told.lm.frame.wrap(fact.text) == f"New fact: {sentence(fact)}.\n{fact.text}"
     asked = "Which sport does Messi play?"
     assert told.lm.frame.wrap(asked) == f"New fact: Messi plays the sport of basketball.\n{asked}"
-    assert told.lm.frame.wrap("Zzz") == "Zzz"  # no word is known
+    assert told.lm.frame.wrap("zzz") == "zzz"  # no word is known
+    assert told.lm.frame.wrap("The capital of France is") == "The capital of France is"
+
+
+def test_facts_about_other_subjects_may_stand_before_the_prompt_too() -> None:
+    told = start(InPrompt(subject=False), tiny("gpt2"), LAYERS, 0)
+    told.learn(FACTS)
+    asked = "The capital of France is"
+    assert told.lm.frame.wrap(asked) == f"New fact: {sentence(FACTS[2])}.\n{asked}"
 
 
 def test_nearness_is_the_cosine_of_tf_idf() -> None:
@@ -174,17 +182,22 @@ def test_nearness_is_the_cosine_of_tf_idf() -> None:
     vectors = torch.tensor([[weight(word, text) for word in known] for text in [*words, asked]], dtype=torch.float64)
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     cosines = vectors[:3] @ vectors[3]
-    assert Nearest(facts, 3, 0.0)(" ".join(asked)) == [sentence(facts[0]), sentence(facts[1])]  # the nearest last
+
+    def nearest(**settings: Any) -> list[str]:
+        return Nearest(facts, InPrompt(**settings))(" ".join(asked))
+
+    assert nearest(count=3, subject=False) == [sentence(facts[0]), sentence(facts[1])]  # the nearest last
     assert cosines[1] > cosines[0] > cosines[2] == 0
     between = float(cosines[0] + cosines[1]) / 2
-    assert Nearest(facts, 3, between)(" ".join(asked)) == [sentence(facts[1])]
-    assert Nearest(facts, 1, 0.0)(" ".join(asked)) == [sentence(facts[1])]
+    assert nearest(count=3, subject=False, least=between) == [sentence(facts[1])]
+    assert nearest(subject=False) == [sentence(facts[1])]
+    assert nearest(count=3) == [sentence(facts[1])]  # whose subject is asked about
 
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_characters_move_by_what_stands_before_them(chat: bool) -> None:
     lm = tiny("llama", chat=chat)
-    told = start(InPrompt(count=2), lm, LAYERS, 0)
+    told = start(InPrompt(count=2, subject=False), lm, LAYERS, 0)
     told.learn(FACTS)
     text = "  Messi plays"
     wrapped, moved = told.lm.frame.wrap(text), told.lm.frame.offset(text)

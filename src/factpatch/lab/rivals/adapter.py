@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ class Adapted(Learner):
 
         self.rival, self.lm, self.seed = rival, lm, seed
         self.config = LoraConfig(
-            r=rival.rank, lora_alpha=rival.alpha, lora_dropout=0.0, target_modules=list(rival.targets) or None
+            r=rival.rank,
+            lora_alpha=rival.alpha,
+            lora_dropout=0.0,
+            target_modules=list(rival.targets) or None,
+            fan_in_fan_out=lm.architecture.transposed,
         )
         self._adapter: dict[str, nn.Parameter] = {}
         self._peft: Any = None
@@ -88,7 +93,8 @@ class Adapted(Learner):
         from peft import get_peft_model
 
         self._required = [parameter for parameter in self.lm.model.parameters() if parameter.requires_grad]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft reads a property that transformers has renamed
             torch.manual_seed(self.seed)
             self._peft = get_peft_model(self.lm.model, self.config)
         self._adapter = {name: weight for name, weight in self.lm.model.named_parameters() if "lora_" in name}

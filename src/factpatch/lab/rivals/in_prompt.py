@@ -19,19 +19,19 @@ from factpatch.model.language_model import LanguageModel
 
 
 class Nearest:
-    """Finds the facts that are nearest to a text, by the cosine of TF-IDF vectors of words.
+    """Finds the facts that are nearest to a text, by their subjects and the cosine of TF-IDF vectors of words.
 
     Args:
         facts: What there is to find.
-        count: How many to return at most.
-        least: How similar they must be.
+        rival: Says how many to return at most, and how near they must be.
     """
 
-    def __init__(self, facts: Sequence[Fact], count: int, least: float) -> None:
+    def __init__(self, facts: Sequence[Fact], rival: InPrompt) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
+        self.rival = rival
         self.sentences = [sentence(fact) for fact in facts]
-        self.count, self.least = count, least
+        self._subjects = [fact.subject.casefold() for fact in facts]
         # Single letters and digits are words too: "Apple A5".
         self._vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+")
         self._vectors = self._vectorizer.fit_transform(self.sentences)
@@ -39,8 +39,12 @@ class Nearest:
     def __call__(self, text: str) -> list[str]:
         """Return the sentences of the nearest facts, the nearest last, where it is read last; the earlier of equals."""
         (similar,) = (self._vectorizer.transform([text]) @ self._vectors.T).toarray()
-        order = np.argsort(-similar, kind="stable")[: self.count]
-        return [self.sentences[place] for place in order if similar[place] > 0 and similar[place] >= self.least][::-1]
+        near = (similar > 0) & (similar >= self.rival.least)
+        if self.rival.subject:
+            asked = text.casefold()
+            near &= np.array([subject in asked for subject in self._subjects])
+        order = [place for place in np.argsort(-similar, kind="stable") if near[place]]
+        return [self.sentences[place] for place in order[: self.rival.count]][::-1]
 
 
 def sentence(fact: Fact) -> str:
@@ -112,7 +116,7 @@ class Prompted(Learner):
         self.lm = self._unedited
 
     def _know(self, facts: Sequence[Fact]) -> None:
-        nearest = Nearest(facts, self.rival.count, self.rival.least)
+        nearest = Nearest(facts, self.rival)
         self.lm = copy(self._unedited)
         self.lm.frame = Informed.around(self._unedited.frame, nearest)
         self.facts = list(facts)

@@ -139,8 +139,8 @@ class Lora(Descent):
 class InPrompt(Rival):
     """No change of the model: the nearest facts stand before every prompt, each as "New fact: PROMPT TARGET.".
 
-    Near is what has a similar TF-IDF vector of its words; of a fact, those of its prompt and its new object count. A
-    fact replaces the earlier one with the same prompt and subject. Source: in-context editing with retrieval, as in
+    Of the facts whose subject stands in the prompt, near are those with a similar TF-IDF vector of words. A fact
+    replaces the earlier one with the same prompt and subject. Source: in-context editing with retrieval, as in
     IKE (arXiv:2305.12740), without its demonstrations.
     """
 
@@ -150,6 +150,8 @@ class InPrompt(Rival):
 
     count: PositiveInt = 1
     """How many facts stand before a prompt at most."""
+    subject: bool = True
+    """Whether a fact counts only where its subject stands in the prompt, in any case."""
     least: Annotated[NonNegativeFloat, Field(le=1)] = 0.0
     """How similar a fact must be, as a cosine; facts that share no word with the prompt never count."""
 

@@ -152,7 +152,9 @@ class _Runner:
     @cached_property
     def layers(self) -> tuple[int, ...]:
         """The critical layers, which are the same for every line."""
-        return self.directory.config.critical_layers or tuple(self._preset.layers_for(self.lm.num_layers))
+        layers = self.directory.config.critical_layers or tuple(self._preset.layers_for(self.lm.num_layers))
+        self.lm.check_layers(layers)
+        return layers
 
     def run(self, line: Line) -> None:
         """Edit and measure one line of the table; the model is as it was afterwards."""

@@ -11,7 +11,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Line(ABC):
         """How many batches are edited."""
 
     @abstractmethod
-    def opened(self) -> Any:
+    def opened(self) -> AbstractContextManager[None]:
         """A context in which the model is where the line's directory left it; afterwards it is unedited."""
 
     @abstractmethod
