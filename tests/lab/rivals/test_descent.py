@@ -84,7 +84,7 @@ def test_pieces_that_fit_into_memory_give_the_gradient_of_the_whole(monkeypatch:
 
 def test_the_model_learns_to_stop_after_the_target() -> None:
     lm = tiny("llama")
-    trained(lm, epochs=60, learning_rate=0.02)
+    trained(lm, epochs=25, learning_rate=0.03)
     assert greedy_answers(lm, [FACTS[0].text]) == [FACTS[0].target_new]
 
 
@@ -95,7 +95,7 @@ def test_a_16_bit_weight_has_a_copy_in_float32_that_steps_add_up_in() -> None:
     trained(lm, epochs=1, learning_rate=1e-5)
     large = before.abs() > 0.01  # where a step of 1e-5 is below half a unit in the last place
     assert torch.equal(weight_of(lm).detach()[large], before[large])
-    trained(lm, epochs=40, learning_rate=1e-5)
+    trained(lm, epochs=12, learning_rate=1e-5)
     assert not torch.equal(weight_of(lm).detach()[large], before[large])
 
 

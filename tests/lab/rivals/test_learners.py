@@ -15,13 +15,13 @@ pytest.importorskip("sklearn", reason="needs the extra `runs`")
 
 from factpatch import Patch
 from factpatch.evaluation.probabilities import Request, score
-from factpatch.evaluation.questions import answers
+from factpatch.evaluation.questions import answers, forms
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact
 from factpatch.lab.rivals import descent
 from factpatch.lab.rivals.adapter import Adapted
 from factpatch.lab.rivals.fine_tuning import FineTuned
-from factpatch.lab.rivals.in_prompt import Informed, Nearest, sentence
+from factpatch.lab.rivals.in_prompt import Nearest, sentence
 from factpatch.lab.rivals.learner import Learner
 from factpatch.lab.rivals.rival import RIVALS, FineTuning, InPrompt, Lora
 from factpatch.lab.rivals.start import start
@@ -219,12 +219,12 @@ def test_a_question_in_a_chat_is_told_the_facts_too() -> None:
     plain = LanguageModel(lm.model, lm.tokenizer)
     told = begun("in-prompt", plain)
     told.learn(FACTS[:1])
-    frame = told.lm.frame.like(lm.frame)
-    assert isinstance(frame, Informed)
-    assert frame.chat
-    assert frame.wrap(FACTS[0].text).count("New fact: ") == 1
-    assert [one.form for one in answers(told.lm, FACTS[:1])[0]] == ["prompt", "question", "chat"]
-    assert [one.form for one in answers(told.lm, FACTS[:1], only=("prompt",))[0]] == ["prompt"]
+    found = forms(told.lm)
+    assert {"prompt", "question", "chat"} <= set(found)
+    for frame in found.values():
+        assert frame.wrap(FACTS[0].text).count(f"New fact: {sentence(FACTS[0])}.\n{FACTS[0].text}") == 1
+    assert found["chat"].chat
+    assert {one.form for one in answers(told.lm, FACTS[:1], only=("prompt",))[0]} == {"prompt"}
 
 
 def test_asking_with_facts_in_the_prompt_is_asking_the_longer_prompt() -> None:
