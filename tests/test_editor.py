@@ -605,7 +605,7 @@ def test_a_model_without_preset_takes_the_nearest_one_over_and_says_so(caplog: A
     editor = Editor(tiny("llama"), critical_layers=None, contexts=CONTEXTS, second_moments={**moments, 0: moments[1]})
     assert editor.critical_layers == (0, 1, 2, 3)
     (warning,) = [record.getMessage() for record in caplog.records]
-    for text in ("no preset for", "SmolLM2-135M", "critical_layers=[0, 1, 2, 3]", "target.steps=25", "--layers"):
+    for text in ("no preset for", "SmolLM2-135M", "critical_layers=[0, 1, 2, 3]", "target.steps=8", "--layers"):
         assert text in warning
     assert "solver" not in warning  # which follows from the model's own keys
     origin = {"model": "SmolLM2-135M", "variant": None, "assumed": True}
@@ -625,7 +625,7 @@ def test_a_variant_replaces_the_numbers_and_given_settings_replace_the_variants(
     assert settings_of(editor.method)["solver"]["weight"] == 500
     editor = Editor(tiny("llama"), variant="equal-settings", settings={"solver.weight": 7}, **options)
     assert settings_of(editor.method)["solver"]["weight"] == 7
-    assert editor.method.target.steps == 25
+    assert editor.method.target.steps == 8
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,9 @@ def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() 
 
 
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
-    adam = {"target.steps": 25, "target.enough_steps": 12, "target.step": 0}
+    adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0}
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
-    common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.step": 0.3}
+    common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
     weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
@@ -209,7 +209,7 @@ def test_an_unknown_variant_is_refused_with_a_suggestion() -> None:
     [
         ("critical_layers:", "critical_layer:", "critical_layer"),
         ("hidden_size", "hidden_sise", "hidden_sise"),
-        ("target.steps: 7", "target.stepz: 7", "common: no method that the preset lists has a setting 'target.stepz'"),
+        ("target.steps: 7", "target.step: 7", "common: no method that the preset lists has a setting 'target.step'"),
         ("{target.clamp: 2}", "{target.clmp: 2}", "Did you mean 'clamp'"),
         ("{target.clamp: 2}", "{target.clamp: -2}", "must be positive"),
         ("target.steps: 8", "target.stps: 8", "Did you mean 'steps'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from factpatch.cli.render import METRIC_LINES, heading, metric_table, note, paragraph, say
+from factpatch.evaluation.metrics import UNITS
 from factpatch.support.words import counted, printable, quoted
 
 
@@ -20,7 +22,8 @@ def test_no_number_is_cut_in_a_narrow_terminal(width: int) -> None:
         console.print(metric_table(cast(Any, SimpleNamespace(summary=lambda: summary)), (31.25, 31.5)))
     lines = shown.get().splitlines()
     for name, _ in METRIC_LINES:
-        assert any(line.startswith(name.replace("_", " ")) and "0.0 -> 100.0 %" in line for line in lines)
+        (line,) = [line for line in lines if line.startswith(name.replace("_", " ") + " ")]
+        assert re.search(r"0\.0 -> +100\.0" if name in UNITS else r"0\.0 -> 100\.0 %", line)
     assert "…" not in shown.get()
     assert max(map(len, lines)) <= width
 

@@ -313,8 +313,10 @@ def test_datasets_and_seeds_are_edited_each_by_itself(begin: Any, config: dict[s
         for subject in ("Danielle Darrieux", "Ada Lovelace", "Steve Jobs", "Messi")
     ]
     (tmp_path / "many.json").write_text(json.dumps(facts), "utf-8")
+    method = config["methods"][1]
+    settings = {**method.get("settings", {}), "target.contexts": ["prompt", "prefixes"]}
     config.update(
-        methods=config["methods"][1:2],
+        methods=[{**method, "settings": settings}],
         datasets=[
             {"facts": str(tmp_path / "many.json"), "name": "drawn", "sample": True, "limit": 3},
             {"facts": str(tmp_path / "many.json"), "name": "first", "limit": 2, "batch_size": 1},
@@ -336,7 +338,7 @@ def test_datasets_and_seeds_are_edited_each_by_itself(begin: Any, config: dict[s
         assert [batch.facts for batch in session.finished] == [2, 1]
         assert [batch.facts for batch in Session(plans["first", seed].directory).finished] == [1, 1]
     assert plans["drawn", 0].facts != plans["drawn", 1].facts
-    # A seed also draws the contexts, so that the same facts give other weights.
+    # A seed also draws the published contexts, so that the same facts give other weights.
     first, second = (load_patch(plans["first", seed].directory).batches[0].after for seed in (0, 1))
     assert first != second
     rows = read_results(tmp_path / "out").rows

@@ -161,7 +161,7 @@ class Target(Wanted):
     """A fact is finished after so many evaluations in which every target token is the most probable one in every
     context: with 1 at the first of them, with 2 one step later at the earliest. 0: they do not matter. Source: ENCORE
     (arXiv:2502.01636)."""
-    step: float = field(default=0.0, metadata=LATER)
+    stride: float = field(default=0.0, metadata=LATER)
     """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
     tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
     a time. 0: Adam with `learning_rate`."""
@@ -178,7 +178,7 @@ class Target(Wanted):
         for name in ("steps", "learning_rate", "clamp"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
-        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "enough_predictions", "step"):
+        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "enough_predictions", "stride"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
 

@@ -210,8 +210,8 @@ class Descent:
         self.state = State.of(loss.present, self.target.begin(loss.present))
         zero = torch.zeros_like(loss.present)
         self.optimizer: Adam | Momentum = Adam(self.target.learning_rate, zero, zero)
-        if self.target.step:
-            self.optimizer = Momentum(self.target.step * loss.norm, self.target.steps, zero)
+        if self.target.stride:
+            self.optimizer = Momentum(self.target.stride * loss.norm, self.target.steps, zero)
 
     def run(self, progress: Callable[[int], None]) -> Found:
         """Run until every fact is finished or has used its steps; return where each ended, in the batch's order."""
