@@ -126,7 +126,12 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     expected["pmet-blue"]["target.clamp"] = 2
     for name, l2 in (("alphaedit", 2), ("alphaedit-blue", 15)):
         expected[name] = {**common, "solver.threshold": 0.02, "solver.l2": l2}
+    expected["ultraedit"] = {"solver.rate": 5e-4, "solver.l2": 1}
+    expected["stableedit"] = {**expected["ultraedit"], "solver.warm_up": 2048}
     preset = PRESETS["SmolLM2-135M"]
+    for name in expected:
+        own = [18, 20, 22, 24, 26, 28] if name in ("ultraedit", "stableedit") else preset.critical_layers
+        assert preset.layers(name) == own
     assert {name: preset.settings(name) for name in preset.methods} == expected
     assert (preset.critical_layers, preset.corpus_tokens, preset.shipped_corpus) == ([4, 5, 6, 7, 8], 15360, True)
 
