@@ -218,6 +218,11 @@ def test_an_unknown_variant_is_refused_with_a_suggestion() -> None:
         ("{target.clamp: 2}", "{target.clmp: 2}", "Did you mean 'clamp'"),
         ("{target.clamp: 2}", "{target.clamp: -2}", "must be positive"),
         ("target.steps: 8", "target.stps: 8", "Did you mean 'steps'"),
+        (
+            "    alphaedit: {}",
+            "    common: {target.stirde: 0}",
+            "common: no method that the preset lists has a setting",
+        ),
         ("{solver.l2: 4}", "{solver.weight: 4}", "no field 'weight'"),
         ("memit-blue: {inherit", "memit-bleu: {inherit", "Did you mean 'memit-blue'"),
         (

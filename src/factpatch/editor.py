@@ -35,7 +35,7 @@ from factpatch.strategies.spread import Spread, Step
 from factpatch.strategies.target import PUBLISHED, Target
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
-from factpatch.values.contexts import BARE, check_contexts, contexts_named
+from factpatch.values.contexts import BARE, check_contexts, contexts_named, in_chat
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 from factpatch.values.rows import optimization_rows
 from factpatch.values.views import (
@@ -104,6 +104,7 @@ class Editor(EditedModel):
         self._origin, self._method = choice.origin, choice.method
         self._given = frozenset(second_moments or ())
         self._contexts = None if contexts is None else check_contexts(contexts)
+        self._contexts_given = contexts is not None
         self.precision = precision_for(self.lm, recipe.precision)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
@@ -139,6 +140,18 @@ class Editor(EditedModel):
             names = PUBLISHED if self.precision.name == "exact" else self._method.target.contexts
             self._contexts = contexts_named(self.lm, names, self.recipe.seed)
         return self._contexts
+
+    def adopt_contexts(self, contexts: Sequence[str]) -> None:
+        """Take over the contexts of earlier batches if they differ in the turns of a chat alone.
+
+        A chat template may write the date, so that contexts of the same names differ from one day to the next.
+        """
+        pairs = zip(self.contexts, contexts, strict=False)
+        alike = len(contexts) == len(self.contexts) and all(
+            mine == its or (in_chat(self.lm, mine) and in_chat(self.lm, its)) for mine, its in pairs
+        )
+        if alike and not self._contexts_given and not self.edits:
+            self._contexts = check_contexts(contexts)
 
     def edit(self, facts: Sequence[Fact]) -> Patch:
         """Edit the model in place, all facts in one batch.
@@ -323,6 +336,7 @@ class Editor(EditedModel):
             self._replay(patch, traces)
 
     def _replay(self, patch: Patch, traces: Sequence[dict[int, Traces]] | None) -> None:
+        self.adopt_contexts(patch.settings.get("contexts", ()))
         self.prepare(patch.layers)
         if any(batch.conditioned for batch in patch.batches):
             raise ValueError(

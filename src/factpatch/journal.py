@@ -468,7 +468,7 @@ class Journal(KeptDirectory):
         """Append an event to the journal, whole or not at all, and update the state."""
         self.check_current()
         if event["event"] in _LATER and self.record["format"] < self.format:  # so that older versions say what is wrong
-            self.update(format=self.format, began_format=self.record["format"])
+            self.update(format=self.format, began_format=self.record.get("began_format", self.record["format"]))
         event = {**event, "time": now(), "after": self._last}
         line = _line(event)
         append(self.path / JOURNAL, line)

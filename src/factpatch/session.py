@@ -115,6 +115,7 @@ class Session(Journal):
                 f"other critical layers or other weights there: {', '.join(layers)}. Load the model that the session "
                 "began with."
             )
+        editor.adopt_contexts(self.record["settings"]["contexts"])
         differing = difference(self.record["settings"], _settings(editor))
         if differing is not None:
             raise SessionError(

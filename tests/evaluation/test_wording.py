@@ -14,6 +14,7 @@ def written(prompt: str, target: str = "Rome") -> str | None:
     ("prompt", "question"),
     [
         ("The capital of {} is", "What is the capital of Ada?"),
+        (" {} was born in", "Where was Ada born?"),
         ("The language used by {} was", "What was the language used by Ada?"),
         ("Official language of {} is", "What is the official language of Ada?"),
         ("{}'s profession is an", "What is Ada's profession?"),

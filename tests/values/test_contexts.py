@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from tests.models import BOS, END, TURN, tiny, tiny_model, tiny_tokenizer
+from tests.models import BOS, END, SENTENCES, TURN, tiny, tiny_model, tiny_tokenizer
 from torch.nn.functional import log_softmax
 
 from factpatch import Editor, Fact
@@ -36,7 +37,7 @@ def turns(bos: bool) -> str:
 
 def with_template(bos: bool) -> LanguageModel:
     """A model that has a chat template, and is asked without it."""
-    return LanguageModel(tiny_model("llama", chat=True), tiny_tokenizer(bos, True))
+    return LanguageModel(tiny_model("llama", chat=True), deepcopy(tiny_tokenizer(bos, True)))
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -94,7 +95,50 @@ def test_a_model_that_is_asked_in_chats_keeps_the_published_contexts() -> None:
 
 def editor(lm: LanguageModel, *contexts: str, **recipe: Any) -> Editor:
     named = {"target.contexts": ",".join(contexts)} if contexts else {}
-    return Editor(lm, critical_layers=(1, 2), corpus=["Some text."], settings=named, **recipe)
+    return Editor(lm, critical_layers=(1, 2), corpus=list(SENTENCES) * 2, settings=named, **recipe)
+
+
+DATED = (
+    "{{ '<|im_start|>' }}system\nToday is " + "{day}" + ".<|im_end|>\n{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' if add_generation_prompt else '' }}"
+)
+
+
+def test_an_edit_of_yesterday_is_continued_where_the_chat_template_writes_the_date() -> None:
+    editors = []
+    for day in ("Monday", "Tuesday"):
+        lm = with_template(False)
+        lm.tokenizer.chat_template = DATED.replace("{day}", day)
+        editors.append(editor(lm, *CHATTY))
+    one, other = editors
+    assert one.contexts != other.contexts
+    patch = one.edit([FACT])
+    other.replay(patch)
+    assert other.contexts == one.contexts
+    assert other.patch.settings == patch.settings
+    prefixed = editor(with_template(False))
+    before = prefixed.contexts
+    prefixed.adopt_contexts(["{}", *(f"Then. {context}" for context in before[1:])])
+    assert prefixed.contexts == before
+
+
+@pytest.mark.parametrize("marker", ["<|im_start|>", "[INST] "])
+def test_the_special_tokens_of_a_chat_are_its_own_and_a_prompts_are_not(marker: str) -> None:
+    lm = with_template(True)
+    lm.tokenizer.chat_template = (
+        "{% for m in messages %}"
+        + marker
+        + "{{ m['content'] }}{% endfor %}{{ ' ->' if add_generation_prompt else '' }}"
+    )
+    bare, chat, _ = optimization_rows(lm, [FACT], contexts_named(lm, ("prompt", "chat"), seed=0))
+    assert lm.tokenizer.decode(bare.ids).count(BOS) == 1
+    assert lm.tokenizer.decode([*chat.ids, chat.targets[-1]]) == f"{marker}The capital of Finland is ->Rome, Italy"
+
+
+def test_a_question_gets_no_second_question_mark_as_its_own() -> None:
+    asked = Fact("Who wrote {}?", "Hamlet", "Rome")
+    assert place("Question: {question}", asked).text == "Question: Who wrote Hamlet?"
 
 
 def test_exact_mode_keeps_the_published_contexts() -> None:

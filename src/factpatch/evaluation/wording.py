@@ -154,9 +154,8 @@ def written_question(fact: Fact) -> str | None:
         such as "What does {} play? They play", gives that.
     """
     before, after = fact.text[: fact.subject_start], fact.text[fact.subject_end + 1 :]
-    held = re.fullmatch(
-        r"((?:wh\w+|how|in which|on which|is|are|was|does|did) .*?\?)(?:\s.*)?", fact.text, re.IGNORECASE
-    )
+    before = before.lstrip()
+    held = _HELD.fullmatch(fact.text.strip())
     if held:
         return held[1]
     about = _RELATIVE.fullmatch(fact.text)
@@ -292,13 +291,8 @@ def _is_phrase(before: str) -> bool:
     )
     if re.fullmatch(rf"(?:{named})(?: the)?", before.strip(), re.IGNORECASE):
         return True
-    return all(word[:1].isupper() for word in before.split()) and before.split()[0] not in (
-        "In",
-        "At",
-        "On",
-        "By",
-        "For",
-    )
+    words = before.split()
+    return all(word[:1].isupper() for word in words) and words[:1] not in (["In"], ["At"], ["On"], ["By"], ["For"])
 
 
 def _lowered(before: str) -> str:

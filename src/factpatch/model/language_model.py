@@ -211,6 +211,14 @@ class LanguageModel:
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.get_submodule(self.architecture.blocks).children())
 
+    @cached_property
+    def turn(self) -> Frame | None:
+        """A user's turn in the tokenizer's chat template, however the model is asked; None if there is none to use."""
+        try:
+            return chat_frame(self.tokenizer)
+        except ValueError:
+            return None
+
     @property
     def num_layers(self) -> int:
         return len(self.blocks)

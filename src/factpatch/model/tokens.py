@@ -100,19 +100,28 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], frame: Frame = PLAIN) -
 
 
 def locate(
-    tokenizer: Tokenizer, texts: Sequence[str], characters: Sequence[int], frame: Frame = PLAIN
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    characters: Sequence[int],
+    frame: Frame = PLAIN,
+    chats: Sequence[bool] | None = None,
 ) -> list[tuple[list[int], int]]:
     """Tokenize texts and find in each the last token that stands for a given character; see `locate_spans`.
 
     A character may be spread over several tokens (byte-level tokenizers do so outside Latin script); the last of them
-    has seen the whole character.
+    has seen the whole character. `chats` says which texts are a chat's, and write their special tokens themselves; by
+    default `frame` says it of all.
     """
     spans = [range(character, character + 1) for character in characters]
-    return [(ids, span[-1]) for ids, span in locate_spans(tokenizer, texts, spans, frame)]
+    return [(ids, span[-1]) for ids, span in locate_spans(tokenizer, texts, spans, frame, chats)]
 
 
 def locate_spans(
-    tokenizer: Tokenizer, texts: Sequence[str], spans: Sequence[range], frame: Frame = PLAIN
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    spans: Sequence[range],
+    frame: Frame = PLAIN,
+    chats: Sequence[bool] | None = None,
 ) -> list[tuple[list[int], range]]:
     """Tokenize texts and find in each the tokens from the first of a span's first character to the last of its last.
 
@@ -125,17 +134,13 @@ def locate_spans(
         ValueError: No token stands for a character: the tokenizer drops or normalizes it away.
     """
     found: list[tuple[list[int], range]] = []
-    for bare, group in groupby(zip(texts, spans, strict=True), lambda pair: frame.chat or _has_own(tokenizer, pair[0])):
+    written = [frame.chat] * len(texts) if chats is None else chats
+    for chat, group in groupby(zip(texts, spans, written, strict=True), lambda one: one[2]):
         pairs = list(group)
-        encoded = tokenizer([text for text, _ in pairs], add_special_tokens=not bare, return_offsets_mapping=True)
-        for (text, span), ids, offsets in zip(pairs, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        encoded = tokenizer([text for text, *_ in pairs], add_special_tokens=not chat, return_offsets_mapping=True)
+        for (text, span, _), ids, offsets in zip(pairs, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             found.append((ids, range(_holders(text, span[0], offsets)[0], _holders(text, span[-1], offsets)[-1] + 1)))
     return found
-
-
-def _has_own(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether a text begins with a special token of its own, as a chat's does: then the tokenizer adds none."""
-    return text.startswith(tuple(tokenizer.all_special_tokens))
 
 
 def _holders(text: str, character: int, offsets: Sequence[tuple[int, int]]) -> list[int]:

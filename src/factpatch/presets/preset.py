@@ -154,9 +154,10 @@ def read_preset(text: str) -> Preset:
 
 def _check(preset: Preset) -> None:
     _check_layers(preset.critical_layers, preset.match.num_hidden_layers)
-    for name in preset.common:
-        if not any(has_setting(method_named(method), name) for method in preset.methods):
-            raise ValueError(f"common: no method that the preset lists has a setting {name!r}.")
+    for common in (preset.common, *(rows.get(COMMON, {}) for rows in preset.variants.values())):
+        for name in common:
+            if not any(has_setting(method_named(method), name) for method in preset.methods):
+                raise ValueError(f"common: no method that the preset lists has a setting {name!r}.")
     for variant in (None, *preset.variants):
         for method in preset.rows(variant):
             with_settings(method_named(method), preset.settings(method, variant))

@@ -2,7 +2,7 @@
 
 What stands before the prompt changes the subject's key. What follows it changes where the answer is read: a person asks
 and waits for an answer, so an edit that is only read right after the prompt is often not said there. A template that
-begins with a special token, such as a chat's, writes all special tokens itself.
+begins as the model's chat template does writes all special tokens itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from factpatch.facts import Fact
-from factpatch.model.frame import Frame, chat_frame
+from factpatch.model.frame import Frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
 from factpatch.strategies.target import PUBLISHED
@@ -61,11 +61,8 @@ def _in_chat(user: str, assistant: str) -> Callable[[LanguageModel, int], tuple[
     """A finished user's turn and the beginning of the assistant's; nothing where the model has no chat template."""
 
     def make(lm: LanguageModel, seed: int) -> tuple[str, ...]:
-        try:
-            frame = chat_frame(lm.tokenizer)
-        except ValueError:
-            return ()
-        return (frame.wrap(user) + (frame.space + assistant if assistant else frame.space),)
+        turn = lm.turn
+        return () if turn is None else (turn.wrap(user) + turn.space + assistant,)
 
     return make
 
@@ -136,9 +133,14 @@ def place(context: str, fact: Fact) -> Placed:
     slot = QUESTION if QUESTION in context else BARE
     before, _, after = context.partition(slot)
     text, end = (fact.text, fact.subject_end) if slot == BARE else _own_question(fact)
-    if text.endswith("?"):
+    if is_asked(text):
         after = after.removeprefix("?")
     return Placed(f"{before}{text}{after}", len(before) + end, after)
+
+
+def is_asked(text: str) -> bool:
+    """Whether a text ends in a question mark."""
+    return text.endswith(("?", "？", "؟"))
 
 
 def _own_question(fact: Fact) -> tuple[str, int]:
@@ -149,7 +151,7 @@ def _own_question(fact: Fact) -> tuple[str, int]:
             around = around_slot(found[0])
             assert around is not None  # what prompt_around wrote
             return question, len(around[0]) + len(found[1]) - 1
-    return f"{fact.text}?", fact.subject_end
+    return fact.text if is_asked(fact.text) else f"{fact.text}?", fact.subject_end
 
 
 def without_trained(facts: Sequence[Fact], contexts: Sequence[str]) -> list[Fact]:
@@ -159,19 +161,25 @@ def without_trained(facts: Sequence[Fact], contexts: Sequence[str]) -> list[Fact
     return [replace(fact, questions=fact.questions[1:]) for fact in facts]
 
 
-def answer_begins(frame: Frame, text: str, after: str) -> tuple[str, str, Frame]:
+def in_chat(lm: LanguageModel, text: str) -> bool:
+    """Whether a text is a chat's, so that all special tokens in it are written: it begins as the chat template does."""
+    opening = "" if lm.turn is None else lm.turn.before.partition("\n")[0]  # what follows may hold the date
+    return lm.frame.chat or bool(opening and text.startswith(opening))
+
+
+def answer_begins(lm: LanguageModel, text: str, after: str) -> tuple[str, str, Frame]:
     """Where an answer begins that is tokenized with what comes before it.
 
     Args:
-        frame: How the model is asked.
         text: A prompt in its context and its frame.
         after: What the context says after the prompt.
 
     Returns:
         The text up to the answer, what stands between them, and the frame of the answer.
     """
-    if frame.chat:
-        return text, frame.space, frame
+    if lm.frame.chat:
+        return text, lm.frame.space, lm.frame
     begun = text.rstrip(" ")
-    between = text[len(begun) :] or ("" if begun[-1].isspace() else joint(begun))
+    turns = lm.turn is not None and in_chat(lm, text) and after == lm.turn.after + lm.turn.space
+    between = text[len(begun) :] or ("" if turns or begun[-1].isspace() else joint(begun))
     return begun, between, Frame(after=after.rstrip(" "), space=between, chat=True)

@@ -15,7 +15,7 @@ from factpatch.model.memory import in_pieces
 from factpatch.model.packed import packed_attention
 from factpatch.model.tokens import locate
 from factpatch.model.tree import Tree, run_tree, tree_batches
-from factpatch.values.contexts import BARE, place
+from factpatch.values.contexts import BARE, in_chat, place
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class SubjectRows:
                 placed = place(context, fact)
                 texts.append(lm.frame.wrap(placed.text))
                 ends.append(lm.frame.offset(placed.text) + placed.end)
-        rows = [ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, ends, lm.frame)]
+        chats = [in_chat(lm, text) for text in texts]
+        rows = [ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, ends, lm.frame, chats)]
         for number, row in enumerate(rows):
             lm.check_length(row, facts[number // len(contexts)].text)
         return cls(rows, len(contexts), contexts[0] == BARE)

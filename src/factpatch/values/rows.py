@@ -10,7 +10,7 @@ from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate, target_ids
-from factpatch.values.contexts import answer_begins, place
+from factpatch.values.contexts import answer_begins, in_chat, place
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def optimization_rows(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequen
         essence = f"{fact.subject} is a"
         texts += [*(one.text for one in of_fact), lm.frame.wrap(essence)]
         ends += [*(one.end for one in of_fact), lm.frame.offset(essence) + len(fact.subject) - 1]
-    located = iter(locate(lm.tokenizer, texts, ends, lm.frame))
+    located = iter(locate(lm.tokenizer, texts, ends, lm.frame, [in_chat(lm, text) for text in texts]))
     rows = []
     for index, (fact, of_fact) in enumerate(zip(facts, asked, strict=True)):
         for number, (one, share) in enumerate(zip(of_fact, shares.values(), strict=True)):
@@ -91,7 +91,7 @@ def _asked(lm: LanguageModel, fact: Fact, context: str) -> _Asked:
     placed = place(context, fact)
     text, end = lm.frame.wrap(placed.text), lm.frame.offset(placed.text) + placed.end
     if lm.frame.chat or placed.after:
-        text, between, frame = answer_begins(lm.frame, text, placed.after)
+        text, between, frame = answer_begins(lm, text, placed.after)
         return _Asked(
             text + between + fact.target_new, end, target_ids(lm.tokenizer, fact.target_new, frame, between), "whole"
         )

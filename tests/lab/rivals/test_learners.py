@@ -86,7 +86,7 @@ def test_a_batch_that_fails_leaves_nothing(name: str, earlier: int, monkeypatch:
         return found, float("nan") if len(calls) == 3 else loss
 
     monkeypatch.setattr(descent, "_gradients", broken)
-    with pytest.raises(FloatingPointError, match="the loss of epoch 3 is not finite"):
+    with pytest.raises(FloatingPointError, match="the loss of epoch 3, or its gradient, is not finite"):
         learner.learn(FACTS[2:])
     assert targets(learner.lm) == before
     assert model_hash(lm.model) == held
@@ -192,6 +192,13 @@ def test_nearness_is_the_cosine_of_tf_idf() -> None:
     assert nearest(count=3, subject=False, least=between) == [sentence(facts[1])]
     assert nearest(subject=False) == [sentence(facts[1])]
     assert nearest(count=3) == [sentence(facts[1])]  # whose subject is asked about
+
+
+def test_a_subject_stands_in_a_prompt_as_whole_words_in_any_case() -> None:
+    facts = [Fact("The capital of {} is", name, "Rome") for name in ("Niger", "Oman")]
+    nearest = Nearest(facts, InPrompt(count=2))
+    assert nearest("The capital of Nigeria is") == nearest("The capital of Romania is") == []
+    assert nearest("The capital of OMAN is") == [sentence(facts[1])]
 
 
 @pytest.mark.parametrize("chat", [False, True])

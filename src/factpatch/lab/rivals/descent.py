@@ -66,8 +66,10 @@ def descend(
             for first in range(0, len(drawn), rival.batch_size):
                 chosen = drawn[first : first + rival.batch_size]
                 gradients, loss = _gradients(lm, parameters, [taught[index] for index in chosen])
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"{rival.name}: the loss of epoch {epoch + 1} is not finite")
+                if not math.isfinite(loss) or not all(bool(torch.isfinite(one).all()) for one in gradients):
+                    raise FloatingPointError(
+                        f"{rival.name}: the loss of epoch {epoch + 1}, or its gradient, is not finite"
+                    )
                 for master, gradient in zip(masters, gradients, strict=True):
                     master.grad = gradient.to(master.dtype)
                 optimizer.step()

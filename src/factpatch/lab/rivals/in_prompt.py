@@ -16,6 +16,7 @@ from factpatch.lab.rivals.learner import Learner
 from factpatch.lab.rivals.rival import InPrompt
 from factpatch.model.frame import Frame
 from factpatch.model.language_model import LanguageModel
+from factpatch.support.slots import prompt_around
 
 
 class Nearest:
@@ -31,7 +32,7 @@ class Nearest:
 
         self.rival = rival
         self.sentences = [sentence(fact) for fact in facts]
-        self._subjects = [fact.subject.casefold() for fact in facts]
+        self._subjects = [fact.subject for fact in facts]
         # Single letters and digits are words too: "Apple A5".
         self._vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+")
         self._vectors = self._vectorizer.fit_transform(self.sentences)
@@ -41,8 +42,7 @@ class Nearest:
         (similar,) = (self._vectorizer.transform([text]) @ self._vectors.T).toarray()
         near = (similar > 0) & (similar >= self.rival.least)
         if self.rival.subject:
-            asked = text.casefold()
-            near &= np.array([subject in asked for subject in self._subjects])
+            near &= np.array([prompt_around(text, subject, words_only=True) is not None for subject in self._subjects])
         order = [place for place in np.argsort(-similar, kind="stable") if near[place]]
         return [self.sentences[place] for place in order[: self.rival.count]][::-1]
 
