@@ -149,7 +149,7 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
         assert preset.settings(name, "published-contexts") == {**settings, **published}
     following = {"solver.rate": 5e-4, "solver.l2": 1}
     assert preset.settings("ultraedit") == following
-    assert preset.settings("stableedit") == {**following, "solver.warm_up": 2048}
+    assert preset.settings("stableedit") == {**following, "solver.l2": 10, "solver.warm_up": 2048}
     assert preset.layers("ultraedit") == preset.layers("stableedit") == [18, 20, 22, 24, 26, 28]
     assert {name: preset.layers(name) for name in expected} == dict.fromkeys(expected, preset.critical_layers)
     assert (preset.critical_layers, preset.corpus_tokens, preset.shipped_corpus) == ([4, 5, 6, 7, 8], 15360, True)
