@@ -488,7 +488,7 @@ def test_what_is_true_already_is_edited_without_harm(bare: Editor) -> None:
     found = verify(bare.lm, None, facts)
     assert found.said() == [True, True]
     assert [reading.preferred for reading in found.after] == [None, None]
-    assert plain_summary(found) == "2 of 2 facts said, 2 exact"
+    assert plain_summary(found).startswith("2 of 2 facts said, 2 exact")
 
 
 @pytest.mark.slow
