@@ -17,6 +17,7 @@ from tests.models import SENTENCES, tiny_model, tiny_tokenizer
 
 from factpatch import Fact, Neighbor, Verification, load_facts
 from factpatch.evaluation.questions import answers
+from factpatch.evaluation.readings import FORMS
 from factpatch.evaluation.served import usable_forms, verify_served
 from factpatch.evaluation.server import ENGINES, Server, ServerError
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_gguf
@@ -39,10 +40,12 @@ def served(url: str, name: str | None = None) -> Server:
     return Server(ENGINES["llama.cpp"], url, name).opened()
 
 
-def asked(server: Server, facts: Sequence[Fact], before: Verification | None = None) -> Verification:
+def asked(
+    server: Server, facts: Sequence[Fact], before: Verification | None = None, names: Sequence[str] = FORMS
+) -> Verification:
     forms, reasons = usable_forms(server, facts[0])
     assert not reasons
-    return verify_served(server, forms, facts, before, neighbors=True)
+    return verify_served(server, [form for form in forms if form.name in names], facts, before, neighbors=True)
 
 
 @pytest.fixture(scope="module")
