@@ -80,7 +80,7 @@ def fine_tuned(
         adam.zero_grad()
         loss.backward()
         adam.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     merged = model.merge_and_unload().eval()
     return load_language_model(merged, lm.tokenizer), losses
 
