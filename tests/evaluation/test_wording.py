@@ -2,8 +2,9 @@
 
 import pytest
 
-from factpatch.evaluation.wording import is_question, negated_prompt, reversed_question, written_question
+from factpatch.evaluation.wording import negated_prompt, reversed_question, written_question
 from factpatch.facts import Fact
+from factpatch.support.words import is_question
 
 
 def written(prompt: str, target: str = "Rome") -> str | None:

@@ -16,10 +16,11 @@ from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers
 from factpatch.evaluation.probabilities import Progress, Request, score
 from factpatch.evaluation.questions import framed_question, questions
 from factpatch.evaluation.readings import Answer, Beside, Choice, Probe, Reversal, Score
-from factpatch.evaluation.wording import is_question, negated_prompt, reversed_question
+from factpatch.evaluation.wording import negated_prompt, reversed_question
 from factpatch.facts import Fact, same_object
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
+from factpatch.support.words import is_question
 
 OPTIONS = 4
 """Of a choice."""

@@ -9,11 +9,12 @@ from typing import NamedTuple
 from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers, sentence_count
 from factpatch.evaluation.probabilities import Progress
 from factpatch.evaluation.readings import Answer
-from factpatch.evaluation.wording import is_question, written_question
+from factpatch.evaluation.wording import written_question
 from factpatch.facts import Fact
 from factpatch.model.frame import Frame, Turn, chat_frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
+from factpatch.support.words import is_question
 
 TURNS: Mapping[str, Sequence[Turn]] = {
     "chat": (),

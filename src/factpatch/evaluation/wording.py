@@ -13,8 +13,6 @@ from typing import NamedTuple
 from factpatch.facts import Fact
 from factpatch.support.joint import joint
 
-QUESTION_MARKS = ("?", "？", "؟")
-
 _BE = ("is", "are", "was", "were")
 _MODALS = ("can", "could", "may", "will", "must", "should")
 _ADVERBS = (
@@ -139,11 +137,6 @@ class _Clause(NamedTuple):
     """A phrase that moves to the end of the question, such as "in Finland"."""
     date: bool
     """Whether the new object is a date: then "in" asks when."""
-
-
-def is_question(text: str) -> bool:
-    """Whether a text is a question: it ends in a question mark."""
-    return text.rstrip().endswith(QUESTION_MARKS)
 
 
 def written_question(fact: Fact) -> str | None:
@@ -304,11 +297,7 @@ def _lowered(before: str) -> str:
 
 
 def _is_participle(word: str) -> bool:
-    return (
-        word.endswith("ed")
-        or word in _MADE
-        or word in ("born", "held", "spoken", "known", "set", "grown", "worn", "run")
-    )
+    return word.endswith("ed") or word in _MADE or word in _PARTICIPLES
 
 
 def _of_gerund(word: str) -> str | None:

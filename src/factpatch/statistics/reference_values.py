@@ -17,6 +17,7 @@ from factpatch.statistics.cache import Entry
 from factpatch.statistics.second_moment import fingerprints
 from factpatch.strategies.target import Target
 from factpatch.support.cache import cache_directory
+from factpatch.values.contexts import read_of
 from factpatch.values.optimize import TargetValues
 from factpatch.values.reading import SubjectRows, read_values
 
@@ -79,9 +80,7 @@ def _entries(
         return {}
     last = lm.num_layers - 1
     model = fingerprints(lm, [last])[last]  # δ depends on the layers above, too
-    # What the optimization reads: a context may ask the first question of a fact.
-    read = [[fact.prompt, fact.subject, fact.target_new, fact.space, *fact.questions[:1]] for fact in facts]
-    whole = [read, list(contexts), repr(target.plain), str(lm.dtype), repr(lm.frame), *about]
+    whole = [read_of(facts, contexts), list(contexts), repr(target.plain), str(lm.dtype), repr(lm.frame), *about]
     digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
     return {
         layer: Entry(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+QUESTION_MARKS = ("?", "？", "؟")
 _JOINERS = "\u200c\u200d"
 # Signs of Arabic, Syriac and Kaithi that enclose the digits after them: of category Cf, but visible.
 _VISIBLE = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
@@ -56,6 +57,11 @@ def quoted(value: object, most: int = 200) -> str:
 def cut(text: str, most: int) -> str:
     """Return a text without its middle, where it has more than so many characters."""
     return text if len(text) <= most else f"{text[: most - 40]} … {text[-35:]}"
+
+
+def is_question(text: str) -> bool:
+    """Whether a text is a question: it ends in a question mark."""
+    return text.rstrip().endswith(QUESTION_MARKS)
 
 
 def suggestion(word: object, known: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from factpatch.model.tokens import tokenize
 from factpatch.strategies.target import PUBLISHED
 from factpatch.support.joint import joint
 from factpatch.support.slots import around_slot, prompt_around
-from factpatch.support.words import suggestion
+from factpatch.support.words import is_question, suggestion
 
 BARE = "{}"
 QUESTION = "{question}"
@@ -133,14 +134,18 @@ def place(context: str, fact: Fact) -> Placed:
     slot = QUESTION if QUESTION in context else BARE
     before, _, after = context.partition(slot)
     text, end = (fact.text, fact.subject_end) if slot == BARE else _own_question(fact)
-    if is_asked(text):
+    if is_question(text):
         after = after.removeprefix("?")
     return Placed(f"{before}{text}{after}", len(before) + end, after)
 
 
-def is_asked(text: str) -> bool:
-    """Whether a text ends in a question mark."""
-    return text.endswith(("?", "？", "؟"))
+def read_of(facts: Sequence[Fact], contexts: Sequence[str]) -> list[list[Any]]:
+    """What the value optimization reads of facts, as JSON-able data: by it their values are kept."""
+    asked = any(QUESTION in context for context in contexts)
+    return [
+        [fact.prompt, fact.subject, fact.target_new, fact.space, *(fact.questions[:1] if asked else ())]
+        for fact in facts
+    ]
 
 
 def _own_question(fact: Fact) -> tuple[str, int]:
@@ -151,7 +156,7 @@ def _own_question(fact: Fact) -> tuple[str, int]:
             around = around_slot(found[0])
             assert around is not None  # what prompt_around wrote
             return question, len(around[0]) + len(found[1]) - 1
-    return fact.text if is_asked(fact.text) else f"{fact.text}?", fact.subject_end
+    return fact.text if is_question(fact.text) else f"{fact.text}?", fact.subject_end
 
 
 def without_trained(facts: Sequence[Fact], contexts: Sequence[str]) -> list[Fact]:

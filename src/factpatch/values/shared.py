@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.support.files import atomic_write
-from factpatch.values.contexts import QUESTION
+from factpatch.values.contexts import read_of
 from factpatch.values.optimize import TargetValues, optimize_values
 
 
@@ -40,12 +40,9 @@ class SharedTargets:
         """As `optimize_values`, whose further options count as settings."""
         layer, target, contexts = about
         progress = options.pop("progress", lambda finished: None)
-        asked = any(QUESTION in context for context in contexts)
-        read = [  # by the optimization
-            [fact.prompt, fact.subject, fact.target_new, fact.space, *(fact.questions[:1] if asked else ())]
-            for fact in facts
-        ]
-        digest = self._digest(lm, read, layer, repr(target), list(contexts), repr(sorted(options.items())))
+        digest = self._digest(
+            lm, read_of(facts, contexts), layer, repr(target), list(contexts), repr(sorted(options.items()))
+        )
         path = self.directory / f"{digest}.safetensors"
         if not path.exists():
             start = time.perf_counter()
