@@ -64,6 +64,8 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
     deltas = [torch.zeros(lm.d_value, dtype=torch.float64, requires_grad=True) for _ in modules]
     optimizer = torch.optim.Adam(deltas, lr=target.learning_rate)
     original: dict[int, Tensor] = {}
+    lengths: dict[int, list[Tensor]] = {index: [] for index in range(len(modules))}
+    """Of the unshifted activation in one context after the other, and on the text of the KL."""
     reference: list[Tensor] = []
 
     def run(text: str, position: int) -> Tensor:
@@ -72,6 +74,8 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
                 hidden = first_tensor(output)
                 rows = hidden.reshape(-1, hidden.shape[-1])
                 original.setdefault(index, rows[position].detach().clone())
+                if len(lengths[index]) <= len(contexts):
+                    lengths[index].append(rows[position].detach().norm())
                 changed = rows.clone()
                 changed[position] = changed[position] + deltas[index]
                 changed = changed.reshape(hidden.shape)
@@ -99,7 +103,8 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
         if not reference:
             reference.append(present.detach())
         kl = (present.exp() * (present - reference[0])).sum()
-        decay = sum(delta.norm() / original[index].norm() ** 2 for index, delta in enumerate(deltas))
+        usual = [min(found[: len(contexts) if target.shortest else 1]) for found in lengths.values()]
+        decay = sum(delta.norm() / usual[index] ** 2 for index, delta in enumerate(deltas))
         loss = nll_weight * torch.stack(losses).mean() + target.kl_factor * kl + target.weight_decay * decay
         if loss < target.stop_loss or evaluation == target.steps:
             break
@@ -115,7 +120,7 @@ def plainly(lm: LanguageModel, fact: Fact, layer: int, target: Target, contexts:
         optimizer.step()
         with torch.no_grad():
             for index, delta in enumerate(deltas):
-                largest = target.clamp * original[index].norm()
+                largest = target.clamp * usual[index]
                 if delta.norm() > largest:
                     delta.mul_(largest / delta.norm())
     return (original[len(deltas) - 1] + deltas[-1]).detach(), evaluation
@@ -165,6 +170,17 @@ def test_the_first_and_the_last_layer_are_layers_like_others(family: str, target
     for index, fact in enumerate(facts):
         expected, _ = plainly(lm, fact, layer, target, CONTEXTS)
         assert float((found.values[index] - expected).norm() / expected.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("target", [TARGET, TWO_SITES], ids=lambda target: type(target).__name__)
+def test_the_shortest_activation_bounds_the_change_in_all_contexts(target: Target) -> None:
+    lm = tiny("llama", dtype=torch.float64)
+    bounded = replace(target, shortest=True, clamp=0.3)
+    found, of_prompt = batched(lm, bounded), batched(lm, replace(bounded, shortest=False))
+    for index, fact in enumerate(FACTS):
+        expected, _ = plainly(lm, fact, 1, bounded, CONTEXTS)
+        assert float((found.values[index] - expected).norm() / expected.norm()) < 1e-6
+    assert bool((found.delta.norm(dim=1) < 0.99 * of_prompt.delta.norm(dim=1)).any())
 
 
 @pytest.mark.parametrize("stop_kl", [0.5, 5.0])
@@ -264,7 +280,7 @@ def test_a_step_reads_nothing_back_from_the_device(family: str, target: Target, 
     fake, precise = FakeTensorMode(allow_non_fake_inputs=True), computing(lm, PRECISIONS[precision])
     with fake, lm.quiet(), packed_attention(lm), precise as lm:
         present = torch.ones(2, len(target.sites), lm.d_value)
-        descent = Descent(Loss(lm, freeze(lm, rows, 0, tokens=30), 1, target, present, tokens=30))
+        descent = Descent(Loss(lm, freeze(lm, rows, 0, tokens=30), 1, target, present, present.norm(dim=-1), tokens=30))
         assert len(descent.loss.groups) == 2
         descent.step()
         assert isinstance(descent.state.loss, FakeTensor)

@@ -165,6 +165,9 @@ class Target(Wanted):
     """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
     tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
     a time. 0: Adam with `learning_rate`."""
+    shortest: bool = field(default=False, metadata=LATER)
+    """Whether ‖h‖ is that of the context in which the activation is shortest, in place of the bare prompt's. Where a
+    text begins, an activation can be many times as long as elsewhere, and δ is added to all contexts alike."""
     apart: bool = field(default=False, metadata=LATER)
     """Whether a subject that is the first token of a text without BOS gets a value and a key of its own for the bare
     prompt, in the first layer; see `factpatch.values.views`."""

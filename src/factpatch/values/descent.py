@@ -94,17 +94,25 @@ class Loss:
     Args:
         frozen: The rows of the batch.
         present: (n, sites, d_value), the unshifted activations on the bare prompts.
+        norm: (n, sites), the ‖h‖ that decay, clamp and stride refer to.
         tokens: Largest number of suffix tokens in a micro-batch; by default as many as fit.
     """
 
     def __init__(
-        self, lm: LanguageModel, frozen: Frozen, layer: int, target: Target, present: Tensor, tokens: int | None = None
+        self,
+        lm: LanguageModel,
+        frozen: Frozen,
+        layer: int,
+        target: Target,
+        present: Tensor,
+        norm: Tensor,
+        tokens: int | None = None,
     ) -> None:
         self.lm = lm
         self.layer = layer
         self.target = target
         self.present = present
-        self.norm = torch.linalg.vector_norm(present, dim=-1)
+        self.norm = norm
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
         tokens = tokens or tokens_that_fit(lm, frozen, self.sites, torch.zeros_like(present))
         self.groups: Sequence[FrozenRows] = frozen.micro_batches(tokens)

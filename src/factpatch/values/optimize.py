@@ -94,20 +94,29 @@ def optimize_values(
         OutOfMemoryError: Memory does not suffice for a single row.
     """
     target = target.at(layer)
-    subjects = SubjectRows.of(lm, facts, contexts[:1])
-    seen = torch.stack([read_values(lm, subjects, layer, site) for site in (*target.sites, *target.beside)], dim=1)
+    # Where ‖h‖ is read; the value is always that of the bare prompt, the first.
+    read_in = contexts if target.shortest else contexts[:1]
+    read = [_activations(lm, facts, layer, target, context) for context in read_in]
     precision = precision or precision_for(lm)
     # A caller's inference mode would leave no gradients.
     with torch.inference_mode(False), lm.quiet(), packed_attention(lm), computing(lm, precision) as lm:
-        seen = seen.to(lm.work_dtype)
+        seen = read[0].to(lm.work_dtype)
         present = seen[:, : len(target.sites)].contiguous()
+        shifted = [activations[:, : len(target.sites)].to(lm.work_dtype).contiguous() for activations in read]
+        norm = torch.stack([torch.linalg.vector_norm(activations, dim=-1) for activations in shifted]).amin(dim=0)
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
         # The frozen rows get no name, so that what the micro-batches do not take over is freed.
         loss = Loss(
             lm, freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device), layer, target, present,
-            tokens_at_once,
+            norm, tokens_at_once,
         )  # fmt: skip
         found = target.search(loss, lambda: Descent(loss).run(progress))
         delta = target.settle(seen, found.delta).clone()
         return TargetValues(present[:, -1] + delta, delta, found.evaluations, found.evaluations - 1, found.loss)
+
+
+def _activations(lm: LanguageModel, facts: Sequence[Fact], layer: int, target: Target, context: str) -> Tensor:
+    """What a target reads of the unshifted model in a context, (n, sites + beside, d_value)."""
+    subjects = SubjectRows.of(lm, facts, (context,))
+    return torch.stack([read_values(lm, subjects, layer, site) for site in (*target.sites, *target.beside)], dim=1)
