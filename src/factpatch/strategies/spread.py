@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from factpatch.strategies.later import LATER
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,24 @@ class Each(Spread):
 
 @dataclass(frozen=True)
 class Boundary(Spread):
-    """Write the first and last critical layer, each toward its own target. Source: BLUE (arXiv:2502.03748), 4.3."""
+    """Write the first and last critical layer, each toward its own target. Source: BLUE (arXiv:2502.03748), 4.3.
+
+    What a shift does to ordinary text grows with the square of the residual that a layer takes. So a target may be
+    shared: with `together` = 3, layers 4 to 8 become 4, 5, 6, evenly toward a target at 6, and 7, 8 toward one at 8.
+    """
+
+    together: int = field(default=1, metadata=LATER)
+    """How many layers share a target, evenly; 1 as published. Where the first and the last so many critical layers
+    would overlap, the last ones are fewer."""
+
+    def __post_init__(self) -> None:
+        if not self.together >= 1:
+            raise ValueError(f"together={self.together!r}: at least one layer takes the residual of a target.")
 
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
-        ends = dict.fromkeys((critical_layers[0], critical_layers[-1]))  # one end if there is one layer
-        return Each().steps(list(ends))
+        first = critical_layers[: self.together]
+        last = critical_layers[max(len(first), len(critical_layers) - self.together) :]  # none if there are so few
+        return [step for share in (first, last) if share for step in Even().steps(share)]
 
 
 @dataclass(frozen=True)
