@@ -22,6 +22,7 @@ from factpatch.data.reading import DataFileError
 from factpatch.data.references import why_no_references
 from factpatch.edit_report import check_facts
 from factpatch.editor import Editor
+from factpatch.facts import Fact
 from factpatch.journal import SessionError
 from factpatch.lab.rivals.start import start
 from factpatch.lab.runs.directory import RunDirectory, RunError
@@ -38,6 +39,7 @@ from factpatch.model.weights import model_hash
 from factpatch.presets.preset import Preset, preset_for
 from factpatch.statistics.second_moment import CorpusError
 from factpatch.support.files import write_json
+from factpatch.values.contexts import without_trained
 from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)
@@ -156,10 +158,25 @@ class _Runner:
         self.lm.check_layers(layers)
         return layers
 
+    @cached_property
+    def _contexts(self) -> frozenset[str]:
+        """The contexts of all editing methods of the run, with one seed: what is trained in them depends on none."""
+        config = self.directory.config
+        methods = [method for method in config.methods if method.rival is None]
+        editors = (Editor(self.lm, recipe=config.recipe(method, config.seeds[0])) for method in methods)
+        return frozenset(context for editor in editors for context in editor.contexts)
+
+    def _asked(self, plan: Plan) -> list[Fact]:
+        """The facts of a line as they are asked about: a question that any method of the run trains, none is asked.
+
+        So all methods and the unedited model are asked the same, whichever of them are finished already.
+        """
+        return without_trained(plan.facts, self._contexts)
+
     def run(self, line: Line) -> None:
         """Edit and measure one line of the table; the model is as it was afterwards."""
         plan = line.plan
-        todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, self.layers[-1])
+        todo = measures(self.directory.config, self.inputs, self._asked(plan), plan.seed, self.layers[-1])
         self._measure_unedited(plan, todo)
         with line.opened():
             self.pace.skip(line.done)
@@ -205,7 +222,8 @@ class _Runner:
             return
         unedited = None if moment.when is When.BEFORE else plan.unedited / f"{When.BEFORE.value}.{measure.name}"
         asked = replace(moment, places=measure.places(plan, moment))
-        measure.measure(lm, [plan.facts[place] for place in asked.places], unedited).keep(path, plan, asked)
+        facts = self._asked(plan)
+        measure.measure(lm, [facts[place] for place in asked.places], unedited).keep(path, plan, asked)
         self.log(f"{plan.name}: measured {measure.name}, {moment.name}")
 
 
