@@ -362,6 +362,16 @@ def test_a_session_that_fails_at_any_stage_is_as_it_was(
     assert held(reopened(directory)[1]) == held(whole)
 
 
+def test_a_session_looks_the_facts_up_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    for module in ("factpatch.session", "factpatch.editor"):
+        monkeypatch.setattr(f"{module}.find_facts", lambda *given: found.append(find_facts(*given)) or found[-1])
+    session, editor = reopened(directory)
+    with session.locked():
+        session.undo_fact(editor, "tower", ask=False)
+    assert found == [[(1, 1)]]
+
+
 LAST = Fact("{} lives in", "Ada Lovelace", "Rome")
 
 

@@ -196,7 +196,7 @@ class Session(Journal):
             unedited = ask_bare(editor.lm, taken)
         held = ask_bare(editor.lm, others)
         with editor.history.attempt():
-            editor.undo_fact(*which, values=values)
+            editor.undo_places(gone, values)
             again = editor.edits[first:]
             made = [self._save(editor, edit, number, ask) for number, edit in enumerate(again, start=1)]
             found = TakenBack(len(again), ask_bare(editor.lm, taken, unedited), ask_bare(editor.lm, others, held))

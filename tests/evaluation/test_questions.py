@@ -78,6 +78,7 @@ def test_a_chat_model_that_is_asked_plainly_is_asked_in_its_chats_too():
         assert answer.asked == question
         assert answer.said == greedy_answers(plain, [question], 32, [frame])[0]
     assert len({forms(plain)[form].before for form in TURNS}) == 3
+    assert forms(plain)["chat"] is plain.turn  # rendered once
 
 
 def test_the_turns_of_a_chat_come_before_the_question():

@@ -11,7 +11,7 @@ from factpatch.evaluation.probabilities import Progress
 from factpatch.evaluation.readings import Answer
 from factpatch.evaluation.wording import written_question
 from factpatch.facts import Fact, same_object
-from factpatch.model.frame import Frame, Turn, chat_frame
+from factpatch.model.frame import Frame, Turn
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
 from factpatch.support.words import is_question
@@ -98,10 +98,9 @@ def forms(lm: LanguageModel) -> dict[str, Frame]:
     found = {"prompt": lm.frame, "question": lm.frame}
     for form, turns in TURNS.items():
         if turns or not lm.frame.chat:
-            try:
-                found[form] = lm.frame.like(chat_frame(lm.tokenizer, turns))
-            except ValueError:  # there is no chat template, or none that serves
-                continue
+            frame = lm.turn_after(turns) if turns else lm.turn
+            if frame is not None:
+                found[form] = lm.frame.like(frame)
     return found
 
 
