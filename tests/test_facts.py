@@ -198,6 +198,7 @@ def test_from_dict_reads_back_what_to_dict_wrote() -> None:
         space=False,
         questions=("Where is Peru run from?",),
         ripples=(Ripple("multi_hop", "Its president lives in", ("Lima", "the city of Lima")),),
+        trained=("What is Peru's capital?",),
     )
     assert full.to_dict().keys() == {field.name for field in dataclasses.fields(full)}
     for one in (fact(), full):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +360,91 @@ def test_a_session_that_fails_at_any_stage_is_as_it_was(
     whole = edited()
     whole.undo_fact(TOWER)
     assert held(reopened(directory)[1]) == held(whole)
+
+
+def test_a_session_looks_the_facts_up_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    for module in ("factpatch.session", "factpatch.editor"):
+        monkeypatch.setattr(f"{module}.find_facts", lambda *given: found.append(find_facts(*given)) or found[-1])
+    session, editor = reopened(directory)
+    with session.locked():
+        session.undo_fact(editor, "tower", ask=False)
+    assert found == [[(1, 1)]]
+
+
+LAST = Fact("{} lives in", "Ada Lovelace", "Rome")
+
+
+def interrupted_at(step: int, action: Callable[[], Any]) -> bool:
+    """Do something, but for an interruption at a step: a line of a session, its journal, an append or a history.
+
+    Steps count from where a line is to be added to the journal. Returns whether there are so many.
+    """
+    files = ("factpatch/session.py", "factpatch/journal.py", "factpatch/patch/history.py", "factpatch/support/files.py")
+    left, adding = step, False
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left, adding
+        if not frame.f_code.co_filename.endswith(files):
+            return None
+        adding = adding or frame.f_code.co_name == "_append"
+        if event == "line" and adding:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.fixture(scope="module")
+def possible() -> dict[tuple[Any, ...], list[str]]:
+    """The weights after each history that a session may have whose `undo_fact` was interrupted."""
+    found = {}
+    for without in (False, True):
+        editor = edited()
+        if without:
+            editor.undo_fact(TOWER)
+        for more in ([], [LAST]):
+            if more:
+                editor.edit(more)
+            found[tuple(edit.facts for edit in editor.edits)] = held(editor)
+    return found
+
+
+def test_whatever_follows_an_interruption_anywhere_is_a_history_that_can_be(
+    directory: Path, possible: dict[tuple[Any, ...], list[str]], tmp_path: Path
+) -> None:
+    step, endings = 0, set()
+    while True:
+        step += 1
+        place = tmp_path / str(step)
+        shutil.copytree(directory, place)
+        session, editor = reopened(place)
+        with session.locked():
+            session.plan([[LAST]])
+            if not interrupted_at(step, lambda s=session, e=editor: s.undo_fact(e, TOWER, ask=False)):
+                break
+        # Whoever catches the interruption may continue with the same objects, or is told to begin with new ones.
+        followed = False
+        with suppress(SessionError), session.locked():
+            session.edit(editor, ask=False)
+            followed = True
+        again, editor = reopened(place)
+        done = tuple(map(tuple, again.batches[: len(again.finished)]))
+        assert held(editor) == possible[done], step
+        assert followed == (done[-1] == (LAST,)), step
+        endings.add((followed, (TOWER in done[1])))
+        shutil.rmtree(place)
+    # With the fact and edited upon, or, once the line is there, without it and refused.
+    assert endings == {(True, True), (False, False)}
 
 
 def without_values(directory: Path) -> None:

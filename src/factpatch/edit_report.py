@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
+from factpatch.patch.description import contexts_in
 from factpatch.patch.patch import Patch
 from factpatch.session import Session
 from factpatch.support.progress import bar, timed
@@ -302,6 +303,15 @@ def ask(
     """As `factpatch.verify`, with a progress bar called `what`."""
     with bar(what, request_count(lm, facts, probes=probes), progress) as advance:
         return verify(lm, None, facts, before, probes=probes, progress=advance)
+
+
+def not_trained_by(patch: Patch, facts: Sequence[Fact]) -> list[Fact]:
+    """The facts with the questions that a patch was made in as `Fact.trained`, so that others are asked."""
+    edited = [fact for batch in patch.batches for fact in batch.facts]
+    trained: dict[tuple[str, str], tuple[str, ...]] = {}
+    for fact in without_trained(edited, contexts_in(patch.settings)):
+        trained[fact.key] = (*trained.get(fact.key, ()), *fact.trained)
+    return [replace(fact, trained=(*fact.trained, *trained.get(fact.key, ()))) for fact in facts]
 
 
 def _measured(

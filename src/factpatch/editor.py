@@ -388,8 +388,13 @@ class Editor(EditedModel):
                 be edited, or the weights were changed by somebody else.
             FloatingPointError: NaN or infinity at any stage.
         """
+        return self.undo_places(find_facts([edit.facts for edit in self.edits], which), values)
+
+    def undo_places(
+        self, gone: Sequence[tuple[int, int]], values: Mapping[int, Mapping[int, Tensor]] | None = None
+    ) -> list[Patch]:
+        """As `undo_fact`, of the facts in these places, as `factpatch.facts.find_facts` returns them."""
         edits = self.edits
-        gone = find_facts([edit.facts for edit in edits], which)
         first, known = gone[0][0], dict(values or {})
         again = []
         for index, edit in enumerate(edits[first:], start=first):

@@ -161,6 +161,7 @@ class Fact:
         questions: The same as complete questions, as people ask them; see `factpatch.evaluation.questions`. Lists are
             accepted.
         ripples: Prompts whose answers follow from the edit, or must survive it. Lists are accepted.
+        trained: Questions that the edit itself was made in, so that none of them is asked. Lists are accepted.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -180,6 +181,7 @@ class Fact:
     space: Annotated[bool | None, Strict()] = None
     questions: _Questions = ()
     ripples: Annotated[tuple[Ripple, ...], BeforeValidator(_listed)] = ()
+    trained: _Questions = ()
 
     def __post_init__(self) -> None:
         around = around_slot(self.prompt)

@@ -465,15 +465,19 @@ class Journal(KeptDirectory):
             logger.warning("%s, line %d: was cut short, so its event counts as not done.", path, len(lines) + 1)
 
     def _append(self, event: dict[str, Any]) -> None:
-        """Append an event to the journal, whole or not at all, and update the state."""
+        """Append an event to the journal, whole or not at all, and update the state.
+
+        An interruption after the line was written leaves a session that is not current, and so writes nothing more.
+        """
         self.check_current()
         if event["event"] in _LATER and self.record["format"] < self.format:  # so that older versions say what is wrong
             self.update(format=self.format, began_format=self.record.get("began_format", self.record["format"]))
         event = {**event, "time": now(), "after": self._last}
-        line = _line(event)
+        line, found = _line(event), _EVENT.validate_python(event)
         append(self.path / JOURNAL, line)
-        self._length, self._last = self._length + len(line), parsed(line)["crc32"]
-        self._follow(_EVENT.validate_python(event))
+        self._follow(found)
+        self._last = parsed(line)["crc32"]
+        self._length += len(line)  # last: until then, `check_current` refuses what was followed in part
 
 
 def _line(event: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,8 @@ from factpatch.evaluation.taken_back import TakenBack, ask_bare
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, find_facts, latest
 from factpatch.journal import JOURNAL, Journal, SessionError, now
+from factpatch.patch.batch import Batch, last_states
+from factpatch.patch.description import BatchDescription
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.patch.patch import Patch
 from factpatch.strategies.memory import Traces
@@ -26,6 +28,9 @@ from factpatch.support.words import difference
 from factpatch.values.contexts import without_trained
 from factpatch.values.views import FIRST_LAYER
 
+Contents = tuple[tuple[Fact, ...], dict[int, str]]
+"""The facts of a batch, and by layer the hash of the weights that it left."""
+
 
 class Session(Journal):
     """A session's directory, as `create` made it: an attached editor edits what is planned, and the result is recorded.
@@ -33,6 +38,10 @@ class Session(Journal):
     Raises:
         SessionError: It is not a session, or its files disagree.
     """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._known: dict[str, Contents] = {}  # by the checksum of a patch
 
     @classmethod
     def create(
@@ -187,7 +196,7 @@ class Session(Journal):
             unedited = ask_bare(editor.lm, taken)
         held = ask_bare(editor.lm, others)
         with editor.history.attempt():
-            editor.undo_fact(*which, values=values)
+            editor.undo_places(gone, values)
             again = editor.edits[first:]
             made = [self._save(editor, edit, number, ask) for number, edit in enumerate(again, start=1)]
             found = TakenBack(len(again), ask_bare(editor.lm, taken, unedited), ask_bare(editor.lm, others, held))
@@ -196,12 +205,38 @@ class Session(Journal):
         return found
 
     def _check_attached(self, editor: Editor) -> None:
+        """Raise SessionError unless the editor holds the batches in force: as many, of these facts, with these bits.
+
+        An interruption right after a line was written takes the editor back, and not the line.
+        """
         self.check_current()
-        if len(editor.edits) != len(self.finished):
+        edits = editor.edits
+        if len(edits) != len(self.finished):
             raise SessionError(
-                f"editor: it holds {len(editor.edits)} batches and the session {len(self.finished)}; attach a new "
-                "editor to the session first."
+                f"editor: it holds {len(edits)} batches and the session {len(self.finished)}; attach a new editor to "
+                "the session first."
             )
+        for number, edit in enumerate(edits, start=1):
+            facts, left = self._contents(number)
+            mine = last_states(edit.batches)
+            if facts != edit.facts or any(mine.get(layer) != digest for layer, digest in left.items()):
+                what = "other facts" if facts != edit.facts else "other weights"
+                raise SessionError(
+                    f"editor: its batch {number} has {what} than that of the session; attach a new editor to the "
+                    "session first."
+                )
+
+    def _contents(self, number: int) -> Contents:
+        """The facts of a batch in force, counted from 1, and the hashes of the weights that it left, if recorded."""
+        batch = self.finished[number - 1]
+        if batch.sha256 not in self._known:
+            with self.advised(number):
+                self._know(batch.sha256, describe(self.path / batch.patch).batches)
+        return self._known[batch.sha256]
+
+    def _know(self, sha256: str, batches: Sequence[Batch | BatchDescription]) -> None:
+        after = {layer: digest for batch in batches for layer, digest in batch.after.items()}
+        self._known[sha256] = (tuple(fact for batch in batches for fact in batch.facts), after)
 
     def _save(self, editor: Editor, edit: Edit, further: int, ask: bool) -> dict[str, Any]:
         """Save a batch under the next free number but `further` - 1; return what the journal says of it."""
@@ -210,9 +245,11 @@ class Session(Journal):
         self.check_links(self.path / name)
         edit.patch.save(self.path / name)
         bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts] if ask else []
+        sha256 = describe(self.path / name).sha256
+        self._know(sha256, edit.batches)
         return {
             "patch": name,
-            "sha256": describe(self.path / name).sha256,
+            "sha256": sha256,
             "facts": len(facts),
             "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
             "seconds": {stage: round(took, 3) for stage, took in edit.seconds.items()},
@@ -221,8 +258,11 @@ class Session(Journal):
         }
 
     def _load(self, number: int) -> Patch:
+        batch = self.finished[number - 1]
         with self.advised(number):
-            return Patch.load(self.path / self.finished[number - 1].patch)
+            patch = Patch.load(self.path / batch.patch)
+        self._know(batch.sha256, patch.batches)
+        return patch
 
     def _save_traces(self, editor: Editor, edit: Edit, number: str) -> dict[str, str]:
         """Save what the solver remembers of a batch, unless it can be read again; return the event's fields."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.cli.conftest import Run, interrupt
+from tests.cli.conftest import FACTS, Run, editing, interrupt
 from tests.models import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -121,6 +121,27 @@ def test_verify_asks_beside_the_facts_on_demand(
     assert found["summary"]["reversed_nll"]["before"] != found["summary"]["reversed_nll"]["after"]
     assert found["facts"][0]["after"]["probes"]["negated"]["prompt"] == "The Eiffel Tower is not in"
     run.refused("--probes: is about a model", "verify", "m", "--facts", facts_file, "--engine", "vllm", "--probes")
+
+
+def test_verify_does_not_ask_what_a_patch_was_trained_on(
+    run: Run, model_directory: Path, corpus: Path, tmp_path: Path
+) -> None:
+    written = "Where is the Eiffel Tower?"
+    edited = {**FACTS[1], "questions": [written]}
+    (tmp_path / "edited.json").write_text(json.dumps([edited]), "utf-8")
+    (tmp_path / "asked.json").write_text(json.dumps([{**FACTS[0], "questions": [written]}, edited]), "utf-8")
+    patch, report = tmp_path / "p.safetensors", tmp_path / "r.json"
+    own = ("--set", "target.contexts=prompt,own_question")
+    run.ok(*editing(model_directory, tmp_path / "edited.json", corpus), *own, "--out", patch, "--no-verify")
+    ask = ("verify", model_directory, "--facts", tmp_path / "asked.json", "--report", report)
+    run.ok(*ask)
+    forms = [[one["form"] for one in row["after"]["answers"]] for row in json.loads(report.read_text())["facts"]]
+    assert forms == [["prompt", "question"], ["prompt", "question"]]
+    assert "1 fact has no question" in run.ok(*ask, "--patch", patch).output
+    forms = [[one["form"] for one in row["after"]["answers"]] for row in json.loads(report.read_text())["facts"]]
+    assert forms == [["prompt", "question"], ["prompt"]]
+    applied = run.ok("apply", model_directory, patch, "--out", tmp_path / "model", "--rebase")
+    assert "1 fact has no question" in applied.output
 
 
 def test_verify_without_a_patch_asks_once(run: Run, model_directory: Path, facts_file: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from tests.cli.conftest import FACTS, interrupt, invoke, numbers, small_run
+from tests.cli.conftest import FACTS, QUICK, interrupt, invoke, numbers, small_run
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
@@ -74,6 +74,25 @@ def test_a_run_measures_every_method_before_during_and_after_the_edits(
         assert "memit-blue" in (tmp_path / "out" / f"table{suffix}").read_text("utf-8")
     texts = (tmp_path / "out" / "rows" / "three" / "0" / "memit" / "measured" / "end.facts.jsonl").read_text("utf-8")
     assert {json.loads(line)["fact"] for line in texts.splitlines()} == {"tower", "darrieux-again"}
+
+
+def test_a_question_that_one_method_trains_is_asked_of_none(begin: Any, config: dict[str, Any], tmp_path: Path) -> None:
+    written, other = "What is the mother tongue of Danielle Darrieux?", "What does Danielle Darrieux speak?"
+    facts = [{**FACTS[0], "questions": [written, other]}, {**FACTS[1], "questions": ["Where is the Eiffel Tower?"]}]
+    (tmp_path / "asked.json").write_text(json.dumps(facts), "utf-8")
+    own = {"name": "memit", "label": "own", "settings": {**QUICK, "target.contexts": ["prompt", "own_question"]}}
+    config.update(
+        methods=[own, config["methods"][0]],
+        datasets=[{"facts": str(tmp_path / "asked.json"), "name": "asked"}],
+        evaluate={"perplexity": False},
+    )
+    assert begin(config).exit_code == 0
+    files = sorted((tmp_path / "out").rglob("*.facts.jsonl"))
+    assert len(files) == 5  # before, and for each method right after the batch and at the end
+    for file in files:
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        asked = {(line["fact"], line["asked"]) for line in lines if line["form"] == "question"}
+        assert asked == {("darrieux", f"Question: {other}\nAnswer:")}, file
 
 
 def test_a_run_ends_with_the_same_numbers_after_several_interruptions(

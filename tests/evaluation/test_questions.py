@@ -9,7 +9,8 @@ from tests.models import CHAT_TEMPLATE, tiny, tiny_model, tiny_tokenizer
 from factpatch.evaluation import questions as asking
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.questions import TURNS, answer_count, answers, asked, forms, questions
-from factpatch.evaluation.readings import FORMS
+from factpatch.evaluation.readings import FORMS, Reading
+from factpatch.evaluation.verify import Verification
 from factpatch.facts import Fact
 from factpatch.model.frame import chat_frame
 from factpatch.model.language_model import LanguageModel
@@ -18,6 +19,7 @@ CLOZE = Fact("The capital of {} is", "France", "Rome")
 ASKED = Fact("Which city is the capital of {}?", "France", "Rome", paraphrases=("What is it?",))
 PARAPHRASED = Fact("The capital of {} is", "France", "Rome", paraphrases=("France's capital is", "Where is it? "))
 GIVEN = replace(PARAPHRASED, questions=("What is France's capital? ", "France's capital: where is it"))
+TRAINED = "What is the capital of France?"
 UNASKED = Fact("Regarding {}, one knows", "France", "Rome")
 
 
@@ -33,6 +35,25 @@ UNASKED = Fact("Regarding {}, one knows", "France", "Rome")
 )
 def test_questions_are_those_given_else_a_prompt_that_is_one_else_written_from_the_prompt(fact, found):
     assert questions(fact) == found
+
+
+@pytest.mark.parametrize(
+    ("fact", "trained", "left"),
+    [
+        (replace(CLOZE, questions=(TRAINED, "Where?", "what is the  capital of France?")), TRAINED, ("Where?",)),
+        (replace(CLOZE, questions=(TRAINED,)), TRAINED, ()),  # which is what rules write, too
+        (replace(CLOZE, questions=("Where?",)), "Where?", (TRAINED,)),
+        (ASKED, ASKED.text, ("What is it?",)),
+        (replace(ASKED, paraphrases=()), ASKED.text, ()),
+        (CLOZE, TRAINED, ()),
+    ],
+)
+def test_a_question_that_was_trained_is_not_asked_and_where_no_other_is_left_none_is(fact, trained, left):
+    fact = replace(fact, trained=(trained,))
+    assert questions(fact) == left
+    texts = {one.text for one in asked([fact], {"question": True, "chat": True, "chat_later": True})[0]}
+    assert texts == set(left)
+    assert (fact in Verification((fact,), (Reading(),)).without_question()) == (not left)
 
 
 def test_a_model_without_a_chat_template_is_asked_in_two_forms():
@@ -57,6 +78,7 @@ def test_a_chat_model_that_is_asked_plainly_is_asked_in_its_chats_too():
         assert answer.asked == question
         assert answer.said == greedy_answers(plain, [question], 32, [frame])[0]
     assert len({forms(plain)[form].before for form in TURNS}) == 3
+    assert forms(plain)["chat"] is plain.turn  # rendered once
 
 
 def test_the_turns_of_a_chat_come_before_the_question():

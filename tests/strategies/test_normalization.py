@@ -17,6 +17,7 @@ from factpatch import METHODS, Editor, Fact, Method, Patch, Ridge, Session
 from factpatch.methods import with_settings
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import precision_for
+from factpatch.statistics.gradients import ordinary_gradients
 from factpatch.strategies import AnswerGradients, Each
 from factpatch.strategies.normalization import Normalizing, Statistics, Whitening
 from factpatch.values.gradients import Text, read_gradients
@@ -30,6 +31,12 @@ ALIKE = (
     Fact("The tower in the city of {} is", "Paris", "Rome"),
 )
 Rows = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another version of the code has kept must not take the place of what is tested."""
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / "cache"))
 
 
 def plain_rows(lm: LanguageModel, ids: Sequence[int], answers: int, layer: int) -> Rows:
@@ -123,6 +130,73 @@ def test_stableedit_whitens_gradients_by_statistics_that_begin_on_ordinary_text(
     editor = make("stableedit", settings=settings)
     check_batches(editor, ordinary, whitening(floor))
     assert editor.settings["second_moment"]["gradient_tokens"] == count
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The layers of every pass over ordinary text."""
+    found: list[list[int]] = []
+
+    def counted(lm: LanguageModel, layers: Sequence[int], *given: Any) -> Any:
+        found.append(list(layers))
+        return ordinary_gradients(lm, layers, *given)
+
+    monkeypatch.setattr("factpatch.statistics.gradients.ordinary_gradients", counted)
+    return found
+
+
+def test_the_warm_up_is_read_once_and_gives_the_same_bits_from_the_cache(passes: list[list[int]]) -> None:
+    first = shifts(make("stableedit", dtype=torch.float32).edit(FACTS))
+    again = make("stableedit", dtype=torch.float32)
+    assert all(torch.equal(shift, first[layer]) for layer, shift in shifts(again.edit(FACTS)).items())
+    assert passes == [list(LAYERS)]
+    assert again.settings["second_moment"]["gradient_tokens"] == 60
+    again.undo()
+    again.prepare([0])  # of a layer that is not held alone
+    assert passes == [list(LAYERS), [0]]
+    assert all(torch.equal(shift, first[layer]) for layer, shift in shifts(again.edit(FACTS)).items())
+
+
+def tuned(editor: Editor) -> Editor:
+    """With another weight above all layers that are written."""
+    with torch.no_grad():
+        next(iter(editor.model.lm_head.parameters())).mul_(1.01)
+    return editor
+
+
+OTHERS: dict[str, Callable[[], Editor]] = {
+    "model": lambda: tuned(make("stableedit")),
+    "dtype": lambda: make("stableedit", dtype=torch.float32),
+    "precision": lambda: make("stableedit", dtype=torch.float32, precision="exact"),
+    "corpus": lambda: make("stableedit", corpus=list(SENTENCES[::-1])),
+    "tokens": lambda: make("stableedit", settings={"solver.warm_up": 61}),
+    "setting": lambda: make("stableedit", settings={"solver.floor": 0.5}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_warm_up_of_another_model_text_or_setting_is_not_taken(other: str, passes: list[list[int]]) -> None:
+    make("stableedit").prepare()
+    OTHERS[other]().prepare()
+    assert passes == [list(LAYERS)] * 2
+    OTHERS[other]().prepare()
+    make("stableedit").prepare()
+    assert len(passes) == 2
+
+
+def test_a_damaged_warm_up_is_read_again_and_too_short_a_text_leaves_none(
+    passes: list[list[int]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match="fewer than warm_up=5000"):
+        make("stableedit", settings={"solver.warm_up": 5000}).prepare()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    make("stableedit").prepare()
+    first, *_ = sorted(tmp_path.rglob("*.safetensors"))
+    first.write_bytes(first.read_bytes()[:-8] + bytes(8))
+    make("stableedit").prepare()
+    assert len(passes) == 3
+    assert len(passes[2]) == 1  # the damaged one alone
+    assert "it is damaged" in caplog.text
 
 
 def test_without_a_warm_up_stableedit_divides_by_deviations_until_there_are_rows_enough() -> None:

@@ -182,7 +182,10 @@ def test_own_questions_are_read_up_to_the_subject_and_the_prompt_stands_in_for_a
         for row in optimization_rows(lm, [fact], contexts)[1:2]
     ]
     assert texts == ["Question: Of Finland", "Question: The capital of Finland"]
-    assert [fact.questions for fact in without_trained([own, none], contexts)] == [("Where?",), ()]
+    assert [fact.trained for fact in without_trained([own, none], contexts)] == [
+        ("Of Finland, what is the capital?",),
+        ("The capital of Finland is?",),  # what was put into the context in place of a question without the subject
+    ]
     assert without_trained([own], ("{}",)) == [own]
 
 

@@ -61,10 +61,11 @@ def applied_model(
 
 def rebased_and_asked(lm: LanguageModel, patch: Patch) -> Patch:
     """Make a patch fit the weights of a model, and show what the model says of the facts without and with it."""
-    from factpatch.edit_report import ask
+    from factpatch.edit_report import ask, not_trained_by
     from factpatch.evaluation.verify import plain_summary
 
     rebased = patch.rebase(lm)
-    _, done = checks.before_and_after(lm, rebased, lambda what, before: ask(lm, rebased.facts, what, before))
+    facts = not_trained_by(rebased, rebased.facts)
+    _, done = checks.before_and_after(lm, rebased, lambda what, before: ask(lm, facts, what, before))
     render.show_verification(done, plain_summary(done))
     return rebased

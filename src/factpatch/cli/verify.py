@@ -117,11 +117,12 @@ def _in_process(
     dtype: str | None,
 ) -> tuple[Verification, str, dict[str, Any]]:
     """What a model that is loaded here says, in a sentence too, and what was asked."""
-    from factpatch.edit_report import ask
+    from factpatch.edit_report import ask, not_trained_by
     from factpatch.evaluation.verify import plain_summary
 
     loaded = None if patch is None else checks.load_patch("--patch", patch)
     lm = checks.load_model(model, device, dtype, chat or (loaded is not None and loaded.chat), loaded)
+    facts = facts if loaded is None else not_trained_by(loaded, facts)
     _, done = checks.before_and_after(lm, loaded, lambda what, before: ask(lm, facts, what, before, probes=probes))
     about = {"model": model, "patch": None if patch is None else str(patch), "chat": lm.frame.chat}
     return done, plain_summary(done), about

@@ -34,6 +34,14 @@ class BudgetError(RuntimeError):
         self.spent, self.kept = spent, 0
 
 
+def check_limits(max_perplexity: float | None, min_capability: float | None) -> None:
+    """Raise ValueError if a limit of a budget is out of range."""
+    if max_perplexity is not None and not max_perplexity >= 0:
+        raise ValueError(f"max_perplexity={max_perplexity}: give percent, 0 or more, such as 5.")
+    if min_capability is not None and not 0 <= min_capability <= 1:
+        raise ValueError(f"min_capability={min_capability}: give a share from 0 to 1, such as 0.95.")
+
+
 @dataclass(frozen=True)
 class Budget:
     """What all edits in force together may cost.
@@ -57,10 +65,7 @@ class Budget:
     """Asked with a sentence whether a batch that exceeds the budget is to be kept all the same."""
 
     def __post_init__(self) -> None:
-        if self.max_perplexity is not None and not self.max_perplexity >= 0:
-            raise ValueError(f"max_perplexity={self.max_perplexity}: give percent, 0 or more, such as 5.")
-        if self.min_capability is not None and not 0 <= self.min_capability <= 1:
-            raise ValueError(f"min_capability={self.min_capability}: give a share from 0 to 1, such as 0.95.")
+        check_limits(self.max_perplexity, self.min_capability)
         if (self.min_capability is None) != (not self.tasks):
             raise ValueError(
                 f"min_capability={self.min_capability}, tasks: {len(self.tasks)}; give both, or neither of them."

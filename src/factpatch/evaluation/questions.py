@@ -10,8 +10,8 @@ from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers, sent
 from factpatch.evaluation.probabilities import Progress
 from factpatch.evaluation.readings import Answer
 from factpatch.evaluation.wording import written_question
-from factpatch.facts import Fact
-from factpatch.model.frame import Frame, Turn, chat_frame
+from factpatch.facts import Fact, same_object
+from factpatch.model.frame import Frame, Turn
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
 from factpatch.support.words import is_question
@@ -46,13 +46,19 @@ def questions(fact: Fact) -> tuple[str, ...]:
     """Return the complete questions of a fact.
 
     They are its own `questions`; else its prompt, or the first of its paraphrases, that is one; else what
-    `wording.written_question` makes of the prompt. There are none if that has no rule for it.
+    `wording.written_question` makes of the prompt. A question that was trained does not count. There are none if
+    nothing else is left, or there is no rule for the prompt.
     """
-    if fact.questions:
-        return fact.questions
-    held = next((text for text in (fact.text, *fact.paraphrases) if is_question(text)), None)
-    found = held.strip() if held is not None else written_question(fact)
-    return () if found is None else (found,)
+    own = tuple(text for text in fact.questions if not _was_trained(fact, text))
+    if own:
+        return own
+    held = (text.strip() for text in (fact.text, *fact.paraphrases) if is_question(text))
+    found = next((text for text in held if not _was_trained(fact, text)), None) or written_question(fact)
+    return () if found is None or _was_trained(fact, found) else (found,)
+
+
+def _was_trained(fact: Fact, question: str) -> bool:
+    return any(same_object(question, trained) for trained in fact.trained)
 
 
 def answers(
@@ -92,10 +98,9 @@ def forms(lm: LanguageModel) -> dict[str, Frame]:
     found = {"prompt": lm.frame, "question": lm.frame}
     for form, turns in TURNS.items():
         if turns or not lm.frame.chat:
-            try:
-                found[form] = lm.frame.like(chat_frame(lm.tokenizer, turns))
-            except ValueError:  # there is no chat template, or none that serves
-                continue
+            frame = lm.turn_after(turns) if turns else lm.turn
+            if frame is not None:
+                found[form] = lm.frame.like(frame)
     return found
 
 

@@ -69,7 +69,10 @@ class Verification:
         return [fact for fact, reading, held in found if not held and (reading.answers or reading.rewrite is not None)]
 
     def without_question(self) -> list[Fact]:
-        """Return the facts that have no question, nor a prompt of which one can be made: asked by their prompt only."""
+        """Return the facts that are asked by their prompt only: no question is left that was not trained.
+
+        That is, they have none, or it was trained, and of their prompt no other can be made.
+        """
         return [fact for fact in self.facts if not questions(fact)]
 
     def unchanged_neighbors(self) -> tuple[int, int] | None:

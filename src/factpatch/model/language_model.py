@@ -15,7 +15,7 @@ from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import Tensor, nn
 
 from factpatch.model.architectures import Architecture, architecture_of
-from factpatch.model.frame import PLAIN, Frame, chat_frame
+from factpatch.model.frame import PLAIN, Frame, Turn, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.quantized import check_mergeable, first_pass, held, is_quantized, release, unmerged
 from factpatch.model.tokens import check_tokenizer, no_embedding
@@ -214,8 +214,12 @@ class LanguageModel:
     @cached_property
     def turn(self) -> Frame | None:
         """A user's turn in the tokenizer's chat template, however the model is asked; None if there is none to use."""
+        return self.turn_after(())
+
+    def turn_after(self, earlier: Sequence[Turn]) -> Frame | None:
+        """As `turn`, after other turns; None also if the template has no place for these, such as a system turn."""
         try:
-            return chat_frame(self.tokenizer)
+            return chat_frame(self.tokenizer, earlier)
         except ValueError:
             return None
 

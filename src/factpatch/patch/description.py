@@ -161,3 +161,9 @@ class Description(_Checked):
 def asked_in_chat(settings: Mapping[str, Any]) -> bool:
     """Whether settings are those of edits in a chat; of a composed patch, whether all are."""
     return all(part.get("chat", False) for part in settings.get("composed", [settings]))
+
+
+def contexts_in(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The contexts in settings of edits; of a composed patch, those of all parts."""
+    parts = settings.get("composed", [settings])
+    return tuple(dict.fromkeys(context for part in parts for context in part.get("contexts", ())))

@@ -17,7 +17,7 @@ from factpatch.model.precision import Precision
 from factpatch.model.weights import content_hash
 from factpatch.presets.preset import Preset
 from factpatch.statistics.corpus import Corpus, corpus_from
-from factpatch.statistics.gradients import ordinary_gradients
+from factpatch.statistics.gradients import warm
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.solver import WRITTEN, Solver
@@ -110,20 +110,9 @@ class Prepared:
         """Let memories learn from ordinary text, as the unedited model reads it."""
         corpus = corpus_from(self.corpus)
         tokens = self.solver.ordinary_tokens
-        read = 0
         with bar("reading gradients on ordinary text", tokens, self.progress) as advance:
-            for found in ordinary_gradients(self.lm, list(memories), corpus, tokens, self.precision):
-                for layer, gradients in found.items():
-                    memories[layer].warm(gradients.keys.cpu(), -gradients.slopes.cpu())
-                rows = len(next(iter(found.values())).keys)
-                advance(rows)
-                read += rows
-        if read < tokens:
-            raise CorpusError(
-                f"corpus: it holds {read} tokens after the first of a text, fewer than warm_up={tokens}; give a longer "
-                "text, or set solver.warm_up to less."
-            )
-        self.about = {"corpus": corpus.identity, "gradient_tokens": read}
+            warm(self.lm, memories, self.solver, corpus, self.precision, advance)
+        self.about = {"corpus": corpus.identity, "gradient_tokens": tokens}
 
     def _check_corpus(self) -> None:
         if (

@@ -79,6 +79,17 @@ class Memory(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} learns nothing from ordinary text.")
 
+    def learned(self) -> Traces | None:
+        """What `warm` has left, for the cache; None, as here, if that is not to be kept.
+
+        Asked before any batch. `learn` gives it to a memory of the same class, layer and solver in place of the text.
+        """
+        return None
+
+    def learn(self, learned: Traces) -> None:
+        """Take over what `learned` returned, so that the memory is, to the bit, one that was warmed itself."""
+        raise NotImplementedError(f"{type(self).__name__} keeps nothing that it learns from ordinary text.")
+
     @abstractmethod
     def remember(self, traces: Traces) -> None:
         """Add one more batch."""

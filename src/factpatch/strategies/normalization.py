@@ -42,6 +42,16 @@ class Statistics:
         matrix = None if factor is None else factor.T @ factor
         return cls(int(traces["count"]), traces["mean"], traces["scatter"], matrix)
 
+    def tensors(self) -> Traces:
+        """The fields as tensors, without one that is None."""
+        found = {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
+        return found if self.matrix is None else {**found, "matrix": self.matrix}
+
+    @classmethod
+    def from_tensors(cls, tensors: Traces) -> Statistics:
+        """The inverse of `tensors`."""
+        return cls(int(tensors["count"]), tensors["mean"], tensors["scatter"], tensors.get("matrix"))
+
     def joined(self, other: Statistics) -> Statistics:
         """The statistics of both sets of rows."""
         count = self.count + other.count
@@ -90,6 +100,12 @@ class Normalizing(Memory):
     def warm(self, keys: Tensor, residual: Tensor) -> None:
         self.remember(self.trace(keys, residual))
         self.first = self.seen
+
+    def learned(self) -> Traces | None:
+        return None if self.first is None else self.first.tensors()
+
+    def learn(self, learned: Traces) -> None:
+        self.first = self.seen = Statistics.from_tensors(learned)
 
     def remember(self, traces: Traces) -> None:
         self.seen = self._with(traces)

@@ -7,7 +7,7 @@ begins as the model's chat template does writes all special tokens itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,11 +159,11 @@ def _own_question(fact: Fact) -> tuple[str, int]:
     return fact.text if is_question(fact.text) else f"{fact.text}?", fact.subject_end
 
 
-def without_trained(facts: Sequence[Fact], contexts: Sequence[str]) -> list[Fact]:
-    """The facts without the questions that some contexts train: what is asked afterwards must be another question."""
+def without_trained(facts: Sequence[Fact], contexts: Iterable[str]) -> list[Fact]:
+    """The facts with the questions that some contexts train as `Fact.trained`: what is asked must be another one."""
     if not any(QUESTION in context for context in contexts):
         return list(facts)
-    return [replace(fact, questions=fact.questions[1:]) for fact in facts]
+    return [replace(fact, trained=(*fact.trained, _own_question(fact)[0])) for fact in facts]
 
 
 def in_chat(lm: LanguageModel, text: str) -> bool:

@@ -161,7 +161,7 @@ def test_a_point_of_a_curve_asks_a_bounded_number_of_facts_in_force(monkeypatch:
     curve = Curve(CurveConfig(at=5, facts=1, generation=False))
     assert [plan.written(1), curve.due(plan.written(1))] == [Moment(When.WRITTEN, range(5), 5, 1), True]
     assert curve.places(plan, plan.written(1)) == [0, 2, 4]
-    assert curve.places(plan, plan.end) == [1, 5, 9]
+    assert curve.places(plan, plan.end(2)) == [1, 5, 9]
     assert curve.places(plan, plan.before) == [1, 5, 9]
 
     def readings(lm: Any, facts: Any, answers: bool) -> list[Reading]:

@@ -60,6 +60,17 @@ def test_the_unedited_model_is_shown_on_the_facts_that_are_asked_about_at_the_en
     assert [cell.mean for cell in dict(comparison("t", before, [], COLUMNS, {}).lines)["unedited"]] == [50.0, 4.0]
 
 
+def test_a_method_that_stopped_is_not_compared_with_one_that_edited_more(tmp_path: Path) -> None:
+    given = [row("memit", "end", place, "efficacy", 50.0) for place in range(2)]
+    for blue, base in (([0, 1], 50.0), ([0], None)):
+        write_rows(
+            tmp_path / "a.parquet", [*given, *(row("memit-blue", "end", place, "efficacy", 90.0) for place in blue)]
+        )
+        table = comparison("t", read_rows([tmp_path / "a.parquet"]), ["memit", "memit-blue"], COLUMNS, PAIRS)
+        cell = dict(table.lines)["memit-blue"][0]
+        assert (cell.mean, cell.base, cell.improved) == (90.0, base, base is not None)
+
+
 def test_seeds_are_no_facts(tmp_path: Path) -> None:
     given = [
         ResultRow("memit", "cf", seed, "end", 2, 1, place, str(place), "efficacy", value)

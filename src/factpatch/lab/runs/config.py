@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, ValidationInfo
 from pydantic import field_validator as validates
 
+from factpatch.evaluation.budget import check_limits
 from factpatch.evaluation.capability import LIMIT
 from factpatch.evaluation.tasks import task_named
 from factpatch.lab.rivals.rival import RIVALS, Rival
@@ -190,12 +191,38 @@ class RunConfig(ModelFields):
     batch_size: PositiveInt = 100
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()
+    max_perplexity: float | None = None
+    """Stop a row before a batch with which perplexity rises by more percent over the unedited model's; on the text of
+    `evaluate.perplexity`, or the shipped one."""
+    min_capability: float | None = None
+    """Stop a row before a batch that leaves less than this share of the unedited model's accuracy, by likelihood; on
+    the tasks of `evaluate.capability`."""
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether there is a limit to what edits may cost."""
+        return self.max_perplexity is not None or self.min_capability is not None
 
     def recipe(self, method: MethodConfig, seed: int) -> Recipe:
         """What makes the editor of one of the methods, with a seed."""
         parts = ((method, MethodFields), (self, ModelFields))
         fields = {name: getattr(part, name) for part, section in parts for name in section.model_fields}
         return Recipe(method=method.name, seed=seed, **fields)
+
+    @validates("max_perplexity")
+    @classmethod
+    def _rise_in_range(cls, most: float | None) -> float | None:
+        check_limits(most, None)
+        return most
+
+    @validates("min_capability")
+    @classmethod
+    def _share_in_range(cls, least: float | None, info: ValidationInfo) -> float | None:
+        check_limits(None, least)
+        # Without `evaluate`, that itself is wrong and reported.
+        if least is not None and "evaluate" in info.data and info.data["evaluate"].capability is None:
+            raise ValueError("it is measured on the tasks of evaluate.capability; give them, or leave this out")
+        return least
 
     @validates("methods")
     @classmethod

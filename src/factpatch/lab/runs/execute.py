@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,9 @@ from factpatch.data.reading import DataFileError
 from factpatch.data.references import why_no_references
 from factpatch.edit_report import check_facts
 from factpatch.editor import Editor
+from factpatch.evaluation.budget import Budget, BudgetError, Meter
+from factpatch.evaluation.tasks import task_named
+from factpatch.facts import Fact
 from factpatch.journal import SessionError
 from factpatch.lab.rivals.start import start
 from factpatch.lab.runs.directory import RunDirectory, RunError
@@ -38,6 +42,7 @@ from factpatch.model.weights import model_hash
 from factpatch.presets.preset import Preset, preset_for
 from factpatch.statistics.second_moment import CorpusError
 from factpatch.support.files import write_json
+from factpatch.values.contexts import without_trained
 from factpatch.values.shared import SharedTargets
 
 logger = logging.getLogger(__name__)
@@ -126,6 +131,7 @@ class _Runner:
             ImportError: A package that a rival needs is not installed.
             RunError: Settings or facts do not fit the model.
         """
+        _ = self.meter  # the model is unedited now
         found, checked = [], set()
         for plan in plans:
             try:
@@ -141,9 +147,27 @@ class _Runner:
     def _line(self, plan: Plan) -> Line:
         if plan.method.rival is None:
             recipe = self.directory.config.recipe(plan.method, plan.seed)
-            return EditorLine(plan, Editor(self.lm, recipe=recipe, optimize=self.targets), self.targets)
+            return EditorLine(plan, self.meter, Editor(self.lm, recipe=recipe, optimize=self.targets), self.targets)
         settings = {**self._preset.settings_of_rival(plan.method.name), **plan.method.settings}
-        return RivalLine(plan, start(plan.method.rival.with_settings(settings), self.lm, self.layers, plan.seed))
+        return RivalLine(
+            plan, self.meter, start(plan.method.rival.with_settings(settings), self.lm, self.layers, plan.seed)
+        )
+
+    @cached_property
+    def meter(self) -> Meter | None:
+        """Measures what edits cost, by the unedited model; None without a budget."""
+        config, inputs = self.directory.config, self.inputs
+        if not config.budgeted:
+            return None
+        wanted = config.evaluate.capability if config.min_capability is not None else None
+        tasks = [(task_named(name), inputs.items[name]) for name in wanted.tasks] if wanted else []
+        try:
+            budget = Budget(
+                config.max_perplexity, config.min_capability, inputs.text, tasks, wanted.limit if wanted else None
+            )
+            return Meter(budget, self.lm)
+        except ValueError as error:
+            raise RunError(f"{error}") from error
 
     @cached_property
     def _preset(self) -> Preset:
@@ -156,22 +180,48 @@ class _Runner:
         self.lm.check_layers(layers)
         return layers
 
+    @cached_property
+    def _contexts(self) -> frozenset[str]:
+        """The contexts of all editing methods of the run, with one seed: what is trained in them depends on none."""
+        config = self.directory.config
+        methods = [method for method in config.methods if method.rival is None]
+        editors = (Editor(self.lm, recipe=config.recipe(method, config.seeds[0])) for method in methods)
+        return frozenset(context for editor in editors for context in editor.contexts)
+
+    def _asked(self, plan: Plan) -> list[Fact]:
+        """The facts of a line as they are asked about: a question that any method of the run trains, none is asked.
+
+        So all methods and the unedited model are asked the same, whichever of them are finished already.
+        """
+        return without_trained(plan.facts, self._contexts)
+
     def run(self, line: Line) -> None:
         """Edit and measure one line of the table; the model is as it was afterwards."""
         plan = line.plan
-        todo = measures(self.directory.config, self.inputs, plan.facts, plan.seed, self.layers[-1])
+        todo = measures(self.directory.config, self.inputs, self._asked(plan), plan.seed, self.layers[-1])
         self._measure_unedited(plan, todo)
         with line.opened():
             self.pace.skip(line.done)
-            while line.done < len(plan.batches):
+            while line.done < len(plan.batches) and not line.stopped:
                 self._measure_written(line, todo)
-                line.edit()
-                self.pace.advance()
-                self.log(f"{plan.name}: batch {line.done} of {len(plan.batches)} edited; {self.pace.left()}")
+                self._edit(line)
             # The end before the last batch, whose numbers are among those of the end.
-            self._measure(line, todo, plan.end)
+            if line.done:
+                self._measure(line, todo, plan.end(line.done))
             self._measure_written(line, todo)
-            write_json(plan.directory / "row.json", {**plan.about, **line.record()})
+            write_json(plan.directory / "row.json", {**plan.about, **line.record(), **_cost(line)})
+
+    def _edit(self, line: Line) -> None:
+        """Edit the next batch, or stop before it."""
+        name, number = line.plan.name, len(line.plan.batches)
+        try:
+            line.edit()
+        except BudgetError as error:
+            self.pace.give_up()
+            self.log(f"{name}: stopped after batch {line.done} of {number}: with the next one, {error}")
+        else:
+            self.pace.advance()
+            self.log(f"{name}: batch {line.done} of {number} edited; {self.pace.left()}")
 
     def _measure_unedited(self, plan: Plan, todo: Sequence[Measure]) -> None:
         """Measure the unedited model, once for all methods."""
@@ -205,8 +255,18 @@ class _Runner:
             return
         unedited = None if moment.when is When.BEFORE else plan.unedited / f"{When.BEFORE.value}.{measure.name}"
         asked = replace(moment, places=measure.places(plan, moment))
-        measure.measure(lm, [plan.facts[place] for place in asked.places], unedited).keep(path, plan, asked)
+        facts = self._asked(plan)
+        measure.measure(lm, [facts[place] for place in asked.places], unedited).keep(path, plan, asked)
         self.log(f"{plan.name}: measured {measure.name}, {moment.name}")
+
+
+def _cost(line: Line) -> dict[str, Any]:
+    """What the record of a line says of its budget: what the edits cost, and where and why it stopped."""
+    found: dict[str, Any] = {"spent": dict(line.spent)} if line.spent else {}
+    if line.stopped:
+        edited = line.plan.written(line.done).edits if line.done else 0
+        found["stopped"] = {"edited": edited, "reason": line.stopped}
+    return found
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Inputs:
     """What a run measures with, read and checked."""
 
     text: str = ""
-    """Whose perplexity is measured."""
+    """Whose perplexity is measured, at the end or for the budget."""
     references: ReferenceTexts | None = None
     """Those of the facts about which texts are written; None if there are none."""
     tfidf: Tfidf | None = None
@@ -95,9 +95,10 @@ class Inputs:
         references: ReferenceTexts | None = None
         tfidf: Tfidf | None = None
         prompts: list[KnownFact] = []
-        if wanted.perplexity:
+        if wanted.perplexity or config.max_perplexity is not None:
             with _blamed("evaluate.perplexity"):
-                text = held_out_text() if wanted.perplexity is True else read_text_file(wanted.perplexity)
+                file = wanted.perplexity
+                text = held_out_text() if isinstance(file, bool) else read_text_file(file)
         if config.preset is not None:
             with _blamed("preset"):
                 load_preset(str(config.preset))

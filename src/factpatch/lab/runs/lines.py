@@ -10,12 +10,13 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from factpatch.editor import Editor
+from factpatch.evaluation.budget import BudgetError, Meter, recorded
 from factpatch.lab.rivals.learner import Learner
 from factpatch.lab.runs.directory import RunError
 from factpatch.lab.runs.plan import Plan
@@ -27,9 +28,15 @@ from factpatch.values.shared import SharedTargets
 
 
 class Line(ABC):
-    """What a run needs of whatever edits."""
+    """What a run needs of whatever edits.
 
-    plan: Plan
+    Args:
+        plan: What it edits.
+        meter: Measures what each batch costs; None without a budget.
+    """
+
+    def __init__(self, plan: Plan, meter: Meter | None) -> None:
+        self.plan, self.meter = plan, meter
 
     @property
     @abstractmethod
@@ -46,24 +53,40 @@ class Line(ABC):
     def done(self) -> int:
         """How many batches are edited."""
 
+    @property
+    @abstractmethod
+    def stopped(self) -> str:
+        """Which limit of the budget the next batch exceeds; empty if that is not known, or there is none."""
+
+    @property
+    @abstractmethod
+    def spent(self) -> Mapping[str, float | None]:
+        """What the edits have cost, as `budget.recorded` says it; empty without a budget, or without edits."""
+
     @abstractmethod
     def opened(self) -> AbstractContextManager[None]:
         """A context in which the model is where the line's directory left it; afterwards it is unedited."""
 
     @abstractmethod
     def edit(self) -> None:
-        """Edit the next batch and record it. Call it inside `opened`."""
+        """Edit the next batch and record it. Call it inside `opened`.
+
+        Raises:
+            BudgetError: It exceeds the budget. The model is where the batch before left it, to the bit, and it is
+                recorded that the line has stopped.
+        """
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """Settings, seconds and bytes, once everything is edited."""
+        """Settings, seconds and bytes, once everything is edited, or the line has stopped."""
 
 
 class EditorLine(Line):
     """An editing method: an editor and its session."""
 
-    def __init__(self, plan: Plan, editor: Editor, targets: SharedTargets) -> None:
-        self.plan, self.editor, self.targets = plan, editor, targets
+    def __init__(self, plan: Plan, meter: Meter | None, editor: Editor, targets: SharedTargets) -> None:
+        super().__init__(plan, meter)
+        self.editor, self.targets = editor, targets
         self._session: Session | None = None
 
     @property
@@ -82,6 +105,14 @@ class EditorLine(Line):
     @property
     def done(self) -> int:
         return len(self.session.finished)
+
+    @property
+    def stopped(self) -> str:
+        return self.session.stopped
+
+    @property
+    def spent(self) -> Mapping[str, float | None]:
+        return self.session.finished[-1].spent if self.session.finished else {}
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -105,7 +136,7 @@ class EditorLine(Line):
         return Session.create(directory, self.editor, self.plan.batches)
 
     def edit(self) -> None:
-        self.session.edit(self.editor, ask=False)
+        self.session.edit(self.editor, ask=False, meter=self.meter)
         if seconds := self.targets.take_seconds():
             write_json(self.plan.directory / "shared.json", {**self._shared(), str(self.done): seconds})
 
@@ -116,7 +147,7 @@ class EditorLine(Line):
             "settings": self.editor.settings,
             "seconds": {stage: sum(batch.seconds.get(stage, 0.0) for batch in finished) for stage in stages},
             "shared_seconds": math.fsum(self._shared().values()),
-            "bytes": self.editor.patch.num_bytes,
+            "bytes": self.editor.patch.num_bytes if self.done else 0,
         }
 
     def _shared(self) -> dict[str, float]:
@@ -127,11 +158,13 @@ class EditorLine(Line):
 
 
 class RivalLine(Line):
-    """A rival: `learned.json` lists the file that each batch has left, with its digest and the time it took."""
+    """A rival: `learned.json` lists the file that each batch has left, with its digest, its time and its cost."""
 
-    def __init__(self, plan: Plan, learner: Learner) -> None:
-        self.plan, self.learner = plan, learner
+    def __init__(self, plan: Plan, meter: Meter | None, learner: Learner) -> None:
+        super().__init__(plan, meter)
+        self.learner = learner
         self._batches: list[dict[str, Any]] = []
+        self._stopped = ""
 
     contexts = (BARE,)
 
@@ -143,13 +176,22 @@ class RivalLine(Line):
     def done(self) -> int:
         return len(self._batches)
 
+    @property
+    def stopped(self) -> str:
+        return self._stopped
+
+    @property
+    def spent(self) -> Mapping[str, float | None]:
+        return self._batches[-1].get("spent", {}) if self._batches else {}
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         (self.plan.directory / "learned").mkdir(parents=True, exist_ok=True)
         file = self._index
-        self._batches = json.loads(file.read_text("utf-8"))["batches"] if file.is_file() else []
+        kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        self._batches, self._stopped = kept.get("batches", []), kept.get("stopped", "")
         try:
-            self.learner.restore([self._checked(batch) for batch in self._batches])
+            self._restore()
             yield
         finally:
             self.learner.reset()
@@ -157,6 +199,13 @@ class RivalLine(Line):
     @property
     def _index(self) -> Path:
         return self.plan.directory / "learned.json"
+
+    def _restore(self) -> None:
+        """Bring the untaught model to where the last recorded batch left it."""
+        self.learner.restore([self._checked(batch) for batch in self._batches])
+
+    def _record(self, **stopped: str) -> None:
+        write_json(self._index, {"batches": self._batches, **stopped})
 
     def _checked(self, batch: dict[str, Any]) -> Path:
         file = self.plan.directory / str(batch["file"])
@@ -169,17 +218,31 @@ class RivalLine(Line):
         begun = time.perf_counter()
         self.learner.learn(self.plan.batches[number - 1])
         took = time.perf_counter() - begun
+        spent = self._cost()
         name = f"learned/{number:04d}{self.learner.suffix}"
         self.learner.save(self.plan.directory / name)
-        batch = {"file": name, "sha256": file_digest(self.plan.directory / name), "seconds": round(took, 3)}
+        batch = {"file": name, "sha256": file_digest(self.plan.directory / name), "seconds": round(took, 3), **spent}
         # After the file: a batch that is not listed is learned again, with the same outcome.
-        write_json(self._index, {"batches": [*self._batches, batch]})
         self._batches.append(batch)
+        self._record()
+
+    def _cost(self) -> dict[str, Any]:
+        """What all batches have cost, as a field of a record; if they exceed the budget, the last is taken back."""
+        if self.meter is None:
+            return {}
+        try:
+            return {"spent": recorded(self.meter.check(self.lm))}
+        except BudgetError as error:
+            self.learner.reset()
+            self._restore()
+            self._stopped = str(error)
+            self._record(stopped=self._stopped)
+            raise
 
     def record(self) -> dict[str, Any]:
         return {
             "settings": self.learner.settings,
             "seconds": {"learn": math.fsum(batch["seconds"] for batch in self._batches)},
             "shared_seconds": 0.0,
-            "bytes": self.learner.num_bytes,
+            "bytes": self.learner.num_bytes if self.done else 0,
         }

@@ -34,6 +34,7 @@ def _comparison(results: Results, folder: Path, name: str) -> Drawn:
     table, pairs = results.table(name, PAIRS), results.pairs(PAIRS)
     several = len(results.datasets) > 1
     notes = [f"{one}: {note}" if several else note for one in results.datasets for note in results.notes(one)]
+    notes += [f"{line}: {why}" for line, why in results.stopped.items()]
     improved = [
         cell.improved
         for _, cells in table.lines

@@ -86,10 +86,10 @@ class Plan:
         edits = min(first + self.batch_size, len(self.facts))
         return Moment(When.WRITTEN, range(first, edits), edits, batch)
 
-    @property
-    def end(self) -> Moment:
-        """The moment after the last batch, with the facts in force: not those that a later one has replaced."""
-        return Moment(When.END, self.in_force(len(self.facts)), len(self.facts))
+    def end(self, batch: int) -> Moment:
+        """The moment after the last batch, from 1, with the facts in force: not those that a later one has replaced."""
+        edits = self.written(batch).edits
+        return Moment(When.END, self.in_force(edits), edits)
 
     def in_force(self, edits: int) -> list[int]:
         """The places of the facts that none of the first `edits` facts has replaced."""

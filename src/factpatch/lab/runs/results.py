@@ -15,6 +15,7 @@ from factpatch.lab.runs.inputs import fact_key
 from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.rows import When, read_rows
 from factpatch.lab.runs.tables import Column, Table, comparison
+from factpatch.support.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +56,18 @@ class Results:
             f"{record['label']} on {record['dataset']}, seed {record['seed']}": record["failed"]
             for record in self.records
             if "failed" in record
+        }
+
+    @property
+    def stopped(self) -> dict[str, str]:
+        """Where and why a line stopped for the budget, by what it is."""
+        return {
+            f"{record['label']} on {record['dataset']}, seed {record['seed']}": (
+                f"stopped after {record['stopped']['edited']:,} of {counted(record['facts'], 'fact')}, which its "
+                f"numbers are about; with the next batch, {record['stopped']['reason']}."
+            )
+            for record in self.records
+            if "stopped" in record
         }
 
     @property

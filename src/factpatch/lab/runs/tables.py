@@ -151,12 +151,13 @@ def comparison(
         values = {dataset: values_of_facts(rows, label, dataset) for dataset in {one.dataset for one in columns}}
         means[label] = [_mean(values[column.dataset], column) for column in columns]
     end = rows[rows["when"] == When.END.value]
-    # With the same seeds two methods were measured on the same facts.
-    seeds = end.groupby(["label", "dataset"])["seed"].agg(frozenset).to_dict()
+    # With other seeds, or after another number of batches, two methods were measured on other facts.
+    facts = end.dropna(subset="fact").groupby(["label", "dataset"])[["seed", "fact"]]
+    asked = {key: frozenset(some.itertuples(index=False, name=None)) for key, some in facts}
 
     def compared(cell: Cell, label: str, place: int, column: Column) -> Cell:
         base = pairs.get(label, "")
-        if base not in labels or seeds.get((label, column.dataset)) != seeds.get((base, column.dataset)):
+        if base not in labels or asked.get((label, column.dataset)) != asked.get((base, column.dataset)):
             return cell
         other = means[base][place].mean
         if cell.mean is None or other is None:
