@@ -95,7 +95,7 @@ def test_an_old_analysis_is_found_again(old: Path) -> None:
     arguments: list[Any] = [
         "analyze", "steps", "--model", old / "tiny", "--facts", old / "facts.json", "--limit", 2, "--text-facts", 0,
         "--out", old / "analysis", "--layers", "1,2", "--set", "target.steps=3", "--set", "target.enough_steps=0",
-        "--set", "target.contexts=prompt,prefixes", "--set", "target.stride=0",
+        "--set", "target.contexts=prompt,prefixes", "--set", "target.stride=0", "--set", "target.shortest=false",
         "--set", "solver.weight=5", "--corpus", old / "corpus.txt", "--corpus-tokens", 150,
     ]  # fmt: skip
     record = json.loads((old / "analysis" / "analysis.json").read_text("utf-8"))

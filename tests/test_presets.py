@@ -131,9 +131,9 @@ def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() 
 
 
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
-    adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0}
+    adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False}
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
-    common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3}
+    common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3, "target.shortest": True}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
     weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
@@ -142,11 +142,15 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     for part in ("", "-nas", "-sphere"):
         for spread, l2 in (("", 2), ("-blue", 15)):
             expected[f"alphaedit{part}{spread}"] = {**common, "solver.threshold": 0.02, "solver.l2": l2}
+    for name, settings in expected.items():
+        if name.endswith("-blue"):
+            settings["spread.together"] = 1 if name.startswith("pmet") else 3
     preset = PRESETS["SmolLM2-135M"]
     assert {name: preset.settings(name) for name in expected} == expected
     published = {"target.contexts": ["prompt", "prefixes"], **adam}
     for name, settings in expected.items():
-        assert preset.settings(name, "published-contexts") == {**settings, **published}
+        alone = {"spread.together": 1} if name.endswith("-blue") else {}
+        assert preset.settings(name, "published-contexts") == {**settings, **published, **alone}
     following = {"solver.rate": 5e-4, "solver.l2": 1}
     assert preset.settings("ultraedit") == following
     assert preset.settings("stableedit") == {**following, "solver.l2": 10, "solver.warm_up": 2048}
@@ -173,13 +177,18 @@ def test_every_preset_speaks_of_every_method_of_the_paper_and_fits_all(model: st
 @pytest.mark.parametrize("model", PRESETS)
 def test_with_equal_settings_blue_differs_from_its_plain_method_in_the_spread_alone(model: str) -> None:
     preset = PRESETS[model]
+
+    def apart_from_the_spread(method: str, variant: str | None = None) -> dict[str, Any]:
+        settings = preset.settings(method, variant)
+        return {name: value for name, value in settings.items() if not name.startswith("spread.")}
+
     differing = set()
     for method in METHODS:
         if method.endswith("-blue"):
             plain = method.removesuffix("-blue")
-            assert preset.settings(method, "equal-settings") == preset.settings(plain)
+            assert apart_from_the_spread(method, "equal-settings") == preset.settings(plain)
             assert preset.settings(plain, "equal-settings") == preset.settings(plain)
-            if preset.settings(method) != preset.settings(plain):
+            if apart_from_the_spread(method) != preset.settings(plain):
                 differing.add(method)
     assert differing == MORE_THAN_THE_SPREAD[model]
 

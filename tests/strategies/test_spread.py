@@ -23,7 +23,12 @@ def test_boundary_writes_both_ends_toward_their_own_targets() -> None:
 
 def test_layers_at_either_end_can_share_its_target() -> None:
     half = [Step(4, 6, 1 / 3), Step(5, 6, 1 / 2), Step(6, 6, 1.0)]
-    assert Boundary(together=3).steps([4, 5, 6, 7, 8, 9]) == [*half, Step(7, 9, 1 / 3), Step(8, 9, 1 / 2), Step(9, 9, 1)]
+    assert Boundary(together=3).steps([4, 5, 6, 7, 8, 9]) == [
+        *half,
+        Step(7, 9, 1 / 3),
+        Step(8, 9, 1 / 2),
+        Step(9, 9, 1),
+    ]
     assert Boundary(together=3).steps([4, 5, 6, 7, 8]) == [*half, Step(7, 8, 1 / 2), Step(8, 8, 1.0)]
     assert Boundary(together=2).steps([1, 2, 3, 4, 5]) == [
         Step(1, 2, 1 / 2), Step(2, 2, 1.0), Step(4, 5, 1 / 2), Step(5, 5, 1.0),
