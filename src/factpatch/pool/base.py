@@ -58,9 +58,11 @@ class Pool(ABC):
 
     Attributes:
         workers: How many shards are worked on at a time.
+        threads: How many threads each worker takes.
     """
 
     workers: int = 1
+    threads: int = 1
     _closed = False
 
     def map(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from factpatch.pool.base import Opened, Pool, R, S, Work
+from factpatch.pool.base import Opened, Pool, R, S, Work, positive
 
 
 class Local(Pool):
     """Maps in this process: a shard is read, and worked on, when its result is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = positive("threads", threads)
         self._key: str | None = None
         self._opened: Opened[Any, Any] | None = None
 
