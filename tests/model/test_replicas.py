@@ -121,11 +121,11 @@ def test_a_worker_that_dies_is_replaced_by_one_with_the_same_edits(folder: Path,
     with Processes(2, 1) as pool:
         replicas = Replicas(lm, pool)
         before = lm.weight_hash(1)
-        lm.weight(1).mul_(1.5)
+        lm.weight(1).mul_(2)
         task = DieOnce(str(tmp_path / "died"))
         assert set(replicas.map(task, range(6))) == {lm.weight_hash(1)}
         assert (tmp_path / "died").exists()
-        lm.weight(1).div_(1.5)
+        lm.weight(1).div_(2)
         assert lm.weight_hash(1) == before
         assert set(replicas.map(HashOf(1), ["a", "b"])) == {before}
 
