@@ -20,6 +20,7 @@ from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.replicas import Replicas
 from factpatch.patch.description import contexts_in
 from factpatch.patch.patch import Patch
 from factpatch.session import Session
@@ -182,7 +183,7 @@ def edit_and_report(
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
     asked = (without_trained(latest(batches)[0], editor.contexts), held_out_text() if text is None else text)
-    measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress)
+    measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress, editor.replicas)
     before, perplexity_before = measured("before")
     with _what_stays(editor, None if session is not None else out):
         _edit_all(editor, batches, session, measure, spent, budget)
@@ -299,10 +300,11 @@ def ask(
     before: Verification | None = None,
     progress: bool = True,
     probes: bool = False,
+    replicas: Replicas | None = None,
 ) -> Verification:
     """As `factpatch.verify`, with a progress bar called `what`."""
     with bar(what, request_count(lm, facts, probes=probes), progress) as advance:
-        return verify(lm, None, facts, before, probes=probes, progress=advance)
+        return verify(lm, None, facts, before, probes=probes, progress=advance, replicas=replicas)
 
 
 def not_trained_by(patch: Patch, facts: Sequence[Fact]) -> list[Fact]:
@@ -320,12 +322,13 @@ def _measured(
     text: str,
     spent: dict[str, float],
     progress: bool,
+    replicas: Replicas | None,
     when: str,
     earlier: Verification | None = None,
 ) -> tuple[Verification | None, float | None]:
     """The model's answers on the facts, and its perplexity on the text."""
     with timed(spent, f"verify_{when}"):
-        verification = ask(lm, facts, f"asking {when} the edit", earlier, progress)
+        verification = ask(lm, facts, f"asking {when} the edit", earlier, progress, replicas=replicas)
     with timed(spent, "perplexity"), bar("measuring perplexity", 1, progress):
         return verification, perplexity(lm, text)
 

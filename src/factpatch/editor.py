@@ -21,11 +21,13 @@ from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.precision import precision_for
 from factpatch.model.quantized import check_gradients
+from factpatch.model.replicas import Replicas
 from factpatch.model.weights import changed_layers
 from factpatch.patch.batch import layer_list
 from factpatch.patch.history import Draft, History
 from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Shift, smaller
+from factpatch.pool import Pool
 from factpatch.recipe import Recipe, choose
 from factpatch.statistics.prepared import Prepared
 from factpatch.statistics.reference_values import reference_values
@@ -38,6 +40,7 @@ from factpatch.support.words import difference
 from factpatch.values.contexts import BARE, check_contexts, contexts_named, in_chat
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 from factpatch.values.rows import optimization_rows
+from factpatch.values.shards import InShards
 from factpatch.values.views import (
     FIRST_LAYER,
     FIRST_STEP,
@@ -66,6 +69,8 @@ class Editor(EditedModel):
         optimize: Finds target values instead of `optimize_values`, such as `SharedTargets`.
         written_dtype: What a shift is rounded to before it is added; float32, or float64 for a float64 model.
         progress: Show progress during long work.
+        pool: Workers among which second moments and value optimizations are shared, each with a copy of the model. How
+            many there are changes nothing; see `factpatch.pool`.
 
     Raises:
         ValueError: An argument cannot be used; the message names it and says what to do.
@@ -82,6 +87,7 @@ class Editor(EditedModel):
         optimize: Optimize | None = None,
         written_dtype: str | torch.dtype | None = None,
         progress: bool = True,
+        pool: Pool | None = None,
         **fields: Any,
     ) -> None:
         if isinstance(recipe, (str, Method)):
@@ -100,6 +106,7 @@ class Editor(EditedModel):
         check_editable(self.lm.model, choice.critical_layers)
         if self.lm.quantized:
             check_gradients(self.lm.model, self.lm.down_projection(choice.critical_layers[-1]))
+        self.replicas = None if pool is None else Replicas(self.lm, pool)
         self.preset, self.critical_layers = choice.preset, choice.critical_layers
         self._origin, self._method = choice.origin, choice.method
         self._given = frozenset(second_moments or ())
@@ -108,9 +115,10 @@ class Editor(EditedModel):
         self.precision = precision_for(self.lm, recipe.precision)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
-            recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress,
+            recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress, self.replicas,
         )  # fmt: skip
-        self._optimize, self._progress = optimize, progress
+        self._progress = progress
+        self._optimize = optimize if optimize or self.replicas is None else InShards(self.replicas)
         self._stored_dtype = self.lm.work_dtype
         self._seconds: dict[str, float] = {}
         self._first_tokens: dict[tuple[int, ...], Traces] = {}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from factpatch.editor import Editor
     from factpatch.model.language_model import LanguageModel
     from factpatch.patch.patch import Patch
+    from factpatch.pool import Pool
     from factpatch.session import Session
 
 T = TypeVar("T")
@@ -248,7 +249,29 @@ def save_model(lm: LanguageModel, directory: Path, card: str | None = None) -> N
         lm.save_pretrained(directory, card)
 
 
-def make_editor(model: str, recipe: Recipe, seconds: dict[str, float]) -> Editor:
+@contextmanager
+def pooled(workers: str | None) -> Iterator[Pool | None]:
+    """The pool that `--workers` names, while the block runs, with its number of threads; None for none.
+
+    Raises:
+        BadArgumentError: It names none, or a cluster that does not answer.
+    """
+    if workers is None:
+        yield None
+        return
+    from factpatch.model.replicas import threads_of
+    from factpatch.pool import pool_from
+
+    with extras(), argument("--workers"):
+        try:
+            pool = pool_from(workers)
+        except (ConnectionError, RuntimeError) as error:
+            raise BadArgumentError(f"--workers {workers}: {error}") from error
+    with pool, threads_of(pool):
+        yield pool
+
+
+def make_editor(model: str, recipe: Recipe, seconds: dict[str, float], pool: Pool | None = None) -> Editor:
     """Load a model and make the editor that a recipe describes.
 
     Raises:
@@ -259,4 +282,4 @@ def make_editor(model: str, recipe: Recipe, seconds: dict[str, float]) -> Editor
     with timed(seconds, "load"):
         lm = load_model(model, recipe.device, recipe.dtype, recipe.chat)
     with argument():
-        return Editor(lm, recipe=recipe)
+        return Editor(lm, recipe=recipe, pool=pool)

@@ -55,6 +55,7 @@ def edit(
     min_capability: Annotated[float | None, typer.Option(metavar="SHARE")] = None,
     capability_data: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     capability_tasks: Annotated[str | None, typer.Option(metavar="T,T,...")] = None,
+    workers: options.Workers = None,
 ) -> None:
     """Edit a model so that it knows new facts, and write the change as a patch.
 
@@ -87,7 +88,7 @@ def edit(
     }  # fmt: skip
     planned = None
     if resume is not None:
-        _check_resumed(ctx, {*outputs, "resume"})
+        _check_resumed(ctx, {*outputs, "resume", "workers"})
         planned = _resumed(resume)
         with checks.argument("--resume"):
             model, recipe, outputs = planned.source, planned.settled, _outputs(planned, outputs)
@@ -109,7 +110,7 @@ def edit(
     with ExitStack() as held:
         if planned is not None:
             held.enter_context(_held(planned))
-        editor = checks.make_editor(model, recipe, seconds)
+        editor = checks.make_editor(model, recipe, seconds, held.enter_context(checks.pooled(workers)))
         if outputs["save_model"] is not None:
             with checks.argument("--save-model"):
                 editor.lm.check_savable()

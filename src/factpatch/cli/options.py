@@ -60,6 +60,15 @@ ModelDirectory = Annotated[
         metavar="DIR", help="Where to write the model: a new or empty directory.", callback=checks.new_directory
     ),
 ]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|ray:N|ray://HOST:PORT",
+        help="Share the work among N processes, N workers of a Ray that is started here, or those of a running "
+        "cluster. Each has a copy of the model, and as many threads as OMP_NUM_THREADS says, or one. The result does "
+        "not depend on their number.",
+    ),
+]
 OtherVersions = Annotated[
     bool,
     typer.Option(

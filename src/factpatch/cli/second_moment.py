@@ -17,6 +17,7 @@ def second_moment(
     recipe: Recipe,
     tokens: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     threshold: Annotated[float | None, typer.Option(metavar="X")] = None,
+    workers: options.Workers = None,
 ) -> None:
     """Compute and cache the second moment of the keys of every critical layer, and show its spectrum.
 
@@ -31,6 +32,7 @@ def second_moment(
 
     import torch
 
+    from factpatch.model.replicas import Replicas
     from factpatch.statistics.corpus import corpus_from
     from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, SecondMoment, no_corpus
     from factpatch.strategies import NullSpace
@@ -44,8 +46,11 @@ def second_moment(
     if recipe.corpus is None and not chosen.preset.shipped_corpus:
         raise checks.BadArgumentError(f"--corpus: {no_corpus(lm)}")
     tokens = tokens or chosen.preset.corpus_tokens
-    with bar("reading the second moment", tokens or TOKENS_PER_DIMENSION * lm.d_key) as advance:
-        moments = SecondMoment.read(lm, chosen.critical_layers, opened, tokens, progress=advance)
+    expected = tokens or TOKENS_PER_DIMENSION * lm.d_key
+    with checks.pooled(workers) as pool, bar("reading the second moment", expected) as advance:
+        with checks.argument():
+            replicas = None if pool is None else Replicas(lm, pool)
+        moments = SecondMoment.read(lm, chosen.critical_layers, opened, tokens, progress=advance, replicas=replicas)
     columns = ("layer", "tokens", "trace", "largest", "median", "smallest", "condition", f"below {limit:g}")
     made = render.table(*columns)
     for column in made.columns:

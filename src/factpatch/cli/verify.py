@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from factpatch.evaluation.server import Server
     from factpatch.evaluation.verify import Verification
     from factpatch.facts import Fact
+    from factpatch.pool import Pool
 
 _NO_ADAPTER = "no-adapter"
 
@@ -57,6 +58,7 @@ def verify(
     report: options.Report = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
+    workers: options.Workers = None,
 ) -> None:
     """Ask a model about facts and show, fact by fact, what it says; with --patch, before and after.
 
@@ -68,7 +70,7 @@ def verify(
     If two facts in the file answer the same question, the later one counts. --chat is implied by a patch that was
     edited with it.
     """
-    here = {"patch": patch, "device": device, "dtype": dtype}
+    here = {"patch": patch, "device": device, "dtype": dtype, "workers": workers}
     _check_together(engine, model, before=before, concurrency=concurrency, **here)
     checks.check_distinct(report=report, facts=facts, patch=patch)
     if engine is None:
@@ -82,7 +84,8 @@ def verify(
     with checks.argument("--facts"):
         in_force, superseded = latest([load_facts(facts, limit, skip_unusable)])
     if engine is None:
-        done, plain, about = _in_process(str(model), patch, in_force, chat, probes, device, dtype)
+        with checks.pooled(workers) as pool:
+            done, plain, about = _in_process(str(model), patch, in_force, chat, probes, device, dtype, pool)
     else:
         done, plain, about = _served(*_servers(engine, model, before), in_force, chat, probes, concurrency)
     if report is not None:
@@ -96,7 +99,7 @@ def _check_together(engine: str | None, model: str | None, **given: Any) -> None
     """Raise BadArgumentError for an option that means nothing with the others."""
     if engine is None and model is None:
         raise BadArgumentError("MODEL: missing; name a model to load, or a server to ask with --engine ENGINE[=URL].")
-    useless = ("before", "concurrency") if engine is None else ("patch", "device", "dtype")
+    useless = ("before", "concurrency") if engine is None else ("patch", "device", "dtype", "workers")
     for name in useless:
         if given[name] is not None:
             why = (
@@ -115,15 +118,21 @@ def _in_process(
     probes: bool,
     device: str | None,
     dtype: str | None,
+    pool: Pool | None,
 ) -> tuple[Verification, str, dict[str, Any]]:
     """What a model that is loaded here says, in a sentence too, and what was asked."""
     from factpatch.edit_report import ask, not_trained_by
     from factpatch.evaluation.verify import plain_summary
+    from factpatch.model.replicas import Replicas
 
     loaded = None if patch is None else checks.load_patch("--patch", patch)
     lm = checks.load_model(model, device, dtype, chat or (loaded is not None and loaded.chat), loaded)
     facts = facts if loaded is None else not_trained_by(loaded, facts)
-    _, done = checks.before_and_after(lm, loaded, lambda what, before: ask(lm, facts, what, before, probes=probes))
+    with checks.argument():
+        replicas = None if pool is None else Replicas(lm, pool)
+    _, done = checks.before_and_after(
+        lm, loaded, lambda what, before: ask(lm, facts, what, before, probes=probes, replicas=replicas)
+    )
     about = {"model": model, "patch": None if patch is None else str(patch), "chat": lm.frame.chat}
     return done, plain_summary(done), about
 

@@ -15,9 +15,12 @@ from factpatch.evaluation.readings import Probe, Reading
 from factpatch.facts import Fact, same_object
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.model.replicas import Replicas, in_shards
 from factpatch.support.words import counted
 from factpatch.values.rows import optimization_rows
 
+FACTS_AT_ONCE = 4
+"""How many facts a copy of the model is asked about at a time: about a hundred requests."""
 _FORMS = {
     "question": "asked a question",
     "chat": "in a chat",
@@ -116,6 +119,7 @@ def verify(
     answers: bool = True,
     probes: bool = False,
     progress: Progress | None = None,
+    replicas: Replicas | None = None,
 ) -> Verification:
     """Ask a model about facts: the probability of the new and the old object and the greedy answer, before and after.
 
@@ -131,6 +135,7 @@ def verify(
         probes: Whether to ask beside the facts too: negated and reversed, in a choice, and with their ripples; see
             `probes.read_probes`.
         progress: Called after each batch of probes and answers with their number.
+        replicas: The model and its copies, to share the facts among; how many there are changes nothing.
 
     Raises:
         ValueError: There are no facts, `before` is about other facts, or the model cannot be read.
@@ -141,11 +146,36 @@ def verify(
     if before is not None and before.facts != facts:
         raise ValueError(f"before: {_difference(before.facts, facts)}; give an earlier verification of the same facts.")
     lm = load_language_model(model, tokenizer, chat=chat)
-    readings = read_facts(lm, facts, answers=answers, progress=progress)
-    if probes:
-        found = read_probes(lm, facts, progress=progress)
-        readings = [replace(reading, beside=beside) for reading, beside in zip(readings, found, strict=True)]
+    ask = Ask(answers, facts if probes else None)
+    readings = ask(lm, facts, progress) if replicas is None else _shared(replicas, ask, facts, progress)
     return Verification(facts=facts, after=tuple(readings), before=None if before is None else before.after)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What `verify` asks a model, or a copy of it, about some facts."""
+
+    answers: bool
+    pool: tuple[Fact, ...] | None
+    """The facts whose objects make the choices of probes; None for no probes."""
+
+    def __call__(self, lm: LanguageModel, facts: Sequence[Fact], progress: Progress | None = None) -> list[Reading]:
+        readings = read_facts(lm, facts, answers=self.answers, progress=progress)
+        if self.pool is None:
+            return readings
+        found = read_probes(lm, facts, self.pool, progress=progress)
+        return [replace(reading, beside=beside) for reading, beside in zip(readings, found, strict=True)]
+
+
+def _shared(replicas: Replicas, ask: Ask, facts: Sequence[Fact], progress: Progress | None) -> list[Reading]:
+    """What the copies of a model say, in shards of a fixed size."""
+    shards = in_shards(facts, FACTS_AT_ONCE)
+
+    def advance(place: int) -> None:
+        if progress is not None:
+            progress(request_count(replicas.lm, shards[place], ask.answers, ask.pool is not None))
+
+    return [reading for found in replicas.map(ask, shards, advance) for reading in found]
 
 
 def _difference(earlier: Sequence[Fact], now: Sequence[Fact]) -> str:

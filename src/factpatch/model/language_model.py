@@ -191,6 +191,7 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any, chat: bool = False) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.loaded_from: str | None = None  # what `load_language_model` was given, unless that was a loaded model
         self.config = text_config(model)
         self.architecture = loaded_architecture(model)
         if model.get_output_embeddings() is None:

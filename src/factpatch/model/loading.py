@@ -91,7 +91,7 @@ def load_language_model(
         ValueError: Nothing of that name can be loaded, it lacks weights, or it cannot be edited; the message says why.
         FloatingPointError: A weight is NaN or infinite.
     """
-    wanted = dtype_named(dtype)
+    wanted, own_tokenizer = dtype_named(dtype), tokenizer is not None
     if isinstance(model, LanguageModel):
         for name, value in (("tokenizer", tokenizer), ("device", device), ("dtype", dtype)):
             if value is not None and value is not model.tokenizer:
@@ -113,6 +113,7 @@ def load_language_model(
         if place is not None:
             loaded = loaded.to(place)
     lm = LanguageModel(loaded, tokenizer, chat)
+    lm.loaded_from = str(model) if isinstance(model, (str, Path)) and not own_tokenizer else None
     check_finite(loaded)
     _check_range(lm)
     return lm

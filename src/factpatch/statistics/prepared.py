@@ -14,6 +14,7 @@ from torch import Tensor
 from factpatch.data import demo_facts
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
+from factpatch.model.replicas import Replicas
 from factpatch.model.weights import content_hash
 from factpatch.presets.preset import Preset
 from factpatch.statistics.corpus import Corpus, corpus_from
@@ -56,6 +57,8 @@ class Prepared:
     """Whether to derive the solver's settings from the model's own keys."""
     progress: bool = True
     """Show progress bars."""
+    replicas: Replicas | None = None
+    """The model and its copies, among which the reading of second moments is shared."""
 
     def __post_init__(self) -> None:
         given = {str(layer): content_hash(moment) for layer, moment in self.moments.items()}
@@ -139,7 +142,7 @@ class Prepared:
         corpus = corpus_from(self.corpus)
         tokens = self.tokens or self.preset.corpus_tokens or TOKENS_PER_DIMENSION * self.lm.d_key
         with bar("reading the second moment", tokens, self.progress) as advance:
-            moments = SecondMoment.read(self.lm, layers, corpus, tokens, progress=advance)
+            moments = SecondMoment.read(self.lm, layers, corpus, tokens, progress=advance, replicas=self.replicas)
         read = min(moment.tokens for moment in moments.values())
         if read < self.lm.d_key:
             raise CorpusError(

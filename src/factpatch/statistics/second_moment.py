@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,7 @@ from factpatch.model.batching import TOKEN_BUDGET, batches, padded
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
+from factpatch.model.replicas import Replicas
 from factpatch.model.tokens import tokenize
 from factpatch.model.weights import content_hash, contents
 from factpatch.statistics.cache import Entry
@@ -33,6 +35,9 @@ TOKENS_PER_DIMENSION = 10
 """Default length of the corpus, in tokens per key dimension (arXiv:2506.04226)."""
 CHECKPOINT_SECONDS = 600.0
 """How much work an interruption may cost, in seconds. Five layers of an 8B model are 8 GB, a minute on a slow disk."""
+SHARDS = 32
+"""Into about how many parts a pass is cut that several models share. Sums come back, so few for large keys; enough for
+the work to be even."""
 _DOCUMENTS_AT_ONCE = 64
 # Of a matrix, at once: few enough for little work above the diagonal, enough for products at full speed.
 _ROWS = 512
@@ -58,6 +63,7 @@ class SecondMoment:
         tokens: int | None = None,
         cache: Path | Literal[False] | None = None,
         progress: Progress = lambda tokens: None,
+        replicas: Replicas | None = None,
     ) -> dict[int, SecondMoment]:
         """Return the second moment of every layer, from the cache where it holds them, else in one pass for all others.
 
@@ -71,6 +77,8 @@ class SecondMoment:
             tokens: How many tokens to read; 10 per key dimension by default. A shorter corpus is read to its end.
             cache: The folder of cached moments; the user's cache by default. False neither reads nor keeps anything.
             progress: Called with the number of tokens read since the last call, or by the pass that is resumed.
+            replicas: The model and its copies, to share the work. The result then differs by rounding, and is the same
+                whatever their number.
 
         Raises:
             ValueError: The corpus is empty.
@@ -80,13 +88,14 @@ class SecondMoment:
         if tokens < 1:
             raise ValueError(f"tokens={tokens}: must be positive.")
         if cache is False:
-            return _read(lm, layers, corpus, tokens, progress, None)
-        entries, unfinished = _entries(cache or cache_directory() / "second_moment", lm, layers, corpus, tokens)
+            return _read(_Text(lm, corpus, tokens, replicas), layers, progress, None)
+        text = _Text(lm, corpus, tokens, replicas)
+        entries, unfinished = _entries(cache or cache_directory() / "second_moment", text, layers)
         held = {layer: entries[layer].read(["read"]) for layer in layers}
         found = {layer: SecondMoment(it[0]["matrix"], it[1]["read"]) for layer, it in held.items() if it is not None}
         missing = [layer for layer in layers if layer not in found]
         if missing:
-            computed = _read(lm, missing, corpus, tokens, progress, unfinished)
+            computed = _read(text, missing, progress, unfinished)
             kept = [entries[layer].write({"matrix": it.matrix}, read=it.tokens) for layer, it in computed.items()]
             if all(kept):
                 unfinished.remove()
@@ -106,14 +115,52 @@ def no_corpus(lm: LanguageModel) -> str:
     )
 
 
-def _entries(
-    folder: Path, lm: LanguageModel, layers: Sequence[int], corpus: Corpus, tokens: int
-) -> tuple[dict[int, Entry], Entry]:
+@dataclass(frozen=True)
+class _Text:
+    """What is read of a corpus, and by which models."""
+
+    lm: LanguageModel
+    corpus: Corpus
+    tokens: int
+    replicas: Replicas | None
+
+    @property
+    def budget(self) -> int:
+        """How many tokens a batch may have: as many as pay, or fewer where several models share them."""
+        return TOKEN_BUDGET if self.replicas is None else min(TOKEN_BUDGET, -(-self.tokens // SHARDS))
+
+    @property
+    def batching(self) -> str:
+        shared = "" if self.replicas is None else f" in {SHARDS} shards"
+        return f"{self.budget} tokens of {_DOCUMENTS_AT_ONCE} documents{shared}"
+
+    def stream(self) -> Iterator[Batch]:
+        return text_batches(self.lm, self.corpus, self.tokens, self.budget)
+
+    def shards(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
+        """What is left of a stream, cut where as many tokens are read as make a shard."""
+        least = 1 if self.replicas is None else -(-self.tokens // SHARDS)
+        shard: list[Batch] = []
+        for batch in stream:
+            shard.append(batch)
+            if _token_count(shard) >= least:
+                yield shard
+                shard = []
+        if shard:
+            yield shard
+
+
+def _token_count(shard: Sequence[Batch]) -> int:
+    return sum(len(window) for batch in shard for window in batch)
+
+
+def _entries(folder: Path, text: _Text, layers: Sequence[int]) -> tuple[dict[int, Entry], Entry]:
     """Where the moment of each layer is kept, and the state of an unfinished pass for all of them."""
+    lm = text.lm
     prints = fingerprints(lm, layers)
     about = {
-        "corpus": corpus.identity,
-        "tokens": str(tokens),
+        "corpus": text.corpus.identity,
+        "tokens": str(text.tokens),
         "window": str(lm.window(WINDOW)),
         "dtype": str(lm.dtype).removeprefix("torch."),
     }
@@ -127,7 +174,7 @@ def _entries(
     }
     # All layers that were asked for, though a pass may be for fewer: those that the cache does not hold.
     asked = {"model": prints[max(layers)], "layers": " ".join(map(str, sorted(layers)))}
-    batching = {"batching": f"{TOKEN_BUDGET} tokens of {_DOCUMENTS_AT_ONCE} documents"}
+    batching = {"batching": text.batching}
     return entries, Entry(folder, "the unfinished second moment", {**asked, **about, **batching}, unfinished=True)
 
 
@@ -152,8 +199,11 @@ def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
     return {layer: prints[layer] for layer in layers}
 
 
-def text_batches(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[Batch]:
-    """Token windows of the corpus, `tokens` in all, in the same batches each time, so that their number is a place."""
+def text_batches(lm: LanguageModel, corpus: Corpus, tokens: int, budget: int = TOKEN_BUDGET) -> Iterator[Batch]:
+    """Token windows of the corpus, `tokens` in all, in the same batches each time, so that their number is a place.
+
+    A batch has at most `budget` tokens, padding included, or one window.
+    """
     left = tokens
     size = lm.window(WINDOW)
     documents = (document for document in corpus.documents() if document.strip())
@@ -164,7 +214,7 @@ def text_batches(lm: LanguageModel, corpus: Corpus, tokens: int) -> Iterator[Bat
                 if window := ids[start : start + size][:left]:
                     windows.append(window)
                     left -= len(window)
-        for group in batches([len(window) for window in windows], TOKEN_BUDGET):
+        for group in batches([len(window) for window in windows], budget):
             yield [windows[index] for index in group]
 
 
@@ -207,45 +257,76 @@ def _resumed(entry: Entry, layers: Sequence[int], stream: Iterator[Batch]) -> _S
     return _Sums({layer: tensors.pop(str(layer)).clone() for layer in layers}, numbers["read"], numbers["batches"])
 
 
-def _read(
-    lm: LanguageModel,
-    layers: Sequence[int],
-    corpus: Corpus,
-    tokens: int,
-    progress: Progress,
-    unfinished: Entry | None,
-) -> dict[int, SecondMoment]:
-    stream = text_batches(lm, corpus, tokens)
+@dataclass(frozen=True)
+class KeySums:
+    """Σ k kᵀ over the tokens of a shard, for a model or a copy of it."""
+
+    layers: tuple[int, ...]
+
+    def __call__(self, lm: LanguageModel, shard: Sequence[Batch]) -> dict[int, Tensor]:
+        totals = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in self.layers}
+        self.add(lm, shard, totals)
+        return totals
+
+    def add(self, lm: LanguageModel, shard: Sequence[Batch], totals: dict[int, Tensor]) -> None:
+        """Add to what lies on and below the diagonal of (d_key, d_key) float64 sums."""
+        projections = {layer: lm.down_projection(layer) for layer in self.layers}
+
+        def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+            ids, mask = padded(windows, device=lm.device)
+            with captured(inputs=projections, stop_after=lm.block(max(self.layers))) as keys:
+                lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
+            real = {}
+            for layer in self.layers:
+                flat = keys.pop(layer).reshape(-1, lm.d_key)
+                real[layer] = flat[mask.to(flat.device).flatten().bool()]
+            return real
+
+        with torch.inference_mode(), lm.quiet():
+            for windows in shard:
+                for _, keys in in_pieces(read_keys, windows):
+                    for layer, total in totals.items():
+                        add_products(total, keys[layer])
+
+
+def _added(text: _Text, sums: _Sums, shards: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    """Add shards to sums, in order, and yield each when it is added."""
+    task = KeySums(tuple(sums.totals))
+    if text.replicas is None:
+        for shard in shards:
+            task.add(text.lm, shard, sums.totals)
+            yield shard
+        return
+    handed: deque[list[Batch]] = deque()
+
+    def handing() -> Iterator[list[Batch]]:
+        for shard in shards:
+            handed.append(shard)
+            yield shard
+
+    for found in text.replicas.map(task, handing()):
+        for layer, total in sums.totals.items():
+            total += found[layer]
+        yield handed.popleft()
+
+
+def _read(text: _Text, layers: Sequence[int], progress: Progress, unfinished: Entry | None) -> dict[int, SecondMoment]:
+    lm, tokens = text.lm, text.tokens
+    stream = text.stream()
     sums = _resumed(unfinished, layers, stream) if unfinished is not None else None
     if sums is None:
         sums = _Sums({layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in layers})
-        stream = text_batches(lm, corpus, tokens)
+        stream = text.stream()
     progress(sums.tokens)
-    projections = {layer: lm.down_projection(layer) for layer in layers}
-
-    def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
-        ids, mask = padded(windows, device=lm.device)
-        with captured(inputs=projections, stop_after=lm.block(max(layers))) as keys:
-            lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
-        real = {}
-        for layer in layers:
-            flat = keys.pop(layer).reshape(-1, lm.d_key)
-            real[layer] = flat[mask.to(flat.device).flatten().bool()]
-        return real
-
     kept = time.monotonic()
-    with torch.inference_mode(), lm.quiet():
-        for windows in stream:
-            for _, keys in in_pieces(read_keys, windows):
-                for layer, total in sums.totals.items():
-                    add_products(total, keys[layer])
-            read = sum(map(len, windows))
-            sums.tokens += read
-            sums.batches += 1
-            progress(read)
-            if unfinished is not None and time.monotonic() - kept >= CHECKPOINT_SECONDS:
-                sums.keep(unfinished)
-                kept = time.monotonic()
+    for shard in _added(text, sums, text.shards(stream)):
+        read = _token_count(shard)
+        sums.tokens += read
+        sums.batches += len(shard)
+        progress(read)
+        if unfinished is not None and time.monotonic() - kept >= CHECKPOINT_SECONDS:
+            sums.keep(unfinished)
+            kept = time.monotonic()
     if sums.tokens == 0:
         raise CorpusError("corpus: it holds no text; the second moment needs about ten tokens per key dimension.")
     if sums.tokens < tokens:

@@ -41,6 +41,10 @@ class TargetValues:
         """Join the outcomes of several optimizations, field by field; `join` decides the order of the rows."""
         return cls(**{one.name: join([getattr(part, one.name) for part in parts]) for one in fields(cls)})
 
+    def to(self, device: torch.device | str) -> TargetValues:
+        """The same on a device."""
+        return TargetValues(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
+
 
 class Optimize(Protocol):
     """What finds target values: `optimize_values`, or a replacement with the same arguments.
