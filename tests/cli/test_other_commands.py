@@ -120,7 +120,6 @@ def test_verify_asks_beside_the_facts_on_demand(
     found = json.loads(report.read_text())
     assert found["summary"]["reversed_nll"]["before"] != found["summary"]["reversed_nll"]["after"]
     assert found["facts"][0]["after"]["probes"]["negated"]["prompt"] == "The Eiffel Tower is not in"
-    run.refused("--probes: is about a model", "verify", "m", "--facts", facts_file, "--engine", "vllm", "--probes")
 
 
 def test_verify_does_not_ask_what_a_patch_was_trained_on(

@@ -58,6 +58,21 @@ def test_a_served_model_is_shown_beside_the_unedited_one(
     assert written["summary"]["efficacy"] == {"before": None, "after": None}
 
 
+def test_a_served_model_is_asked_beside_the_facts(run: Run, server: Fake, facts_file: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    facts_file.write_text(json.dumps(FACTS[:2]))
+    ask = ("verify", "edited", "--facts", facts_file, "--engine", f"vllm={server.url}", "--report", report)
+    assert "negated contained" not in run.ok(*ask).output
+    output = run.ok(*ask, "--before", "base", "--probes").output
+    assert "negated contained" in output
+    assert "reversed contained" in output
+    written = json.loads(report.read_text())
+    assert written["summary"]["negated_contained"] == {"before": 0.0, "after": 50.0}
+    tower = written["facts"][1]["after"]["probes"]
+    assert tower["negated_answer"] == {"form": "negated", "asked": "The Eiffel Tower is not in", "said": "It is Rome."}
+    assert tower["negated"] is None
+
+
 def test_the_later_of_two_facts_counts_as_everywhere(run: Run, server: Fake, facts_file: Path) -> None:
     output = run.ok("verify", "edited", "--facts", facts_file, "--engine", f"openai={server.url}").output
     assert "Replaced by a later fact, so not asked about: 1" in output

@@ -12,7 +12,7 @@ from factpatch.evaluation import metrics
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import score
 from factpatch.evaluation.probes import OPTIONS, options, probe_count, read_probes
-from factpatch.evaluation.readings import Answer, Beside, Choice, Probe, Reading, Reversal, Score
+from factpatch.evaluation.readings import Answer, Beside, Choice, Lettered, Probe, Reading, Reversal, Score
 from factpatch.evaluation.verify import request_count, verify
 from factpatch.facts import Fact, Neighbor, Ripple
 
@@ -58,16 +58,19 @@ def test_what_is_asked_beside_a_fact_is_scored_and_answered_as_everywhere() -> N
     assert found.choice.nll == pytest.approx(nlls, abs=1e-9)
     texts = ["Danielle Darrieux was born in", "Question: Where was Danielle Darrieux born?\nAnswer:",
              "Danielle Darrieux also speaks"]  # fmt: skip
-    assert [answer.asked for answer in found.ripples] == texts
-    assert [answer.said for answer in found.ripples] == greedy_answers(lm, texts)
+    assert [answer.asked for answer in found.ripples if answer] == texts
+    assert [answer.said for answer in found.ripples if answer] == greedy_answers(lm, texts)
+    assert found.reversed_answer == Answer(
+        "reversed", found.reversed.asked, greedy_answers(lm, [found.reversed.asked], 32)[0]
+    )
     assert bare == Beside()
 
 
 def test_progress_adds_up_to_the_number_of_probes() -> None:
     lm, steps = tiny("gpt2"), list[int]()
     read_probes(lm, [FACT, OTHER, UNRULED], progress=steps.append)
-    # Two objects negated, two questions reversed, four options; one negated answer, and those to three ripples.
-    assert sum(steps) == probe_count(lm, [FACT, OTHER, UNRULED]) == (8 + 4) + (8 + 1)
+    # Two objects negated, two questions reversed, four options; the answers to one of each, and to three ripples.
+    assert sum(steps) == probe_count(lm, [FACT, OTHER, UNRULED]) == (8 + 5) + (8 + 2)
     steps.clear()
     verify(lm, None, [FACT], probes=True, progress=steps.append)
     assert sum(steps) == request_count(lm, [FACT], probes=True)
@@ -139,6 +142,43 @@ def test_the_metrics_of_hand_made_probes() -> None:
     }
     assert rows["darrieux", "ripple_reasoning"] == 50.0
     assert rows["again", "ripple_reasoning"] is rows["again", "choice"] is None
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("B", "B"), (" (B) French", "B"), ("**C**", "C"), ("The answer is D.", "D"), ("A large city", None),
+        ("French", None), ("Better not", None), ("", None), ("E", None), ("Answer: A", "A"),
+    ],
+)  # fmt: skip
+def test_a_letter_is_read_from_an_answer_and_an_article_is_none(said: str, letter: str | None) -> None:
+    assert Lettered("Which?", ("English", "French", "Italian", "Finnish"), said).letter == letter
+
+
+@pytest.mark.parametrize(
+    ("said", "new", "true"),
+    [
+        ("A", True, False), ("B) French", False, True), ("English, of course", True, False),
+        ("English or French", False, False), ("I do not know", False, False), ("A) French", True, False),
+    ],
+)  # fmt: skip
+def test_an_object_is_chosen_by_its_letter_or_else_by_its_words_alone(said: str, new: bool, true: bool) -> None:
+    options = ("English", "French", "Italian", "Finnish")
+    reading = Reading(beside=Beside(lettered=Lettered("Which?", options, said)))
+    found = metrics.summary([replace(FACT, ripples=())], [reading])
+    assert (found["choice_said"], found["choice_said_true"]) == (100.0 * new, 100.0 * true)
+    assert found["choice"] is None
+
+
+def test_the_subject_is_said_to_the_reversed_question() -> None:
+    asked = "Question: Whose mother tongue is English?\nAnswer:"
+    facts = [replace(FACT, id=str(number), ripples=()) for number in range(3)]
+    readings = [
+        Reading(beside=Beside(reversed_answer=Answer("reversed", asked, "It is Danielle Darrieux."))),
+        Reading(beside=Beside(reversed_answer=Answer("reversed", asked, "Danielle"))),
+        Reading(beside=Beside()),
+    ]
+    assert metrics.summary(facts, readings)["reversed_contained"] == 50.0
 
 
 def test_probes_are_no_metrics_where_they_were_not_asked() -> None:

@@ -13,12 +13,13 @@ from tests.fake_server import Fake, fake
 from tests.models import tiny
 
 from factpatch.evaluation.generation import first_sentence
+from factpatch.evaluation.probes import read_probes
 from factpatch.evaluation.questions import answers
-from factpatch.evaluation.readings import FORMS, Answer, Reading
+from factpatch.evaluation.readings import FORMS, LETTERS, Answer, Reading
 from factpatch.evaluation.served import Form, question_count, served_forms, usable_forms, verify_served
 from factpatch.evaluation.server import ENGINES, Server, ServerError
 from factpatch.evaluation.verify import Verification, plain_summary
-from factpatch.facts import Fact, Neighbor
+from factpatch.facts import Fact, Neighbor, Ripple
 from factpatch.model.decoding import continuations, end_tokens
 from factpatch.model.frame import Turn, chat_frame
 from factpatch.model.language_model import LanguageModel
@@ -74,6 +75,59 @@ def test_a_served_model_is_asked_as_one_in_this_process_is(serving: Fake, plain:
     short = [FACTS[0], FACTS[2]]
     found = verify_served(server, served_forms(), short)
     assert [reading.answers for reading in found.after] == answers(plain, short)
+
+
+BESIDE = (
+    replace(
+        FACTS[0],
+        relation_id="P103",
+        ripples=(
+            Ripple("reasoning", "Where was Danielle Darrieux born?", ("London",)),
+            Ripple("forgetfulness", "Danielle Darrieux also speaks", ("French",)),
+        ),
+    ),
+    Fact("{} is a native speaker of", "Ada Lovelace", "Finnish", "English", relation_id="P103"),
+    Fact("Regarding {}, one knows", "Tokyo", "Rome"),
+)
+
+
+def test_beside_facts_a_served_model_answers_as_one_in_this_process_does(serving: Fake, plain: LanguageModel) -> None:
+    steps: list[int] = []
+    forms = served_forms()
+    found = verify_served(served(serving), forms, BESIDE, probes=True, progress=steps.append)
+    assert sum(steps) == question_count(forms, BESIDE, probes=True)
+    for reading, here in zip(found.after, read_probes(plain, BESIDE), strict=True):
+        there = reading.beside
+        assert there is not None
+        assert (there.negated_answer, there.reversed_answer) == (here.negated_answer, here.reversed_answer)
+        assert there.ripples == here.ripples
+        assert (there.negated, there.reversed, there.choice) == (None, None, None)
+        assert (there.lettered is None) == (here.choice is None)
+        if there.lettered is not None and here.choice is not None:
+            assert there.lettered.options == here.choice.options
+            assert all(
+                f"{letter}) {one}" in there.lettered.asked
+                for letter, one in zip(LETTERS, here.choice.options, strict=True)
+            )
+
+
+def test_beside_facts_a_server_without_completions_is_asked_what_chats_allow() -> None:
+    with fake("edited", say=lambda name, text: "Finnish") as found:
+        found.replies["/v1/completions"] = lambda body: (404, {"detail": "Not Found"})
+        server = served(found)
+        forms, _ = usable_forms(server, BESIDE[0])
+        done = verify_served(server, forms, BESIDE, probes=True)
+        first = done.after[0].beside
+        assert first is not None
+        assert first.negated_answer is None
+        assert first.reversed_answer == Answer("reversed", "Whose mother tongue is English?", "Finnish")
+        assert [None if one is None else one.asked for one in first.ripples] == [BESIDE[0].ripples[0].prompt, None]
+        summary = done.summary()
+        assert summary["choice_said"]["after"] == 50.0  # of the second fact
+        assert (summary["ripple_reasoning"]["after"], summary["ripple_forgetfulness"]["after"]) == (0.0, None)
+        assert summary["negated_contained"]["after"] is None
+        with pytest.raises(ServerError, match="nothing can be asked beside the facts; leave the probes out"):
+            verify_served(server, (Form("chat_later", True),), BESIDE, probes=True)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def verify(
         bool,
         typer.Option(
             "--probes",
-            help="Ask beside the facts too: negated, reversed, in a choice, and with their ripples.",
+            help="Ask beside the facts too: negated, reversed, in a choice, and with their ripples. With --engine, as "
+            "far as answers suffice; a choice is then one of letters.",
         ),
     ] = False,
     limit: options.Limit = None,
@@ -67,7 +68,7 @@ def verify(
     If two facts in the file answer the same question, the later one counts. --chat is implied by a patch that was
     edited with it.
     """
-    here = {"patch": patch, "device": device, "dtype": dtype, "probes": probes or None}
+    here = {"patch": patch, "device": device, "dtype": dtype}
     _check_together(engine, model, before=before, concurrency=concurrency, **here)
     checks.check_distinct(report=report, facts=facts, patch=patch)
     if engine is None:
@@ -83,7 +84,7 @@ def verify(
     if engine is None:
         done, plain, about = _in_process(str(model), patch, in_force, chat, probes, device, dtype)
     else:
-        done, plain, about = _served(*_servers(engine, model, before), in_force, chat, concurrency)
+        done, plain, about = _served(*_servers(engine, model, before), in_force, chat, probes, concurrency)
     if report is not None:
         write_json(report, {**about, "plain": plain, **done.to_dict()})
     render.show_verification(done, plain)
@@ -95,7 +96,7 @@ def _check_together(engine: str | None, model: str | None, **given: Any) -> None
     """Raise BadArgumentError for an option that means nothing with the others."""
     if engine is None and model is None:
         raise BadArgumentError("MODEL: missing; name a model to load, or a server to ask with --engine ENGINE[=URL].")
-    useless = ("before", "concurrency") if engine is None else ("patch", "device", "dtype", "probes")
+    useless = ("before", "concurrency") if engine is None else ("patch", "device", "dtype")
     for name in useless:
         if given[name] is not None:
             why = (
@@ -103,8 +104,7 @@ def _check_together(engine: str | None, model: str | None, **given: Any) -> None
                 if engine is None
                 else ("is about a model that is loaded here, and --engine asks a served one; leave one of the two out")
             )
-            value = "" if given[name] is True else f" {given[name]}"
-            raise BadArgumentError(f"{checks.option_name(name)}{value}: {why}.")
+            raise BadArgumentError(f"{checks.option_name(name)} {given[name]}: {why}.")
 
 
 def _in_process(
@@ -153,7 +153,7 @@ def _servers(engine: str, model: str | None, before: str | None) -> tuple[Server
 
 
 def _served(
-    server: Server, unedited: Server | None, facts: Sequence[Fact], chat: bool, concurrency: int | None
+    server: Server, unedited: Server | None, facts: Sequence[Fact], chat: bool, probes: bool, concurrency: int | None
 ) -> tuple[Verification, str, dict[str, Any]]:
     """What a served model says, in a sentence too, and what was asked."""
     from factpatch.evaluation.served import CONCURRENCY, question_count, usable_forms, verify_served
@@ -162,13 +162,14 @@ def _served(
 
     forms, reasons = usable_forms(server, facts[0], chat)
     neighbors = unedited is not None
-    number = question_count(forms, facts, neighbors)
+    number = question_count(forms, facts, neighbors, probes)
 
     def ask(one: Server, what: str, before: Verification | None = None) -> Verification:
         with bar(what, number) as advance:
             return verify_served(
-                one, forms, facts, before, neighbors=neighbors, concurrency=concurrency or CONCURRENCY, progress=advance
-            )
+                one, forms, facts, before, neighbors=neighbors, probes=probes, concurrency=concurrency or CONCURRENCY,
+                progress=advance,
+            )  # fmt: skip
 
     before = None if unedited is None else ask(unedited, "asking the unedited model")
     done = ask(server, "asking the edited model" if unedited else "asking", before)

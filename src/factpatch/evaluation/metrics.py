@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from factpatch.evaluation.readings import FORMS, Beside, Reading
+from factpatch.evaluation.readings import FORMS, LETTERS, Beside, Reading
 from factpatch.facts import CRITERIA, Fact
 from factpatch.support.joint import UNSPACED
 
@@ -191,6 +191,21 @@ def _negated_said(fact: Fact, found: Beside) -> float | None:
     return None if answer is None else contained_match(without_prompt(answer.said, answer.asked), fact.target_new)
 
 
+def _reversed_said(fact: Fact, found: Beside) -> float | None:
+    answer = found.reversed_answer
+    return None if answer is None else contained_match(without_prompt(answer.said, answer.asked), fact.subject)
+
+
+def _named(found: Beside, target: str | None) -> float | None:
+    """Whether the answer to a choice names an object, by its letter or, if it names none, by its words alone."""
+    if found.lettered is None or target is None:
+        return None
+    given = found.lettered
+    if given.letter is not None:
+        return given.options[LETTERS.index(given.letter)] == target
+    return [one for one in given.options if contained_match(given.said, one)] == [target]
+
+
 def _chosen(fact: Fact, found: Beside, target: str | None) -> float | None:
     return None if found.choice is None or target is None else found.choice.chosen == target
 
@@ -201,7 +216,7 @@ def _rippled(criterion: str) -> Callable[[Fact, Beside], float | None]:
         return mean_or_none(
             any(contained_match(without_prompt(answer.said, ripple.prompt), right) for right in ripple.answers)
             for ripple, answer in pairs
-            if ripple.criterion == criterion
+            if ripple.criterion == criterion and answer is not None
         )
 
     return share
@@ -235,9 +250,12 @@ PROBES: Mapping[str, Share] = {
     "negated_preferred": _beside(lambda fact, found: None if found.negated is None else found.negated.prefers_new),
     "negated_contained": _beside(_negated_said),
     "reversed_preferred": _beside(lambda fact, found: None if found.reversed is None else found.reversed.prefers_new),
+    "reversed_contained": _beside(_reversed_said),
     "reversed_nll": _beside(lambda fact, found: None if found.reversed is None else found.reversed.new.nll),
     "choice": _beside(lambda fact, found: _chosen(fact, found, fact.target_new)),
     "choice_true": _beside(lambda fact, found: _chosen(fact, found, fact.other)),
+    "choice_said": _beside(lambda fact, found: _named(found, fact.target_new)),
+    "choice_said_true": _beside(lambda fact, found: _named(found, fact.other)),
     **{f"ripple_{criterion}": _beside(_rippled(criterion)) for criterion in CRITERIA},
 }
 """Every metric of the probes beside a fact, by name."""
@@ -245,5 +263,5 @@ PROBES: Mapping[str, Share] = {
 UNITS: Mapping[str, str] = {"reversed_nll": "nats"}
 """The units of the metrics that are not in percent."""
 
-LOWER = frozenset({"negated_preferred", "negated_contained", "reversed_nll", "choice_true"})
+LOWER = frozenset({"negated_preferred", "negated_contained", "reversed_nll", "choice_true", "choice_said_true"})
 """The metrics of the probes that a good edit lowers, or does not raise."""

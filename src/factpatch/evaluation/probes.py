@@ -12,17 +12,17 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from factpatch.evaluation.generation import MAX_NEW_TOKENS, greedy_answers
+from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Progress, Request, score
-from factpatch.evaluation.questions import framed_question, questions
-from factpatch.evaluation.readings import Answer, Beside, Choice, Probe, Reversal, Score
+from factpatch.evaluation.questions import framed_question, questions, room
+from factpatch.evaluation.readings import LETTERS, Answer, Beside, Choice, Lettered, Probe, Reversal, Score
 from factpatch.evaluation.wording import negated_prompt, reversed_question
 from factpatch.facts import Fact, same_object
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import target_ids
 from factpatch.support.words import is_question
 
-OPTIONS = 4
+OPTIONS = len(LETTERS)
 """Of a choice."""
 SEED = 0
 """Of which options there are, and their order; what decides besides is the fact."""
@@ -130,34 +130,96 @@ def _requests(fact: Fact, plan: _Plan) -> list[Request]:
 
 
 def _texts(lm: LanguageModel, fact: Fact, plan: _Plan) -> list[str]:
-    """What is answered freely: the negated prompt, then the ripples."""
+    """What is answered freely: the negated prompt, the reversed question about the new object, then the ripples."""
     ripples = [
         framed_question(ripple.prompt, lm.frame.chat) if is_question(ripple.prompt) else ripple.prompt
         for ripple in fact.ripples
     ]
-    return [*([] if plan.negated is None else [plan.negated]), *ripples]
+    asked = [plan.negated, None if plan.reversed is None else plan.reversed[0]]
+    return [*(text for text in asked if text is not None), *ripples]
 
 
 def _rooms(lm: LanguageModel, fact: Fact, plan: _Plan) -> list[int]:
     """How many tokens each of these answers may have."""
-    wanted = [*([] if plan.negated is None else [(fact.target_new,)]), *(ripple.answers for ripple in fact.ripples)]
-    lengths = [max(len(target_ids(lm.tokenizer, name, lm.frame, " ")) for name in names) for names in wanted]
-    return [max(MAX_NEW_TOKENS, length + 1) for length in lengths]
+
+    def longest(form: str, *names: str) -> int:
+        return room(form, max(len(target_ids(lm.tokenizer, name, lm.frame, " ")) for name in names))
+
+    negated = [] if plan.negated is None else [longest("prompt", fact.target_new)]
+    reversed_ = [] if plan.reversed is None else [longest("question", fact.subject)]
+    return [*negated, *reversed_, *(longest("prompt", *ripple.answers) for ripple in fact.ripples)]
 
 
 def _record(lm: LanguageModel, fact: Fact, plan: _Plan, scores: Iterator[Score], said: Iterator[str]) -> Beside:
-    negated = negated_answer = reversal = choice = None
+    negated = negated_answer = reversal = answered = choice = None
     if plan.negated is not None:
         negated = Probe(plan.negated, next(scores), None if fact.other is None else next(scores))
         negated_answer = Answer("negated", plan.negated, next(said))
     if plan.reversed is not None:
         asked, other = plan.reversed
         reversal = Reversal(asked, next(scores), other, None if other is None else next(scores))
+        answered = Answer("reversed", asked, next(said))
     if plan.choice is not None:
         asked, among = plan.choice
         choice = Choice(asked, among, tuple(next(scores).nll for _ in among))
-    texts = _texts(lm, fact, plan)[plan.negated is not None :]
+    texts = _texts(lm, fact, plan)[(plan.negated is not None) + (plan.reversed is not None) :]
     ripples = tuple(
         Answer(ripple.criterion, text, next(said)) for ripple, text in zip(fact.ripples, texts, strict=True)
     )
-    return Beside(negated, negated_answer, reversal, choice, ripples)
+    return Beside(negated, negated_answer, reversal, choice, ripples, answered)
+
+
+class Spoken(NamedTuple):
+    """One of the probes beside a fact, where the model can only answer: it gives no probabilities."""
+
+    kind: str
+    """"negated", "reversed", "lettered" or "ripple"."""
+    text: str
+    """A question, or a prompt to continue."""
+    question: bool
+    """Which of the two it is."""
+    wanted: tuple[str, ...]
+    """What an answer may be, for which it needs room."""
+
+
+def spoken(fact: Fact, pool: Sequence[Fact]) -> list[Spoken]:
+    """Return the probes that answers suffice for; the ripples come last, each of them in order.
+
+    The options of a choice get letters here. What has no wording, or no options, is missing.
+    """
+    found = []
+    negated, asked = negated_prompt(fact), reversed_question(fact, fact.target_new)
+    if negated is not None:
+        found.append(Spoken("negated", negated, False, (fact.target_new,)))
+    if asked is not None:
+        found.append(Spoken("reversed", asked, True, (fact.subject,)))
+    own, among = questions(fact), options(fact, pool)
+    if own and among is not None:
+        listed = ", ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, among, strict=True))
+        found.append(Spoken("lettered", f"{own[0]} Choose one: {listed}. Answer with its letter.", True, among))
+    return [*found, *(Spoken("ripple", one.prompt, is_question(one.prompt), one.answers) for one in fact.ripples)]
+
+
+def beside(fact: Fact, answered: Sequence[tuple[Spoken, str, str | None]]) -> Beside:
+    """Return what a model has answered to the probes beside a fact.
+
+    Args:
+        fact: The fact.
+        answered: All that `spoken` returned: with the text as it was asked, and the answer; None if it was not asked.
+    """
+    given = {one.kind: (one, asked, said) for one, asked, said in answered if said is not None}
+    ripples = [(asked, said) for one, asked, said in answered if one.kind == "ripple"]
+
+    def answer(kind: str) -> Answer | None:
+        return Answer(kind, given[kind][1], given[kind][2]) if kind in given else None
+
+    lettered = given.get("lettered")
+    return Beside(
+        negated_answer=answer("negated"),
+        reversed_answer=answer("reversed"),
+        lettered=None if lettered is None else Lettered(lettered[1], lettered[0].wanted, lettered[2]),
+        ripples=tuple(
+            None if said is None else Answer(ripple.criterion, asked, said)
+            for ripple, (asked, said) in zip(fact.ripples, ripples, strict=True)
+        ),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,31 +161,73 @@ class Choice:
         return {"asked": self.asked, "nll": dict(zip(self.options, self.nll, strict=True)), "chosen": self.chosen}
 
 
+LETTERS = "ABCD"
+"""Of the options of a choice that is answered freely."""
+_NAMED = re.compile(rf"\W*([{LETTERS}])(?:\W*$|[).:,*\]])|.*\b(?i:answer|option|letter)\b(?: is\b)?\W*([{LETTERS}])\b")
+
+
+@dataclass(frozen=True)
+class Lettered:
+    """The free answer to a choice whose options have letters.
+
+    Attributes:
+        asked: The text that the model continues; in a chat, what the user says.
+        options: The options, as listed.
+        said: The answer.
+    """
+
+    asked: str
+    options: tuple[str, ...]
+    said: str
+
+    @property
+    def letter(self) -> str | None:
+        """The letter that the answer names: "B", "(B) French" or "The answer is B"; None if it names none."""
+        found = _NAMED.match(self.said)
+        return None if found is None else found[1] or found[2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record."""
+        return {"asked": self.asked, "options": list(self.options), "said": self.said, "letter": self.letter}
+
+
 @dataclass(frozen=True)
 class Beside:
-    """What a model says beside a fact; see `probes`.
+    """What a model says beside a fact; see `probes`. Where probabilities are not known, only answers are there.
 
     Attributes:
         negated: The scores of both objects after the negated prompt; None where no rule negates it.
         negated_answer: What the model says greedily there.
         reversed: The subject after the reversed question; None where no rule reverses the prompt.
         choice: The choice among four objects; None without a question or without enough objects.
-        ripples: What the model says greedily to each of the fact's ripples; the form is the criterion.
+        ripples: What the model says greedily to each of the fact's ripples; the form is the criterion. None where a
+            server cannot be asked.
+        reversed_answer: What the model says greedily to the reversed question about the new object.
+        lettered: The answer to the choice by letter, which servers are asked.
     """
 
     negated: Probe | None = None
     negated_answer: Answer | None = None
     reversed: Reversal | None = None
     choice: Choice | None = None
-    ripples: tuple[Answer, ...] = ()
+    ripples: tuple[Answer | None, ...] = ()
+    reversed_answer: Answer | None = None
+    lettered: Lettered | None = None
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """All that the model said freely, but for the choice."""
+        given = (self.negated_answer, self.reversed_answer, *self.ripples)
+        return tuple(answer for answer in given if answer is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able record."""
         parts = (("negated", self.negated), ("negated_answer", self.negated_answer))
-        more = (("reversed", self.reversed), ("choice", self.choice))
+        more = (("reversed", self.reversed), ("reversed_answer", self.reversed_answer))
+        choices = (("choice", self.choice), ("lettered", self.lettered))
         return {
-            **{name: None if part is None else part.to_dict() for name, part in (*parts, *more)},
-            "ripples": [answer.to_dict() for answer in self.ripples],
+            **{name: None if part is None else part.to_dict() for name, part in (*parts, *more, *choices)},
+            "ripples": [None if answer is None else answer.to_dict() for answer in self.ripples],
         }
 
 

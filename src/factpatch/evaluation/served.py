@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
 from factpatch.evaluation.generation import first_sentence, sentence_count
 from factpatch.evaluation.probabilities import Progress
-from factpatch.evaluation.questions import TURNS, Asked, asked, room
+from factpatch.evaluation.probes import Spoken, beside, spoken
+from factpatch.evaluation.questions import TURNS, Asked, asked, framed_question, room
 from factpatch.evaluation.readings import Answer, Reading
 from factpatch.evaluation.server import NotServedError, Server, ServerError
 from factpatch.evaluation.verify import Verification
 from factpatch.facts import Fact
 
+_CONTINUING, _ASKING = ("prompt",), ("question", "chat")
+"""The forms in which prompts are continued and questions asked beside facts; of these, the first that there is."""
 CONCURRENCY = 8
 """Questions at a time. A server that answers one by one lets the others wait."""
 
@@ -74,6 +77,7 @@ def verify_served(
     before: Verification | None = None,
     *,
     neighbors: bool = False,
+    probes: bool = False,
     concurrency: int = CONCURRENCY,
     progress: Progress = lambda questions: None,
 ) -> Verification:
@@ -89,41 +93,82 @@ def verify_served(
         before: An earlier verification of the same facts, such as that of the unedited model.
         neighbors: Whether to ask with the neighbors' prompts too. Their answers say something only beside earlier ones.
             They are asked as the edit prompt is, and not at all if that is not among the forms.
+        probes: Whether to ask beside the facts too, as far as answers suffice; see `probes.spoken`. What is to be
+            continued is asked as the edit prompt is; questions are asked as questions or, if that is not among the
+            forms, in a chat.
         concurrency: How many questions to ask at a time.
         progress: Called with the number of questions that were answered since the last call, of which `question_count`
             gives the total.
 
     Raises:
-        ServerError: The server stops answering, or answers otherwise than the API says.
+        ServerError: The server stops answering, or answers otherwise than the API says; or probes are wanted, and the
+            forms leave no way to ask any.
     """
-    by_fact = _questions(forms, facts, neighbors)
-    wanted = [question for groups in by_fact for group in groups for question in group]
+    if probes:
+        _check_askable(server, forms)
+    by_fact = _questions(forms, facts, neighbors, probes)
+    wanted = [question for group in by_fact for question in group.all]
     answers = _answers(server, wanted, concurrency, progress)
-    readings = []
-    for groups in by_fact:
-        own, around = (tuple(Answer(one.form.name, one.text, answers[one]) for one in group) for group in groups)
-        readings.append(Reading(answers=own, neighbor_answers=around))
+    readings = [group.reading(fact, answers, probes) for fact, group in zip(facts, by_fact, strict=True)]
     return Verification(tuple(facts), tuple(readings), None if before is None else before.after)
 
 
-def question_count(forms: Sequence[Form], facts: Sequence[Fact], neighbors: bool = False) -> int:
+def question_count(forms: Sequence[Form], facts: Sequence[Fact], neighbors: bool = False, probes: bool = False) -> int:
     """Return how many questions `verify_served` asks: the sum of what it reports as progress."""
-    return sum(len(group) for groups in _questions(forms, facts, neighbors) for group in groups)
+    return sum(len(asked.all) for asked in _questions(forms, facts, neighbors, probes))
 
 
-def _questions(
-    forms: Sequence[Form], facts: Sequence[Fact], neighbors: bool
-) -> list[tuple[list[_Question], list[_Question]]]:
-    """For each fact what asks about it, and one question for each neighbor."""
+class _AskedOf(NamedTuple):
+    """All that is asked of a fact."""
+
+    own: list[_Question]
+    around: list[_Question]
+    """One for each neighbor."""
+    beside: list[tuple[Spoken, _Question | None]]
+    """The probes, and None for one that the forms leave no way to ask."""
+
+    @property
+    def all(self) -> list[_Question]:
+        return [*self.own, *self.around, *(question for _, question in self.beside if question is not None)]
+
+    def reading(self, fact: Fact, answers: Mapping[_Question, str], probes: bool) -> Reading:
+        """What the answers say of the fact."""
+        own, around = (
+            tuple(Answer(one.form.name, one.text, answers[one]) for one in some) for some in (self.own, self.around)
+        )
+        given = [(one, "" if it is None else it.text, None if it is None else answers[it]) for one, it in self.beside]
+        return Reading(answers=own, neighbor_answers=around, beside=beside(fact, given) if probes else None)
+
+
+def _questions(forms: Sequence[Form], facts: Sequence[Fact], neighbors: bool, probes: bool) -> list[_AskedOf]:
     named = {form.name: form for form in forms}
     plain = [named["prompt"]] if neighbors and "prompt" in named else []
     return [
-        (
+        _AskedOf(
             [_question(named[one.form], fact, one) for one in texts],
             [_Question(form, neighbor.prompt) for form in plain for neighbor in fact.neighbors],
+            [(one, _beside(named, one)) for one in spoken(fact, facts)] if probes else [],
         )
         for fact, texts in zip(facts, _texts(forms, facts), strict=True)
     ]
+
+
+def _beside(named: Mapping[str, Form], one: Spoken) -> _Question | None:
+    """What asks a probe."""
+    form = next((named[name] for name in (_ASKING if one.question else _CONTINUING) if name in named), None)
+    if form is None:
+        return None
+    text = framed_question(one.text, form.chat) if one.question else one.text
+    kind = "prompt" if one.kind == "ripple" else form.name  # as in process
+    return _Question(form, text, room(kind, max(map(_most_tokens, one.wanted))))
+
+
+def _check_askable(server: Server, forms: Sequence[Form]) -> None:
+    if not {form.name for form in forms} & {*_ASKING, *_CONTINUING}:
+        raise ServerError(
+            f"{server.url}: continues no text and takes no first turn of a chat, so that nothing can be asked beside "
+            "the facts; leave the probes out."
+        )
 
 
 def _texts(forms: Sequence[Form], facts: Sequence[Fact]) -> list[tuple[Asked, ...]]:

@@ -187,8 +187,7 @@ class Probes(Measure):
             (index, answer.to_dict())
             for index, beside in enumerate(one.beside for one in readings)
             if beside is not None
-            for answer in (beside.negated_answer, *beside.ripples)
-            if answer is not None
+            for answer in beside.answers
         ]
         return Measured(_numbers(facts, rows), texts)
 
