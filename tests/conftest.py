@@ -25,6 +25,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [*quick, *reversed(slow)]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _warm_ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what `stableedit` begins with for the session alone: another version of the code may have kept another."""
+    from factpatch.statistics import gradients
+
+    folder, found = tmp_path_factory.mktemp("warm_ups"), gradients.cache_directory
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gradients, "cache_directory", lambda: found() if os.environ.get("FACTPATCH_CACHE") else folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("slow") and "PYTEST_XDIST_WORKER" not in os.environ:

@@ -164,14 +164,15 @@ def test_a_letter_is_read_from_an_answer_and_an_article_is_none(said: str, lette
 )  # fmt: skip
 def test_an_object_is_chosen_by_its_letter_or_else_by_its_words_alone(said: str, new: bool, true: bool) -> None:
     options = ("English", "French", "Italian", "Finnish")
-    found = metrics.summary([FACT], [Reading(beside=Beside(lettered=Lettered("Which?", options, said)))])
+    reading = Reading(beside=Beside(lettered=Lettered("Which?", options, said)))
+    found = metrics.summary([replace(FACT, ripples=())], [reading])
     assert (found["choice_said"], found["choice_said_true"]) == (100.0 * new, 100.0 * true)
     assert found["choice"] is None
 
 
 def test_the_subject_is_said_to_the_reversed_question() -> None:
     asked = "Question: Whose mother tongue is English?\nAnswer:"
-    facts = [FACT, replace(FACT, id="again"), replace(FACT, id="unasked")]
+    facts = [replace(FACT, id=str(number), ripples=()) for number in range(3)]
     readings = [
         Reading(beside=Beside(reversed_answer=Answer("reversed", asked, "It is Danielle Darrieux."))),
         Reading(beside=Beside(reversed_answer=Answer("reversed", asked, "Danielle"))),

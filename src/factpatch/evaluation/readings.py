@@ -163,7 +163,7 @@ class Choice:
 
 LETTERS = "ABCD"
 """Of the options of a choice that is answered freely."""
-_NAMED = re.compile(rf"\W*([{LETTERS}])(?:\W*$|[).:,*\]])|.*\b(?:answer|option|letter)\b(?: is\b)?\W*([{LETTERS}])\b")
+_NAMED = re.compile(rf"\W*([{LETTERS}])(?:\W*$|[).:,*\]])|.*\b(?i:answer|option|letter)\b(?: is\b)?\W*([{LETTERS}])\b")
 
 
 @dataclass(frozen=True)

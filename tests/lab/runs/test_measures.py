@@ -110,7 +110,7 @@ def test_probes_are_measured_at_the_end_against_the_objects_of_all_facts_of_the_
     assert found[0, "choice"] is not None
     assert found[0, "ripple_multi_hop"] is None
     assert found == pytest.approx({(place, metric): value for place, metric, value in some.numbers if place == 0})
-    assert [(place, text["form"]) for place, text in one.texts] == [(0, "negated")]
+    assert [(place, text["form"]) for place, text in one.texts] == [(0, "negated"), (0, "reversed")]
     assert [Probes(()).due(Moment(when, (), 0)) for when in (When.WRITTEN, When.END)] == [False, True]
 
 
