@@ -159,6 +159,8 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     for name, settings in expected.items():
         alone = {"spread.together": 1} if name.endswith("-blue") else {}
         assert preset.settings(name, "published-contexts") == {**earlier.get(name, settings), **published, **alone}
+    brief = {"target.stride": 0.15, "target.enough_steps": 8, "target.enough_predictions": 1, "target.clamp": 0.55}
+    assert preset.settings("memit-blue", "long-sessions") == {**expected["memit-blue"], **brief}
     following = {"solver.rate": 5e-4, "solver.l2": 1}
     assert preset.settings("ultraedit") == following
     assert preset.settings("stableedit") == {**following, "solver.l2": 10, "solver.warm_up": 2048}
