@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from tests.models import SENTENCES, tiny_model, tiny_tokenizer
@@ -22,6 +23,8 @@ from factpatch.model.weights import content_hash
 from factpatch.pool import Local, OnRay, Pool, Processes
 from factpatch.statistics.corpus import corpus_from
 from factpatch.statistics.second_moment import SecondMoment
+from factpatch.strategies import HiddenState
+from factpatch.values.shards import InShards
 
 BACKENDS = ("1 process", "2 processes", "ray")
 FACTS = tuple(
@@ -152,3 +155,44 @@ def test_workers_that_round_differently_are_found(folder: Path, monkeypatch: pyt
         monkeypatch.setattr(pool, "map", lambda work, shards, progress: answers)
         with pytest.raises(ReplicaError, match="round differently"):
             list(replicas.map(HashOf(0), ["a", "b"]))
+
+
+class Killer:
+    """As a progress callback: kills one of this process's workers when it is called for the given time."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.killed: list[int] = []
+
+    def __call__(self, done: int) -> None:
+        self.left -= done > 0  # a pass begins with 0
+        if self.left == 0 and not self.killed:
+            workers = [child for child in psutil.Process().children() if "factpatch.pool" in " ".join(child.cmdline())]
+            workers[-1].kill()
+            self.killed.append(workers[-1].pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 2])
+def test_kills_in_each_of_the_three_change_nothing_and_leave_no_process(folder: Path, at: int) -> None:
+    corpus = corpus_from(SENTENCES * 20)
+    target = HiddenState(steps=3, learning_rate=0.3)
+
+    def all_three(pool: Pool, killers: Sequence[Killer | None]) -> tuple[str, str, tuple[Reading, ...]]:
+        lm = load_language_model(str(folder))
+        replicas = Replicas(lm, pool)
+        moments, values, asking = ({} if killer is None else {"progress": killer} for killer in killers)
+        (moment,) = SecondMoment.read(lm, [1], corpus, 900, cache=False, replicas=replicas, **moments).values()
+        found = InShards(replicas)(lm, FACTS * 3, 1, target, ("{}",), **values)
+        said = verify(lm, None, FACTS * 3, replicas=replicas, **asking)
+        return content_hash(moment.matrix), content_hash(found.values), said.after
+
+    killers = [Killer(at), Killer(at), Killer(at)]
+    before = set(psutil.Process().children())
+    with threads_of(Local()):
+        expected = all_three(Local(), [None, None, None])
+        with Processes(2, 1) as pool:
+            assert all_three(pool, killers) == expected
+    assert [len(killer.killed) for killer in killers] == [1, 1, 1]
+    _, alive = psutil.wait_procs([one for one in psutil.Process().children() if one not in before], timeout=10)
+    assert not alive
