@@ -13,9 +13,10 @@ ADDRESS ?=
 # llama.cpp, prebuilt for this platform, for the tests that serve a model with it.
 ENGINES = @fugood/llama.node@1.7.15 @fugood/node-llama-$(shell node -p 'process.platform + "-" + process.arch')@1.7.15
 
-.PHONY: help demo test engines hostile lint check format docs reports dist clean
+.PHONY: help install demo test engines hostile lint check format docs reports dist clean
 
 help:
+	@echo "make install  make .venv, with all that the other targets need"
 	@echo "make demo     install, then edit the embedded model and undo the edit"
 	@echo "make test     install, then run all tests"
 	@echo "make engines  install llama.cpp with npm, for the tests that are skipped without it"
@@ -38,6 +39,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev,docs]'
 	touch $@ $(VENV)/.installed
 
+install: $(VENV)/.installed-dev
+
 demo: $(VENV)/.installed
 	$(BIN)/factpatch demo
 
@@ -57,7 +60,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check: lint docs test
+# Lint and docs take a core each, the tests all of them.
+check: install
+	$(MAKE) --jobs 2 lint docs
+	$(MAKE) test
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix

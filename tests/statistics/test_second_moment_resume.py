@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.models import SENTENCES, tiny
+from tests.processes import killed
 from tests.support.test_files_atomic import largest_file
 
 import factpatch.statistics.second_moment as module
@@ -240,50 +240,20 @@ def test_leftovers_go_in_time(tmp_path: Path) -> None:
     }
 
 
-# Ends itself, without a chance to clean up, in the nth call of a function.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from pkgutil import resolve_name
-import torch
-import factpatch.statistics.second_moment
-import tests.statistics.test_second_moment_resume as here
-
-torch.set_num_threads(1)
-for name, value in here.SMALL.items():
-    setattr(factpatch.statistics.second_moment, name, value)
-module, name, count, cache = sys.argv[1:]
-function, calls = getattr(resolve_name(module), name), [0]
-
-def killed(*given, **options):
-    calls[0] += 1
-    if calls[0] == int(count):
-        if name == "save_file":
-            function(*given, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*given, **options)
-
-setattr(resolve_name(module), name, killed)
-here.read(Path(cache), here.Progress())
-"""
-
-
 @pytest.mark.slow
 def test_a_process_killed_at_a_bad_moment_loses_little(
     straight: tuple[dict[int, SecondMoment], Progress], tmp_path: Path
 ) -> None:
     expected, steps = straight
-    torch.set_num_threads(1)
-    for moment, done in (
-        (("factpatch.statistics.second_moment", "add_products", 6), 2),  # the third batch is in one layer's sum already
-        (("factpatch.statistics.cache", "save_file", 2), 3),  # a checkpoint is written, and not in its place
-        (
-            ("factpatch.statistics.cache", "save_file", len(steps) - 4 + 2),
-            len(steps) - 1,
-        ),  # between two layers' entries
+    for target, call, first, done in (
+        # The third batch is in one layer's sum already.
+        ("factpatch.statistics.second_moment.add_products", 6, None, 2),
+        # A checkpoint is written, and not in its place.
+        ("factpatch.statistics.cache.save_file", 2, save_file, 3),
+        # Between two layers' entries.
+        ("factpatch.statistics.cache.save_file", len(steps) - 4 + 2, save_file, len(steps) - 1),
     ):
-        killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, (*moment, tmp_path))], check=False)
-        assert killed.returncode == -9
+        assert killed(lambda: read(tmp_path, Progress()), target, call, first) == -signal.SIGKILL
         (checkpoint,) = tmp_path.glob("*.unfinished.safetensors")
         assert read_header(checkpoint)["batches"] == str(done)
     progress = Progress()
