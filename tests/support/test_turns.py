@@ -26,11 +26,11 @@ def test_a_process_waits_for_another_one_and_no_longer_when_that_is_killed(tmp_p
     holder = processes.start(hold)
     while not (tmp_path / "held").exists():
         time.sleep(0.01)
-    entered: list[float] = []
+    entered: list[bool] = []
 
     def enter() -> None:
-        with one_at_a_time(tmp_path / "lock", "something"):
-            entered.append(time.monotonic())
+        with one_at_a_time(tmp_path / "lock", "something") as waited:
+            entered.append(waited)
 
     waiting = Thread(target=enter)
     waiting.start()
@@ -39,7 +39,11 @@ def test_a_process_waits_for_another_one_and_no_longer_when_that_is_killed(tmp_p
     os.kill(holder, signal.SIGKILL)
     processes.wait(holder)
     waiting.join(60)
-    assert entered
+    assert entered == [True]
+    with one_at_a_time(tmp_path / "lock", "something") as waited:
+        assert not waited
+        assert (tmp_path / "lock").exists()
+    assert not (tmp_path / "lock").exists()
 
 
 def test_where_no_lock_can_be_made_the_work_is_done_all_the_same(tmp_path: Path) -> None:

@@ -64,11 +64,11 @@ def test_targets_that_another_process_finds_meanwhile_are_taken_from_it(
     found: list[Any] = []
 
     @contextmanager
-    def after_another(lock: Path, what: str) -> Iterator[None]:
+    def after_another(lock: Path, what: str) -> Iterator[bool]:
         if not found:
             found.append(None)
             found[0] = SharedTargets(tmp_path, "tiny")(lm, FACTS, 2, TARGET, ["{}"])
-        yield
+        yield True
 
     monkeypatch.setattr(shared, "one_at_a_time", after_another)
     monkeypatch.setattr(SharedTargets, "_optimized", once(SharedTargets._optimized))

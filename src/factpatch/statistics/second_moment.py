@@ -96,8 +96,9 @@ class SecondMoment:
         entries, unfinished = _entries(cache or cache_directory() / "second_moment", text, layers)
         found = _kept(entries, layers)
         if len(found) < len(entries):
-            with one_at_a_time(_lock(unfinished.folder, text), f"the second moment of {lm.name}"):
-                found |= _kept(entries, [layer for layer in layers if layer not in found])
+            with one_at_a_time(_lock(unfinished.folder, text), f"the second moment of {lm.name}") as waited:
+                if waited:
+                    found |= _kept(entries, [layer for layer in layers if layer not in found])
                 missing = [layer for layer in layers if layer not in found]
                 if missing:
                     computed = _read(text, missing, progress, unfinished)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +43,16 @@ class SharedTargets:
     def __call__(self, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any) -> TargetValues:
         """As `optimize_values`, whose further options count as settings."""
         layer, target, contexts = about
-        found: TargetValues | None = None
         progress = options.pop("progress", lambda finished: None)
         digest = self._digest(
             lm, read_of(facts, contexts), layer, repr(target), list(contexts), repr(sorted(options.items()))
         )
         path, begun = self.directory / f"{digest}.safetensors", time.perf_counter()
         if not path.exists():
-            lock = path.with_suffix(".lock")
-            with one_at_a_time(lock, f"the values of {len(facts)} facts at layer {layer}"):
+            what = f"the values of {len(facts)} facts at layer {layer}"
+            with one_at_a_time(path.with_suffix(".lock"), what):
                 if not path.exists():
-                    found = self._optimized(path, lm, facts, *about, progress=progress, **options)
-                with suppress(OSError):  # now that the result is there, nobody asks for the lock again
-                    lock.unlink()
-                if found is not None:
-                    return found
+                    return self._optimized(path, lm, facts, *about, progress=progress, **options)
         waited = time.perf_counter() - begun
         kept = load_file(path)
         # The stage that waited has counted that time already.
