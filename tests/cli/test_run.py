@@ -273,7 +273,7 @@ def test_a_second_process_is_kept_out_and_changes_nothing(begin: Any, through: d
 
 
 def test_a_finished_run_does_nothing_more(begin: Any, through: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factpatch.lab.runs.execute.load_language_model", None)
+    monkeypatch.setattr("factpatch.lab.runs.runner.load_language_model", None)
     assert begin(through).exit_code == 0
 
 

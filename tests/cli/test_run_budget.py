@@ -78,7 +78,7 @@ def test_a_row_stops_before_the_batch_that_costs_more_and_is_as_that_had_never_b
     # Killed after it had stopped, a row is not edited again.
     for calls in (0, 1):
         with monkeypatch.context() as patched:
-            interrupt(patched, "factpatch.lab.runs.execute.write_json", calls)
+            interrupt(patched, "factpatch.lab.runs.runner.write_json", calls)
             assert begin(limited).exit_code == 130
     assert begin(limited).exit_code == 0
     journal = (tmp_path / "out" / "rows" / "three" / "0" / "memit" / "journal.jsonl").read_text("utf-8")

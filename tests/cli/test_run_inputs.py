@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_used_is_named_before_the_model_is_loaded(
 ) -> None:
     (tmp_path / "glue_cola.json").write_text(json.dumps(records), "utf-8")
     small["evaluate"]["capability"] = {"data": str(tmp_path), "tasks": ["cola"]}
-    monkeypatch.setattr("factpatch.lab.runs.execute.load_language_model", None)
+    monkeypatch.setattr("factpatch.lab.runs.runner.load_language_model", None)
     result = begin(small)
     assert result.exit_code == 1
     assert said in result.output
@@ -177,7 +177,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra_before_the_mode
     begin: Any, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PACKAGES, "no_such_package", "no-such-package")
-    monkeypatch.setattr("factpatch.lab.runs.execute.load_language_model", None)
+    monkeypatch.setattr("factpatch.lab.runs.runner.load_language_model", None)
     result = begin(small)
     assert result.exit_code == 1
     assert "a run needs no-such-package; pip install 'factpatch[runs]'" in result.output

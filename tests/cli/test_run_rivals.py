@@ -74,7 +74,7 @@ def test_a_rival_whose_package_is_missing_is_refused_before_the_model_is_loaded(
     begin: Any, rivals: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factpatch.lab.rivals.rival.find_spec", lambda name: None)
-    monkeypatch.setattr("factpatch.lab.runs.execute.load_language_model", None)
+    monkeypatch.setattr("factpatch.lab.runs.runner.load_language_model", None)
     result = begin(rivals)
     assert result.exit_code != 0
     assert "factpatch[lora]" in " ".join(result.output.split())

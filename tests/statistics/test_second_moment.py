@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,28 @@ def plainly(lm: LanguageModel, layer: int, tokens: int) -> torch.Tensor:
         left -= len(keys)
     assert left == 0
     return total / tokens
+
+
+def test_what_another_process_reads_meanwhile_is_taken_from_it(
+    tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, other = tiny("llama"), []
+
+    @contextmanager
+    def after_another(lock: Path, what: str) -> Iterator[bool]:
+        waits = not other
+        if waits:
+            other.append(lock)
+            read(lm, tmp_path, (1,))
+        assert lock == other[0]  # one for all layers
+        yield waits
+
+    monkeypatch.setattr(module, "one_at_a_time", after_another)
+    found = read(lm, tmp_path)
+    assert len(passes) == 2  # layer 1, and then layer 3 alone
+    assert torch.equal(found[1].matrix, read(lm, tmp_path)[1].matrix)
+    read(lm, tmp_path)
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])

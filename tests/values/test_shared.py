@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,36 @@ def test_targets_are_optimized_once_for_a_model_and_anew_for_another(
     assert torch.equal(found[0].values, found[1].values)
     assert torch.equal(found[0].values, found[3].values)
     assert not torch.equal(found[0].values, found[2].values)
+
+
+def test_targets_that_another_process_finds_meanwhile_are_taken_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, targets = tiny("llama"), SharedTargets(tmp_path, "tiny")
+    found: list[Any] = []
+
+    @contextmanager
+    def after_another(lock: Path, what: str) -> Iterator[bool]:
+        if not found:
+            found.append(None)
+            found[0] = SharedTargets(tmp_path, "tiny")(lm, FACTS, 2, TARGET, ["{}"])
+        yield True
+
+    monkeypatch.setattr(shared, "one_at_a_time", after_another)
+    monkeypatch.setattr(SharedTargets, "_optimized", once(SharedTargets._optimized))
+    assert torch.equal(targets(lm, FACTS, 2, TARGET, ["{}"]).values, found[0].values)
+    # The time that the other process took has passed here, too.
+    assert targets.take_seconds() == 0
+    targets(lm, FACTS, 2, TARGET, ["{}"])
+    assert targets.take_seconds() > 0
+
+
+def once(function: Any) -> Any:
+    calls: list[Any] = []
+
+    def called(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        assert len(calls) == 1
+        return function(*given, **options)
+
+    return called

@@ -28,6 +28,7 @@ def analyze(
     batch_size: Annotated[int, typer.Option(min=1, metavar="N")] = 10,
     text_facts: Annotated[int, typer.Option(min=0, metavar="N")] = 20,
     references: Annotated[str | None, typer.Option(metavar="DIR")] = None,
+    workers: options.Workers = None,
 ) -> None:
     """Analyze what distributing a residual over layers does to an edit, as section 4 of the paper of BLUE does.
 
@@ -68,31 +69,32 @@ def analyze(
         AnalysisDirectory.check_place(out)
     with checks.argument("--facts"):
         read = _facts(facts, limit, skip_unusable)
-    editor = checks.make_editor(model, recipe, {})
-    with checks.argument("--facts"):
-        kept, left_out = usable(editor.lm, read, editor.contexts)
-    for reason in left_out:
-        render.note(reason, "yellow")
-    spreads = list(SPREADS) if spread == "both" else [spread]
-    texts = TextOptions(text_facts, references=references, seed=recipe.seed)
-    with checks.argument("--method, --facts"):
-        check_study(editor, kept, spreads, batch_size)
-    with checks.argument("--corpus"):  # it is read here if settings are derived from the model's keys
-        study = Study(editor, kept, spreads, batch_size, texts)
-    with checks.argument("--out"):
-        about = study.about(corpus=corpus_from(recipe.corpus).identity, corpus_tokens=recipe.corpus_tokens)
-        directory = AnalysisDirectory(out, about)
-    failed: list[str] = []
+    with checks.pooled(workers) as pool:
+        editor = checks.make_editor(model, recipe, {}, pool)
+        with checks.argument("--facts"):
+            kept, left_out = usable(editor.lm, read, editor.contexts)
+        for reason in left_out:
+            render.note(reason, "yellow")
+        spreads = list(SPREADS) if spread == "both" else [spread]
+        texts = TextOptions(text_facts, references=references, seed=recipe.seed)
+        with checks.argument("--method, --facts"):
+            check_study(editor, kept, spreads, batch_size)
+        with checks.argument("--corpus"):  # it is read here if settings are derived from the model's keys
+            study = Study(editor, kept, spreads, batch_size, texts)
+        with checks.argument("--out"):
+            about = study.about(corpus=corpus_from(recipe.corpus).identity, corpus_tokens=recipe.corpus_tokens)
+            directory = AnalysisDirectory(out, about)
+        failed: list[str] = []
 
-    def done(outcome: Outcome) -> None:
-        _show(outcome)
-        if outcome.failed is not None:
-            failed.append(outcome.analysis.name)
+        def done(outcome: Outcome) -> None:
+            _show(outcome)
+            if outcome.failed is not None:
+                failed.append(outcome.analysis.name)
 
-    about_study = f"{study.lm.name}, {study.editor.method.name}: {len(study.facts)} facts"
-    render.say(f"{about_study}, critical layers {render.numbers(study.layers)}")
-    with checks.extras():
-        written = carry_out(study, chosen, directory, left_out, done)
+        about_study = f"{study.lm.name}, {study.editor.method.name}: {len(study.facts)} facts"
+        render.say(f"{about_study}, critical layers {render.numbers(study.layers)}")
+        with checks.extras():
+            written = carry_out(study, chosen, directory, left_out, done)
     for path in written:
         render.note(f"Written: {path}")
     if failed:

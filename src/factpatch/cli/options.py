@@ -69,6 +69,16 @@ Workers = Annotated[
         "not depend on their number.",
     ),
 ]
+LineWorkers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|ray:N|ray://HOST:PORT",
+        help="Share the lines of the table, each a method on a dataset with a seed, among N processes, N workers of a "
+        "Ray that is started here, or those of a running cluster, which need the same files at the same paths. Each "
+        "loads the model; a new run takes as many threads as OMP_NUM_THREADS says, or one. The numbers do not depend "
+        "on how many workers there are.",
+    ),
+]
 OtherVersions = Annotated[
     bool,
     typer.Option(

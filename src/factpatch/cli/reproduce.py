@@ -29,6 +29,7 @@ def reproduce(
     prompts: Annotated[str, typer.Option(metavar="FILE")] = "known_1000",
     out: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     other_versions: options.OtherVersions = False,
+    workers: options.LineWorkers = None,
 ) -> None:
     """Edit and measure as the paper does, and print its table; also write it as Markdown, LaTeX and CSV.
 
@@ -74,6 +75,7 @@ def reproduce(
             drift={"prompts": prompts},
             **{name: getattr(recipe, name) for name in ("preset", "critical_layers", "corpus", "device", "dtype")},
         )
-    directory = begin(out or Path(name), config, name)
-    render.heading(what.title)
-    carry_out(directory, name, what.outputs, other_versions)
+    with checks.pooled(workers) as pool:  # first: a new run keeps to the number of threads of its workers
+        directory = begin(out or Path(name), config, name)
+        render.heading(what.title)
+        carry_out(directory, name, what.outputs, other_versions, pool)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from factpatch.lab.runs.directory import RunDirectory
     from factpatch.lab.runs.reproductions import Output
     from factpatch.lab.runs.tables import Table
+    from factpatch.pool import Pool
 
 
 @options.documented
@@ -23,6 +24,7 @@ def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml")],
     out: Annotated[Path, typer.Option(metavar="DIR")],
     other_versions: options.OtherVersions = False,
+    workers: options.LineWorkers = None,
 ) -> None:
     """Edit and measure as a configuration file says, in sequential batches, and print a table.
 
@@ -38,7 +40,9 @@ def run(
     with checks.argument("CONFIG.yaml"):
         loaded = load_config(config)
     outputs: tuple[Output, ...] = ("comparison",) if loaded.evaluate.curve is None else ("comparison", "curves")
-    carry_out(begin(out, loaded, "CONFIG.yaml"), outputs=outputs, other_versions=other_versions)
+    with checks.pooled(workers) as pool:  # first: a new run keeps to the number of threads of its workers
+        directory = begin(out, loaded, "CONFIG.yaml")
+        carry_out(directory, outputs=outputs, other_versions=other_versions, pool=pool)
 
 
 def begin(out: Path, config: RunConfig, origin: str) -> RunDirectory:
@@ -58,6 +62,7 @@ def carry_out(
     name: str = "table",
     outputs: Sequence[Output] = ("comparison",),
     other_versions: bool = False,
+    pool: Pool | None = None,
 ) -> None:
     """Complete a run, then print and write the outputs that were asked for."""
     from factpatch.lab.runs.execute import execute
@@ -66,7 +71,7 @@ def carry_out(
 
     checks.silence_transformers()
     with checks.extras():
-        execute(directory, render.note, other_versions)
+        execute(directory, render.note, other_versions, pool)
     results = read_results(directory.path)
     for output in outputs:
         drawn = draw_up(output, results, directory.path, name)

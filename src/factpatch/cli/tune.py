@@ -30,6 +30,7 @@ def tune(
     max_perplexity: Annotated[float, typer.Option(min=1.0, metavar="X")] = 1.03,
     steps: Annotated[int, typer.Option(min=2, metavar="N")] = 20,
     perplexity_text: options.PerplexityText = None,
+    workers: options.Workers = None,
 ) -> None:
     """Find critical layers and settings for a model by editing probe facts, and write a preset.
 
@@ -81,21 +82,23 @@ def tune(
         with checks.argument("--layers"):
             lm.check_layers(layers)
 
-    found = search.tune(
-        lm,
-        probes,
-        None if recipe.corpus is None else corpus_from(recipe.corpus),
-        out,
-        exclude=excluded,
-        method=recipe.row.name,
-        minutes=minutes,
-        layers=chosen or None,
-        most_perplexity=max_perplexity,
-        steps=steps,
-        text=text,
-        seed=recipe.seed,
-        changed=_say,
-    )
+    with checks.pooled(workers) as pool:
+        found = search.tune(
+            lm,
+            probes,
+            None if recipe.corpus is None else corpus_from(recipe.corpus),
+            out,
+            exclude=excluded,
+            method=recipe.row.name,
+            minutes=minutes,
+            layers=chosen or None,
+            most_perplexity=max_perplexity,
+            steps=steps,
+            text=text,
+            seed=recipe.seed,
+            changed=_say,
+            pool=pool,
+        )
     _show(found, out)
 
 

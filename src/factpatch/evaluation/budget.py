@@ -90,16 +90,17 @@ class Meter:
     Args:
         budget: What to measure, and the limits.
         lm: The unedited model.
+        unedited: What a meter with the same budget has measured of it; by default it is measured.
 
     Raises:
         ValueError: The unedited model answers no item rightly, so that no share of that can be left.
     """
 
-    def __init__(self, budget: Budget, lm: LanguageModel) -> None:
+    def __init__(self, budget: Budget, lm: LanguageModel, unedited: Spent | None = None) -> None:
         self.budget = budget
         self.seconds: dict[str, float] = {}
         """What measuring took, as the stage "budget"."""
-        self.unedited = self._measured(lm)
+        self.unedited = self._measured(lm) if unedited is None else unedited
         if self.unedited.get("capability") == 0:
             raise ValueError("min_capability: the unedited model answers no item rightly; give other tasks.")
 

@@ -7,7 +7,8 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ from factpatch.model.weights import content_hash, contents
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus
 from factpatch.support.cache import cache_directory
+from factpatch.support.turns import one_at_a_time
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,8 @@ class SecondMoment:
         """Return the second moment of every layer, from the cache where it holds them, else in one pass for all others.
 
         Every `CHECKPOINT_SECONDS` the pass records its state in the cache. If it is interrupted, the next call with the
-        same arguments resumes it and returns, on the same machine, the same bits as without interruption.
+        same arguments resumes it and returns, on the same machine, the same bits as without interruption. Of processes
+        that share a cache, one reads a text with a model and the others wait.
 
         Args:
             lm: The model; it is left as it was.
@@ -91,16 +94,35 @@ class SecondMoment:
             return _read(_Text(lm, corpus, tokens, replicas), layers, progress, None)
         text = _Text(lm, corpus, tokens, replicas)
         entries, unfinished = _entries(cache or cache_directory() / "second_moment", text, layers)
-        held = {layer: entries[layer].read(["read"]) for layer in layers}
-        found = {layer: SecondMoment(it[0]["matrix"], it[1]["read"]) for layer, it in held.items() if it is not None}
-        missing = [layer for layer in layers if layer not in found]
-        if missing:
-            computed = _read(text, missing, progress, unfinished)
-            kept = [entries[layer].write({"matrix": it.matrix}, read=it.tokens) for layer, it in computed.items()]
-            if all(kept):
-                unfinished.remove()
-            found |= computed
+        found = _kept(entries, layers)
+        if len(found) < len(entries):
+            with one_at_a_time(_lock(unfinished.folder, text), f"the second moment of {lm.name}") as waited:
+                if waited:
+                    found |= _kept(entries, [layer for layer in layers if layer not in found])
+                missing = [layer for layer in layers if layer not in found]
+                if missing:
+                    computed = _read(text, missing, progress, unfinished)
+                    written = [
+                        entries[one].write({"matrix": it.matrix}, read=it.tokens) for one, it in computed.items()
+                    ]
+                    if all(written):
+                        unfinished.remove()
+                    found |= computed
         return {layer: found[layer] for layer in layers}
+
+
+def _kept(entries: Mapping[int, Entry], layers: Sequence[int]) -> dict[int, SecondMoment]:
+    """What the cache holds of some layers."""
+    held = {layer: entries[layer].read(["read"]) for layer in layers}
+    return {layer: SecondMoment(it[0]["matrix"], it[1]["read"]) for layer, it in held.items() if it is not None}
+
+
+def _lock(folder: Path, text: _Text) -> Path:
+    """The file that is locked while a text is read with a model, whichever layers are asked for."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    about = [fingerprints(text.lm, [0])[0], text.corpus.identity, text.tokens, str(text.lm.dtype)]
+    return folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.lock"
 
 
 class CorpusError(ValueError):

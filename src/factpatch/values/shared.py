@@ -15,24 +15,28 @@ from safetensors.torch import load_file, save_file
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.support.files import atomic_write
+from factpatch.support.turns import one_at_a_time
 from factpatch.values.contexts import read_of
-from factpatch.values.optimize import TargetValues, optimize_values
+from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 
 
 class SharedTargets:
     """An `Optimize` that caches its results on disk: give it to `Editor(optimize=...)`.
 
     A result depends on the model, its weights, the facts, the contexts and the target's settings, and on nothing else:
-    methods that differ in the solver or the regularizer share it as long as they hold the same weights.
+    methods that differ in the solver or the regularizer share it as long as they hold the same weights. Of processes
+    that need the same result, one optimizes it and the others wait.
 
     Args:
         directory: Where the targets are kept; created if necessary.
         model: Identifies the model beyond its editable weights, such as `model_hash` of the unedited one.
+        optimize: What finds the values, such as `InShards`; its results are kept apart from those of others.
     """
 
-    def __init__(self, directory: str | Path, model: str) -> None:
+    def __init__(self, directory: str | Path, model: str, optimize: Optimize | None = None) -> None:
         self.directory = Path(directory)
         self.model = model
+        self.optimize = optimize
         self._seconds = 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -43,18 +47,28 @@ class SharedTargets:
         digest = self._digest(
             lm, read_of(facts, contexts), layer, repr(target), list(contexts), repr(sorted(options.items()))
         )
-        path = self.directory / f"{digest}.safetensors"
+        path, begun = self.directory / f"{digest}.safetensors", time.perf_counter()
         if not path.exists():
-            start = time.perf_counter()
-            found = optimize_values(lm, facts, layer, target, contexts, progress, **options)
-            took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
-            tensors = {name: value.cpu().contiguous() for name, value in vars(found).items()}
-            atomic_write(path, lambda draft: save_file({**tensors, "seconds": took}, draft))
-            return found
+            what = f"the values of {len(facts)} facts at layer {layer}"
+            with one_at_a_time(path.with_suffix(".lock"), what):
+                if not path.exists():
+                    return self._optimized(path, lm, facts, *about, progress=progress, **options)
+        waited = time.perf_counter() - begun
         kept = load_file(path)
-        self._seconds += float(kept.pop("seconds"))
+        # The stage that waited has counted that time already.
+        self._seconds += max(0.0, float(kept.pop("seconds")) - waited)
         progress(len(facts) * target.steps)
         return TargetValues(**{name: value.to(lm.device) for name, value in kept.items()})
+
+    def _optimized(
+        self, path: Path, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any
+    ) -> TargetValues:
+        start = time.perf_counter()
+        found = (self.optimize or optimize_values)(lm, facts, *about, **options)
+        took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+        tensors = {name: value.cpu().contiguous() for name, value in vars(found).items()}
+        atomic_write(path, lambda draft: save_file({**tensors, "seconds": took}, draft))
+        return found
 
     def take_seconds(self) -> float:
         """Return the time that results read from disk since the last call once took."""
@@ -66,6 +80,8 @@ class SharedTargets:
         # The order of summation, and so the rounding, depends on the number of threads.
         place = [str(lm.device), str(lm.dtype), repr(lm.frame), torch.get_num_threads()]
         whole = [self.model, place, weights, *about]
+        if self.optimize is not None:  # whose values differ by rounding
+            whole.append(type(self.optimize).__name__)
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 

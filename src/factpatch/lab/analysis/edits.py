@@ -9,7 +9,6 @@ from functools import partial
 from factpatch.evaluation.generation import generate_texts
 from factpatch.evaluation.metrics import fact_metrics
 from factpatch.evaluation.text import text_metrics
-from factpatch.evaluation.verify import read_facts
 from factpatch.lab.analysis.findings import (
     DIRECT,
     Finding,
@@ -84,7 +83,7 @@ def _edited(study: Study, place: Place) -> Findings:
 
 
 def _measured(study: Study, place: Place) -> Iterator[Finding]:
-    options, found = study.texts, fact_metrics(study.facts, read_facts(study.lm, study.facts, answers=False))
+    options, found = study.texts, fact_metrics(study.facts, study.readings())
     chosen = study.facts[: options.facts]
     if any(fact.generation_prompts for fact in chosen):
         references, tfidf = study.references

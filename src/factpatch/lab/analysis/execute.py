@@ -49,7 +49,8 @@ def analyze(
     """
     written: list[Path] = []
     with directory.locked():
-        study = study.kept(directory.part, SharedTargets(directory.path / "targets", directory.about["weights"]))
+        targets = SharedTargets(directory.path / "targets", directory.about["weights"], study.in_shards)
+        study = study.kept(directory.part, targets)
         kept = {name: Outcome(row, found) for name, row in ANALYSES.items() if (found := directory.found(name))}
         # Each is drawn once, however often the page is written.
         sections = {name: _section(outcome) for name, outcome in kept.items()}

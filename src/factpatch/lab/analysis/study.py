@@ -14,12 +14,15 @@ from torch import Tensor
 from factpatch.data.references import ReferenceTexts, Tfidf, find_references
 from factpatch.editor import Editor
 from factpatch.evaluation.metrics import fact_names
+from factpatch.evaluation.readings import Reading
+from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact, check_batch, identity
 from factpatch.lab.analysis.findings import DIRECT, DISTRIBUTED, Findings, Place
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import model_hash
 from factpatch.strategies import Each, Even, Spread, SquareRoot, Unchanged
 from factpatch.values.optimize import TargetValues
+from factpatch.values.shards import InShards
 from factpatch.values.shared import InBatches
 
 SPREADS: Mapping[str, Spread] = {"even": Even(), "sqrt": SquareRoot()}
@@ -98,12 +101,23 @@ class Study:
             "spreads": list(self.spreads),
             "batch_size": self.batch_size,
             "texts": asdict(self.texts),
+            # What is computed in shards differs by rounding.
+            **({} if self.editor.replicas is None else {"workers": True}),
             **more,
         }
 
     @property
     def lm(self) -> LanguageModel:
         return self.editor.lm
+
+    @property
+    def in_shards(self) -> InShards | None:
+        """What shares the value optimization among the copies of the model; None without copies."""
+        return None if self.editor.replicas is None else InShards(self.editor.replicas)
+
+    def readings(self) -> list[Reading]:
+        """What the model says of the facts as it is now, without free answers."""
+        return list(verify(self.lm, None, self.facts, answers=False, replicas=self.editor.replicas).after)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ facts/DATASET.SEED.json      the facts, in the order in which they are edited
 unedited/DATASET/SEED/       measurements of the unedited model, shared by all methods
 rows/DATASET/SEED/LABEL/     a session's directory with the patches, and the measurements of its model
 targets/                     value targets that methods share
+at-work/DATASET/SEED/LABEL   held by the process that edits that line, which may be a worker
 log.txt                      what happened when
-lock                         held by the process that works there
+lock                         held by the process that works there, and hands lines to workers
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from factpatch.data import save_facts, saved_facts
 from factpatch.facts import Fact
@@ -38,6 +41,8 @@ _PLACES = {
     "evaluate": {"perplexity": True, "text": {"references"}, "capability": {"data"}, "drift": {"prompts"}},
 }
 """The fields that say where inputs are; these are identified by their contents."""
+_LEAVES_SECONDS = 60.0
+"""How long a worker may take to notice that its driver was killed."""
 
 
 class RunError(DirectoryError):
@@ -109,13 +114,7 @@ class RunDirectory(KeptDirectory):
             RunError: The inputs or the versions have changed.
             ConfigError: An input cannot be read.
         """
-        if "inputs" in self.record:
-            differing = difference(self.record["inputs"], identities(self.config))
-            if differing is not None:
-                raise RunError(
-                    f"{self.path}: its inputs have changed since the run began: {differing}. Put them back, or begin "
-                    "a run in another directory."
-                )
+        self.check_inputs()
         differing = self.other_versions()
         if differing is not None:
             if not other_versions:
@@ -124,6 +123,36 @@ class RunDirectory(KeptDirectory):
                     "versions, or continue with --other-versions."
                 )
             self.add_versions()
+
+    def check_inputs(self) -> None:
+        """Raise RunError unless the inputs are those that the run began with; ConfigError if one cannot be read."""
+        if "inputs" not in self.record:
+            return
+        differing = difference(self.record["inputs"], identities(self.config))
+        if differing is not None:
+            raise RunError(
+                f"{self.path}: its inputs have changed since the run began: {differing}. Put them back, or begin "
+                "a run in another directory."
+            )
+
+    @contextmanager
+    def at_work(self, plan: Plan) -> Iterator[None]:
+        """Keep other processes from a line while the block runs; wait for the worker of a driver that was killed.
+
+        Raises:
+            RunError: Another process does not leave the line.
+        """
+        lock = self.path / "at-work" / plan.directory.relative_to(self.path / "rows")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock)
+        try:
+            held.acquire(timeout=_LEAVES_SECONDS)
+        except Timeout:
+            raise RunError(f"{self.path}: another process is editing {plan.name}; wait for it, or end it.") from None
+        try:
+            yield
+        finally:
+            held.release()
 
     def check_model(self, weights: str) -> None:
         """Raise RunError unless the run began with a model of this `model_hash`. Call it inside `locked`."""

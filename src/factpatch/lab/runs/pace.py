@@ -11,12 +11,14 @@ class Pace:
 
     Args:
         batches: How many each line of the table has.
+        of: What the estimate is of, if it is not the run.
     """
 
-    def __init__(self, batches: Sequence[int]) -> None:
+    def __init__(self, batches: Sequence[int], of: str = "") -> None:
         self._later = list(batches)
         """Of the lines that have not begun."""
         self._pending = self._done = 0
+        self._of = f" of {of}" if of else ""
         self._start = time.monotonic()
 
     def begin(self) -> None:
@@ -41,7 +43,7 @@ class Pace:
         if not self._done:
             return "time left unknown"
         spent = time.monotonic() - self._start
-        return f"about {in_words(spent / self._done * (self._pending + sum(self._later)))} left"
+        return f"about {in_words(spent / self._done * (self._pending + sum(self._later)))}{self._of} left"
 
 
 def in_words(seconds: float) -> str:

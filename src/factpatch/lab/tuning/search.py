@@ -20,11 +20,14 @@ from factpatch.lab.tuning.targets import Attempt, attempts, usual_settings
 from factpatch.lab.tuning.trial import Trial, Workbench
 from factpatch.methods import Method, method_named, settings_of
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.replicas import Replicas
 from factpatch.model.weights import model_hash
+from factpatch.pool import Pool
 from factpatch.presets.preset import preset_for
 from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, no_corpus
 from factpatch.values.contexts import contexts_named
+from factpatch.values.shards import InShards
 from factpatch.values.shared import SharedTargets
 from factpatch.values.views import without_bos
 
@@ -71,6 +74,7 @@ def tune(
     text: str | None = None,
     seed: int = 0,
     changed: Callable[[Tuning, str], None] = lambda tuning, stage: None,
+    pool: Pool | None = None,
 ) -> Tuning:
     """Find settings for a model by editing probe facts.
 
@@ -88,6 +92,9 @@ def tune(
         layers: Windows of critical layers to try, the most likely one first; by default `windows`.
         most_perplexity: On ordinary text, edited over unedited.
         changed: Called after every result, with the stage.
+        pool: Workers among which the facts of each trial and the text are shared, each with a copy of the model. How
+            many there are changes no number; but what is computed with workers differs by rounding from what is not,
+            so a directory keeps to the one or the other.
 
     Raises:
         ValueError: Too few facts have what is asked for, no edit succeeded, or the directory holds something else.
@@ -103,12 +110,14 @@ def tune(
     mixed = random.Random(seed).sample(facts, len(facts))
     aside, searched = mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :][:MOST]
     choices = [tuple(window) for window in layers] if layers else windows(lm.num_layers)
+    replicas = None if pool is None else Replicas(lm, pool)
     about = _about(lm, facts, corpus, text, method=settings_of(row), layers=choices, most_perplexity=most_perplexity,
-                   steps=steps, seed=seed)  # fmt: skip
+                   steps=steps, seed=seed, **({} if replicas is None else {"workers": True}))  # fmt: skip
     directory = TuningDirectory(folder, about)
     with directory.locked():
-        targets = SharedTargets(directory.path / "targets", about["weights"])
-        bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts)
+        in_shards = None if replicas is None else InShards(replicas)
+        targets = SharedTargets(directory.path / "targets", about["weights"], in_shards)
+        bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts, replicas)
         found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * lm.d_key)
         search = _Search(bench, directory, start + 60 * minutes, most_perplexity, steps, changed, found)
         search.run(choices, aside)

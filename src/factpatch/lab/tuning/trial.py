@@ -21,6 +21,7 @@ from factpatch.lab.tuning.candidates import Candidate
 from factpatch.methods import Method, has_setting, method_named, settings_of, with_settings
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import FAILURES
+from factpatch.model.replicas import Replicas
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
 from factpatch.values.contexts import check_contexts, contexts_named
@@ -76,6 +77,7 @@ class Workbench:
         text: For perplexity; the package's held-out text by default.
         seed: Of the contexts.
         contexts: As those of an editor; by default the model generates them.
+        replicas: The model and its copies, among which texts and questions are shared.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Workbench:
         text: str | None = None,
         seed: int = 0,
         contexts: Sequence[str] | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         self.lm = lm
         self.method = method_named(method) if isinstance(method, str) else method
@@ -96,6 +99,7 @@ class Workbench:
         self.text = text
         self.seed = seed
         self.optimize = optimize
+        self.replicas = replicas
         self.moments: dict[tuple[int, int], Tensor] = {}
         self.keys: dict[int, Tensor] = {}
         self.held: dict[int, int] = {}  # how many tokens were there, of those that were asked for
@@ -107,7 +111,7 @@ class Workbench:
         """Second moments by layer, each read once."""
         missing = [layer for layer in layers if (layer, tokens) not in self.moments]
         if missing:
-            found = SecondMoment.read(self.lm, missing, self.corpus, tokens)
+            found = SecondMoment.read(self.lm, missing, self.corpus, tokens, replicas=self.replicas)
             self.moments |= {(layer, tokens): moment.matrix for layer, moment in found.items()}
             self.held[tokens] = min(moment.tokens for moment in found.values())
         return {layer: self.moments[layer, tokens] for layer in layers}
@@ -137,7 +141,7 @@ class Workbench:
 
     def unchanged(self, facts: Sequence[Fact]) -> dict[str, float]:
         """Efficacy, generalization and specificity of the unedited model."""
-        return _metrics(self.lm, facts)
+        return self._metrics(facts)
 
     def measure(self, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> Trial:
         """Edit the facts in one batch, measure, undo. An edit that fails is a trial of score 0, with its reason."""
@@ -170,14 +174,13 @@ class Workbench:
             ratio = perplexity(self.lm, self.text) / self.unedited
             if math.isnan(ratio):
                 raise FloatingPointError("perplexity is not a number")
-            return {**_metrics(self.lm, facts), PERPLEXITY: ratio}
+            return {**self._metrics(facts), PERPLEXITY: ratio}
         finally:
             editor.reset()
 
-
-def _metrics(lm: LanguageModel, facts: Sequence[Fact]) -> dict[str, float]:
-    summary = verify(lm, None, facts, answers=False).summary()
-    return {name: summary[name]["after"] or 0.0 for name in SCORED}
+    def _metrics(self, facts: Sequence[Fact]) -> dict[str, float]:
+        summary = verify(self.lm, None, facts, answers=False, replicas=self.replicas).summary()
+        return {name: summary[name]["after"] or 0.0 for name in SCORED}
 
 
 def _flat(method: Method) -> dict[str, Any]:
