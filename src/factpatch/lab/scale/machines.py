@@ -23,13 +23,13 @@ class Machines:
     """Operations a second of the driver's CPU in a solve, in float64. Measured: docs/performance.md, one thread."""
     network: float = 10 * GIGA / 8
     """Bytes a second through the driver's link, which all workers share. Nominal: 10 Gbit/s."""
-    copying: float = 1 * GIGA
-    """Bytes a second at which a process hashes weights, or pickles them. Measured: benchmarks/scale.py on a busy
-    machine, rounded."""
+    copying: float = 1.8 * GIGA
+    """Bytes a second at which a process hashes weights, the slowest of what is done to them on their way. Measured:
+    benchmarks/scale.py, docs/scale.md."""
     host: float = 5 * GIGA
     """Bytes a second at which a process adds sums from a device to those in its memory. Not measured."""
-    latency: float = 0.002
-    """Seconds from a result to the next shard's beginning. Measured: benchmarks/scale.py on a busy machine, rounded."""
+    latency: float = 0.001
+    """Seconds from a result to the next shard's beginning. Measured: benchmarks/scale.py, docs/scale.md."""
 
 
 KINDS = {
