@@ -31,6 +31,7 @@ from factpatch.cli import (
     lora,
     methods,
     models,
+    plan,
     presets,
     rebase,
     report,
@@ -51,7 +52,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Serve": (export.export, lora.lora),
     "Measure": (verify.verify, capability.capability, drift.drift),
     "Inspect": (show.show, log.log),
-    "Prepare a model": (locate.locate, tune.tune, second_moment.second_moment, anchor.anchor),
+    "Prepare a model": (locate.locate, tune.tune, second_moment.second_moment, anchor.anchor, plan.plan),
     "Experiments": (run.run, reproduce.reproduce, report.report, analyze.analyze),
     "Reference": (methods.methods, models.models, presets.presets),
 }
