@@ -245,6 +245,7 @@ def test_a_process_killed_at_a_bad_moment_loses_little(
     straight: tuple[dict[int, SecondMoment], Progress], tmp_path: Path
 ) -> None:
     expected, steps = straight
+    torch.set_num_threads(1)
     for target, call, first, done in (
         # The third batch is in one layer's sum already.
         ("factpatch.statistics.second_moment.add_products", 6, None, 2),

@@ -85,6 +85,8 @@ class _Copy:
     unedited: dict[int, Tensor] = field(default_factory=dict)
     held: dict[int, str] = field(default_factory=dict)
     """The content hash of each edited weight that it holds."""
+    taken_over: Mapping[int, Tensor] | None = None
+    """The edited weights of the present map; the same object for all of its shards."""
     rounding: str = ""
 
     def __post_init__(self) -> None:
@@ -95,13 +97,15 @@ class _Copy:
         return self.rounding, work.task(self.lm, shard)
 
     def _take_over(self, wanted: Mapping[int, Tensor]) -> None:
+        if wanted is self.taken_over:
+            return
         hashes = {layer: content_hash(weight) for layer, weight in wanted.items()}
         stale = [layer for layer, held in self.held.items() if hashes.get(layer) != held]
         fresh = [layer for layer, found in hashes.items() if self.held.get(layer) != found]
         weights = self.lm.weights(sorted({*stale, *fresh}))
         self.unedited |= snapshot({layer: weights[layer] for layer in weights if layer not in self.unedited})
         restore(weights, {layer: wanted.get(layer, self.unedited[layer]) for layer in weights})
-        self.held = hashes
+        self.held, self.taken_over = hashes, wanted
 
 
 class Replicas:

@@ -95,13 +95,13 @@ class Costs:
 
     def _overhead(self, work: list[list[float]], shared: float) -> Parts:
         """What maps take beyond the work: the driver hashes every layer to see which are edited and pickles those, and
-        each worker hashes what it was sent before every shard."""
+        each worker hashes what it was sent, once a map."""
         there, batch = self.machines, self.batch
         every = batch.shape.layers * batch.shape.edited(self.dtype)
         hashing = len(work) * (every + self.sent) / there.copying
-        checked = [[seconds + self.sent / there.copying for seconds in shards] for shards in work]
-        with_all = sum(
-            map_seconds(shards, there.workers, self.sent / there.network, there.latency) for shards in checked
+        checked = len(work) * self.sent / there.copying
+        with_all = checked + sum(
+            map_seconds(shards, there.workers, self.sent / there.network, there.latency) for shards in work
         )
         return {"sending and checking weights": with_all - shared, "hashing weights (driver)": hashing}
 
