@@ -15,7 +15,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from tests.cli.conftest import FACTS, QUICK
+import torch
+import yaml
+from tests.cli.conftest import FACTS, QUICK, interrupt, invoke
 from tests.models import SENTENCES, tiny_model, tiny_tokenizer
 from tests.pool.test_driver import ENVIRONMENT, ROOT, assert_all_end
 
@@ -25,9 +27,13 @@ pytest.importorskip("sklearn", reason="needs the extra `runs`")
 from factpatch.lab.runs.config import RunConfig, config_from
 from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.execute import execute
+from factpatch.lab.runs.runner import threads
 from factpatch.lab.runs.workers import Lines
+from factpatch.model.loading import load_language_model
+from factpatch.model.replicas import rounding
 from factpatch.pool import Processes, WorkerDied
 from factpatch.pool.processes import _Process
+from factpatch.support.files import plain
 
 DRIVER = """
 import sys
@@ -162,6 +168,45 @@ def test_what_a_worker_finds_otherwise_is_an_error(config: RunConfig, tmp_path: 
     moved = replace(lines, config=config.model_copy(update={"model": "./no-such-model"}))
     with pytest.raises(RunError, match=r"cannot load what it needs: .*no-such-model.*same absolute paths"):
         moved.open()
+
+
+def test_relative_paths_start_where_the_command_does(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(config.model).parent
+    directory = RunDirectory.create(tmp_path / "run", config)
+    relative = config.model_copy(update={"model": "./tiny"})
+    with threads(directory.record["threads"]):
+        expected = rounding(load_language_model(config.model))
+    monkeypatch.chdir(tmp_path)  # as a worker on Ray, which begins elsewhere
+    opened = Lines(str(directory.path), str(folder), relative, expected, None).open()
+    assert [plan.method.label for plan in opened.plans] == ["memit", "rect", "collapses"]
+    assert Path.cwd() == folder
+
+
+def test_a_run_that_begins_with_workers_keeps_to_their_threads_and_others_to_their_own(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(config.model).parent)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    record = plain(config.model_dump(mode="json"))
+    quick = {"perplexity": False, "generation": False, "written": False}
+    record.update(model="./tiny", methods=record["methods"][:1], evaluate=quick, max_perplexity=None)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(record), "utf-8")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with monkeypatch.context() as patched:
+            interrupt(patched, "factpatch.lab.runs.runner.Runner.attempt")
+            assert invoke(tmp_path, "run", tmp_path / "config.yaml", "--out", tmp_path / "two").exit_code == 130
+        for name, number in (("one", 1), ("two", 2)):
+            done = invoke(tmp_path, "run", tmp_path / "config.yaml", "--out", tmp_path / name, "--workers", "2")
+            assert done.exit_code == 0, done.output
+            assert "memit on three, seed 0: is done; 1 of 1 lines" in done.output
+            assert ("began with 2 threads, so each worker takes as many" in done.output) == (number == 2)
+            assert json.loads((tmp_path / name / "run.json").read_text("utf-8"))["threads"] == number
+    finally:
+        torch.set_num_threads(before)
 
 
 def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes] | None = None) -> None:

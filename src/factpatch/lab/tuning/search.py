@@ -92,9 +92,8 @@ def tune(
         layers: Windows of critical layers to try, the most likely one first; by default `windows`.
         most_perplexity: On ordinary text, edited over unedited.
         changed: Called after every result, with the stage.
-        pool: Workers among which the facts of each trial and the text are shared, each with a copy of the model. How
-            many there are changes no number; but what is computed with workers differs by rounding from what is not,
-            so a directory keeps to the one or the other.
+        pool: Workers among which the facts of each trial and the text are shared, each with a copy of the model. Their
+            number changes no result; but without any, results are rounded otherwise and have another directory.
 
     Raises:
         ValueError: Too few facts have what is asked for, no edit succeeded, or the directory holds something else.
@@ -102,28 +101,35 @@ def tune(
     """
     start = time.monotonic()
     facts = probes(facts, exclude)
-    if corpus is None and not preset_for(lm).shipped_corpus:
-        raise ValueError(no_corpus(lm))
-    corpus, row = corpus_from(corpus), _fitted(method_named(method), lm)
+    corpus, row = _text_from(corpus, lm), _fitted(method_named(method), lm)
     contexts = contexts_named(lm, row.target.contexts, seed)
     facts = _usable(lm, facts, contexts)
     mixed = random.Random(seed).sample(facts, len(facts))
     aside, searched = mixed[: len(mixed) // 3], mixed[len(mixed) // 3 :][:MOST]
     choices = [tuple(window) for window in layers] if layers else windows(lm.num_layers)
     replicas = None if pool is None else Replicas(lm, pool)
-    about = _about(lm, facts, corpus, text, method=settings_of(row), layers=choices, most_perplexity=most_perplexity,
-                   steps=steps, seed=seed, **({} if replicas is None else {"workers": True}))  # fmt: skip
+    about = _about(lm, facts, corpus, text, replicas, method=settings_of(row), layers=choices, steps=steps,
+                   most_perplexity=most_perplexity, seed=seed)  # fmt: skip
     directory = TuningDirectory(folder, about)
     with directory.locked():
-        in_shards = None if replicas is None else InShards(replicas)
-        targets = SharedTargets(directory.path / "targets", about["weights"], in_shards)
+        targets = _targets(directory, replicas)
         bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts, replicas)
         found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * lm.d_key)
-        search = _Search(bench, directory, start + 60 * minutes, most_perplexity, steps, changed, found)
-        search.run(choices, aside)
+        _Search(bench, directory, start + 60 * minutes, most_perplexity, steps, changed, found).run(choices, aside)
         found.seconds = time.monotonic() - start
         directory.write(found)
     return found
+
+
+def _text_from(corpus: Corpus | str | Path | None, lm: LanguageModel) -> Corpus:
+    if corpus is None and not preset_for(lm).shipped_corpus:
+        raise ValueError(no_corpus(lm))
+    return corpus_from(corpus)
+
+
+def _targets(directory: TuningDirectory, replicas: Replicas | None) -> SharedTargets:
+    in_shards = None if replicas is None else InShards(replicas)
+    return SharedTargets(directory.path / "targets", directory.about["weights"], in_shards)
 
 
 def _fitted(row: Method, lm: LanguageModel) -> Method:
@@ -241,7 +247,14 @@ def probes(facts: Sequence[Fact], exclude: Sequence[Fact] = ()) -> list[Fact]:
     return complete
 
 
-def _about(lm: LanguageModel, facts: Sequence[Fact], corpus: Corpus, text: str | None, **more: Any) -> dict[str, Any]:
+def _about(
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    corpus: Corpus,
+    text: str | None,
+    replicas: Replicas | None,
+    **more: Any,
+) -> dict[str, Any]:
     """What a search depends on, JSON-able."""
     return {
         "model": lm.name,
@@ -251,6 +264,8 @@ def _about(lm: LanguageModel, facts: Sequence[Fact], corpus: Corpus, text: str |
         "facts": identity(facts),
         "corpus": corpus.identity,
         "perplexity_text": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        # What is computed in shards differs by rounding.
+        **({} if replicas is None else {"workers": True}),
         **more,
     }
 
