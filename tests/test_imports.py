@@ -17,7 +17,7 @@ ROOT = Path(factpatch.__file__).parent
 ORDER = (
     "cli", "lab", "edit_report", "session", "editor", "edited", "statistics.prepared", "journal", "recipe", "corpus",
     "evaluation", "statistics", "values", "presets", "methods", "strategies",
-    "patch", "export", "data", "model", "facts", "support",
+    "patch", "export", "data", "model", "facts", "pool", "support",
 )  # fmt: skip
 
 
