@@ -43,12 +43,14 @@ def test_another_text_is_refused_with_the_forms(text: Any) -> None:
     "text", ["ray://", "ray://host", "ray://host:port", "ray://host:1?workers=0", "ray://host:1?workers=",
              "ray://host:1?threads=2", "ray://host:1/path", "ray://host:99999"]
 )  # fmt: skip
-def test_an_address_that_is_none_is_refused_with_its_forms(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no address of Ray: ray://HOST:PORT, ray://HOST:PORT\?workers=N"):
+def test_a_wrong_address_is_refused_with_the_forms(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"is not the address of a Ray; give ray://HOST:PORT or ray://HOST:PORT\?workers=N"
+    ):
         pool_from(text)
 
 
-def test_numbers_that_are_none_are_refused() -> None:
+def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"workers=0: give a whole number from 1 on"):
         Processes(0)
     with pytest.raises(ValueError, match=r"threads=-1: give a whole number"):
@@ -175,3 +177,22 @@ def test_a_full_object_store_says_what_to_do(monkeypatch: pytest.MonkeyPatch) ->
     put_in_place(monkeypatch, FakeRay(put=put))
     with OnRay(2) as pool, pytest.raises(RuntimeError, match=r"7 GB are used .*ray start --object-store-memory=BYTES"):
         next(pool.map(Calls(), [("echo", 1)]))
+
+
+def test_waiting_for_cpus_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    waits = 0
+
+    def wait(refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        nonlocal waits
+        waits += 1
+        if waits == 9:
+            raise KeyboardInterrupt
+        return [], refs
+
+    actor = SimpleNamespace(ready=SimpleNamespace(remote=object))
+    runner = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda threads: actor))
+    monkeypatch.setattr("factpatch.pool.on_ray._PATIENCE_SECONDS", -1)
+    put_in_place(monkeypatch, FakeRay(put=bytes, wait=wait, remote=lambda wrapped: runner))
+    with OnRay(2) as pool, pytest.raises(KeyboardInterrupt):
+        next(pool.map(Calls(), [("echo", 1)]))
+    assert ["`ray status`" in record.message for record in caplog.records] == [True]

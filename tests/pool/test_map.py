@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.pool.works import Calls, Payload, Square
 
-from factpatch.pool import Local, Pool
+from factpatch.pool import Local, Pool, Processes
 from factpatch.pool.dispatch import AHEAD
 
 
@@ -203,6 +203,11 @@ def test_warnings_and_logs_reach_the_driver_once_and_prints_do_not(
 def test_workers_have_the_threads_that_they_are_given(workers: Pool) -> None:
     count = str(getattr(workers, "threads"))  # noqa: B009
     assert list(workers.map(Calls(), [("environment",)] * 3)) == [[count, count]] * 3
+
+
+def test_a_worker_imports_pytorch_with_its_work_and_limits_its_threads() -> None:
+    with Processes(1, threads=2) as pool:
+        assert list(pool.map(Calls(opening=("restrict_threads",)), [("threads",)])) == [2]
 
 
 def test_workers_import_the_same_factpatch(workers: Pool) -> None:

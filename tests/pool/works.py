@@ -154,12 +154,18 @@ def environment(work: Calls) -> list[str | None]:
     return [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
 
 
-def threads(work: Calls) -> tuple[bool, int]:
-    """Whether PyTorch was there before the work needed it, and how many threads it takes."""
-    before = "torch" in sys.modules
+def threads(work: Calls) -> int:
     import torch
 
-    return before, torch.get_num_threads()
+    return torch.get_num_threads()
+
+
+def restrict_threads(work: Calls) -> None:
+    """Leave PyTorch with one thread, as another library may."""
+    assert "torch" not in sys.modules
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def unpickled(work: Calls) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""What is mapped, what maps it, and the error that neither can mend."""
+"""The protocol: works and pools, and the error of workers that keep dying."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Work(Protocol[S_contra, R_co]):
 
 
 class WorkerDied(RuntimeError):  # noqa: N818 - it names what happened, as TimeoutExpired does
-    """Workers died again and again: of one shard, or before they were ready.
+    """Three workers died of one shard, or before they were ready.
 
     Attributes:
         shard: The place of the shard in what was mapped, from 0; None if the workers did not get as far as a shard.
@@ -75,14 +75,14 @@ class Pool(ABC):
 
         Args:
             work: Sent to each worker once; opened there unless the worker has opened one of the same key before.
-            shards: Sent one by one. Which worker gets which shard is a matter of chance.
+            shards: Sent one by one, each to whichever worker is free.
             progress: Called with the place of each shard that is done, in the order in which they are.
 
         Raises:
             WorkerDied: A shard ended three workers.
             RuntimeError: The pool is closed, or another map has begun.
-            Exception: What `work` raised, with the worker's traceback as a note. Shards that have begun come to
-                their end unheard, the others do not begin, and the pool can map again.
+            Exception: What `work` raised, as soon as it is known, with the worker's traceback as a note. The pool can
+                map again: shards that were begun are finished and their results dropped, the others are not begun.
         """
         self._check_open()
         return self._map(work, shards, progress)
@@ -107,7 +107,7 @@ class Pool(ABC):
 
 
 def positive(name: str, number: int) -> int:
-    """Return a number of workers or threads; ValueError if it is none."""
+    """Return a number of workers or threads; ValueError unless it is a whole number from 1 on."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{name}={number!r}: give a whole number from 1 on.")
     return number

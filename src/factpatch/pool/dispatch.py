@@ -19,7 +19,7 @@ import pickle
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from factpatch.pool.base import Pool, R, S, Work, WorkerDied, positive
 from factpatch.pool.worker import Record, Reply, unpacked, versions
@@ -53,10 +53,13 @@ class Died(NamedTuple):
     """Minus the signal if it was killed; None if unknown."""
     how: str
     """`was killed with SIGKILL (exit code -9)`"""
-    short_of_memory: bool
-    """Whether it ended as workers end that are short of memory."""
+    advice: str = ""
+    """What to do about it, if the way it ended says so."""
     output: str = ""
     """The last that it printed."""
+
+
+SHORT_OF_MEMORY = "It may have been short of memory: take fewer workers or smaller shards."
 
 
 class Worker(ABC):
@@ -77,6 +80,9 @@ class Worker(ABC):
 
     def reap(self) -> None:  # noqa: B027 - for backends whose workers leave something
         """Wait for the worker's end, after `stop`."""
+
+
+W = TypeVar("W", bound=Worker)
 
 
 class Run(Generic[S, R]):
@@ -128,8 +134,9 @@ class Run(Generic[S, R]):
         """
         task.deaths += 1
         if task.deaths == DEATHS:
+            account = _account(died, "Map this shard without workers to see what happens in it.")
             raise WorkerDied(
-                f"shard {task.index} ended {DEATHS} workers; the last {_account(died)}", task.index, died.exit_code
+                f"shard {task.index} ended {DEATHS} workers; the last {account}", task.index, died.exit_code
             )
         logger.warning("a worker %s in shard %d; another one repeats the shard", died.how, task.index)
         self._todo(task)
@@ -154,7 +161,7 @@ class Run(Generic[S, R]):
         return result
 
 
-class WorkerPool(Pool):
+class WorkerPool(Pool, Generic[W]):
     """A pool with workers, which are started when there are shards for them, and again when they die.
 
     Args:
@@ -165,7 +172,7 @@ class WorkerPool(Pool):
     def __init__(self, workers: int, threads: int) -> None:
         self.workers = positive("workers", workers)
         self.threads = positive("threads", threads)
-        self._crew: list[Worker] = []
+        self._crew: list[W] = []
         self._run: Run[Any, Any] | None = None
         self._failed_starts = 0
         self._said: set[Record] = set()
@@ -173,11 +180,11 @@ class WorkerPool(Pool):
         self._stop_crew = weakref.finalize(self, _stop, self._crew, os.getpid())
 
     @abstractmethod
-    def _start(self) -> Worker:
+    def _start(self) -> W:
         """Start a worker, without waiting for it."""
 
     @abstractmethod
-    def _events(self, crew: list[Worker], wait: bool) -> Iterator[tuple[Worker, Reply | Died]]:
+    def _events(self, wait: bool) -> Iterator[tuple[W, Reply | Died]]:
         """Yield what has happened to workers; wait a second for the first event, if there is none.
 
         Each event is taken from its worker no sooner than it is yielded.
@@ -217,13 +224,13 @@ class WorkerPool(Pool):
             self._crew.append(self._start())
         for worker in self._crew:
             if run.todo and worker.ready and worker.task is None:
-                worker.task = heapq.heappop(run.todo)
-                worker.send(None if worker.holds is run else run.work, worker.task.shard)
-                worker.holds = run
+                task = heapq.heappop(run.todo)
+                worker.send(None if worker.holds is run else run.work, task.shard)
+                worker.task, worker.holds = task, run
 
     def _collect(self, run: Run[Any, Any], wait: bool) -> None:
         """Take what workers report. The replies of maps that have ended are dropped."""
-        for worker, event in self._events(self._crew, wait):
+        for worker, event in self._events(wait):
             if isinstance(event, Died):
                 self._bury(worker, event, run)
                 continue
@@ -238,7 +245,7 @@ class WorkerPool(Pool):
                 raise unpacked(event.payload, task.index)
             run.finish(task, event.payload)
 
-    def _welcome(self, worker: Worker, reply: Reply) -> None:
+    def _welcome(self, worker: W, reply: Reply) -> None:
         """Let a started worker take part, if its versions are the driver's."""
         if differs := difference(pickle.loads(reply.payload), versions()):
             _stop(self._crew, os.getpid())
@@ -249,7 +256,7 @@ class WorkerPool(Pool):
         worker.ready = True
         self._failed_starts = 0
 
-    def _bury(self, worker: Worker, died: Died, run: Run[Any, Any]) -> None:
+    def _bury(self, worker: W, died: Died, run: Run[Any, Any]) -> None:
         """Forget a worker that died, and put its shard back."""
         self._crew.remove(worker)
         worker.stop()
@@ -259,7 +266,7 @@ class WorkerPool(Pool):
             if self._failed_starts == DEATHS:
                 self._failed_starts = 0
                 raise WorkerDied(
-                    f"{counted(DEATHS, 'worker')} ended before they were ready; the last {_account(died)}",
+                    f"{counted(DEATHS, 'worker')} ended before they were ready; the last {_account(died, '')}",
                     exit_code=died.exit_code,
                 )
         elif worker.task is not None and worker.task.run is run:
@@ -277,7 +284,7 @@ class WorkerPool(Pool):
         super().close()
 
 
-def _stop(crew: list[Worker], owner: int) -> None:
+def _stop(crew: list[W], owner: int) -> None:
     """End all workers, unless this process only inherited them from the one that it was forked from."""
     if os.getpid() != owner:
         return
@@ -288,11 +295,7 @@ def _stop(crew: list[Worker], owner: int) -> None:
         worker.reap()
 
 
-def _account(died: Died) -> str:
+def _account(died: Died, otherwise: str) -> str:
     """How a worker died, what to do, and its last words."""
-    advice = (
-        "It may have been short of memory: take fewer workers or smaller shards."
-        if died.short_of_memory
-        else "Map this shard without workers to see what happens in it."
-    )
-    return f"{died.how}. {advice}" + (f" Its last output:\n{died.output}" if died.output else "")
+    text = " ".join(filter(None, (f"{died.how}.", died.advice or otherwise)))
+    return f"{text} Its last output:\n{died.output}" if died.output else text

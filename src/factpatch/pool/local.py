@@ -1,4 +1,4 @@
-"""The pool that is none: this process maps one shard after another, without copies."""
+"""The pool without workers: this process maps one shard after another, and copies nothing."""
 
 from __future__ import annotations
 

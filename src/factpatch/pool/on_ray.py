@@ -11,32 +11,35 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
-from factpatch.pool.base import cores, positive
-from factpatch.pool.dispatch import Died, Worker, WorkerPool
-from factpatch.pool.worker import Reply, Runner
+from factpatch.pool.base import WorkerDied, cores, positive
+from factpatch.pool.dispatch import SHORT_OF_MEMORY, Died, Worker, WorkerPool
+from factpatch.pool.worker import Actor, Reply, packed
 from factpatch.support.words import cut, printable
 
 logger = logging.getLogger(__name__)
 
-FORMS = "ray://HOST:PORT, ray://HOST:PORT?workers=N"
+FORMS = "ray://HOST:PORT or ray://HOST:PORT?workers=N"
 _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
+_LONGEST_REASON = 160
+_INSTALL = "Install this factpatch, and the modules of the work, on every machine of the cluster."
 
 
-class OnRay(WorkerPool):
-    """Maps in actors of Ray, each with one CPU of its own in Ray's books.
+class OnRay(WorkerPool["_Actor"]):
+    """Maps in actors of Ray, each of which asks Ray for one CPU.
 
-    What is open in Ray already stays open; what was started or connected to here ends with the pool.
+    A Ray that this process uses already is used, and left as it is; one that is started or connected to here ends with
+    the pool, or with the process.
 
     Args:
-        where: How many workers a Ray takes that is started on this machine (or was, by this process); or a cluster's
-            address: `ray://HOST:PORT` of its client server, with `?workers=N` if not all of its CPUs are meant;
-            `HOST:PORT` or `auto` from one of its own machines.
+        where: A number of workers for a Ray on this machine, which is started unless this process uses one; or the
+            address of a cluster: `ray://HOST:PORT` of its client server, with `?workers=N` to take fewer than all of
+            its CPUs; or, on one of its own machines, `HOST:PORT` or `auto`.
         workers: How many workers a cluster is asked for, unless the address says so; by default one for each CPU.
         threads: How many threads each takes; by default an equal share of the CPUs.
 
@@ -57,7 +60,7 @@ class OnRay(WorkerPool):
                 raise RuntimeError(f"{where}: this Ray has no CPUs; start a node with `ray start --num-cpus=N`.")
             here = cores() if place.address is None else cpus
             super().__init__(number, max(1, here // number) if threads is None else threads)
-            self._runner = self._ray.remote(Runner)
+            self._remote_actor = self._ray.remote(Actor)
             self._waiting_since: float | None = None
         except BaseException:
             self._disconnect()
@@ -67,25 +70,28 @@ class OnRay(WorkerPool):
         with _storing(self._ray):
             return self._ray.put(work)
 
-    def _start(self) -> Worker:
-        # Spread, as Ray would else fill one machine first, whose share of threads is that of all.
-        options = self._runner.options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
-        return _Actor(self._ray, options.remote(self.threads))
+    def _start(self) -> _Actor:
+        # Ray would fill one machine first, and the threads of a worker are an equal share of all machines' CPUs.
+        options = self._remote_actor.options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
+        try:
+            return _Actor(self._ray, options.remote(self.threads))
+        except ImportError as error:  # the client server reads the class before it passes it on
+            raise WorkerDied(f"a worker {_unstarted(error).how}. {_INSTALL}") from None
 
-    def _events(self, crew: list[Worker], wait: bool) -> Iterator[tuple[Worker, Reply | Died]]:
-        actors = {worker.answer: worker for worker in crew if isinstance(worker, _Actor) and worker.answer is not None}
+    def _events(self, wait: bool) -> Iterator[tuple[_Actor, Reply | Died]]:
+        actors = {actor.answer: actor for actor in self._crew if actor.answer is not None}
         if not actors:
             return
         ready, _ = self._ray.wait(list(actors), num_returns=len(actors), timeout=0)
         if not ready and wait:
-            self._say_what_is_waited_for(crew)
+            self._say_what_is_waited_for()
             ready, _ = self._ray.wait(list(actors), num_returns=1, timeout=_LOOK_SECONDS)
         for answer in ready:
             yield actors[answer], actors[answer].reply()
 
-    def _say_what_is_waited_for(self, crew: list[Worker]) -> None:
+    def _say_what_is_waited_for(self) -> None:
         """Log once that Ray has had no CPU for a worker for a while."""
-        if any(worker.ready for worker in crew):
+        if any(actor.ready for actor in self._crew):
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = time.monotonic()
@@ -120,27 +126,22 @@ class _Actor(Worker):
         """Take the answer that has come, or say how the actor ended."""
         answer, self.answer = self.answer, None
         errors = self._ray.exceptions
+        deaths = (
+            errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError,
+            errors.ObjectLostError,
+        )  # fmt: skip
         try:
             with _storing(self._ray):
                 return Reply(*self._ray.get(answer))
-        except errors.RayActorError as error:
-            if getattr(error, "actor_init_failed", False):
-                raise RuntimeError(
-                    f"a worker cannot start on Ray: {printable(str(error))[-500:]} Install factpatch, and the modules "
-                    "of the work, on every machine of the cluster."
-                ) from None
-            return _death(error)
-        except (
-            errors.WorkerCrashedError,
-            errors.NodeDiedError,
-            errors.OutOfMemoryError,
-            errors.ObjectLostError,
-        ) as error:
-            return _death(error)
+        except deaths as error:
+            return _death(error) if self.ready else _unstarted(error)
+        except Exception as error:
+            return Reply("error", packed(error), []) if self.ready else _unstarted(error)
 
     def stop(self) -> None:
-        if self._ray.is_initialized():
-            self._ray.kill(self._actor)
+        with suppress(Exception):  # it ends with its job too
+            if self._ray.is_initialized():
+                self._ray.kill(self._actor)
 
 
 class _Place(NamedTuple):
@@ -166,7 +167,7 @@ def _place(where: int | str, workers: int | None) -> _Place:
         port, number = None, []
     known = parts.scheme in ("", "ray") and parts.hostname and port and parts.path in ("", "/") and not query
     if not known or any(each < 1 for each in number) or ("workers" in parts.query and not number):
-        raise ValueError(f"{where!r} is no address of Ray: {FORMS}, with N from 1 on.")
+        raise ValueError(f"{where!r} is not the address of a Ray; give {FORMS}, with N from 1 on.")
     address = f"{parts.scheme}://{parts.netloc}" if parts.scheme else parts.netloc
     return _Place(address, number[0] if number else workers)
 
@@ -181,7 +182,7 @@ def _imported() -> Any:
 
 
 def _connect(ray: Any, place: _Place) -> bool:
-    """Start Ray or connect to it; whether that was needed."""
+    """Start Ray or connect to it, unless this process uses one already; return whether it did not."""
     if ray.is_initialized():
         if place.address not in (None, "auto"):
             raise RuntimeError(
@@ -193,7 +194,7 @@ def _connect(ray: Any, place: _Place) -> bool:
         _connect_to(ray, place.address)
         return True
     try:
-        # Its workers import what this process can; and nothing is reported to Ray's makers.
+        # Its workers can import what this process can, and nothing about it is reported to Ray's developers.
         with _environment(PYTHONPATH=os.pathsep.join(map(str, sys.path)), RAY_USAGE_STATS_ENABLED="0"), _quiet():
             ray.init(
                 address="local",
@@ -205,7 +206,7 @@ def _connect(ray: Any, place: _Place) -> bool:
     except Exception as error:
         ray.shutdown()
         raise RuntimeError(
-            f"Ray does not start on this machine: {printable(str(error))} Its logs are in "
+            f"Ray does not start on this machine: {_reason(error)} Its logs are in "
             f"/tmp/ray/session_latest/logs; {place.workers} processes do without it."
         ) from error
     return True
@@ -228,7 +229,16 @@ def _connect_to(ray: Any, address: str) -> None:
         raise ImportError(f"{address}: {error}; pip install 'factpatch[ray]'.") from None
     except Exception as error:
         ray.shutdown()
-        raise ConnectionError(f"{address}: no Ray to work on: {printable(str(error))} {advice}") from error
+        raise ConnectionError(f"{address}: no Ray to work on: {_reason(error)} {advice}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, and what the first of its causes says: a token that is missing, say."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    texts = [printable(str(each)).rstrip(".") for each in dict.fromkeys((error, first))]
+    return f"{': '.join(texts)}."
 
 
 @contextmanager
@@ -272,4 +282,10 @@ def _storing(ray: Any) -> Iterator[None]:
 
 def _death(error: Exception) -> Died:
     text = printable(str(error))
-    return Died(None, f"died (Ray says: {cut(text, 400)})", "memory" in text)
+    reason = text.partition("The actor is dead because ")[2] or text  # after a list of ids
+    return Died(None, f"died on Ray ({reason[:_LONGEST_REASON]} …)", SHORT_OF_MEMORY if "memory" in text else "")
+
+
+def _unstarted(error: Exception) -> Died:
+    lines = str(error).strip().splitlines() or [type(error).__name__]  # the last is that of a traceback
+    return Died(None, f"could not start on Ray: {printable(lines[-1])[:_LONGEST_REASON]}".rstrip("."), _INSTALL)

@@ -7,7 +7,6 @@ the environment that it needs from its first moment. Nothing is written to disk 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from multiprocessing.spawn import get_executable
 from typing import Any
 
 from factpatch.pool.base import cores, positive
-from factpatch.pool.dispatch import Died, Worker, WorkerPool
+from factpatch.pool.dispatch import SHORT_OF_MEMORY, Died, Worker, WorkerPool
 from factpatch.pool.worker import Reply, receive, thread_limits
 from factpatch.support.words import steerless
 
@@ -34,23 +33,29 @@ _LAST_OUTPUT = 2000
 _MOST_OUTPUT = 1_000_000
 
 
-class Processes(WorkerPool):
+class Processes(WorkerPool["_Process"]):
     """Maps in spawned processes.
 
     Args:
         workers: How many. Each opens the work for itself: a model is loaded so many times.
         threads: How many threads each takes; by default an equal share of the cores.
+
+    Raises:
+        ValueError: One of them is not a whole number from 1 on.
+        RuntimeError: The system is Windows.
     """
 
     def __init__(self, workers: int, threads: int | None = None) -> None:
+        if os.name != "posix":
+            raise RuntimeError("workers in processes of their own need Linux or macOS; leave out `workers` here.")
         share = max(1, cores() // positive("workers", workers))
         super().__init__(workers, share if threads is None else threads)
 
-    def _start(self) -> Worker:
+    def _start(self) -> _Process:
         return _Process(self.threads)
 
-    def _events(self, crew: list[Worker], wait: bool) -> Iterator[tuple[Worker, Reply | Died]]:
-        processes: dict[Any, _Process] = {worker.connection: worker for worker in crew if isinstance(worker, _Process)}
+    def _events(self, wait: bool) -> Iterator[tuple[_Process, Reply | Died]]:
+        processes: dict[Any, _Process] = {process.connection: process for process in self._crew}
         ready = wait_for(list(processes), _LOOK_SECONDS if wait else 0)
         for connection, process in processes.items():
             # A process that the worker forked may hold its end of the pipe, which then does not end with the worker.
@@ -62,8 +67,6 @@ class _Process(Worker):
     def __init__(self, threads: int) -> None:
         self.connection, there = Pipe()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the worker
-        # So that writing goes on at the end after a cut.
-        fcntl.fcntl(self._output, fcntl.F_SETFL, os.O_APPEND)
         arguments = (there.fileno(), os.getpid(), threads, *sys.path)
         try:
             self._process = subprocess.Popen(
@@ -79,7 +82,7 @@ class _Process(Worker):
 
     def send(self, work: bytes | None, shard: bytes) -> None:
         if os.fstat(self._output.fileno()).st_size > _MOST_OUTPUT:
-            os.truncate(self._output.fileno(), 0)
+            os.truncate(self._output.fileno(), 0)  # what follows goes where it would have gone, after a hole
         with suppress(ConnectionError), self._whole():
             self.connection.send_bytes(work or b"")
             self.connection.send_bytes(shard)
@@ -118,7 +121,8 @@ class _Process(Worker):
             how = f"was killed with {names.get(-code, 'a signal')} (exit code {code})"
         size = os.fstat(self._output.fileno()).st_size
         output = os.pread(self._output.fileno(), _LAST_OUTPUT, max(0, size - _LAST_OUTPUT))
-        return Died(code, how, code == -signal.SIGKILL, steerless(output.decode(errors="replace")).strip())
+        advice = SHORT_OF_MEMORY if code == -signal.SIGKILL else ""
+        return Died(code, how, advice, steerless(output.decode(errors="replace")).strip())
 
     def stop(self) -> None:
         self.connection.close()  # a worker that waits for a shard leaves in order

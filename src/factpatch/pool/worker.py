@@ -49,9 +49,9 @@ class Runner:
     """
 
     def __init__(self, threads: int) -> None:
-        # Before PyTorch is imported, which reads them then; Ray has set them to the CPUs of its actor.
+        # Before PyTorch is imported, which reads them then; Ray sets them to the CPUs that its actor asks for.
         os.environ.update(thread_limits(threads))
-        self._threads: int | None = threads
+        self._threads = threads
         self._work: Work[Any, Any] | None = None
         self._key: str | None = None
         self._opened: Opened[Any, Any] | None = None
@@ -95,17 +95,28 @@ class Runner:
         self._limit_threads()
 
     def _limit_threads(self) -> None:
-        """Say once to PyTorch what its environment says too, which another library may have read and changed."""
-        if self._threads is not None and "torch" in sys.modules:
+        """Limit PyTorch's threads, once it is there: another library may have changed what its environment says."""
+        if "torch" in sys.modules:
             import torch
 
-            torch.set_num_threads(self._threads)
-            self._threads = None
+            if torch.get_num_threads() != self._threads:
+                torch.set_num_threads(self._threads)
 
     def _reply(self, kind: str, payload: bytes) -> Reply:
         records = self._records[:]
         del self._records[: len(records)]  # other threads may add some in between
         return Reply(kind, payload, records)
+
+
+class Actor(Runner):
+    """A runner on Ray, which ends with the process of Ray that started it.
+
+    Where a driver is killed together with the Ray that it started, Ray itself leaves a busy worker running.
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        _watch(self, os.getppid())
 
 
 def _read(pickled: bytes, what: str) -> Any:
@@ -203,7 +214,7 @@ def main(descriptor: int, parent: int, threads: int) -> None:
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
     runner = Runner(threads)
-    threading.Thread(target=_leave_with_driver, args=(descriptor, parent, runner), daemon=True).start()
+    _watch(runner, parent, descriptor)
     with suppress(EOFError, ConnectionError):
         _send(connection, runner.ready())
         while True:
@@ -211,16 +222,20 @@ def main(descriptor: int, parent: int, threads: int) -> None:
             _send(connection, runner.answer(work or None, shard))
 
 
-def _leave_with_driver(descriptor: int, parent: int, runner: Runner) -> None:
-    """End this process when the driver is gone, also in the middle of a computation.
+def _watch(runner: Runner, parent: int, descriptor: int | None = None) -> None:
+    """End this process when its parent is gone or the pipe ends, also in the middle of a computation.
 
-    A driver that is killed closes the pipe, unless a process that it forked still holds the other end; then this one's
-    parent has changed.
+    A driver that is killed closes the pipe, unless a process that it forked still holds the other end.
     """
     pipe = select.poll()
-    pipe.register(descriptor, 0)  # the end of the pipe alone; what comes through it is the main thread's
-    while not pipe.poll(1000 * _LOOKS_AFTER_SECONDS) and os.getppid() == parent:
-        pass
-    if not runner.busy:
-        time.sleep(_GRACE_SECONDS)  # the main thread ends in order
-    os._exit(1)
+    if descriptor is not None:
+        pipe.register(descriptor, 0)  # the end of the pipe alone; what comes through it is the main thread's
+
+    def leave() -> None:
+        while not pipe.poll(1000 * _LOOKS_AFTER_SECONDS) and os.getppid() == parent:
+            pass
+        if not runner.busy:
+            time.sleep(_GRACE_SECONDS)  # the main thread ends in order
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
