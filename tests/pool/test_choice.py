@@ -117,6 +117,7 @@ def test_a_cluster_is_asked_for_all_its_cpus_or_as_many_workers_as_wanted(monkey
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
         for text, workers, threads in ((address, 6, 1), (f"{address}?workers=3", 3, 2)):
+            monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
             ray = put_in_place(monkeypatch, FakeRay())
             with pool_from(text) as pool:
                 assert isinstance(pool, OnRay)
