@@ -135,32 +135,22 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
     common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3, "target.shortest": True}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
-    weights |= {"pmet": 50, "pmet-blue": 50}
+    weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
-    # Of methods with BLUE, before contexts had anything after the prompt and since.
-    ridge, earlier_ridge = {"solver.weight": 700, "target.clamp": 0.65}, {"solver.weight": 1500}
-    null_space, earlier_null_space = {"solver.l2": 7, "target.clamp": 0.65}, {"solver.l2": 15}
-    earlier: dict[str, dict[str, Any]] = {}
-    for name in ("memit-blue", "prune-blue", "encore-blue"):
-        expected[name], earlier[name] = {**common, **ridge}, {**common, **earlier_ridge}
     expected["pmet"] |= adam
     expected["pmet-blue"] |= {**adam, "target.clamp": 2}
     for part in ("", "-nas", "-sphere"):
-        alphaedit = {**common, "solver.threshold": 0.02}
-        expected[f"alphaedit{part}"] = {**alphaedit, "solver.l2": 2}
-        expected[f"alphaedit{part}-blue"] = {**alphaedit, **null_space}
-        earlier[f"alphaedit{part}-blue"] = {**alphaedit, **earlier_null_space}
-    for name, settings in expected.items():
-        if name.endswith("-blue"):
-            settings["spread.together"] = 1 if name.startswith("pmet") else 3
+        for spread, l2 in (("", 2), ("-blue", 15)):
+            expected[f"alphaedit{part}{spread}"] = {**common, "solver.threshold": 0.02, "solver.l2": l2}
     preset = PRESETS["SmolLM2-135M"]
     assert {name: preset.settings(name) for name in expected} == expected
     published = {"target.contexts": ["prompt", "prefixes"], **adam}
     for name, settings in expected.items():
-        alone = {"spread.together": 1} if name.endswith("-blue") else {}
-        assert preset.settings(name, "published-contexts") == {**earlier.get(name, settings), **published, **alone}
+        assert preset.settings(name, "published-contexts") == {**settings, **published}
+    shared = {"solver.weight": 700, "target.clamp": 0.65, "spread.together": 3}
+    assert preset.settings("memit-blue", "shared-targets") == {**expected["memit-blue"], **shared}
     brief = {"target.stride": 0.15, "target.enough_steps": 8, "target.enough_predictions": 1, "target.clamp": 0.55}
-    assert preset.settings("memit-blue", "long-sessions") == {**expected["memit-blue"], **brief}
+    assert preset.settings("memit-blue", "long-sessions") == {**expected["memit-blue"], **shared, **brief}
     following = {"solver.rate": 5e-4, "solver.l2": 1}
     assert preset.settings("ultraedit") == following
     assert preset.settings("stableedit") == {**following, "solver.l2": 10, "solver.warm_up": 2048}
