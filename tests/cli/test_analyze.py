@@ -124,7 +124,7 @@ def test_an_interruption_costs_at_most_the_part_in_progress(
     monkeypatch.setattr(execute, "save_figure", draw)
     with monkeypatch.context() as patched:
         # During the fifth of the seven measurements of edits of a single layer.
-        interrupt(patched, "factpatch.lab.analysis.edits.read_facts", calls=4)
+        interrupt(patched, "factpatch.lab.analysis.study.Study.readings", calls=4)
         assert analyze("all").exit_code == 130
     out = tmp_path / "out"
     assert (out / "distance.json").is_file()
@@ -134,7 +134,7 @@ def test_an_interruption_costs_at_most_the_part_in_progress(
     assert drawn == ["contribution", "similarity", "distance"]
     drawn.clear()
     with monkeypatch.context() as patched:
-        interrupt(patched, "factpatch.lab.analysis.edits.read_facts", calls=3)
+        interrupt(patched, "factpatch.lab.analysis.study.Study.readings", calls=3)
         result = analyze("all")
     assert result.exit_code == 0, result.output
     assert drawn == ["single-layer", "steps", "bound"]

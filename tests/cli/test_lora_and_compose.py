@@ -26,7 +26,7 @@ def test_lora_writes_what_peft_loads(run: Run, patch: Path, model_directory: Pat
     # The third fact is about the first one's subject, whose key is the same in layer 1 but for rounding: as far as that
     # shows in float32, it counts.
     assert one[2] < 1e-6 * one[0]
-    assert two[2] > 1e-3 * two[0]
+    assert two[2] > 1e-4 * two[0]
     rank = int((one > torch.finfo(torch.float32).eps * one[0]).sum())
     for expected in (
         f"Layer 1: rank {rank}\n",
