@@ -18,7 +18,7 @@ from factpatch.lab.analysis.study import Study, TextOptions
 from factpatch.lab.tuning import Candidate, Trial, Workbench
 from factpatch.lab.tuning.targets import usual_settings
 from factpatch.model.loading import load_language_model
-from factpatch.model.replicas import Replicas, threads_of
+from factpatch.model.replicas import Replicas, threads
 from factpatch.pool import Local, Pool, Processes
 from factpatch.statistics.corpus import corpus_from
 from factpatch.values.shards import InShards
@@ -49,7 +49,7 @@ def test_a_trial_has_the_same_numbers_with_one_process_and_with_two(
 
     def tried(pool: Pool, name: str) -> tuple[Trial, dict[str, float]]:
         monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / name / "cache"))
-        with threads_of(pool):
+        with threads(pool.threads):
             lm = load_language_model(str(folder))
             replicas = Replicas(lm, pool)
             targets = SharedTargets(tmp_path / name, "tiny", InShards(replicas))
@@ -68,7 +68,7 @@ def test_an_analysis_has_the_same_numbers_with_one_process_and_with_two(
 ) -> None:
     def analyzed(pool: Pool, name: str) -> Any:
         monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / name / "cache"))
-        with threads_of(pool):
+        with threads(pool.threads):
             editor = Editor(
                 str(folder), method="memit", critical_layers=LAYERS, corpus=CORPUS, corpus_tokens=900, progress=False,
                 contexts=["{}"], settings={"target.steps": 3, "solver.weight": 5.0}, pool=pool,

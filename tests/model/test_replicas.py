@@ -18,7 +18,7 @@ from factpatch import Editor, Fact, verify
 from factpatch.evaluation.readings import Reading
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
-from factpatch.model.replicas import ReplicaError, Replicas, threads_of
+from factpatch.model.replicas import ReplicaError, Replicas, threads
 from factpatch.model.weights import content_hash
 from factpatch.pool import Local, OnRay, Pool, Processes
 from factpatch.statistics.corpus import corpus_from
@@ -66,7 +66,7 @@ def pool(request: pytest.FixtureRequest, pools: dict[str, Pool]) -> Pool:
 
 def edited(folder: Path, pool: Pool) -> tuple[list[str], tuple[Reading, ...]]:
     """The hashes of the weights after two batches, and what the edited model says then."""
-    with threads_of(pool):
+    with threads(pool.threads):
         editor = Editor(
             str(folder), method="memit-blue", critical_layers=(1, 2), corpus=SENTENCES * 30, corpus_tokens=1500,
             settings=SETTINGS, progress=False, pool=pool,
@@ -91,7 +91,7 @@ def test_second_moments_have_the_same_bits_and_nearly_those_of_one_pass(folder: 
         moments = SecondMoment.read(lm, [1, 3], corpus, 900, cache=False, replicas=replicas)
         return {layer: moment.matrix for layer, moment in moments.items()}
 
-    with threads_of(pool):
+    with threads(pool.threads):
         alone, local, shared = read(None), read(Replicas(lm, Local())), read(Replicas(lm, pool))
     for layer in (1, 3):
         assert content_hash(shared[layer]) == content_hash(local[layer])
@@ -189,7 +189,7 @@ def test_kills_in_each_of_the_three_change_nothing_and_leave_no_process(folder: 
 
     killers = [Killer(at), Killer(at), Killer(at)]
     before = set(psutil.Process().children())
-    with threads_of(Local()):
+    with threads(1):
         expected = all_three(Local(), [None, None, None])
         with Processes(2, 1) as pool:
             assert all_three(pool, killers) == expected

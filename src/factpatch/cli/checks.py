@@ -259,7 +259,7 @@ def pooled(workers: str | None) -> Iterator[Pool | None]:
     if workers is None:
         yield None
         return
-    from factpatch.model.replicas import threads_of
+    from factpatch.model.replicas import threads
     from factpatch.pool import pool_from
 
     with extras(), argument("--workers"):
@@ -267,7 +267,7 @@ def pooled(workers: str | None) -> Iterator[Pool | None]:
             pool = pool_from(workers)
         except (ConnectionError, RuntimeError) as error:
             raise BadArgumentError(f"--workers {workers}: {error}") from error
-    with pool, threads_of(pool):
+    with pool, threads(pool.threads):
         yield pool
 
 

@@ -184,11 +184,10 @@ def rounding(lm: LanguageModel) -> str:
 
 
 @contextmanager
-def threads_of(pool: Pool | None) -> Iterator[None]:
-    """Compute here with as many threads as a worker has: the order of summation depends on it, and so the bits."""
+def threads(number: int) -> Iterator[None]:
+    """Compute with so many threads: the order of summation depends on it, and so the bits."""
     before = torch.get_num_threads()
-    if pool is not None:
-        torch.set_num_threads(pool.threads)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

@@ -27,10 +27,9 @@ pytest.importorskip("sklearn", reason="needs the extra `runs`")
 from factpatch.lab.runs.config import RunConfig, config_from
 from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.execute import execute
-from factpatch.lab.runs.runner import threads
 from factpatch.lab.runs.workers import Lines
 from factpatch.model.loading import load_language_model
-from factpatch.model.replicas import rounding
+from factpatch.model.replicas import rounding, threads
 from factpatch.pool import Processes, WorkerDied
 from factpatch.pool.processes import _Process
 from factpatch.support.files import plain

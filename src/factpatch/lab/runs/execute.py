@@ -15,8 +15,9 @@ from factpatch.data.references import why_no_references
 from factpatch.lab.runs.directory import RunDirectory
 from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.plan import Plan
-from factpatch.lab.runs.runner import Report, Runner, logged, threads
+from factpatch.lab.runs.runner import Report, Runner, logged
 from factpatch.lab.runs.workers import Lines, share_out
+from factpatch.model.replicas import threads
 from factpatch.pool import Local, Pool
 
 logger = logging.getLogger(__name__)

@@ -249,17 +249,6 @@ def _cost(line: Line) -> dict[str, Any]:
 
 
 @contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Compute with so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def logged(directory: RunDirectory, report: Report) -> Iterator[Report]:
     """Also write every line to the run's log, with the time; other processes may do so, too."""
     # Unbuffered, so that each line is written at once.

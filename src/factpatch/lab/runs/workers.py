@@ -27,8 +27,8 @@ from factpatch.lab.runs.config import RunConfig
 from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.plan import Plan
-from factpatch.lab.runs.runner import Report, Runner, logged, threads
-from factpatch.model.replicas import rounding
+from factpatch.lab.runs.runner import Report, Runner, logged
+from factpatch.model.replicas import rounding, threads
 from factpatch.pool import Pool, WorkerDied
 
 _SAME_PATHS = (
