@@ -98,15 +98,15 @@ def optimize_values(
         OutOfMemoryError: Memory does not suffice for a single row.
     """
     target = target.at(layer)
-    # Where ‖h‖ is read; the value is always that of the bare prompt, the first.
-    read_in = contexts if target.shortest else contexts[:1]
-    read = [_activations(lm, facts, layer, target, context) for context in read_in]
+    seen = _activations(lm, facts, layer, (*target.sites, *target.beside), contexts[0])
+    others = contexts[1:] if target.shortest else ()  # where ‖h‖ is read as well; the value is the bare prompt's
+    elsewhere = [_activations(lm, facts, layer, target.sites, context) for context in others]
     precision = precision or precision_for(lm)
     # A caller's inference mode would leave no gradients.
     with torch.inference_mode(False), lm.quiet(), packed_attention(lm), computing(lm, precision) as lm:
-        seen = read[0].to(lm.work_dtype)
+        seen = seen.to(lm.work_dtype)
         present = seen[:, : len(target.sites)].contiguous()
-        shifted = [activations[:, : len(target.sites)].to(lm.work_dtype).contiguous() for activations in read]
+        shifted = (present, *(activations.to(lm.work_dtype) for activations in elsewhere))
         norm = torch.stack([torch.linalg.vector_norm(activations, dim=-1) for activations in shifted]).amin(dim=0)
         rows = optimization_rows(lm, facts, contexts)
         start = layer - 1 if target.inside else layer
@@ -120,7 +120,7 @@ def optimize_values(
         return TargetValues(present[:, -1] + delta, delta, found.evaluations, found.evaluations - 1, found.loss)
 
 
-def _activations(lm: LanguageModel, facts: Sequence[Fact], layer: int, target: Target, context: str) -> Tensor:
-    """What a target reads of the unshifted model in a context, (n, sites + beside, d_value)."""
+def _activations(lm: LanguageModel, facts: Sequence[Fact], layer: int, sites: Sequence[str], context: str) -> Tensor:
+    """The unshifted activations in a context, (n, sites, d_value)."""
     subjects = SubjectRows.of(lm, facts, (context,))
-    return torch.stack([read_values(lm, subjects, layer, site) for site in (*target.sites, *target.beside)], dim=1)
+    return torch.stack([read_values(lm, subjects, layer, site) for site in sites], dim=1)
