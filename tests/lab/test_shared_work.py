@@ -21,7 +21,6 @@ from factpatch.model.loading import load_language_model
 from factpatch.model.replicas import Replicas, threads
 from factpatch.pool import Local, Pool, Processes
 from factpatch.statistics.corpus import corpus_from
-from factpatch.values.shards import InShards
 from factpatch.values.shared import SharedTargets
 
 CORPUS = SENTENCES * 20
@@ -52,7 +51,7 @@ def test_a_trial_has_the_same_numbers_with_one_process_and_with_two(
         with threads(pool.threads):
             lm = load_language_model(str(folder))
             replicas = Replicas(lm, pool)
-            targets = SharedTargets(tmp_path / name, "tiny", InShards(replicas))
+            targets = SharedTargets(tmp_path / name, "tiny", replicas)
             bench = Workbench(lm, "memit-blue", corpus_from(CORPUS), facts, targets, contexts=["{}"], replicas=replicas)
             return replace(bench.measure(candidate, facts, 900), seconds=0.0), bench.unchanged(facts)
 
@@ -75,7 +74,7 @@ def test_an_analysis_has_the_same_numbers_with_one_process_and_with_two(
             )  # fmt: skip
             study = Study(editor, FACTS, ["even"], 5, TextOptions(0))
             assert study.about()["workers"]
-            targets = SharedTargets(tmp_path / name, "tiny", study.in_shards)
+            targets = SharedTargets(tmp_path / name, "tiny", study.editor.replicas)
             return single_layer(study.kept(lambda name, find: find(), targets)).numbers
 
     alone = analyzed(Local(), "alone")

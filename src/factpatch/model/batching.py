@@ -50,6 +50,11 @@ def consecutive(items: Iterable[T], size: Callable[[T], int], budget: int) -> It
         yield piece
 
 
+def parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Cut a sequence into parts of a size; the last may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def padded(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Return rows of token ids as one rectangle, (rows, tokens), and a mask with 1 at real tokens and 0 at padding."""
     ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)

@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from factpatch.facts import Fact
+from factpatch.model.batching import parts
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.replicas import Replicas
 from factpatch.support.files import atomic_write
 from factpatch.support.turns import one_at_a_time
 from factpatch.values.contexts import read_of
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
+from factpatch.values.shards import InShards
 
 
 class SharedTargets:
@@ -30,13 +33,14 @@ class SharedTargets:
     Args:
         directory: Where the targets are kept; created if necessary.
         model: Identifies the model beyond its editable weights, such as `model_hash` of the unedited one.
-        optimize: What finds the values, such as `InShards`; its results are kept apart from those of others.
+        replicas: The model and its copies, to share the facts among; results that are found so are kept apart, since
+            they differ by rounding.
     """
 
-    def __init__(self, directory: str | Path, model: str, optimize: Optimize | None = None) -> None:
+    def __init__(self, directory: str | Path, model: str, replicas: Replicas | None = None) -> None:
         self.directory = Path(directory)
         self.model = model
-        self.optimize = optimize
+        self.optimize: Optimize = optimize_values if replicas is None else InShards(replicas)
         self._seconds = 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -64,7 +68,7 @@ class SharedTargets:
         self, path: Path, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any
     ) -> TargetValues:
         start = time.perf_counter()
-        found = (self.optimize or optimize_values)(lm, facts, *about, **options)
+        found = self.optimize(lm, facts, *about, **options)
         took = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
         tensors = {name: value.cpu().contiguous() for name, value in vars(found).items()}
         atomic_write(path, lambda draft: save_file({**tensors, "seconds": took}, draft))
@@ -80,8 +84,8 @@ class SharedTargets:
         # The order of summation, and so the rounding, depends on the number of threads.
         place = [str(lm.device), str(lm.dtype), repr(lm.frame), torch.get_num_threads()]
         whole = [self.model, place, weights, *about]
-        if self.optimize is not None:  # whose values differ by rounding
-            whole.append(type(self.optimize).__name__)
+        if isinstance(self.optimize, InShards):  # whose values differ by rounding
+            whole.append(InShards.__name__)
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
@@ -97,5 +101,5 @@ class InBatches:
         self.identity: str | None = getattr(optimize, "identity", None)
 
     def __call__(self, lm: LanguageModel, facts: Sequence[Fact], *about: Any, **options: Any) -> TargetValues:
-        batches = [facts[start : start + self.size] for start in range(0, len(facts), self.size)]
-        return TargetValues.joined([self.optimize(lm, batch, *about, **options) for batch in batches])
+        found = [self.optimize(lm, batch, *about, **options) for batch in parts(facts, self.size)]
+        return TargetValues.joined(found)

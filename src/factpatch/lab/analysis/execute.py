@@ -49,7 +49,7 @@ def analyze(
     """
     written: list[Path] = []
     with directory.locked():
-        targets = SharedTargets(directory.path / "targets", directory.about["weights"], study.in_shards)
+        targets = SharedTargets(directory.path / "targets", directory.about["weights"], study.editor.replicas)
         study = study.kept(directory.part, targets)
         kept = {name: Outcome(row, found) for name, row in ANALYSES.items() if (found := directory.found(name))}
         # Each is drawn once, however often the page is written.

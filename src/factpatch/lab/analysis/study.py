@@ -22,7 +22,6 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import model_hash
 from factpatch.strategies import Each, Even, Spread, SquareRoot, Unchanged
 from factpatch.values.optimize import TargetValues
-from factpatch.values.shards import InShards
 from factpatch.values.shared import InBatches
 
 SPREADS: Mapping[str, Spread] = {"even": Even(), "sqrt": SquareRoot()}
@@ -109,11 +108,6 @@ class Study:
     @property
     def lm(self) -> LanguageModel:
         return self.editor.lm
-
-    @property
-    def in_shards(self) -> InShards | None:
-        """What shares the value optimization among the copies of the model; None without copies."""
-        return None if self.editor.replicas is None else InShards(self.editor.replicas)
 
     def readings(self) -> list[Reading]:
         """What the model says of the facts as it is now, without free answers."""

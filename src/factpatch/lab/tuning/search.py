@@ -27,7 +27,6 @@ from factpatch.presets.preset import preset_for
 from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, no_corpus
 from factpatch.values.contexts import contexts_named
-from factpatch.values.shards import InShards
 from factpatch.values.shared import SharedTargets
 from factpatch.values.views import without_bos
 
@@ -112,7 +111,7 @@ def tune(
                    most_perplexity=most_perplexity, seed=seed)  # fmt: skip
     directory = TuningDirectory(folder, about)
     with directory.locked():
-        targets = _targets(directory, replicas)
+        targets = SharedTargets(directory.path / "targets", about["weights"], replicas)
         bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts, replicas)
         found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * lm.d_key)
         _Search(bench, directory, start + 60 * minutes, most_perplexity, steps, changed, found).run(choices, aside)
@@ -125,11 +124,6 @@ def _text_from(corpus: Corpus | str | Path | None, lm: LanguageModel) -> Corpus:
     if corpus is None and not preset_for(lm).shipped_corpus:
         raise ValueError(no_corpus(lm))
     return corpus_from(corpus)
-
-
-def _targets(directory: TuningDirectory, replicas: Replicas | None) -> SharedTargets:
-    in_shards = None if replicas is None else InShards(replicas)
-    return SharedTargets(directory.path / "targets", directory.about["weights"], in_shards)
 
 
 def _fitted(row: Method, lm: LanguageModel) -> Method:
