@@ -11,12 +11,15 @@ from tests.models import tiny, tiny_model, tiny_tokenizer
 
 from factpatch.data.formats import fact_from_zsre
 from factpatch.evaluation import metrics
+from factpatch.evaluation import questions as asking
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Score, score
 from factpatch.evaluation.readings import Answer, Probe, Reading
 from factpatch.evaluation.verify import Verification, plain_summary, read_facts, request_count, usable, verify
 from factpatch.facts import Fact, Neighbor
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.replicas import Replicas
+from factpatch.pool import Local
 
 FULL = Fact(
     prompt="The mother tongue of {} is",
@@ -306,3 +309,22 @@ def test_facts_that_cannot_be_edited_or_asked_are_left_out_and_named(family: str
     assert all("tokens" in reason for reason in reasons[1:])
     with pytest.raises(ValueError, match="none of the 1 facts can be edited; the first is left out"):
         usable(lm, [long], CONTEXTS)
+
+
+@pytest.mark.parametrize("probes", [False, True])
+def test_shards_ask_what_is_asked_of_all_facts_at_once(probes, monkeypatch):
+    """Of many facts few are asked after other turns, and all facts give options to a choice."""
+    monkeypatch.setattr(asking, "SAMPLED", 2)
+    lm = LanguageModel(tiny_model("llama", chat=True), tiny_tokenizer(chat=True))
+    names, objects = ("Finland", "Tokyo", "Messi", "Rome", "Vienna", "Paris"), ("English", "French", "Finnish", "Rome")
+    facts = [Fact("The mother tongue of {} is", name, objects[place % 4]) for place, name in enumerate(names)]
+    counts = {"whole": [], "shards": []}
+    whole = verify(lm, None, facts, probes=probes, progress=counts["whole"].append)
+    shards = verify(lm, None, facts, probes=probes, progress=counts["shards"].append, replicas=Replicas(lm, Local()))
+    for one, other in zip(whole.after, shards.after, strict=True):
+        assert [(answer.form, answer.asked) for answer in one.answers] == [
+            (answer.form, answer.asked) for answer in other.answers
+        ]
+        assert (one.beside and one.beside.choice.options) == (other.beside and other.beside.choice.options)
+    assert sum("chat_later" in {answer.form for answer in reading.answers} for reading in shards.after) == 2
+    assert sum(counts["whole"]) == sum(counts["shards"]) == request_count(lm, facts, probes=probes)

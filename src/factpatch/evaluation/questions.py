@@ -66,15 +66,17 @@ def answers(
     facts: Sequence[Fact],
     progress: Progress = lambda answers: None,
     only: Collection[str] | None = None,
+    chosen: Collection[int] | None = None,
 ) -> list[tuple[Answer, ...]]:
     """Return what a model answers freely about facts: for each fact the answers in every form that suits the model.
 
     In a chat, the prompt and the questions are turns of a user. Otherwise a question stands between "Question:" and
     "Answer:", and is asked in a chat as well if the tokenizer has a usable chat template; see `asked`. `progress` is
-    called after each batch of answers with their number. `only` names the forms that are wanted; by default all.
+    called after each batch of answers with their number. `only` names the forms that are wanted, by default all;
+    `chosen` is as in `asked`.
     """
     framed = {form: frame for form, frame in forms(lm).items() if only is None or form in only}
-    by_fact = asked(facts, {form: frame.chat for form, frame in framed.items()})
+    by_fact = asked(facts, {form: frame.chat for form, frame in framed.items()}, chosen)
     pairs = [(fact, one) for fact, group in zip(facts, by_fact, strict=True) for one in group]
     # All at once: a step on many rows takes little longer than one on few.
     frames = [framed[one.form] for _, one in pairs]
@@ -84,9 +86,9 @@ def answers(
     return [tuple(Answer(one.form, one.text, next(said)) for one in group) for group in by_fact]
 
 
-def answer_count(lm: LanguageModel, facts: Sequence[Fact]) -> int:
+def answer_count(lm: LanguageModel, facts: Sequence[Fact], chosen: Collection[int] | None = None) -> int:
     """Return how many answers `answers` gives."""
-    return sum(map(len, asked(facts, {form: frame.chat for form, frame in forms(lm).items()})))
+    return sum(map(len, asked(facts, {form: frame.chat for form, frame in forms(lm).items()}, chosen)))
 
 
 def forms(lm: LanguageModel) -> dict[str, Frame]:
@@ -104,7 +106,9 @@ def forms(lm: LanguageModel) -> dict[str, Frame]:
     return found
 
 
-def asked(facts: Sequence[Fact], chats: Mapping[str, bool]) -> list[tuple[Asked, ...]]:
+def asked(
+    facts: Sequence[Fact], chats: Mapping[str, bool], chosen: Collection[int] | None = None
+) -> list[tuple[Asked, ...]]:
     """Return for each fact the texts that ask about it, in the order of the forms.
 
     A fact is asked with its prompt once, and with all of its questions in each other form; after an earlier turn with
@@ -115,8 +119,9 @@ def asked(facts: Sequence[Fact], chats: Mapping[str, bool]) -> list[tuple[Asked,
     Args:
         facts: What to ask about.
         chats: The forms, and whether what is asked in each is a user's turn.
+        chosen: The places of the facts that are asked after an earlier turn; by default those that `sampled` returns.
     """
-    chosen = _sampled(facts)
+    chosen = sampled(facts) if chosen is None else chosen
     return [tuple(_texts(fact, chats, place in chosen)) for place, fact in enumerate(facts)]
 
 
@@ -136,8 +141,8 @@ def framed_question(text: str, chat: bool) -> str:
     return text if chat else f"Question: {text}\nAnswer:"
 
 
-def _sampled(facts: Sequence[Fact]) -> frozenset[int]:
-    """The places of at most `SAMPLED` facts."""
+def sampled(facts: Sequence[Fact]) -> frozenset[int]:
+    """Return the places of at most `SAMPLED` facts."""
 
     def by_chance(place: int) -> bytes:
         return hashlib.sha256("\0".join(facts[place].key).encode("utf-8", "surrogatepass")).digest()

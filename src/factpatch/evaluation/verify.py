@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from factpatch.evaluation.metrics import METRICS, FactMetric, fact_metrics, mean_or_none, said, summary
 from factpatch.evaluation.probabilities import Progress, Request, check_requests, score
 from factpatch.evaluation.probes import probe_count, read_probes
-from factpatch.evaluation.questions import answer_count, questions
+from factpatch.evaluation.questions import answer_count, questions, sampled
 from factpatch.evaluation.questions import answers as free_answers
 from factpatch.evaluation.readings import Probe, Reading
 from factpatch.facts import Fact, same_object
+from factpatch.model.batching import parts
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
-from factpatch.model.replicas import Replicas, in_shards
+from factpatch.model.replicas import Replicas
 from factpatch.support.words import counted
 from factpatch.values.rows import optimization_rows
 
@@ -146,34 +147,53 @@ def verify(
     if before is not None and before.facts != facts:
         raise ValueError(f"before: {_difference(before.facts, facts)}; give an earlier verification of the same facts.")
     lm = load_language_model(model, tokenizer, chat=chat)
-    ask = Ask(answers, facts if probes else None)
-    readings = ask(lm, facts, progress) if replicas is None else _shared(replicas, ask, facts, progress)
+    ask = Ask(facts, answers, probes)
+    readings = ask(lm, range(len(facts)), progress) if replicas is None else _shared(replicas, ask, progress)
     return Verification(facts=facts, after=tuple(readings), before=None if before is None else before.after)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What `verify` asks a model, or a copy of it, about some facts."""
+    """What `verify` asks a model, or a copy of it, about the facts in some places.
 
+    The others count too: of many facts, some are asked in all forms, and choices are among the objects of all.
+    """
+
+    facts: tuple[Fact, ...]
     answers: bool
-    pool: tuple[Fact, ...] | None
-    """The facts whose objects make the choices of probes; None for no probes."""
+    probes: bool
 
-    def __call__(self, lm: LanguageModel, facts: Sequence[Fact], progress: Progress | None = None) -> list[Reading]:
-        readings = read_facts(lm, facts, answers=self.answers, progress=progress)
-        if self.pool is None:
+    def __call__(self, lm: LanguageModel, places: Sequence[int], progress: Progress | None = None) -> list[Reading]:
+        some = self._some(places)
+        readings = read_facts(lm, some, self.answers, progress, self._sampled(places))
+        if not self.probes:
             return readings
-        found = read_probes(lm, facts, self.pool, progress=progress)
+        found = read_probes(lm, some, self.facts, progress=progress)
         return [replace(reading, beside=beside) for reading, beside in zip(readings, found, strict=True)]
 
+    def count(self, lm: LanguageModel, places: Sequence[int]) -> int:
+        """How many requests that makes, answers included."""
+        some = self._some(places)
+        scored = sum(len(_requests(fact)) for fact in some)
+        scored += probe_count(lm, some, self.facts) if self.probes else 0
+        return scored + (answer_count(lm, some, self._sampled(places)) if self.answers else 0)
 
-def _shared(replicas: Replicas, ask: Ask, facts: Sequence[Fact], progress: Progress | None) -> list[Reading]:
+    def _some(self, places: Sequence[int]) -> list[Fact]:
+        return [self.facts[place] for place in places]
+
+    def _sampled(self, places: Sequence[int]) -> frozenset[int]:
+        """Which of the facts in these places are asked in all forms."""
+        chosen = sampled(self.facts)
+        return frozenset(index for index, place in enumerate(places) if place in chosen)
+
+
+def _shared(replicas: Replicas, ask: Ask, progress: Progress | None) -> list[Reading]:
     """What the copies of a model say, in shards of a fixed size."""
-    shards = in_shards(facts, FACTS_AT_ONCE)
+    shards = parts(range(len(ask.facts)), FACTS_AT_ONCE)
 
     def advance(place: int) -> None:
         if progress is not None:
-            progress(request_count(replicas.lm, shards[place], ask.answers, ask.pool is not None))
+            progress(ask.count(replicas.lm, shards[place]))
 
     return [reading for found in replicas.map(ask, shards, advance) for reading in found]
 
@@ -186,15 +206,21 @@ def _difference(earlier: Sequence[Fact], now: Sequence[Fact]) -> str:
 
 
 def read_facts(
-    lm: LanguageModel, facts: Sequence[Fact], answers: bool = True, progress: Progress | None = None
+    lm: LanguageModel,
+    facts: Sequence[Fact],
+    answers: bool = True,
+    progress: Progress | None = None,
+    chosen: Collection[int] | None = None,
 ) -> list[Reading]:
     """Read what a model says of facts and their probes, all of them in one pass; one reading for each fact.
 
-    `answers` says whether to ask for greedy answers, see `questions.answers`; `progress` is called after each batch of
-    requests with their number, of which `request_count` gives the total.
+    `answers` says whether to ask for greedy answers, see `questions.answers`, and `chosen` which facts to ask in all
+    forms, see `questions.asked`; `progress` is called after each batch of requests with their number, of which
+    `request_count` gives the total.
     """
     scores = iter(score(lm, [request for fact in facts for request in _requests(fact)], progress))
-    answered = free_answers(lm, facts, progress or (lambda answers: None)) if answers else [()] * len(facts)
+    silent = progress or (lambda answers: None)
+    answered = free_answers(lm, facts, silent, chosen=chosen) if answers else [()] * len(facts)
     readings = []
     for fact, of_fact in zip(facts, answered, strict=True):
         probes = [Probe(prompt, next(scores), None if true is None else next(scores)) for prompt, true in _probes(fact)]
@@ -205,8 +231,7 @@ def read_facts(
 
 def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True, probes: bool = False) -> int:
     """Return how many requests `verify` makes, answers included: the sum of what it reports as progress."""
-    scored = sum(len(_requests(fact)) for fact in facts) + (probe_count(lm, facts) if probes else 0)
-    return scored + (answer_count(lm, facts) if answers else 0)
+    return Ask(tuple(facts), answers, probes).count(lm, range(len(facts)))
 
 
 def _probes(fact: Fact) -> Iterator[tuple[str, str | None]]:
