@@ -15,7 +15,7 @@ and answers with the content of its hidden states, which has to be that of the o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -60,7 +60,7 @@ class _Work(Generic[S, R]):
     model: Named
     weights: Mapping[int, Tensor]
     """(d_value, d_key) by layer, of those that differ from the unedited model."""
-    task: Callable[[LanguageModel, S], R]
+    task: Task[S, R]
 
     @property
     def key(self) -> str:
@@ -75,6 +75,18 @@ class _Work(Generic[S, R]):
                 "every machine the same files, and begin with the model as it is in them."
             )
         return _Copy(lm)
+
+
+@dataclass(frozen=True)
+class _Here(Generic[S, R]):
+    """A task on the driver's own model, which needs no copy and always holds the present weights."""
+
+    lm: LanguageModel
+    task: Task[S, R]
+    key: str = "here"
+
+    def open(self) -> Callable[[_Here[S, R], S], R]:
+        return lambda work, shard: work.task(work.lm, shard)
 
 
 @dataclass
@@ -139,7 +151,7 @@ class Replicas:
 
     def map(
         self,
-        task: Callable[[LanguageModel, S], R],
+        task: Task[S, R],
         shards: Iterable[S],
         progress: Callable[[int], object] | None = None,
     ) -> Iterator[R]:
@@ -155,10 +167,7 @@ class Replicas:
             WorkerDied: A shard ended several workers.
         """
         if self.named is None:
-            for place, shard in enumerate(shards):
-                yield task(self.lm, shard)
-                if progress is not None:
-                    progress(place)
+            yield from self.pool.map(_Here(self.lm, task), shards, progress)
             return
         expected = None
         for found, result in self.pool.map(_Work(self.named, self._edited(), task), shards, progress):
@@ -192,8 +201,3 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def in_shards(items: Sequence[S], size: int) -> list[Sequence[S]]:
-    """Cut a sequence into parts of a size; the last may be smaller."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from factpatch.facts import Fact
+from factpatch.model.batching import parts
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import contents
 from factpatch.statistics.cache import Entry
@@ -60,7 +61,7 @@ def reference_values(
         if kept is not None:
             found[layer] = kept[0]["values"]
             continue
-        batches = [facts[start : start + AT_ONCE] for start in range(0, len(facts), AT_ONCE)]
+        batches = parts(facts, AT_ONCE)
         found[layer] = torch.cat([_values(lm, batch, layer, target, contexts, find) for batch in batches])
         if entry is not None:
             entry.write({"values": found[layer]})

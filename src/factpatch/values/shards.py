@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from factpatch.facts import Fact
+from factpatch.model.batching import parts
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
-from factpatch.model.replicas import Replicas, in_shards
+from factpatch.model.replicas import Replicas
 from factpatch.strategies.target import Target
 from factpatch.values.optimize import TargetValues, optimize_values
 
 FACTS = {"cpu": 4}
 """How many facts a shard has, by the kind of device: with their contexts, as many tokens as keep a core busy."""
 FACTS_ELSEWHERE = 32
+
+
+def facts_at_once(device: str) -> int:
+    """How many facts a shard has on a kind of device, such as "cpu"."""
+    return FACTS.get(device, FACTS_ELSEWHERE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class InShards:
         """As `optimize_values`, on the present weights of the model that the copies are of."""
         if lm is not self.replicas.lm:
             raise ValueError("lm: the copies are of another model; give the one that they were made of.")
-        shards = in_shards(facts, FACTS.get(lm.device.type, FACTS_ELSEWHERE))
+        shards = parts(facts, facts_at_once(lm.device.type))
         found = self.replicas.map(
             FindValues(layer, target, tuple(contexts), precision),
             shards,

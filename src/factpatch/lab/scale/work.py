@@ -22,7 +22,7 @@ from factpatch.strategies.least_squares import PANEL
 from factpatch.strategies.spread import Step
 from factpatch.values.reading import SubjectRows
 from factpatch.values.rows import optimization_rows
-from factpatch.values.shards import FACTS, FACTS_ELSEWHERE
+from factpatch.values.shards import FACTS_ELSEWHERE, facts_at_once
 
 CONTEXTS = 6
 """The published ones: the bare prompt, and five texts before it."""
@@ -185,7 +185,7 @@ def batch_of(
     steps = named.spread.steps(preset.layers_for(shape.layers, method))
     return Batch(
         shape, facts, tokens or Tokens.typical(contexts), named.optimized.steps, tuple(steps), named.optimized.inside,
-        FACTS.get(device, FACTS_ELSEWHERE),
+        facts_at_once(device),
     )  # fmt: skip
 
 
