@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
-from factpatch.model.weights import contents
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus
-from factpatch.statistics.second_moment import WINDOW, CorpusError, fingerprints, text_batches
+from factpatch.statistics.second_moment import WINDOW, CorpusError, fingerprint, text_batches
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.solver import Solver
 from factpatch.support.cache import cache_directory
@@ -69,12 +68,12 @@ def warm(
 def _entries(
     lm: LanguageModel, memories: Mapping[int, Memory], solver: Solver, corpus: Corpus, precision: Precision
 ) -> dict[int, Entry]:
-    """Where what each layer's memory learns is kept; nowhere if weights are set aside, which cannot be hashed."""
-    if any(weight.is_meta for _, weight in contents(lm.model, lm.quantized)):
+    """Where what each layer's memory learns is kept; nowhere if the weights cannot be hashed."""
+    model = fingerprint(lm)
+    if model is None:
         return {}
-    last = lm.num_layers - 1
     about = {
-        "model": fingerprints(lm, [last])[last],  # a gradient depends on the layers above, too
+        "model": model,
         "corpus": corpus.identity,
         "window": str(lm.window(WINDOW)),
         "dtype": str(lm.dtype).removeprefix("torch."),

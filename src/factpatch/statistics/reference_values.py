@@ -13,9 +13,8 @@ from torch import Tensor
 from factpatch.facts import Fact
 from factpatch.model.batching import parts
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.weights import contents
 from factpatch.statistics.cache import Entry
-from factpatch.statistics.second_moment import fingerprints
+from factpatch.statistics.second_moment import fingerprint
 from factpatch.strategies.target import Target
 from factpatch.support.cache import cache_directory
 from factpatch.values.contexts import read_of
@@ -76,11 +75,10 @@ def _entries(
     contexts: Sequence[str],
     about: Sequence[Any],
 ) -> dict[int, Entry]:
-    """Where the values of each layer are kept; nowhere if accelerate has put weights aside, which cannot be hashed."""
-    if any(weight.is_meta for _, weight in contents(lm.model, lm.quantized)):
+    """Where the values of each layer are kept; nowhere if the weights cannot be hashed."""
+    model = fingerprint(lm)  # δ depends on all layers
+    if model is None:
         return {}
-    last = lm.num_layers - 1
-    model = fingerprints(lm, [last])[last]  # δ depends on the layers above, too
     whole = [read_of(facts, contexts), list(contexts), repr(target.plain), str(lm.dtype), repr(lm.frame), *about]
     digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
     return {

@@ -90,13 +90,14 @@ class SecondMoment:
         tokens = TOKENS_PER_DIMENSION * lm.d_key if tokens is None else tokens
         if tokens < 1:
             raise ValueError(f"tokens={tokens}: must be positive.")
-        if cache is False:
-            return _read(_Text(lm, corpus, tokens, replicas), layers, progress, None)
         text = _Text(lm, corpus, tokens, replicas)
-        entries, unfinished = _entries(cache or cache_directory() / "second_moment", text, layers)
+        if cache is False:
+            return _read(text, layers, progress, None)
+        prints = fingerprints(lm, [0, *layers])
+        entries, unfinished = _entries(cache or cache_directory() / "second_moment", text, layers, prints)
         found = _kept(entries, layers)
         if len(found) < len(entries):
-            with one_at_a_time(_lock(unfinished.folder, text), f"the second moment of {lm.name}") as waited:
+            with one_at_a_time(_lock(unfinished.folder, text, prints[0]), f"the second moment of {lm.name}") as waited:
                 if waited:
                     found |= _kept(entries, [layer for layer in layers if layer not in found])
                 missing = [layer for layer in layers if layer not in found]
@@ -117,11 +118,11 @@ def _kept(entries: Mapping[int, Entry], layers: Sequence[int]) -> dict[int, Seco
     return {layer: SecondMoment(it[0]["matrix"], it[1]["read"]) for layer, it in held.items() if it is not None}
 
 
-def _lock(folder: Path, text: _Text) -> Path:
+def _lock(folder: Path, text: _Text, model: str) -> Path:
     """The file that is locked while a text is read with a model, whichever layers are asked for."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    about = [fingerprints(text.lm, [0])[0], text.corpus.identity, text.tokens, str(text.lm.dtype)]
+    about = [model, text.corpus.identity, text.tokens, str(text.lm.dtype)]
     return folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.lock"
 
 
@@ -176,10 +177,11 @@ def _token_count(shard: Sequence[Batch]) -> int:
     return sum(len(window) for batch in shard for window in batch)
 
 
-def _entries(folder: Path, text: _Text, layers: Sequence[int]) -> tuple[dict[int, Entry], Entry]:
+def _entries(
+    folder: Path, text: _Text, layers: Sequence[int], prints: Mapping[int, str]
+) -> tuple[dict[int, Entry], Entry]:
     """Where the moment of each layer is kept, and the state of an unfinished pass for all of them."""
     lm = text.lm
-    prints = fingerprints(lm, layers)
     about = {
         "corpus": text.corpus.identity,
         "tokens": str(text.tokens),
@@ -219,6 +221,14 @@ def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
         add(contents(lm.block(layer), lm.quantized))
         prints[layer] = digest.hexdigest()
     return {layer: prints[layer] for layer in layers}
+
+
+def fingerprint(lm: LanguageModel) -> str | None:
+    """Return a digest of all that gradients depend on; None if weights are set aside, which cannot be hashed."""
+    if any(weight.is_meta for _, weight in contents(lm.model, lm.quantized)):
+        return None
+    last = lm.num_layers - 1
+    return fingerprints(lm, [last])[last]
 
 
 def text_batches(lm: LanguageModel, corpus: Corpus, tokens: int, budget: int = TOKEN_BUDGET) -> Iterator[Batch]:
