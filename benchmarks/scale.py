@@ -1,12 +1,13 @@
 """What workers gain, in one run on one machine, and a simulation of more of them on a larger model.
 
-    python benchmarks/scale.py --quick                      # two minutes
-    python benchmarks/scale.py --facts counterfact.json     # 40 facts, five rounds
+    python benchmarks/scale.py --quick                      # four minutes
+    python benchmarks/scale.py --facts counterfact.json     # 40 facts, three rounds: three quarters of an hour
     python benchmarks/scale.py --quick --plot scale.svg     # and the simulation, from what was measured
 
-Second moments, values and verification of the embedded model, in this process and with workers of one thread each, in
-turns: the median seconds of each, the ratio of one worker to two, and whether all gave the same bytes. Then the parts
-of which the simulation consists. With as many busy cores as workers the ratios mean nothing; look at the load first.
+Second moments, values and verification of the embedded model, and a run of four lines, in this process and with
+workers of one thread each, in turns: the median seconds of each, the ratio of one worker to two, and whether all gave
+the same bytes. Then the parts of which the simulation consists. With as many busy cores as workers the ratios mean
+nothing; look at the load first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import operator
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -29,8 +31,11 @@ import torch
 from torch import Tensor
 
 from factpatch import Editor, Fact, load_facts, verify
-from factpatch.data import demo_facts
+from factpatch.data import demo_facts, save_facts
 from factpatch.lab.drawing.charts import check_plot_file, figure, save_plot
+from factpatch.lab.runs.config import config_from
+from factpatch.lab.runs.directory import RunDirectory
+from factpatch.lab.runs.execute import execute
 from factpatch.lab.scale.costs import Costs
 from factpatch.lab.scale.figures import speedups
 from factpatch.lab.scale.machines import KINDS, Machines
@@ -54,6 +59,8 @@ EMPTY = 64
 
 # A shard's work when only the way there and back counts: workers can import it, as they cannot what a script defines.
 nothing = operator.is_
+ASKED, LINE = 16, 8
+"""How many facts are verified, and how many a line of a run edits, at most."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Bench:
         self.facts, self.tokens, self.steps = facts, tokens, steps
         self.lm = load_language_model(MODEL)
         self.editor = Editor(self.lm, method="memit-blue", settings={"target.steps": steps}, progress=False)
+        # Lines of a run find these in the cache.
+        SecondMoment.read(self.lm, self.editor.critical_layers, corpus_from(None), tokens)
 
     def statistics(self, replicas: Replicas) -> str:
         """Second moments of all critical layers."""
@@ -88,8 +97,25 @@ class Bench:
 
     def verification(self, replicas: Replicas) -> str:
         """What the unedited model says to every fact."""
-        found = verify(self.lm, None, self.facts, replicas=replicas)
+        found = verify(self.lm, None, self.facts[:ASKED], replicas=replicas)
         return hashlib.sha256("".join(map(repr, found.after)).encode()).hexdigest()[:12]
+
+    def grid(self, replicas: Replicas) -> str:
+        """A run of four lines, which share no value targets; workers load models of their own for it."""
+        with tempfile.TemporaryDirectory() as folder:
+            save_facts(self.facts[:LINE], Path(folder) / "facts.json")
+            config = {
+                "model": MODEL,
+                "methods": [{"name": "memit-blue", "settings": {"target.steps": self.steps}}],
+                "datasets": [{"facts": str(Path(folder) / "facts.json")}],
+                "seeds": [0, 1, 2, 3],
+                "corpus_tokens": self.tokens,
+                "evaluate": {"perplexity": False, "written": False},
+            }
+            directory = RunDirectory.create(Path(folder) / "run", config_from(config))
+            execute(directory, pool=replicas.pool)
+            patches = sorted((directory.path / "rows").rglob("*.safetensors"))
+            return hashlib.sha256(b"".join(patch.read_bytes() for patch in patches)).hexdigest()[:12]
 
 
 def digest(tensors: Sequence[Tensor]) -> str:
@@ -107,7 +133,7 @@ def compare(bench: Bench, sides: Sequence[Side], rounds: int) -> dict[str, float
     print(f"| row | {' | '.join(f'{side.name}, s' for side in sides)} | one / two | bytes |")
     print(f"|---|{'---|' * len(sides)}---|---|")
     medians: dict[str, float] = {}
-    for row in ("statistics", "values", "verification"):
+    for row in ("statistics", "values", "verification", "grid"):
         took: dict[str, list[float]] = {side.name: [] for side in sides}
         hashes = set()
         for turn in range(rounds):
@@ -212,17 +238,17 @@ def simulate(there: Machines, plot: Path | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="12 facts, 1,024 tokens, 3 evaluations, one round")
+    parser.add_argument("--quick", action="store_true", help="12 facts, 2,048 tokens, 3 evaluations, one round")
     parser.add_argument("--facts", type=Path, help="by default those of the demo, which are 24")
     parser.add_argument("--limit", type=int, default=40)
-    parser.add_argument("--rounds", type=int, help="5, or 1 with --quick")
+    parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the simulation")
     options = parser.parse_args()
     if options.plot is not None:
         check_plot_file(options.plot)
     torch.set_num_threads(1)
     facts = demo_facts() if options.facts is None else load_facts(options.facts)
-    bench = Bench(facts[:12], 1024, 3) if options.quick else Bench(facts[: options.limit], 15360, 8)
+    bench = Bench(facts[:12], 2048, 3) if options.quick else Bench(facts[: options.limit], 7680, 4)
     print(f"{len(bench.facts)} facts, {bench.tokens} tokens, {bench.steps} evaluations; load {os.getloadavg()[0]:.1f} ")
     makers: dict[str, Callable[[], Pool]] = {
         "here": Local,
@@ -230,13 +256,16 @@ def main() -> None:
         "2 processes": lambda: Processes(2, 1),
     }
     if find_spec("ray") is not None:
-        makers["ray:2"] = lambda: OnRay(2, threads=1)
+        import ray
+
+        ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+        makers |= {f"ray:{workers}": partial(OnRay, workers, threads=1) for workers in (1, 2)}
     with ExitStack() as held:
         sides = [Side(name, Replicas(bench.lm, held.enter_context(make()))) for name, make in makers.items()]
         _ = bench.editor.contexts
         for side in sides:  # workers load their model before anything is timed
             list(side.replicas.map(nothing, range(4)))
-        medians = compare(bench, sides, options.rounds or (1 if options.quick else 5))
+        medians = compare(bench, sides, options.rounds or (1 if options.quick else 3))
         there = parts(bench, sides, medians["values"], 2048 if options.quick else 14336)
     simulate(there, options.plot)
 
