@@ -30,7 +30,7 @@ def test_plan_takes_rates_in_the_units_of_its_options(run: Run, model_directory:
     config = model_directory / "config.json"
     shown = run.ok("plan", config, "--workers", 2, "--gpus-per-worker", 2, *rates, "--json", out).output
     assert "a device)" in shown
-    assert "on one device so far" in " ".join(shown.split())
+    assert "ray://HOST:PORT?gpus=2" in " ".join(shown.split())
     machines = json.loads(out.read_text("utf-8"))["machines"]
     found = [machines[name] for name in ("rate", "rate64", "solve_rate", "network")]
     assert found == [2e12, 1e12, 50e9, 12.5e9]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -41,11 +42,11 @@ def test_another_text_is_refused_with_the_forms(text: Any) -> None:
 
 @pytest.mark.parametrize(
     "text", ["ray://", "ray://host", "ray://host:port", "ray://host:1?workers=0", "ray://host:1?workers=",
-             "ray://host:1?threads=2", "ray://host:1/path", "ray://host:99999"]
+             "ray://host:1?threads=2", "ray://host:1?workers=2&gpus=0", "ray://host:1/path", "ray://host:99999"]
 )  # fmt: skip
 def test_a_wrong_address_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(
-        ValueError, match=r"is not the address of a Ray; give ray://HOST:PORT or ray://HOST:PORT\?workers=N"
+        ValueError, match=r"is not the address of a Ray; give ray://HOST:PORT, with \?workers=N or \?workers=N&gpus=G"
     ):
         pool_from(text)
 
@@ -125,6 +126,28 @@ def test_a_cluster_is_asked_for_all_its_cpus_or_as_many_workers_as_wanted(monkey
                 assert ray.started["address"] == address
             pool.close()
             assert ray.shut_down == 1
+
+
+def test_as_many_workers_as_gpus_suffice_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_in_place(monkeypatch, FakeRay(cluster_resources=lambda: {"CPU": 16.0, "GPU": 5.0}))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        for asked, workers in (("gpus=1", 5), ("gpus=2", 2), ("workers=1&gpus=2", 1)):
+            with pool_from(f"{address}?{asked}") as pool:
+                assert pool.workers == workers
+        with pytest.raises(RuntimeError, match="this Ray has 5 GPUs, and a worker is to have 6"):
+            pool_from(f"{address}?gpus=6")
+
+
+def test_each_worker_sees_its_own_gpus_alone(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'factpatch[ray]'")
+    ray.init(address="local", num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)  # it believes that
+    try:
+        with OnRay(2, gpus=2) as pool:
+            visible = set(pool.map(Calls(directory=tmp_path), [("gpus", 2)] * 2))
+    finally:
+        ray.shutdown()
+    assert visible == {"0,1", "2,3"}
 
 
 def test_what_answers_and_is_no_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,14 @@ def environment(work: Calls) -> list[str | None]:
     return [os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")]
 
 
+def gpus(work: Calls, workers: int) -> str | None:
+    """The GPUs that this worker sees, once so many are at work."""
+    (work.directory / str(os.getpid())).touch()
+    while len(list(work.directory.iterdir())) < workers:
+        time.sleep(0.01)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def threads(work: Calls) -> int:
     import torch
 

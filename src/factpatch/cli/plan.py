@@ -111,8 +111,8 @@ def _show(costs: Costs) -> None:
         )
     if machines.gpus_per_worker > 1:
         render.paragraph(
-            f"Weights of a worker are spread over {machines.gpus_per_worker} devices. Workers of factpatch load their "
-            "copy on one device so far; this says what each would hold."
+            f"Weights of a worker are spread over {machines.gpus_per_worker} devices: --device auto with --workers "
+            f"'ray://HOST:PORT?gpus={machines.gpus_per_worker}'. This says what each holds."
         )
     _memory(costs)
     rows = {"a batch": costs.batch_traffic(), "second moments": costs.text_traffic()}

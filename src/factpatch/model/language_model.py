@@ -291,6 +291,11 @@ class LanguageModel:
         return device
 
     @property
+    def spread(self) -> bool:
+        """Whether the model lies on several devices."""
+        return len(set((getattr(self.model, "hf_device_map", None) or {}).values())) > 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the weights are stored in; of a quantized model, what its layers are given."""
         return self._key.dtype if self.quantized else self.weight(0).dtype

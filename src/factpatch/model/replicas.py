@@ -68,7 +68,15 @@ class _Work(Generic[S, R]):
 
     def open(self) -> _Copy:
         named = self.model
-        lm = load_language_model(named.name, device=named.device, dtype=named.dtype, chat=named.chat)
+        try:
+            lm = load_language_model(named.name, device=named.device, dtype=named.dtype, chat=named.chat)
+        except ValueError as error:
+            if named.device is None:
+                raise
+            raise ReplicaError(
+                f"workers: a worker cannot load the model: {error} On Ray, a worker sees the GPUs that it asks for: "
+                "ray://HOST:PORT?gpus=1."
+            ) from error
         if model_hash(lm.model) != named.content:
             raise ReplicaError(
                 f"workers: the model that a worker loads as {named.name!r} has other weights than the one here. Give "
@@ -144,7 +152,7 @@ class Replicas:
         if lm.quantized:
             raise ValueError("workers: quantized models run in this process alone; do without workers.")
         name = os.path.abspath(lm.loaded_from) if os.path.exists(lm.loaded_from) else lm.loaded_from
-        device = None if lm.device.type == "cpu" else lm.device.type
+        device = "auto" if lm.spread else None if lm.device.type == "cpu" else lm.device.type
         dtype = str(lm.dtype).removeprefix("torch.")
         self.named = Named(name, device, dtype, lm.frame.chat, model_hash(lm.model))
         self._unedited = [lm.weight_hash(layer) for layer in range(lm.num_layers)]

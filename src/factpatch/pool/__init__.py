@@ -36,7 +36,7 @@ def pool_from(text: str | int | None, threads: int | None = None) -> Pool:
 
     Args:
         text: `4` for as many processes on this machine, `ray:4` for as many workers of a Ray that is started on it,
-            `ray://HOST:PORT` for a cluster, also with `?workers=N`; 0, 1 or None for this process alone.
+            `ray://HOST:PORT` for a cluster, also with `?workers=N&gpus=G`; 0, 1 or None for this process alone.
         threads: How many threads each worker takes; by default what the environment variable OMP_NUM_THREADS says, or
             one.
 
@@ -53,7 +53,7 @@ def pool_from(text: str | int | None, threads: int | None = None) -> Pool:
     if not number.isdecimal() or kind not in ("", "ray") or (kind and not int(number)) or given.startswith(":"):
         raise ValueError(
             f"workers={text!r}: give a number of processes (4), ray:N for workers of a Ray on this machine (ray:4), "
-            "or a cluster (ray://HOST:PORT, ray://HOST:PORT?workers=N)."
+            "or a cluster (ray://HOST:PORT, ray://HOST:PORT?workers=N&gpus=G)."
         )
     if kind:
         return OnRay(int(number), threads=threads)

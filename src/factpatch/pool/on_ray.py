@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +22,7 @@ from factpatch.support.words import cut, printable
 
 logger = logging.getLogger(__name__)
 
-FORMS = "ray://HOST:PORT or ray://HOST:PORT?workers=N"
+FORMS = "ray://HOST:PORT, with ?workers=N or ?workers=N&gpus=G behind it for N workers of G GPUs each"
 _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
@@ -31,7 +31,7 @@ _INSTALL = "Install this factpatch, and the modules of the work, on every machin
 
 
 class OnRay(WorkerPool["_Actor"]):
-    """Maps in actors of Ray, each of which asks Ray for one CPU.
+    """Maps in actors of Ray, each of which asks Ray for one CPU, and for GPUs if it should have some.
 
     A Ray that this process uses already is used, and left as it is; one that is started or connected to here ends with
     the pool, or with the process.
@@ -39,23 +39,28 @@ class OnRay(WorkerPool["_Actor"]):
     Args:
         where: A number of workers for a Ray on this machine, which is started unless this process uses one; or the
             address of a cluster: `ray://HOST:PORT` of its client server, with `?workers=N` to take fewer than all of
-            its CPUs; or, on one of its own machines, `HOST:PORT` or `auto`.
-        workers: How many workers a cluster is asked for, unless the address says so; by default one for each CPU.
+            its CPUs and `?gpus=G` for G GPUs a worker; or, on one of its own machines, `HOST:PORT` or `auto`.
+        workers: How many workers a cluster is asked for, unless the address says so; by default one for each CPU, or
+            as many as its GPUs suffice for.
         threads: How many threads each takes; by default an equal share of the CPUs.
+        gpus: How many GPUs each has to itself, unless the address says so; Ray hides the others from it.
 
     Raises:
         ImportError: Ray is not installed.
         ConnectionError: Nothing answers at the address.
-        RuntimeError: Ray does not start, or is connected to another address.
+        RuntimeError: Ray does not start, is connected to another address, or has too few CPUs or GPUs.
     """
 
-    def __init__(self, where: int | str, workers: int | None = None, threads: int | None = None) -> None:
-        place = _place(where, workers)
+    def __init__(self, where: int | str, workers: int | None = None, threads: int | None = None, gpus: int = 0) -> None:
+        place = _place(where, workers, gpus)
         self._ray = _imported()
         self._connected = _connect(self._ray, place)
         try:
-            cpus = int(self._ray.cluster_resources().get("CPU", 0))
-            number = place.workers or cpus
+            has = self._ray.cluster_resources()
+            cpus = int(has.get("CPU", 0))
+            self._gpus = place.gpus
+            crews = _crews(where, has, place.gpus)
+            number = place.workers or min(cpus, crews)
             if not number:
                 raise RuntimeError(f"{where}: this Ray has no CPUs; start a node with `ray start --num-cpus=N`.")
             here = cores() if place.address is None else cpus
@@ -72,7 +77,9 @@ class OnRay(WorkerPool["_Actor"]):
 
     def _start(self) -> _Actor:
         # Ray would fill one machine first, and the threads of a worker are an equal share of all machines' CPUs.
-        options = self._remote_actor.options(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")
+        options = self._remote_actor.options(
+            num_cpus=1, num_gpus=self._gpus, max_restarts=0, scheduling_strategy="SPREAD"
+        )
         try:
             return _Actor(self._ray, options.remote(self.threads))
         except ImportError as error:  # the client server reads the class before it passes it on
@@ -145,31 +152,44 @@ class _Actor(Worker):
 
 
 class _Place(NamedTuple):
-    """A Ray to work on: its address, None for one on this machine, and how many workers."""
+    """A Ray to work on: its address, None for one on this machine, how many workers, and how many GPUs for each."""
 
     address: str | None
     workers: int | None
+    gpus: int
 
 
-def _place(where: int | str, workers: int | None) -> _Place:
+def _place(where: int | str, workers: int | None, gpus: int) -> _Place:
     if isinstance(where, int):
-        return _Place(None, positive("where", where))
+        return _Place(None, positive("where", where), gpus)
     if workers is not None:
         positive("workers", workers)
+    if gpus:
+        positive("gpus", gpus)
     if where == "auto":
-        return _Place(where, workers)
+        return _Place(where, workers, gpus)
     parts = urlsplit(where if "://" in where else f"//{where}")
     query = parse_qs(parts.query, keep_blank_values=True)
     try:
         port = parts.port
-        number = [int(text) for text in query.pop("workers", [])]
+        numbers = {name: int(texts[0]) for name, texts in query.items() if name in ("workers", "gpus")}
     except ValueError:
-        port, number = None, []
-    known = parts.scheme in ("", "ray") and parts.hostname and port and parts.path in ("", "/") and not query
-    if not known or any(each < 1 for each in number) or ("workers" in parts.query and not number):
-        raise ValueError(f"{where!r} is not the address of a Ray; give {FORMS}, with N from 1 on.")
+        port, numbers = None, {}
+    known = parts.scheme in ("", "ray") and parts.hostname and port and parts.path in ("", "/")
+    if not known or set(query) != set(numbers) or any(number < 1 for number in numbers.values()):
+        raise ValueError(f"{where!r} is not the address of a Ray; give {FORMS}, both from 1 on.")
     address = f"{parts.scheme}://{parts.netloc}" if parts.scheme else parts.netloc
-    return _Place(address, number[0] if number else workers)
+    return _Place(address, numbers.get("workers", workers), numbers.get("gpus", gpus))
+
+
+def _crews(where: int | str, has: Mapping[str, float], gpus: int) -> int:
+    """For how many workers the GPUs of a Ray suffice."""
+    if not gpus:
+        return sys.maxsize
+    there = int(has.get("GPU", 0))
+    if there < gpus:
+        raise RuntimeError(f"{where}: this Ray has {there} GPUs, and a worker is to have {gpus}; ask for fewer.")
+    return there // gpus
 
 
 def _imported() -> Any:
