@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from factpatch.evaluation.generation import greedy_answers
@@ -29,9 +30,10 @@ SEED = 0
 
 
 class _Plan(NamedTuple):
-    """What is asked beside one fact; None or empty where that is not possible."""
+    """What is scored beside one fact; None or empty where that is not possible."""
 
-    negated: str | None
+    negated: tuple[str, str | None] | None
+    """The prompt and the other object, where there is one."""
     reversed: tuple[str, str | None] | None
     """The question about the new object and, where it is known, about the true one."""
     choice: tuple[str, tuple[str, ...]] | None
@@ -54,16 +56,20 @@ def read_probes(
     plans = _plans(lm, facts, facts if pool is None else pool)
     pairs = list(zip(facts, plans, strict=True))
     scores = iter(score(lm, [request for pair in pairs for request in _requests(*pair)], progress))
-    texts = [text for pair in pairs for text in _texts(lm, *pair)]
-    rooms = [room for pair in pairs for room in _rooms(lm, *pair)]
+    asked = [_asked(lm, fact) for fact in facts]
+    texts, rooms = [one.text for group in asked for one in group], [one.room for group in asked for one in group]
     said = iter(greedy_answers(lm, texts, rooms, progress=progress or (lambda answers: None)) if texts else ())
-    return [_record(lm, fact, plan, scores, said) for fact, plan in pairs]
+    records = []
+    for fact, plan, group in zip(facts, plans, asked, strict=True):
+        answered = beside(fact, [(one.probe, one.text, next(said)) for one in group])
+        records.append(_scored(answered, plan, scores))
+    return records
 
 
 def probe_count(lm: LanguageModel, facts: Sequence[Fact], pool: Sequence[Fact] | None = None) -> int:
     """Return how many requests and answers `read_probes` asks for: the sum of what it reports as progress."""
     pairs = zip(facts, _plans(lm, facts, facts if pool is None else pool), strict=True)
-    return sum(len(_requests(*pair)) + len(_texts(lm, *pair)) for pair in pairs)
+    return sum(len(_requests(fact, plan)) + len(spoken(fact)) for fact, plan in pairs)
 
 
 def options(fact: Fact, pool: Sequence[Fact]) -> tuple[str, ...] | None:
@@ -98,7 +104,12 @@ def _objects(fact: Fact) -> Iterator[str]:
 
 
 def _plans(lm: LanguageModel, facts: Sequence[Fact], pool: Sequence[Fact]) -> list[_Plan]:
-    return [_Plan(negated_prompt(fact), _reversed(lm, fact), _choice(lm, fact, pool)) for fact in facts]
+    return [_Plan(_negated(fact), _reversed(lm, fact), _choice(lm, fact, pool)) for fact in facts]
+
+
+def _negated(fact: Fact) -> tuple[str, str | None] | None:
+    negated = negated_prompt(fact)
+    return None if negated is None else (negated, fact.other)
 
 
 def _reversed(lm: LanguageModel, fact: Fact) -> tuple[str, str | None] | None:
@@ -117,11 +128,11 @@ def _choice(lm: LanguageModel, fact: Fact, pool: Sequence[Fact]) -> tuple[str, t
 
 
 def _requests(fact: Fact, plan: _Plan) -> list[Request]:
-    """What is scored, in the order in which `_record` takes the scores."""
+    """What is scored, in the order in which `_scored` takes the scores."""
     found = []
     if plan.negated is not None:
-        targets = [fact.target_new, *([] if fact.other is None else [fact.other])]
-        found += [Request(plan.negated, target, fact.space) for target in targets]
+        text, other = plan.negated
+        found += [Request(text, target, fact.space) for target in (fact.target_new, other) if target is not None]
     if plan.reversed is not None:
         found += [Request(asked, fact.subject) for asked in plan.reversed if asked is not None]
     if plan.choice is not None:
@@ -129,44 +140,36 @@ def _requests(fact: Fact, plan: _Plan) -> list[Request]:
     return found
 
 
-def _texts(lm: LanguageModel, fact: Fact, plan: _Plan) -> list[str]:
-    """What is answered freely: the negated prompt, the reversed question about the new object, then the ripples."""
-    ripples = [
-        framed_question(ripple.prompt, lm.frame.chat) if is_question(ripple.prompt) else ripple.prompt
-        for ripple in fact.ripples
-    ]
-    asked = [plan.negated, None if plan.reversed is None else plan.reversed[0]]
-    return [*(text for text in asked if text is not None), *ripples]
+class _Asked(NamedTuple):
+    """A probe that is answered freely: the text that the model reads, and how many tokens it may answer with."""
+
+    probe: Spoken
+    text: str
+    room: int
 
 
-def _rooms(lm: LanguageModel, fact: Fact, plan: _Plan) -> list[int]:
-    """How many tokens each of these answers may have."""
-
-    def longest(form: str, *names: str) -> int:
-        return room(form, max(len(target_ids(lm.tokenizer, name, lm.frame, " ")) for name in names))
-
-    negated = [] if plan.negated is None else [longest("prompt", fact.target_new)]
-    reversed_ = [] if plan.reversed is None else [longest("question", fact.subject)]
-    return [*negated, *reversed_, *(longest("prompt", *ripple.answers) for ripple in fact.ripples)]
+def _asked(lm: LanguageModel, fact: Fact) -> list[_Asked]:
+    found = []
+    for one in spoken(fact):
+        longest = max(len(target_ids(lm.tokenizer, name, lm.frame, " ")) for name in one.wanted)
+        text = framed_question(one.text, lm.frame.chat) if one.question else one.text
+        found.append(_Asked(one, text, room("question" if one.question else "prompt", longest)))
+    return found
 
 
-def _record(lm: LanguageModel, fact: Fact, plan: _Plan, scores: Iterator[Score], said: Iterator[str]) -> Beside:
-    negated = negated_answer = reversal = answered = choice = None
+def _scored(answered: Beside, plan: _Plan, scores: Iterator[Score]) -> Beside:
+    """Add the scores of what `_requests` asks for."""
+    negated = reversal = choice = None
     if plan.negated is not None:
-        negated = Probe(plan.negated, next(scores), None if fact.other is None else next(scores))
-        negated_answer = Answer("negated", plan.negated, next(said))
+        text, other = plan.negated
+        negated = Probe(text, next(scores), None if other is None else next(scores))
     if plan.reversed is not None:
         asked, other = plan.reversed
         reversal = Reversal(asked, next(scores), other, None if other is None else next(scores))
-        answered = Answer("reversed", asked, next(said))
     if plan.choice is not None:
         asked, among = plan.choice
         choice = Choice(asked, among, tuple(next(scores).nll for _ in among))
-    texts = _texts(lm, fact, plan)[(plan.negated is not None) + (plan.reversed is not None) :]
-    ripples = tuple(
-        Answer(ripple.criterion, text, next(said)) for ripple, text in zip(fact.ripples, texts, strict=True)
-    )
-    return Beside(negated, negated_answer, reversal, choice, ripples, answered)
+    return replace(answered, negated=negated, reversed=reversal, choice=choice)
 
 
 class Spoken(NamedTuple):
@@ -182,10 +185,15 @@ class Spoken(NamedTuple):
     """What an answer may be, for which it needs room."""
 
 
-def spoken(fact: Fact, pool: Sequence[Fact]) -> list[Spoken]:
-    """Return the probes that answers suffice for; the ripples come last, each of them in order.
+def spoken(fact: Fact, pool: Sequence[Fact] | None = None) -> list[Spoken]:
+    """Return the probes that are answered freely; the ripples come last, each of them in order.
 
-    The options of a choice get letters here. What has no wording, or no options, is missing.
+    Args:
+        fact: What to ask about.
+        pool: The facts whose objects are options of a choice by letter, for models whose probabilities are not known;
+            None for no choice.
+
+    What has no wording, or no options, is missing.
     """
     found = []
     negated, asked = negated_prompt(fact), reversed_question(fact, fact.target_new)
@@ -193,7 +201,7 @@ def spoken(fact: Fact, pool: Sequence[Fact]) -> list[Spoken]:
         found.append(Spoken("negated", negated, False, (fact.target_new,)))
     if asked is not None:
         found.append(Spoken("reversed", asked, True, (fact.subject,)))
-    own, among = questions(fact), options(fact, pool)
+    own, among = questions(fact), None if pool is None else options(fact, pool)
     if own and among is not None:
         listed = ", ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, among, strict=True))
         found.append(Spoken("lettered", f"{own[0]} Choose one: {listed}. Answer with its letter.", True, among))
