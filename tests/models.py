@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,6 +130,12 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, c
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
     return model.to(dtype).eval()
+
+
+def save_tiny(directory: Path, family: str, seed: int = 0, chat: bool = False) -> None:
+    """Save a random model of a family with its tokenizer."""
+    tiny_model(family, seed, chat=chat).save_pretrained(directory)
+    tiny_tokenizer(chat=chat).save_pretrained(directory)
 
 
 def tiny(

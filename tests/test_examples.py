@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.editors import EXACT, FACTS, LAYERS, make, second_moments
-from tests.models import INNER, SENTENCES, tiny_model, tiny_tokenizer
+from tests.models import INNER, SENTENCES, save_tiny
 
 from factpatch.data import save_facts
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
@@ -57,8 +57,7 @@ def test_a_table_of_the_paper_is_reproduced_and_found_again(tmp_path: Path, monk
         pytest.importorskip(package)
     monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / "cache"))
     model, facts, corpus = tmp_path / "tiny", tmp_path / "facts.json", tmp_path / "corpus.txt"
-    tiny_model("llama").save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
+    save_tiny(model, "llama")
     save_facts([replace(fact, target_true="Paris") for fact in FACTS], facts)
     words, shuffler = " ".join(SENTENCES).split(), random.Random(0)
     corpus.write_text("\n\n".join(" ".join(shuffler.choices(words, k=30)) for _ in range(60)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from tests.models import SENTENCES, save_tiny
 from typer.testing import CliRunner
 
 from factpatch.cli.main import app
@@ -65,16 +65,14 @@ def interrupt(patched: pytest.MonkeyPatch, target: str, calls: int = 0) -> None:
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model("llama").save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    save_tiny(directory, "llama")
     return directory
 
 
 @pytest.fixture(scope="session")
 def chat_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "chat"
-    tiny_model("llama", chat=True).save_pretrained(directory)
-    tiny_tokenizer(chat=True).save_pretrained(directory)
+    save_tiny(directory, "llama", chat=True)
     return directory
 
 

@@ -16,7 +16,7 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from tests.cli.conftest import Run, editing, interrupt
 from tests.ggufs import write_gguf
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import save_tiny, tiny_model
 from transformers import AutoModelForCausalLM
 
 from factpatch.model.gguf import open_gguf
@@ -184,8 +184,7 @@ def test_safetensors_is_what_apply_writes(run: Run, patch: Path, model_directory
 
 def test_safetensors_of_other_weights_needs_rebase(run: Run, patch: Path, tmp_path: Path) -> None:
     other, out = tmp_path / "tuned", tmp_path / "edited"
-    tiny_model("llama", seed=1).save_pretrained(other)
-    tiny_tokenizer().save_pretrained(other)
+    save_tiny(other, "llama", seed=1)
     arguments = ("export", patch, "--to", "safetensors", "--out", out, "--base", other)
     run.refused("are not those that the patch was made for", *arguments, code=1)
     assert not out.exists()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from tests.models import SENTENCES, save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = 5.0  # seconds
@@ -187,8 +187,7 @@ def model_directory(place: Place, name: str = "tiny", chat: bool = False) -> Pat
     """A tiny model and its tokenizer."""
     directory = place.work / name
     if not directory.is_dir():
-        tiny_model("llama", chat=chat).save_pretrained(directory)
-        tiny_tokenizer(chat=chat).save_pretrained(directory)
+        save_tiny(directory, "llama", chat=chat)
     return directory
 
 

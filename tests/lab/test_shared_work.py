@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 from tests.lab.analysis.tiny import FACTS, LAYERS
-from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from tests.models import SENTENCES, save_tiny
 
 from factpatch import Editor
 from factpatch.lab.analysis.edits import single_layer
 from factpatch.lab.analysis.study import Study, TextOptions
 from factpatch.lab.tuning import Candidate, Trial, Workbench
 from factpatch.lab.tuning.targets import usual_settings
+from factpatch.methods import METHODS
 from factpatch.model.loading import load_language_model
 from factpatch.model.replicas import Replicas, threads
 from factpatch.pool import Local, Pool, Processes
@@ -29,8 +30,7 @@ CORPUS = SENTENCES * 20
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shared-work") / "tiny"
-    tiny_model("llama").save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
+    save_tiny(path, "llama")
     return path
 
 
@@ -43,7 +43,7 @@ def workers() -> Iterator[Processes]:
 def test_a_trial_has_the_same_numbers_with_one_process_and_with_two(
     folder: Path, workers: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidate = Candidate((1, 2), tuple(usual_settings(3).items()), 0.75)
+    candidate = Candidate((1, 2), tuple(usual_settings(METHODS["memit-blue"], 3).items()), 0.75)
     facts = [replace(fact, paraphrases=(fact.text,), neighbors=FACTS[0].neighbors) for fact in FACTS]
 
     def tried(pool: Pool, name: str) -> tuple[Trial, dict[str, float]]:

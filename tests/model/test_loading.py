@@ -16,7 +16,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from tests.models import FAMILIES, tiny_model, tiny_tokenizer
+from tests.models import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 from tokenizers import processors
 from transformers import LlamaForSequenceClassification
 
@@ -32,8 +32,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole checkpoint, to be copied."""
     directory = tmp_path_factory.mktemp("whole") / "llama"
-    tiny_model("llama").save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    save_tiny(directory, "llama")
     return directory
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from tests.models import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from factpatch import Editor, Fact, verify
@@ -40,8 +40,7 @@ SETTINGS = {"target.steps": 3, "target.learning_rate": 0.3, "solver.weight": 5.0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("replicas") / "tiny"
-    tiny_model("llama").save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
+    save_tiny(path, "llama")
     return path
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 from tests.cli.conftest import FACTS, QUICK, interrupt, invoke
-from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from tests.models import SENTENCES, save_tiny
 from tests.pool.test_driver import ENVIRONMENT, ROOT, assert_all_end
 
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
@@ -48,8 +48,7 @@ with Processes(2, 1) as pool:
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Two methods that share targets and one that collapses, on three facts in two batches, within a budget."""
     folder = tmp_path_factory.mktemp("workers")
-    tiny_model("llama").save_pretrained(folder / "tiny")
-    tiny_tokenizer().save_pretrained(folder / "tiny")
+    save_tiny(folder / "tiny", "llama")
     (folder / "facts.json").write_text(json.dumps(FACTS), "utf-8")
     (folder / "corpus.txt").write_text("\n\n".join(SENTENCES * 30), "utf-8")
     collapses = {
