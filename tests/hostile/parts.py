@@ -22,6 +22,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "read_only",
     ),
     "security": ("pages", "cards", "terminals", "modes", "templates", "code"),
+    "workers": ("killed_workers", "killed_drivers"),
     "overflow": ("weights", "targets", "corpora", "models", "memory"),
 }
 
