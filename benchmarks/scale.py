@@ -59,6 +59,7 @@ EMPTY = 64
 
 # A shard's work when only the way there and back counts: workers can import it, as they cannot what a script defines.
 nothing = operator.is_
+ROWS = ("statistics", "values", "verification", "grid")
 ASKED, LINE = 16, 8
 """How many facts are verified, and how many a line of a run edits, at most."""
 
@@ -128,12 +129,12 @@ def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, found
 
 
-def compare(bench: Bench, sides: Sequence[Side], rounds: int) -> dict[str, float]:
-    """Time every row on all sides in turns; return the seconds of the values in this process."""
+def compare(bench: Bench, sides: Sequence[Side], rows: Sequence[str], rounds: int) -> dict[str, float]:
+    """Time rows on all sides in turns; return the median seconds of each in this process."""
     print(f"| row | {' | '.join(f'{side.name}, s' for side in sides)} | one / two | bytes |")
     print(f"|---|{'---|' * len(sides)}---|---|")
     medians: dict[str, float] = {}
-    for row in ("statistics", "values", "verification", "grid"):
+    for row in rows:
         took: dict[str, list[float]] = {side.name: [] for side in sides}
         hashes = set()
         for turn in range(rounds):
@@ -242,13 +243,16 @@ def main() -> None:
     parser.add_argument("--facts", type=Path, help="by default those of the demo, which are 24")
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="all by default")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the simulation")
     options = parser.parse_args()
     if options.plot is not None:
         check_plot_file(options.plot)
+        if "values" not in options.rows:
+            parser.error("--plot: the simulation needs what the row `values` takes")
     torch.set_num_threads(1)
     facts = demo_facts() if options.facts is None else load_facts(options.facts)
-    bench = Bench(facts[:12], 2048, 3) if options.quick else Bench(facts[: options.limit], 7680, 4)
+    bench = Bench(facts[:12], 2048, 3) if options.quick else Bench(facts[: options.limit], 15360, 4)
     print(f"{len(bench.facts)} facts, {bench.tokens} tokens, {bench.steps} evaluations; load {os.getloadavg()[0]:.1f} ")
     makers: dict[str, Callable[[], Pool]] = {
         "here": Local,
@@ -265,7 +269,9 @@ def main() -> None:
         _ = bench.editor.contexts
         for side in sides:  # workers load their model before anything is timed
             list(side.replicas.map(nothing, range(4)))
-        medians = compare(bench, sides, options.rounds or (1 if options.quick else 3))
+        medians = compare(bench, sides, options.rows, options.rounds or (1 if options.quick else 3))
+        if "values" not in medians:
+            return
         there = parts(bench, sides, medians["values"], 2048 if options.quick else 14336)
     simulate(there, options.plot)
 

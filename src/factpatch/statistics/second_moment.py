@@ -37,7 +37,7 @@ TOKENS_PER_DIMENSION = 10
 """Default length of the corpus, in tokens per key dimension (arXiv:2506.04226)."""
 CHECKPOINT_SECONDS = 600.0
 """How much work an interruption may cost, in seconds. Five layers of an 8B model are 8 GB, a minute on a slow disk."""
-SHARDS = 32
+SHARDS = 16
 """Into about how many parts a pass is cut that several models share. Sums come back, so few for large keys; enough for
 the work to be even."""
 _DOCUMENTS_AT_ONCE = 64
