@@ -127,12 +127,14 @@ def _numbers(trial: Trial) -> str:
 
 
 def _show(found: Tuning, out: Path) -> None:
-    made = render.table("on held-out facts", "efficacy", "generalization", "specificity", "S", "perplexity")
+    made = render.table("on held-out facts", "efficacy", "generalization", "specificity", "said", "S", "perplexity")
     before = [f"{found.unedited[name]:.1f}" for name in ("efficacy", "generalization", "specificity")]
-    made.add_row("unedited", *before, "", "")
+    made.add_row("unedited", *before, "", "", "")
     for what, trial in found.checked:
-        numbers = (trial.efficacy, trial.generalization, trial.specificity, trial.score)
-        made.add_row(what, *(f"{number:.1f}" for number in numbers), f"x {trial.perplexity:.3f}")
+        numbers = (trial.efficacy, trial.generalization, trial.specificity, trial.said, trial.score)
+        made.add_row(
+            what, *("" if number is None else f"{number:.1f}" for number in numbers), f"x {trial.perplexity:.3f}"
+        )
     render.screen.print(made)
     assert found.preset is not None
     settings = {**found.preset.common, **found.preset.methods[found.method]}

@@ -78,6 +78,8 @@ NAMED: Mapping[str, Callable[[LanguageModel, int], tuple[str, ...]]] = {
     "own_chat": _in_chat(QUESTION, ""),
 }
 """Contexts by name, each made for a model and a seed."""
+ASKED = ("prompt", "question", "chat", "answered")
+"""Those in which people ask; docs/results.md compares them."""
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.models import SENTENCES, tiny
+from tests.models import SENTENCES, tiny, tiny_model, tiny_tokenizer
 
 from factpatch import Editor, Fact, verify
+from factpatch.evaluation.metrics import harmonic_mean
 from factpatch.lab.tuning import Candidate, Trial, Tuning, Workbench, search, tune
 from factpatch.lab.tuning.candidates import SHARES
 from factpatch.lab.tuning.directory import preset_from
@@ -26,6 +27,7 @@ from factpatch.model.weights import content_hash
 from factpatch.presets.preset import Match, Preset, load_preset, preset_for, save_preset
 from factpatch.statistics.corpus import corpus_from
 from factpatch.support.files import plain
+from factpatch.values.contexts import ASKED
 
 CORPUS = corpus_from([" ".join(SENTENCES[place:] + SENTENCES[:place]) for place in range(len(SENTENCES))])
 WORDS = ("French", "Finnish", "Italian", "Rome", "Paris", "Tokyo")
@@ -135,7 +137,7 @@ def test_facts_kept_aside_are_not_among_those_searched_on(searched: Searched) ->
 
 def test_the_usual_settings_are_the_first_of_every_choice(searched: Searched) -> None:
     _, usual = searched.found.checked[1]
-    rates = {"target.learning_rate": LEARNING_RATES[0], "target.clamp": CLAMPS[0], "target.steps": 3}
+    rates = {"target.learning_rate": LEARNING_RATES[0], "target.steps": 3, "target.clamp": CLAMPS[0]}
     assert usual.candidate == Candidate((1, 2), tuple(rates.items()), SHARES[0])
 
 
@@ -148,6 +150,24 @@ def test_the_evidence_is_json_with_every_trial_and_its_conditions(searched: Sear
     assert record["about"]["corpus"] == CORPUS.identity
     assert record["about"]["facts"]["count"] == 12
     assert "Candidates tried: 6 of 6." in (searched.folder / "preset.yaml").read_text("utf-8")
+
+
+def test_a_model_with_a_chat_template_is_read_and_asked_in_chats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACTPATCH_CACHE", str(tmp_path / "cache"))
+    lm = LanguageModel(tiny_model("llama", chat=True), tiny_tokenizer(chat=True))
+    found = tune(lm, probes(), CORPUS, tmp_path / "tuned", **{**QUICK, "minutes": 0.0})
+    (_, checked), *_ = found.checked
+    assert checked.said is not None
+    parts = [checked.efficacy, checked.generalization, checked.specificity, checked.said]
+    assert checked.score == (harmonic_mean(parts) or 0.0)
+    assert f", said {checked.said:.1f})" in (tmp_path / "tuned" / "preset.yaml").read_text("utf-8")
+    editor = Editor(lm, preset=tmp_path / "tuned" / "preset.yaml", corpus=CORPUS, progress=False)
+    target = editor.method.optimized
+    assert (target.contexts, target.shortest, target.stride, target.steps) == (ASKED, True, 0.3, 3)
+    assert len(editor.contexts) == 4
+    assert Trial.from_dict(json.loads(json.dumps(checked.to_dict()))) == checked
 
 
 def test_a_repeated_search_measures_nothing_again(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +235,7 @@ def test_an_attempt_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> 
     bench: Any = SimpleNamespace(lm=None, method=METHODS["memit-blue"], contexts=(), optimize=optimize)
     found = attempts(bench, (1,), probes(2), 3, math.inf)
     assert [made.settings["target.learning_rate"] for made in found] == [0.1, 0.25, 0.5]
-    assert "learning rate 1.0 with clamp 0.75 is left out: the loss is not finite" in caplog.text
+    assert "target.learning_rate=1.0, target.steps=3 with clamp 0.75 is left out: the loss is not finite" in caplog.text
 
 
 def test_an_edit_after_which_perplexity_is_not_a_number_is_a_failed_trial(
@@ -223,7 +243,7 @@ def test_an_edit_after_which_perplexity_is_not_a_number_is_a_failed_trial(
 ) -> None:
     bench = Workbench(searched.lm, "memit-blue", CORPUS, probes(2), contexts=("{}",))
     monkeypatch.setattr("factpatch.lab.tuning.trial.perplexity", lambda *given: math.nan)
-    settings = tuple(usual_settings(2).items())
+    settings = tuple(usual_settings(bench.method, 2).items())
     trial = bench.measure(Candidate((1, 2), settings, 0.75), probes(2), 640)
     assert (trial.error, trial.perplexity) == ("perplexity is not a number", math.inf)
 

@@ -23,9 +23,10 @@ from factpatch.lab.drawing.shapes import plot_tradeoff
 from factpatch.lab.tuning.candidates import Candidate
 from factpatch.lab.tuning.targets import Attempt
 from factpatch.lab.tuning.trial import Trial, Workbench
-from factpatch.methods import METHODS, settings_of
+from factpatch.methods import METHODS, Method, settings_of
 from factpatch.presets.preset import Match, Preset, preset_for, save_preset
 from factpatch.statistics.corpus import corpus_from
+from factpatch.strategies.target import PUBLISHED
 from factpatch.support.directory import ResultDirectory
 from factpatch.support.files import write_json
 
@@ -96,9 +97,11 @@ def remarks(found: Tuning) -> list[str]:
         if trial.error is not None:
             lines.append(f"{what}: the edit of {trial.facts} facts kept aside failed: {trial.error}")
             continue
+        said = "" if trial.said is None else f", said {trial.said:.1f}"
         lines.append(
             f"{what}: S {trial.score:.1f} (efficacy {trial.efficacy:.1f}, generalization {trial.generalization:.1f}, "
-            f"specificity {trial.specificity:.1f}), perplexity x {trial.perplexity:.3f}, {trial.facts} facts kept aside"
+            f"specificity {trial.specificity:.1f}{said}), perplexity x {trial.perplexity:.3f}, "
+            f"{trial.facts} facts kept aside"
         )
     return lines
 
@@ -123,9 +126,18 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
         corpus_tokens=tokens,
         # Whether the numbers rest on the text of the package, and it is good enough for this model.
         shipped_corpus=preset_for(bench.lm).shipped_corpus and bench.corpus.identity == corpus_from(None).identity,
-        common={**dict(chosen.target), "target.apart": bench.method.target.apart},
+        common={**dict(chosen.target), **_read(bench.method)},
         methods=rows,
     )
+
+
+def _read(method: Method) -> dict[str, Any]:
+    """How a method reads texts, apart from what is searched."""
+    target = method.optimized
+    found: dict[str, Any] = {"target.apart": target.apart}
+    if target.contexts != PUBLISHED:
+        found |= {"target.contexts": list(target.contexts), "target.shortest": target.shortest}
+    return found
 
 
 def _rounded(value: Any) -> Any:

@@ -26,7 +26,7 @@ from factpatch.pool import Pool
 from factpatch.presets.preset import preset_for
 from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, no_corpus
-from factpatch.values.contexts import contexts_named
+from factpatch.values.contexts import ASKED, contexts_named
 from factpatch.values.shared import SharedTargets
 from factpatch.values.views import without_bos
 
@@ -127,7 +127,11 @@ def _text_from(corpus: Corpus | str | Path | None, lm: LanguageModel) -> Corpus:
 
 
 def _fitted(row: Method, lm: LanguageModel) -> Method:
-    return replace(row, target=replace(row.optimized, apart=without_bos(lm)))
+    """The method for a model: one with a chat template is asked in chats and with questions, so it reads these too."""
+    target = replace(row.optimized, apart=without_bos(lm))
+    if lm.turn is not None and not lm.frame.chat:
+        target = replace(target, contexts=ASKED, shortest=True)
+    return replace(row, target=target)
 
 
 @dataclass
@@ -152,7 +156,7 @@ class _Search:
         best = self._best(grid(choices, [made.settings for made in targets[:2]]))
         found.chosen, found.facts = best.candidate, best.facts
         self._statistics(best)
-        usual = Candidate(choices[0], tuple(usual_settings(self.steps).items()), SHARES[0])
+        usual = Candidate(choices[0], tuple(usual_settings(self.bench.method, self.steps).items()), SHARES[0])
         for what, candidate in (("chosen", best.candidate), ("without a search", usual)):
             if not found.checked or time.monotonic() < self.end:
                 self._add("check", found.checked, (what, self._measure(candidate, aside)))

@@ -13,16 +13,24 @@ from typing import Any
 
 from factpatch.facts import Fact
 from factpatch.lab.tuning.trial import Workbench
-from factpatch.methods import with_settings
+from factpatch.methods import Method, with_settings
 from factpatch.model.memory import FAILURES
+from factpatch.strategies.target import PUBLISHED
 
 logger = logging.getLogger(__name__)
 
 # Published learning rates are 0.1 and 0.5, the clamp is 0.75.
 LEARNING_RATES = (0.5, 0.1, 0.25, 1.0)
+# What is read in questions and chats too takes twice the time: steps of a share of ‖h‖ need a third of the evaluations.
+STRIDES = (0.3, 0.15, 0.6)
+STRIDES_TAKEN, ENOUGH = 8, 6
 CLAMPS = (0.75, 1.5, 3.0)
 # The factor by which a larger clamp has to lower the loss. It lets values leave what the model's own are like.
 WORTH = 0.5
+CLAMP = "target.clamp"
+
+Settings = dict[str, Any]
+"""By dotted name."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def attempts(
     until: float,
     tried: Callable[[Attempt], None] = lambda attempt: None,
 ) -> list[Attempt]:
-    """Try learning rates, then larger clamps with the best of them, as long as there is time.
+    """Try how to step, then larger clamps with the best of these, as long as there is time.
 
     Args:
         steps: Evaluations at most.
@@ -59,8 +67,8 @@ def attempts(
         Exception: One of `FAILURES`, in the usual attempt.
     """
 
-    def attempt(rate: float, clamp: float) -> Attempt:
-        settings = usual_settings(steps, rate, clamp)
+    def attempt(pace: Settings, clamp: float) -> Attempt:
+        settings = {**pace, CLAMP: clamp}
         target = with_settings(bench.method, settings).optimized.plain
         found = [bench.optimize(bench.lm, facts, layer, target, bench.contexts) for layer in layers]
         losses = [max(loss, target.stop_loss) for values in found for loss in values.loss.tolist()]
@@ -69,27 +77,38 @@ def attempts(
         tried(made)
         return made
 
-    def several(rates: Iterable[float], clamp: float) -> list[Attempt]:
+    def several(those: Iterable[Settings], clamp: float) -> list[Attempt]:
         made = []
-        for rate in rates:
+        for pace in those:
             if time.monotonic() < until:
                 try:
-                    made.append(attempt(rate, clamp))
+                    made.append(attempt(pace, clamp))
                 except FAILURES as error:  # a model in 16 bits overflows sooner than others
-                    logger.warning("learning rate %s with clamp %s is left out: %s", rate, clamp, error)
+                    named = ", ".join(f"{name}={value}" for name, value in pace.items())
+                    logger.warning("%s with clamp %s is left out: %s", named, clamp, error)
         return made
 
     by_loss = attrgetter("loss")
-    usual = attempt(LEARNING_RATES[0], CLAMPS[0])
-    best = sorted([usual, *several(LEARNING_RATES[1:], CLAMPS[0])], key=by_loss)
+    first, *others = paces(bench.method, steps)
+    usual = attempt(first, CLAMPS[0])
+    best = sorted([usual, *several(others, CLAMPS[0])], key=by_loss)
     for clamp in CLAMPS[1:]:
-        wider = sorted(several([made.settings["target.learning_rate"] for made in best[:2]], clamp), key=by_loss)
+        again = [{name: value for name, value in made.settings.items() if name != CLAMP} for made in best[:2]]
+        wider = sorted(several(again, clamp), key=by_loss)
         if not wider or wider[0].loss > WORTH * best[0].loss:
             break
         best = wider
     return best
 
 
-def usual_settings(steps: int, rate: float = LEARNING_RATES[0], clamp: float = CLAMPS[0]) -> dict[str, Any]:
-    """Settings of the value optimization by dotted name, by default those that one would begin with."""
-    return {"target.learning_rate": rate, "target.clamp": clamp, "target.steps": steps}
+def paces(method: Method, steps: int) -> list[Settings]:
+    """How the value optimization may step, the usual way first: as Adam does, or by shares of ‖h‖."""
+    if method.target.contexts == PUBLISHED:
+        return [{"target.learning_rate": rate, "target.steps": steps} for rate in LEARNING_RATES]
+    taken, enough = min(steps, STRIDES_TAKEN), min(steps, ENOUGH)
+    return [{"target.stride": stride, "target.steps": taken, "target.enough_steps": enough} for stride in STRIDES]
+
+
+def usual_settings(method: Method, steps: int) -> Settings:
+    """Settings of the value optimization by dotted name that one would begin with."""
+    return {**paces(method, steps)[0], CLAMP: CLAMPS[0]}

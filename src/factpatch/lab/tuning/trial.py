@@ -13,8 +13,10 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from factpatch.editor import Editor
-from factpatch.evaluation.metrics import SCORED, harmonic_mean
+from factpatch.evaluation.metrics import METRICS, SCORED, harmonic_mean, mean_or_none
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.questions import answers
+from factpatch.evaluation.readings import Reading
 from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.lab.tuning.candidates import Candidate
@@ -24,11 +26,13 @@ from factpatch.model.memory import FAILURES
 from factpatch.model.replicas import Replicas
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
+from factpatch.strategies.target import PUBLISHED
 from factpatch.values.contexts import check_contexts, contexts_named
 from factpatch.values.optimize import TargetValues, optimize_values
 from factpatch.values.reading import SubjectRows, read_keys
 
-PERPLEXITY = "perplexity"
+PERPLEXITY, SAID = "perplexity", "said"
+_FORMS = ("question", "chat")
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,14 @@ class Trial:
     seconds: float
     error: str | None = None
     """Why nothing could be edited; None where it could."""
+    said: float | None = None
+    """How often the new object is said, asked plainly and in a chat; None where it is not asked."""
 
     @property
     def score(self) -> float:
-        """S, the harmonic mean of efficacy, generalization and specificity."""
-        return harmonic_mean([self.efficacy, self.generalization, self.specificity]) or 0.0
+        """S, the harmonic mean of efficacy, generalization and specificity, and of what is said where that is known."""
+        known = [] if self.said is None else [self.said]
+        return harmonic_mean([self.efficacy, self.generalization, self.specificity, *known]) or 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able record."""
@@ -147,7 +154,7 @@ class Workbench:
         """Edit the facts in one batch, measure, undo. An edit that fails is a trial of score 0, with its reason."""
         start = time.perf_counter()
         error, method = None, self.method
-        numbers = {**dict.fromkeys(SCORED, 0.0), PERPLEXITY: math.inf}
+        numbers: dict[str, Any] = {**dict.fromkeys(SCORED, 0.0), PERPLEXITY: math.inf}
         try:
             method = self.resolve(candidate, tokens)
             numbers = self._edited(method, candidate, facts, tokens)
@@ -157,7 +164,7 @@ class Workbench:
         seconds = time.perf_counter() - start
         return Trial(candidate, len(facts), settings, seconds=seconds, error=error, **numbers)
 
-    def _edited(self, method: Method, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> dict[str, float]:
+    def _edited(self, method: Method, candidate: Candidate, facts: Sequence[Fact], tokens: int) -> dict[str, Any]:
         """Edit, measure and undo."""
         editor = Editor(
             self.lm,
@@ -174,13 +181,25 @@ class Workbench:
             ratio = perplexity(self.lm, self.text) / self.unedited
             if math.isnan(ratio):
                 raise FloatingPointError("perplexity is not a number")
-            return {**self._metrics(facts), PERPLEXITY: ratio}
+            return {**self._metrics(facts), SAID: self._said(facts), PERPLEXITY: ratio}
         finally:
             editor.reset()
 
     def _metrics(self, facts: Sequence[Fact]) -> dict[str, float]:
         summary = verify(self.lm, None, facts, answers=False, replicas=self.replicas).summary()
         return {name: summary[name]["after"] or 0.0 for name in SCORED}
+
+    def _said(self, facts: Sequence[Fact]) -> float | None:
+        """The share of questions that are answered with the new object, in percent; None if no question was read."""
+        if self.method.target.contexts == PUBLISHED:
+            return None
+        readings = [Reading(answers=given) for given in answers(self.lm, facts, only=_FORMS)]
+        share = mean_or_none(
+            METRICS[f"{form}_contained"](fact, reading)
+            for fact, reading in zip(facts, readings, strict=True)
+            for form in _FORMS
+        )
+        return None if share is None else 100 * share
 
 
 def _flat(method: Method) -> dict[str, Any]:
