@@ -90,9 +90,7 @@ def _carry_out(directory: RunDirectory, left: Sequence[Plan], log: Report) -> No
 
 
 def _prepared(directory: RunDirectory, left: Sequence[Plan], log: Report) -> Lines:
-    """Check every line, and measure the unedited model for all of them; the model is let go afterwards."""
+    """Check every line; the model is let go afterwards."""
     runner = _loaded(directory, left, log)
     runner.lines(left)
-    for plan in {plan.unedited: plan for plan in left}.values():
-        runner.measure_unedited(plan)
     return Lines.of(runner)

@@ -3,9 +3,10 @@
     driver                                            worker
     ──────                                            ──────
     holds the lock of the run's directory
-    checks every line, measures the unedited model
+    checks every line
     Lines, once ────────────────────────────────────▶ opens the directory, reads the inputs, loads the model,
     the place of a line ────────────────────────────▶   and compares all three with what the driver has
+                                                      measures the unedited model; later, in another map,
                                                       edits and measures that line in the directory
     reports the line ◀─────────────────────────────── it is done
 
@@ -18,8 +19,8 @@ import gc
 import json
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factpatch.evaluation.budget import Spent
@@ -38,7 +39,7 @@ _SAME_PATHS = (
 
 
 def share_out(lines: Lines, directory: RunDirectory, left: Sequence[Plan], pool: Pool, log: Report) -> None:
-    """Have workers do what is left of a run; report each line as it is done.
+    """Have workers do what is left of a run: first all that lines share, then the lines. Report each that is done.
 
     Raises:
         RunError: A line ended several workers, or a worker finds something else than is here.
@@ -62,13 +63,25 @@ def share_out(lines: Lines, directory: RunDirectory, left: Sequence[Plan], pool:
         outcome = "is done" if failed is None else f"failed: {failed}"
         log(f"{plan.name}: {outcome}; {len(done)} of {len(left)} lines, {pace.left()}")
 
+    shared = list({plan.unedited: plan for plan in left}.values())
+    _map(replace(lines, unedited=True), shared, places, pool)
+    _map(lines, left, places, pool, report)
+
+
+def _map(
+    lines: Lines,
+    plans: Sequence[Plan],
+    places: Mapping[Path, int],
+    pool: Pool,
+    report: Callable[[int], None] | None = None,
+) -> None:
     try:
-        for _ in pool.map(lines, [places[plan.directory] for plan in left], report):
+        for _ in pool.map(lines, [places[plan.directory] for plan in plans], report):
             pass
     except WorkerDied as error:
         if error.shard is None:
             raise
-        raise RunError(f"{left[error.shard].name}: {error}") from error
+        raise RunError(f"{plans[error.shard].name}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,8 @@ class Lines:
     """The content of the unedited model's hidden states on a short text."""
     spent: Spent | None
     """What the budget measures of the unedited model."""
+    unedited: bool = False
+    """Whether the unedited model is measured for a line, in place of editing."""
 
     @classmethod
     def of(cls, runner: Runner) -> Lines:
@@ -95,7 +110,7 @@ class Lines:
 
     @property
     def key(self) -> str:
-        return repr(self)
+        return repr(replace(self, unedited=False))
 
     def open(self) -> AtWork:
         """Read, load and compare, in a worker.
@@ -136,10 +151,13 @@ class AtWork:
     plans: Sequence[Plan]
 
     def __call__(self, work: Lines, place: int) -> None:
-        """Carry out a line, unless another worker has, which died before it could say so."""
+        """Carry out a line, unless another worker has, which died before it could say so; or what it shares."""
         plan, directory = self.plans[place], self.runner.directory
         with threads(directory.record["threads"]), logged(directory, _unheard) as log:
-            if not plan.finished:
+            if work.unedited:
+                self.runner.log = log
+                self.runner.measure_unedited(plan)
+            elif not plan.finished:
                 self.runner.log, self.runner.pace = log, Pace([len(plan.batches)], of="this line")
                 self.runner.pace.begin()
                 self.runner.attempt(self.runner.line(plan))
