@@ -60,7 +60,7 @@ EMPTY = 64
 # A shard's work when only the way there and back counts: workers can import it, as they cannot what a script defines.
 nothing = operator.is_
 ROWS = ("statistics", "values", "verification", "grid")
-ASKED, LINE = 16, 8
+ASKED, LINE = 16, 16
 """How many facts are verified, and how many a line of a run edits, at most."""
 
 
@@ -244,6 +244,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=40)
     parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="all by default")
+    parser.add_argument("--no-ray", action="store_true", help="leave out workers on Ray, as where it is not installed")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the simulation")
     options = parser.parse_args()
     if options.plot is not None:
@@ -259,7 +260,7 @@ def main() -> None:
         "1 process": lambda: Processes(1, 1),
         "2 processes": lambda: Processes(2, 1),
     }
-    if find_spec("ray") is not None:
+    if find_spec("ray") is not None and not options.no_ray:
         import ray
 
         ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
