@@ -37,9 +37,7 @@ TOKENS_PER_DIMENSION = 10
 """Default length of the corpus, in tokens per key dimension (arXiv:2506.04226)."""
 CHECKPOINT_SECONDS = 600.0
 """How much work an interruption may cost, in seconds. Five layers of an 8B model are 8 GB, a minute on a slow disk."""
-SHARDS = 16
-"""Into about how many parts a pass is cut that several models share. Sums come back, so few for large keys; enough for
-the work to be even."""
+_MOST_SHARDS = 32
 _DOCUMENTS_AT_ONCE = 64
 # Of a matrix, at once: few enough for little work above the diagonal, enough for products at full speed.
 _ROWS = 512
@@ -150,11 +148,16 @@ class _Text:
     @property
     def budget(self) -> int:
         """How many tokens a batch may have: as many as pay, or fewer where several models share them."""
-        return TOKEN_BUDGET if self.replicas is None else min(TOKEN_BUDGET, -(-self.tokens // SHARDS))
+        return TOKEN_BUDGET if self.replicas is None else min(TOKEN_BUDGET, self.share)
+
+    @property
+    def share(self) -> int:
+        """How many tokens make a shard."""
+        return -(-self.tokens // shard_count(self.tokens, self.lm.d_key))
 
     @property
     def batching(self) -> str:
-        shared = "" if self.replicas is None else f" in {SHARDS} shards"
+        shared = "" if self.replicas is None else f" in shards of {self.share}"
         return f"{self.budget} tokens of {_DOCUMENTS_AT_ONCE} documents{shared}"
 
     def stream(self) -> Iterator[Batch]:
@@ -162,7 +165,7 @@ class _Text:
 
     def shards(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
         """What is left of a stream, cut where as many tokens are read as make a shard."""
-        least = 1 if self.replicas is None else -(-self.tokens // SHARDS)
+        least = 1 if self.replicas is None else self.share
         shard: list[Batch] = []
         for batch in stream:
             shard.append(batch)
@@ -171,6 +174,15 @@ class _Text:
                 shard = []
         if shard:
             yield shard
+
+
+def shard_count(tokens: int, d_key: int) -> int:
+    """Into about how many parts a pass is cut that several models share.
+
+    Enough for the work to be even, but each reads as many tokens as a key has dimensions: fewer would take less time to
+    read than their sums take to come back.
+    """
+    return max(1, min(_MOST_SHARDS, tokens // d_key))
 
 
 def _token_count(shard: Sequence[Batch]) -> int:
@@ -291,14 +303,14 @@ def _resumed(entry: Entry, layers: Sequence[int], stream: Iterator[Batch]) -> _S
 
 @dataclass(frozen=True)
 class KeySums:
-    """Σ k kᵀ over the tokens of a shard, for a model or a copy of it."""
+    """Σ k kᵀ over the tokens of a shard, for a model or a copy of it, as the `bands` of each layer's."""
 
     layers: tuple[int, ...]
 
-    def __call__(self, lm: LanguageModel, shard: Sequence[Batch]) -> dict[int, Tensor]:
+    def __call__(self, lm: LanguageModel, shard: Sequence[Batch]) -> dict[int, list[Tensor]]:
         totals = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in self.layers}
         self.add(lm, shard, totals)
-        return totals
+        return {layer: [band.contiguous() for band in bands(total)] for layer, total in totals.items()}
 
     def add(self, lm: LanguageModel, shard: Sequence[Batch], totals: dict[int, Tensor]) -> None:
         """Add to what lies on and below the diagonal of (d_key, d_key) float64 sums."""
@@ -338,7 +350,8 @@ def _added(text: _Text, sums: _Sums, shards: Iterator[list[Batch]]) -> Iterator[
 
     for found in text.replicas.map(task, handing()):
         for layer, total in sums.totals.items():
-            total += found[layer]
+            for band, added in zip(bands(total), found[layer], strict=True):
+                band += added
         yield handed.popleft()
 
 
@@ -381,9 +394,16 @@ def add_products(total: Tensor, keys: Tensor) -> None:
     million times in the square, and need not lie along an axis; rounding to float32 would bury the smallest ones.
     """
     keys = keys.double()
-    for start in range(0, total.shape[0], _ROWS):
-        end = start + _ROWS
-        total[start:end, :end] += (keys[:, start:end].T @ keys[:, :end]).to(total.device)
+    start = 0
+    for band in bands(total):
+        rows, end = band.shape
+        band += (keys[:, start:end].T @ keys[:, :end]).to(total.device)
+        start += rows
+
+
+def bands(total: Tensor) -> list[Tensor]:
+    """The lower triangle of a square matrix, as views of rows that end where the diagonal does, or soon after."""
+    return [total[start : start + _ROWS, : start + _ROWS] for start in range(0, total.shape[0], _ROWS)]
 
 
 def mirror(total: Tensor) -> Tensor:

@@ -50,15 +50,15 @@ class Costs:
 
     def worker_of_moments(self) -> Parts:
         """Of a worker that sums k kᵀ: the sums of a shard, and the same pickled."""
-        return {"weights": self.batch.shape.weights(self.dtype), "sums": 2 * self.text.sums}
+        return {"weights": self.batch.shape.weights(self.dtype), "sums": self.text.sums + self.text.returned}
 
     def driver_of_moments(self) -> Parts:
         """Of the driver: its sums, those that it adds, and those of one shard for each worker that wait."""
         waiting = min(self.machines.workers, self.text.shards) if self.machines.workers > 1 else 0
         return {
             "weights": self.batch.shape.weights(self.dtype),
-            "sums": (2 if waiting else 1) * self.text.sums,
-            "results that wait": waiting * self.text.sums,
+            "sums": self.text.sums + (self.text.returned if waiting else 0),
+            "results that wait": waiting * self.text.returned,
         }
 
     # Bytes through the driver's link.
@@ -75,7 +75,7 @@ class Costs:
 
     def text_traffic(self) -> Parts:
         """Of a pass: the sums of every shard."""
-        return {"sums": self.text.shards * self.text.sums if self.machines.workers > 1 else 0}
+        return {"sums": self.text.shards * self.text.returned if self.machines.workers > 1 else 0}
 
     def _taking_part(self) -> int:
         return min(self.machines.workers, len(self.batch.shards))
@@ -128,7 +128,7 @@ class Costs:
         shared = map_seconds(shards, there.workers)
         parts = {"keys and their products (shared)": shared}
         if there.workers > 1:
-            reply = text.sums / min(there.network, there.copying)
+            reply = text.returned / min(there.network, there.copying)
             with_all = map_seconds(shards, there.workers, 0.0, there.latency, reply)
             parts["sending and adding sums"] = with_all - shared
         return parts

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
+import torch
+
 from factpatch.facts import Fact
 from factpatch.lab.scale.shape import Shape
 from factpatch.methods import method_named, with_settings
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tree import common_beginning
 from factpatch.presets.preset import preset_for
-from factpatch.statistics.second_moment import SHARDS, TOKENS_PER_DIMENSION
+from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, bands, shard_count
 from factpatch.strategies.least_squares import PANEL
 from factpatch.strategies.spread import Step
 from factpatch.values.reading import SubjectRows
@@ -148,12 +150,18 @@ class Pass:
     @property
     def shards(self) -> int:
         """Into how many parts it is cut, whatever the number of workers."""
-        return min(SHARDS, self.tokens)
+        return shard_count(self.tokens, self.shape.d_key)
 
     @property
     def sums(self) -> int:
-        """Bytes of the sums that one shard gives."""
+        """Bytes of the sums of all layers."""
         return len(self.layers) * self.shape.second_moment()
+
+    @property
+    def returned(self) -> int:
+        """Bytes of what one shard gives: little more than half of the sums, which are symmetric."""
+        square = torch.empty(self.shape.d_key, self.shape.d_key, dtype=torch.float64, device="meta")
+        return len(self.layers) * self.shape.matrices * sum(band.nbytes for band in bands(square))
 
     def forward_operations(self) -> float:
         """To run the text up to the last layer that is read."""
