@@ -60,7 +60,7 @@ EMPTY = 64
 # A shard's work when only the way there and back counts: workers can import it, as they cannot what a script defines.
 nothing = operator.is_
 ROWS = ("statistics", "values", "verification", "grid")
-ASKED, LINE = 16, 16
+ASKED, LINE = 16, 12
 """How many facts are verified, and how many a line of a run edits, at most."""
 
 
@@ -102,13 +102,14 @@ class Bench:
         return hashlib.sha256("".join(map(repr, found.after)).encode()).hexdigest()[:12]
 
     def grid(self, replicas: Replicas) -> str:
-        """A run of four lines, which share no value targets; workers load models of their own for it."""
+        """A run of four lines of different facts, which share nothing; workers load models of their own for it."""
         with tempfile.TemporaryDirectory() as folder:
-            save_facts(self.facts[:LINE], Path(folder) / "facts.json")
+            save_facts(self.facts, Path(folder) / "facts.json")
+            drawn = {"sample": True, "limit": min(LINE, len(self.facts))}
             config = {
                 "model": MODEL,
                 "methods": [{"name": "memit-blue", "settings": {"target.steps": self.steps}}],
-                "datasets": [{"facts": str(Path(folder) / "facts.json")}],
+                "datasets": [{"facts": str(Path(folder) / "facts.json"), **drawn}],
                 "seeds": [0, 1, 2, 3],
                 "corpus_tokens": self.tokens,
                 "evaluate": {"perplexity": False, "written": False},
