@@ -46,7 +46,8 @@ def test_another_text_is_refused_with_the_forms(text: Any) -> None:
 )  # fmt: skip
 def test_a_wrong_address_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(
-        ValueError, match=r"is not the address of a Ray; give ray://HOST:PORT, with \?workers=N or \?workers=N&gpus=G"
+        ValueError,
+        match=r"is not the address of a Ray; give ray://HOST:PORT, with \?workers=N, \?gpus=G or \?workers=N&gpus=G",
     ):
         pool_from(text)
 
@@ -129,14 +130,17 @@ def test_a_cluster_is_asked_for_all_its_cpus_or_as_many_workers_as_wanted(monkey
 
 
 def test_as_many_workers_as_gpus_suffice_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    put_in_place(monkeypatch, FakeRay(cluster_resources=lambda: {"CPU": 16.0, "GPU": 5.0}))
+    nodes = [{"Alive": True, "Resources": {"GPU": gpus}} for gpus in (3.0, 3.0)]
+    nodes += [{"Alive": False, "Resources": {"GPU": 8.0}}, {"Alive": True, "Resources": {}}]
+    put_in_place(monkeypatch, FakeRay(cluster_resources=lambda: {"CPU": 16.0, "GPU": 6.0}, nodes=lambda: nodes))
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
-        for asked, workers in (("gpus=1", 5), ("gpus=2", 2), ("workers=1&gpus=2", 1)):
+        for asked, workers in (("gpus=1", 6), ("gpus=2", 2), ("workers=1&gpus=2", 1)):
             with pool_from(f"{address}?{asked}") as pool:
                 assert pool.workers == workers
-        with pytest.raises(RuntimeError, match="this Ray has 5 GPUs, and a worker is to have 6"):
-            pool_from(f"{address}?gpus=6")
+        for asked in ("gpus=4", "workers=3&gpus=2"):  # no node has four
+            with pytest.raises(RuntimeError, match=r"have 3, 3, 0 GPUs, enough for \d workers of \d each"):
+                pool_from(f"{address}?{asked}")
 
 
 def test_each_worker_sees_its_own_gpus_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +22,7 @@ from factpatch.support.words import cut, printable
 
 logger = logging.getLogger(__name__)
 
-FORMS = "ray://HOST:PORT, with ?workers=N or ?workers=N&gpus=G behind it for N workers of G GPUs each"
+FORMS = "ray://HOST:PORT, with ?workers=N, ?gpus=G or ?workers=N&gpus=G behind it for N workers of G GPUs each"
 _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0
@@ -56,11 +56,11 @@ class OnRay(WorkerPool["_Actor"]):
         self._ray = _imported()
         self._connected = _connect(self._ray, place)
         try:
-            has = self._ray.cluster_resources()
-            cpus = int(has.get("CPU", 0))
+            cpus = int(self._ray.cluster_resources().get("CPU", 0))
             self._gpus = place.gpus
-            crews = _crews(where, has, place.gpus)
-            number = place.workers or min(cpus, crews)
+            number = place.workers or cpus
+            if place.gpus:
+                number = _with_gpus(where, self._ray.nodes(), place, number)
             if not number:
                 raise RuntimeError(f"{where}: this Ray has no CPUs; start a node with `ray start --num-cpus=N`.")
             here = cores() if place.address is None else cpus
@@ -105,7 +105,7 @@ class OnRay(WorkerPool["_Actor"]):
         elif time.monotonic() - self._waiting_since > _PATIENCE_SECONDS:
             self._waiting_since = float("inf")
             logger.warning(
-                "Ray has started no worker for %d seconds; `ray status` shows whether its CPUs are taken.",
+                "Ray has started no worker for %d seconds; `ray status` shows whether its CPUs, or GPUs, are taken.",
                 _PATIENCE_SECONDS,
             )
 
@@ -182,14 +182,16 @@ def _place(where: int | str, workers: int | None, gpus: int) -> _Place:
     return _Place(address, numbers.get("workers", workers), numbers.get("gpus", gpus))
 
 
-def _crews(where: int | str, has: Mapping[str, float], gpus: int) -> int:
-    """For how many workers the GPUs of a Ray suffice."""
-    if not gpus:
-        return sys.maxsize
-    there = int(has.get("GPU", 0))
-    if there < gpus:
-        raise RuntimeError(f"{where}: this Ray has {there} GPUs, and a worker is to have {gpus}; ask for fewer.")
-    return there // gpus
+def _with_gpus(where: int | str, nodes: Iterable[Mapping[str, Any]], place: _Place, number: int) -> int:
+    """How many workers there are if each has its GPUs, which are those of one node."""
+    held = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
+    suffice = sum(gpus // place.gpus for gpus in held)
+    if suffice < (place.workers or 1):
+        raise RuntimeError(
+            f"{where}: the nodes of this Ray have {', '.join(map(str, held))} GPUs, enough for {suffice} workers of "
+            f"{place.gpus} each; ask for fewer."
+        )
+    return min(number, suffice)
 
 
 def _imported() -> Any:
