@@ -48,7 +48,8 @@ def tune(
         windows: Critical layers to try, such as 4,5,6,7,8; may be repeated. Default: windows of five in the lower half
             of the model.
         max_perplexity: The largest perplexity on ordinary text to accept, as the ratio of edited to unedited.
-        steps: The largest number of evaluations in the value optimization.
+        steps: The largest number of evaluations in the value optimization; at most 8 are tried where a model is also
+            read in chats.
     """
     out = checks.default_directory("tuned", model) if out is None else out
     with checks.argument():
@@ -127,7 +128,7 @@ def _numbers(trial: Trial) -> str:
 
 
 def _show(found: Tuning, out: Path) -> None:
-    made = render.table("on held-out facts", "efficacy", "generalization", "specificity", "said", "S", "perplexity")
+    made = render.table("on held-out facts", "efficacy", "generalization", "specificity", "said", "score", "perplexity")
     before = [f"{found.unedited[name]:.1f}" for name in ("efficacy", "generalization", "specificity")]
     made.add_row("unedited", *before, "", "", "")
     for what, trial in found.checked:

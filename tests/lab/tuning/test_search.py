@@ -16,7 +16,7 @@ import yaml
 from tests.models import SENTENCES, tiny, tiny_model, tiny_tokenizer
 
 from factpatch import Editor, Fact, verify
-from factpatch.evaluation.metrics import harmonic_mean
+from factpatch.evaluation.readings import Answer
 from factpatch.lab.tuning import Candidate, Trial, Tuning, Workbench, search, tune
 from factpatch.lab.tuning.candidates import SHARES
 from factpatch.lab.tuning.directory import preset_from
@@ -137,7 +137,8 @@ def test_facts_kept_aside_are_not_among_those_searched_on(searched: Searched) ->
 
 def test_the_usual_settings_are_the_first_of_every_choice(searched: Searched) -> None:
     _, usual = searched.found.checked[1]
-    rates = {"target.learning_rate": LEARNING_RATES[0], "target.steps": 3, "target.clamp": CLAMPS[0]}
+    # The order counts: trials are kept by it, also those of earlier versions.
+    rates = {"target.learning_rate": LEARNING_RATES[0], "target.clamp": CLAMPS[0], "target.steps": 3}
     assert usual.candidate == Candidate((1, 2), tuple(rates.items()), SHARES[0])
 
 
@@ -160,14 +161,28 @@ def test_a_model_with_a_chat_template_is_read_and_asked_in_chats(
     found = tune(lm, probes(), CORPUS, tmp_path / "tuned", **{**QUICK, "minutes": 0.0})
     (_, checked), *_ = found.checked
     assert checked.said is not None
-    parts = [checked.efficacy, checked.generalization, checked.specificity, checked.said]
-    assert checked.score == (harmonic_mean(parts) or 0.0)
     assert f", said {checked.said:.1f})" in (tmp_path / "tuned" / "preset.yaml").read_text("utf-8")
     editor = Editor(lm, preset=tmp_path / "tuned" / "preset.yaml", corpus=CORPUS, progress=False)
     target = editor.method.optimized
     assert (target.contexts, target.shortest, target.stride, target.steps) == (ASKED, True, 0.3, 3)
     assert len(editor.contexts) == 4
     assert Trial.from_dict(json.loads(json.dumps(checked.to_dict()))) == checked
+    given = replace(checked, efficacy=90.0, generalization=90.0, specificity=90.0, said=30.0)
+    assert (given.score, replace(given, said=None).score) == (pytest.approx(60), pytest.approx(90))
+
+
+def test_what_is_said_is_the_share_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answered(lm: Any, facts: Sequence[Fact], only: Sequence[str]) -> list[tuple[Answer, ...]]:
+        assert tuple(only) == ("question", "chat")
+        right, wrong = (Answer("question", "?", fact.target_new) for fact in facts), Answer("chat", "?", "Nothing.")
+        return [(one, wrong) for one in right]
+
+    monkeypatch.setattr("factpatch.lab.tuning.trial.answers", answered)
+    lm = LanguageModel(tiny_model("llama", chat=True), tiny_tokenizer(chat=True))
+    row = METHODS["memit-blue"]
+    bench = Workbench(lm, replace(row, target=replace(row.optimized, contexts=ASKED)), CORPUS, probes(2))
+    assert bench.said(probes(12)) == pytest.approx(50)
+    assert Workbench(lm, row, CORPUS, probes(2), contexts=["{}"]).said(probes(2)) is None
 
 
 def test_a_repeated_search_measures_nothing_again(searched: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +250,9 @@ def test_an_attempt_that_fails_is_left_out(caplog: pytest.LogCaptureFixture) -> 
     bench: Any = SimpleNamespace(lm=None, method=METHODS["memit-blue"], contexts=(), optimize=optimize)
     found = attempts(bench, (1,), probes(2), 3, math.inf)
     assert [made.settings["target.learning_rate"] for made in found] == [0.1, 0.25, 0.5]
-    assert "target.learning_rate=1.0, target.steps=3 with clamp 0.75 is left out: the loss is not finite" in caplog.text
+    assert (
+        "target.learning_rate=1.0, target.clamp=0.75, target.steps=3 is left out: the loss is not finite" in caplog.text
+    )
 
 
 def test_an_edit_after_which_perplexity_is_not_a_number_is_a_failed_trial(

@@ -97,11 +97,11 @@ def remarks(found: Tuning) -> list[str]:
         if trial.error is not None:
             lines.append(f"{what}: the edit of {trial.facts} facts kept aside failed: {trial.error}")
             continue
-        said = "" if trial.said is None else f", said {trial.said:.1f}"
+        score, said = ("S", "") if trial.said is None else ("score", f", said {trial.said:.1f}")
         lines.append(
-            f"{what}: S {trial.score:.1f} (efficacy {trial.efficacy:.1f}, generalization {trial.generalization:.1f}, "
-            f"specificity {trial.specificity:.1f}{said}), perplexity x {trial.perplexity:.3f}, "
-            f"{trial.facts} facts kept aside"
+            f"{what}: {score} {trial.score:.1f} (efficacy {trial.efficacy:.1f}, "
+            f"generalization {trial.generalization:.1f}, specificity {trial.specificity:.1f}{said}), "
+            f"perplexity x {trial.perplexity:.3f}, {trial.facts} facts kept aside"
         )
     return lines
 

@@ -68,7 +68,7 @@ def attempts(
     """
 
     def attempt(pace: Settings, clamp: float) -> Attempt:
-        settings = {**pace, CLAMP: clamp}
+        settings = {**pace, CLAMP: clamp}  # in the same order: a trial is kept by it
         target = with_settings(bench.method, settings).optimized.plain
         found = [bench.optimize(bench.lm, facts, layer, target, bench.contexts) for layer in layers]
         losses = [max(loss, target.stop_loss) for values in found for loss in values.loss.tolist()]
@@ -84,8 +84,8 @@ def attempts(
                 try:
                     made.append(attempt(pace, clamp))
                 except FAILURES as error:  # a model in 16 bits overflows sooner than others
-                    named = ", ".join(f"{name}={value}" for name, value in pace.items())
-                    logger.warning("%s with clamp %s is left out: %s", named, clamp, error)
+                    named = ", ".join(f"{name}={value}" for name, value in {**pace, CLAMP: clamp}.items())
+                    logger.warning("%s is left out: %s", named, error)
         return made
 
     by_loss = attrgetter("loss")
@@ -93,8 +93,7 @@ def attempts(
     usual = attempt(first, CLAMPS[0])
     best = sorted([usual, *several(others, CLAMPS[0])], key=by_loss)
     for clamp in CLAMPS[1:]:
-        again = [{name: value for name, value in made.settings.items() if name != CLAMP} for made in best[:2]]
-        wider = sorted(several(again, clamp), key=by_loss)
+        wider = sorted(several([made.settings for made in best[:2]], clamp), key=by_loss)
         if not wider or wider[0].loss > WORTH * best[0].loss:
             break
         best = wider
@@ -104,11 +103,14 @@ def attempts(
 def paces(method: Method, steps: int) -> list[Settings]:
     """How the value optimization may step, the usual way first: as Adam does, or by shares of ‖h‖."""
     if method.target.contexts == PUBLISHED:
-        return [{"target.learning_rate": rate, "target.steps": steps} for rate in LEARNING_RATES]
+        return [{"target.learning_rate": rate, CLAMP: CLAMPS[0], "target.steps": steps} for rate in LEARNING_RATES]
     taken, enough = min(steps, STRIDES_TAKEN), min(steps, ENOUGH)
-    return [{"target.stride": stride, "target.steps": taken, "target.enough_steps": enough} for stride in STRIDES]
+    return [
+        {"target.stride": stride, CLAMP: CLAMPS[0], "target.steps": taken, "target.enough_steps": enough}
+        for stride in STRIDES
+    ]
 
 
 def usual_settings(method: Method, steps: int) -> Settings:
     """Settings of the value optimization by dotted name that one would begin with."""
-    return {**paces(method, steps)[0], CLAMP: CLAMPS[0]}
+    return paces(method, steps)[0]

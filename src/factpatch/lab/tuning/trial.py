@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from factpatch.editor import Editor
-from factpatch.evaluation.metrics import METRICS, SCORED, harmonic_mean, mean_or_none
+from factpatch.evaluation.metrics import METRICS, SCORED, harmonic_mean, mean_or_none, percent
 from factpatch.evaluation.perplexity import perplexity
 from factpatch.evaluation.questions import answers
 from factpatch.evaluation.readings import Reading
@@ -21,9 +22,11 @@ from factpatch.evaluation.verify import verify
 from factpatch.facts import Fact
 from factpatch.lab.tuning.candidates import Candidate
 from factpatch.methods import Method, has_setting, method_named, settings_of, with_settings
+from factpatch.model.batching import parts
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import FAILURES
 from factpatch.model.replicas import Replicas
+from factpatch.pool import Local
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
 from factpatch.strategies.target import PUBLISHED
@@ -33,6 +36,7 @@ from factpatch.values.reading import SubjectRows, read_keys
 
 PERPLEXITY, SAID = "perplexity", "said"
 _FORMS = ("question", "chat")
+_AT_ONCE = 10
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,9 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """S, the harmonic mean of efficacy, generalization and specificity, and of what is said where that is known."""
-        known = [] if self.said is None else [self.said]
-        return harmonic_mean([self.efficacy, self.generalization, self.specificity, *known]) or 0.0
+        """S, the harmonic mean of efficacy, generalization and specificity; or the mean of S and `said`."""
+        s = harmonic_mean([self.efficacy, self.generalization, self.specificity]) or 0.0
+        return s if self.said is None else (s + self.said) / 2
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able record."""
@@ -181,7 +185,7 @@ class Workbench:
             ratio = perplexity(self.lm, self.text) / self.unedited
             if math.isnan(ratio):
                 raise FloatingPointError("perplexity is not a number")
-            return {**self._metrics(facts), SAID: self._said(facts), PERPLEXITY: ratio}
+            return {**self._metrics(facts), SAID: self.said(facts), PERPLEXITY: ratio}
         finally:
             editor.reset()
 
@@ -189,17 +193,22 @@ class Workbench:
         summary = verify(self.lm, None, facts, answers=False, replicas=self.replicas).summary()
         return {name: summary[name]["after"] or 0.0 for name in SCORED}
 
-    def _said(self, facts: Sequence[Fact]) -> float | None:
+    def said(self, facts: Sequence[Fact]) -> float | None:
         """The share of questions that are answered with the new object, in percent; None if no question was read."""
         if self.method.target.contexts == PUBLISHED:
             return None
-        readings = [Reading(answers=given) for given in answers(self.lm, facts, only=_FORMS)]
-        share = mean_or_none(
-            METRICS[f"{form}_contained"](fact, reading)
-            for fact, reading in zip(facts, readings, strict=True)
-            for form in _FORMS
-        )
-        return None if share is None else 100 * share
+        replicas = self.replicas or Replicas(self.lm, Local())
+        return percent(mean_or_none(chain.from_iterable(replicas.map(_shares_said, parts(facts, _AT_ONCE)))))
+
+
+def _shares_said(lm: LanguageModel, facts: Sequence[Fact]) -> list[float | None]:
+    """The share of its questions that are answered with the new object, of each fact in each form."""
+    readings = [Reading(answers=given) for given in answers(lm, facts, only=_FORMS)]
+    return [
+        METRICS[f"{form}_contained"](fact, reading)
+        for fact, reading in zip(facts, readings, strict=True)
+        for form in _FORMS
+    ]
 
 
 def _flat(method: Method) -> dict[str, Any]:
