@@ -15,6 +15,7 @@ and answers with the content of its hidden states, which has to be that of the o
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.loading import load_language_model
+from factpatch.model.loading import check_device, load_language_model
 from factpatch.model.tokens import tokenize
 from factpatch.model.weights import content_hash, model_hash, restore, snapshot
 from factpatch.pool import Local, Pool
@@ -51,6 +52,8 @@ class Named:
     chat: bool
     content: str
     """The hash of its unedited weights."""
+    kind: str
+    """The type of device that it lies on here, such as cuda."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,8 @@ class _Work(Generic[S, R]):
 
     def open(self) -> _Copy:
         named = self.model
-        try:
-            lm = load_language_model(named.name, device=named.device, dtype=named.dtype, chat=named.chat)
-        except ValueError as error:
-            if named.device is None:
-                raise
-            raise ReplicaError(
-                f"workers: a worker cannot load the model: {error} On Ray, a worker sees the GPUs that it asks for: "
-                "ray://HOST:PORT?gpus=1."
-            ) from error
+        check_worker(named.kind)
+        lm = load_language_model(named.name, device=named.device, dtype=named.dtype, chat=named.chat)
         if model_hash(lm.model) != named.content:
             raise ReplicaError(
                 f"workers: the model that a worker loads as {named.name!r} has other weights than the one here. Give "
@@ -154,7 +150,7 @@ class Replicas:
         name = os.path.abspath(lm.loaded_from) if os.path.exists(lm.loaded_from) else lm.loaded_from
         device = "auto" if lm.spread else None if lm.device.type == "cpu" else lm.device.type
         dtype = str(lm.dtype).removeprefix("torch.")
-        self.named = Named(name, device, dtype, lm.frame.chat, model_hash(lm.model))
+        self.named = Named(name, device, dtype, lm.frame.chat, model_hash(lm.model), lm.device.type)
         self._unedited = [lm.weight_hash(layer) for layer in range(lm.num_layers)]
 
     def map(
@@ -192,6 +188,17 @@ class Replicas:
         """The weights that are not as they were."""
         layers = [layer for layer, before in enumerate(self._unedited) if self.lm.weight_hash(layer) != before]
         return {layer: weight.cpu().contiguous() for layer, weight in self.lm.weights(layers).items()}
+
+
+def check_worker(device: str) -> None:
+    """Raise ReplicaError unless a type of device, or one of them, can be used in a worker."""
+    try:
+        check_device(device)
+    except ValueError as error:
+        raise ReplicaError(
+            f"workers: one on {platform.node()} has no {device} as the command that started it has: {error} On Ray, "
+            "a worker sees the GPUs that it asks for: --workers 'ray://HOST:PORT?gpus=1'."
+        ) from error
 
 
 def rounding(lm: LanguageModel) -> str:

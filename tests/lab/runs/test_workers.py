@@ -140,24 +140,31 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_the_run_ends_as_another(
     assert outcome(directory.path) == expected
 
 
-def test_a_line_that_ends_its_workers_is_named(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("unedited", "shard", "named"),
+    [(False, 1, "rect on three, seed 0"), (True, 0, "the unedited model on three, seed 0")],
+)
+def test_what_ends_its_workers_is_named(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unedited: bool, shard: int, named: str
 ) -> None:
     directory = RunDirectory.create(tmp_path / "run", config)
+    lines = Lines(str(directory.path), str(tmp_path), config, "", "cpu", None)
 
-    def died(*given: Any) -> Any:
-        raise WorkerDied("shard 1 ended 3 workers", 1, -9)
+    def died(work: Lines, *given: Any) -> list[None]:
+        if work.unedited == unedited:
+            raise WorkerDied(f"shard {shard} ended 3 workers", shard, -9)
+        return []
 
-    monkeypatch.setattr("factpatch.lab.runs.execute._prepared", lambda *given: None)
+    monkeypatch.setattr("factpatch.lab.runs.execute._prepared", lambda *given: lines)
     with Processes(2, 1) as pool:
         monkeypatch.setattr(pool, "map", died)
-        with pytest.raises(RunError, match="rect on three, seed 0: shard 1 ended 3 workers"):
+        with pytest.raises(RunError, match=f"^{named}: shard {shard} ended 3 workers"):
             execute(directory, pool=pool)
 
 
 def test_what_a_worker_finds_otherwise_is_an_error(config: RunConfig, tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run", config)
-    lines = Lines(str(directory.path), str(tmp_path), config, "of another processor", None)
+    lines = Lines(str(directory.path), str(tmp_path), config, "of another processor", "cpu", None)
     with pytest.raises(RunError, match="rounds otherwise"):
         lines.open()
     elsewhere = replace(lines, directory=str(tmp_path / "nowhere"))
@@ -177,7 +184,7 @@ def test_relative_paths_start_where_the_command_does(
     with threads(directory.record["threads"]):
         expected = rounding(load_language_model(config.model))
     monkeypatch.chdir(tmp_path)  # as a worker on Ray, which begins elsewhere
-    opened = Lines(str(directory.path), str(folder), relative, expected, None).open()
+    opened = Lines(str(directory.path), str(folder), relative, expected, "cpu", None).open()
     assert [plan.method.label for plan in opened.plans] == ["memit", "rect", "collapses"]
     assert Path.cwd() == folder
 

@@ -29,7 +29,7 @@ from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.runner import Report, Runner, logged
-from factpatch.model.replicas import rounding, threads
+from factpatch.model.replicas import check_worker, rounding, threads
 from factpatch.pool import Pool, WorkerDied
 
 _SAME_PATHS = (
@@ -47,7 +47,6 @@ def share_out(lines: Lines, directory: RunDirectory, left: Sequence[Plan], pool:
     """
     gc.collect()  # the model of this process, which workers may need the memory of
     places = {plan.directory: place for place, plan in enumerate(directory.plans())}
-    pace = Pace([len(plan.batches) for plan in left])
     if directory.record["threads"] != pool.threads:
         log(f"the run began with {directory.record['threads']} threads, so each worker takes as many")
     log(f"{len(left)} lines among {pool.workers} workers; {directory.path / 'log.txt'} follows each batch")
@@ -63,25 +62,24 @@ def share_out(lines: Lines, directory: RunDirectory, left: Sequence[Plan], pool:
         outcome = "is done" if failed is None else f"failed: {failed}"
         log(f"{plan.name}: {outcome}; {len(done)} of {len(left)} lines, {pace.left()}")
 
+    def carried_out(work: Lines, what: Mapping[Path, str], report: Callable[[int], None]) -> None:
+        try:
+            for _ in pool.map(work, [places[directory] for directory in what], report):
+                pass
+        except WorkerDied as error:
+            if error.shard is None:
+                raise
+            raise RunError(f"{list(what.values())[error.shard]}: {error}") from error
+
     shared = list({plan.unedited: plan for plan in left}.values())
-    _map(replace(lines, unedited=True), shared, places, pool)
-    _map(lines, left, places, pool, report)
-
-
-def _map(
-    lines: Lines,
-    plans: Sequence[Plan],
-    places: Mapping[Path, int],
-    pool: Pool,
-    report: Callable[[int], None] | None = None,
-) -> None:
-    try:
-        for _ in pool.map(lines, [places[plan.directory] for plan in plans], report):
-            pass
-    except WorkerDied as error:
-        if error.shard is None:
-            raise
-        raise RunError(f"{plans[error.shard].name}: {error}") from error
+    names = [f"the unedited model on {plan.dataset.name}, seed {plan.seed}" for plan in shared]
+    carried_out(
+        replace(lines, unedited=True),
+        dict(zip((plan.directory for plan in shared), names, strict=True)),
+        lambda place: log(f"{names[place]}: measured"),
+    )
+    pace = Pace([len(plan.batches) for plan in left])
+    carried_out(lines, {plan.directory: plan.name for plan in left}, report)
 
 
 @dataclass(frozen=True)
@@ -96,6 +94,8 @@ class Lines:
     """As the driver was given it: its inputs may be elsewhere than when the run began."""
     rounding: str
     """The content of the unedited model's hidden states on a short text."""
+    device: str
+    """The type of device that the driver's model lies on."""
     spent: Spent | None
     """What the budget measures of the unedited model."""
     unedited: bool = False
@@ -106,7 +106,14 @@ class Lines:
         """What workers need of a driver, whose model is unedited."""
         spent = None if runner.meter is None else runner.meter.unedited
         directory = runner.directory
-        return cls(os.path.abspath(directory.path), os.getcwd(), directory.config, rounding(runner.lm), spent)
+        return cls(
+            os.path.abspath(directory.path),
+            os.getcwd(),
+            directory.config,
+            rounding(runner.lm),
+            runner.lm.device.type,
+            spent,
+        )
 
     @property
     def key(self) -> str:
@@ -126,6 +133,7 @@ class Lines:
         directory = RunDirectory(path)
         directory.config = self.config
         plans = list(directory.plans())
+        check_worker(self.device)
         with threads(directory.record["threads"]):
             try:
                 directory.check_inputs()
