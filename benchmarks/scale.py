@@ -117,6 +117,8 @@ class Bench:
             directory = RunDirectory.create(Path(folder) / "run", config_from(config))
             execute(directory, pool=replicas.pool)
             patches = sorted((directory.path / "rows").rglob("*.safetensors"))
+            if len(patches) != 4:
+                raise RuntimeError(f"{len(patches)} of four lines were edited; {directory.path / 'log.txt'} says why")
             return hashlib.sha256(b"".join(patch.read_bytes() for patch in patches)).hexdigest()[:12]
 
 
@@ -136,6 +138,8 @@ def compare(bench: Bench, sides: Sequence[Side], rows: Sequence[str], rounds: in
     print(f"|---|{'---|' * len(sides)}---|---|")
     medians: dict[str, float] = {}
     for row in rows:
+        if row != "grid":
+            warm(sides)
         took: dict[str, list[float]] = {side.name: [] for side in sides}
         hashes = set()
         for turn in range(rounds):
@@ -150,6 +154,12 @@ def compare(bench: Bench, sides: Sequence[Side], rows: Sequence[str], rounds: in
         print(f"| {row} | {' | '.join(f'{each:.2f}' for each in middle.values())} | {ratio:.2f} | {same} |", flush=True)
         medians[row] = middle["here"]
     return medians
+
+
+def warm(sides: Sequence[Side]) -> None:
+    """Have workers load their copies, which those of a run displace."""
+    for side in sides:
+        list(side.replicas.map(nothing, range(4)))
 
 
 def latency(side: Side) -> float:
@@ -269,11 +279,10 @@ def main() -> None:
     with ExitStack() as held:
         sides = [Side(name, Replicas(bench.lm, held.enter_context(make()))) for name, make in makers.items()]
         _ = bench.editor.contexts
-        for side in sides:  # workers load their model before anything is timed
-            list(side.replicas.map(nothing, range(4)))
         medians = compare(bench, sides, options.rows, options.rounds or (1 if options.quick else 3))
         if "values" not in medians:
             return
+        warm(sides)
         there = parts(bench, sides, medians["values"], 2048 if options.quick else 14336)
     simulate(there, options.plot)
 

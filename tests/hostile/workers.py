@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,12 @@ from tests.hostile.common import ROOT, Place, Tally, model_directory
 from tests.models import SENTENCES
 
 MARK = "FACTPATCH_TRIAL"
+COMMAND = """
+import factpatch.statistics.second_moment as second_moment
+from factpatch.cli.main import main
+second_moment.CHECKPOINT_SECONDS = 0.0
+main()
+"""
 KILLS = 10
 SECONDS = 300.0
 """After which a command hangs."""
@@ -49,6 +56,8 @@ class Bench:
     jobs: list[Job] = field(default_factory=list)
     expected: dict[str, dict[str, bytes]] = field(default_factory=dict)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
+    resumed: Counter[str] = field(default_factory=Counter)
+    """How often a pass over a text was continued where a checkpoint was."""
 
     def __post_init__(self) -> None:
         chance, words = random.Random(0), " ".join(SENTENCES).split()
@@ -78,7 +87,7 @@ class Bench:
             Job(
                 "second moments",
                 ("second-moment", model_directory(self.place), *model, "--tokens", 400_000),
-                "cache/**/*.safetensors",
+                "cache/second_moment/*.safetensors",
             ),
             Job(
                 "values",
@@ -120,7 +129,7 @@ class Trial:
         }
         self.log = (directory / "said.txt").open("a+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "factpatch", *arguments], stdout=self.log, stderr=self.log, env=environment
+            [sys.executable, "-c", COMMAND, *arguments], stdout=self.log, stderr=self.log, env=environment
         )
 
     def ended(self) -> tuple[int, str]:
@@ -184,6 +193,8 @@ def killed_workers(bench: Bench, tally: Tally) -> None:
 def killed_drivers(bench: Bench, tally: Tally) -> None:
     """The command itself is killed at random moments; the same command continues it."""
     _tried(bench, tally, "driver", partial(_one_driver, bench))
+    name = "second moments"
+    tally.found(f"{name}: resumed", None if bench.resumed[name] else "no pass was resumed", valid=True)
 
 
 def _tried(bench: Bench, tally: Tally, who: str, attempt: Any) -> None:
@@ -228,6 +239,8 @@ def _one_driver(
     orphans = trial.orphans()
     if orphans:
         return f"{len(orphans)} processes are left"
+    if next(directory.glob("cache/**/*.unfinished.safetensors"), None) is not None:
+        bench.resumed[job.name] += 1
     return _wrong(bench, job, Trial(job, directory, chance.choice(["2", workers]))) or ("" if early else None)
 
 

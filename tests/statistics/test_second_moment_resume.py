@@ -19,6 +19,8 @@ from tests.support.test_files_atomic import largest_file
 
 import factpatch.statistics.second_moment as module
 from factpatch import SecondMoment
+from factpatch.model.replicas import Replicas
+from factpatch.pool import Local
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus, corpus_from
 
@@ -70,6 +72,22 @@ def straight() -> tuple[dict[int, SecondMoment], Progress]:
             patched.setattr(module, name, value)
         progress = Progress()
         return SecondMoment.read(tiny("llama"), LAYERS, corpus_from(DOCUMENTS), TOKENS, False, progress), progress
+
+
+def test_a_shared_pass_resumes_between_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "shard_count", lambda tokens, d_key: 5)
+    shared = Replicas(tiny("llama"), Local(1))
+    whole = Progress()
+    expected = read(False, whole, replicas=shared)
+    assert 4 <= len(whole) - 1 <= 8  # about five, of texts this short
+    interrupted(tmp_path, 3, replicas=shared)
+    again = Progress()
+    assert same(read(tmp_path, again, replicas=shared), expected)
+    assert again == [sum(whole[:3]), *whole[3:]]
+    interrupted(tmp_path / "alone", 3)
+    alone = Progress()
+    assert same(read(tmp_path / "alone", alone, replicas=shared), expected)
+    assert alone == whole  # what was cut otherwise is not continued
 
 
 def same(found: dict[int, SecondMoment], expected: dict[int, SecondMoment]) -> bool:

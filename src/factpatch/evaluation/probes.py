@@ -153,7 +153,8 @@ def _asked(lm: LanguageModel, fact: Fact) -> list[_Asked]:
     for one in spoken(fact):
         longest = max(len(target_ids(lm.tokenizer, name, lm.frame, " ")) for name in one.wanted)
         text = framed_question(one.text, lm.frame.chat) if one.question else one.text
-        found.append(_Asked(one, text, room("question" if one.question else "prompt", longest)))
+        # Ripples have the room of a prompt even where they are questions, so that their numbers stay comparable.
+        found.append(_Asked(one, text, room("question" if one.kind == "reversed" else "prompt", longest)))
     return found
 
 

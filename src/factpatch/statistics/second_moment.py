@@ -165,7 +165,8 @@ class _Text:
 
     def shards(self, stream: Iterator[Batch]) -> Iterator[list[Batch]]:
         """What is left of a stream, cut where as many tokens are read as make a shard."""
-        least = 1 if self.replicas is None else self.share
+        # The last batch of a shard seldom ends where the shard should; on average it does.
+        least = 1 if self.replicas is None else self.share - self.budget // 2
         shard: list[Batch] = []
         for batch in stream:
             shard.append(batch)
@@ -310,7 +311,8 @@ class KeySums:
     def __call__(self, lm: LanguageModel, shard: Sequence[Batch]) -> dict[int, list[Tensor]]:
         totals = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in self.layers}
         self.add(lm, shard, totals)
-        return {layer: [band.contiguous() for band in bands(total)] for layer, total in totals.items()}
+        # Clones: a view would be pickled with all that it is a view of.
+        return {layer: [band.clone() for band in bands(total)] for layer, total in totals.items()}
 
     def add(self, lm: LanguageModel, shard: Sequence[Batch], totals: dict[int, Tensor]) -> None:
         """Add to what lies on and below the diagonal of (d_key, d_key) float64 sums."""
