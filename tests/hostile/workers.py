@@ -20,8 +20,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from tests.hostile.common import ROOT, Place, Tally, model_directory
 from tests.models import SENTENCES
+
+from factpatch.model.weights import content_hash
 
 MARK = "FACTPATCH_TRIAL"
 COMMAND = """
@@ -44,7 +47,7 @@ class Job:
     arguments: tuple[object, ...]
     """With DIR for a folder of its own."""
     kept: str
-    """The files, below that folder, whose bytes count."""
+    """The files, below that folder, whose tensors count: to the bit."""
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Bench:
     place: Place
     folder: Path
     jobs: list[Job] = field(default_factory=list)
-    expected: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    expected: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     resumed: Counter[str] = field(default_factory=Counter)
     """How often a pass over a text was continued where a checkpoint was."""
@@ -67,7 +70,7 @@ class Bench:
             {"prompt": "{} lives in the city of", "subject": subject, "target_new": "Rome"} for subject in SUBJECTS
         ]
         (self.folder / "facts.json").write_text(json.dumps(facts), "utf-8")
-        settings = {"target.steps": 150, "target.threshold": 0.0, "solver.weight": 1500}
+        settings = {"target.steps": 150, "target.stop_loss": 0.0, "solver.weight": 1500}
         run = {
             "model": str(model_directory(self.place)),
             "methods": [{"name": "memit-blue", "settings": settings}],
@@ -86,7 +89,7 @@ class Bench:
         self.jobs = [
             Job(
                 "second moments",
-                ("second-moment", model_directory(self.place), *model, "--tokens", 400_000),
+                ("second-moment", model_directory(self.place), *model, "--tokens", 150_000),
                 "cache/second_moment/*.safetensors",
             ),
             Job(
@@ -171,10 +174,12 @@ class Trial:
             time.sleep(0.1)
         return left
 
-    def left(self) -> dict[str, bytes]:
-        """What the command left, by file."""
+    def left(self) -> dict[str, str]:
+        """What the tensors are that the command left, by file."""
         return {
-            str(file.relative_to(self.directory)): file.read_bytes()
+            str(file.relative_to(self.directory)): " ".join(
+                content_hash(tensor) for _, tensor in sorted(load_file(file).items())
+            )
             for file in sorted(self.directory.glob(self.job.kept))
             if file.is_file()
         }
@@ -249,5 +254,5 @@ def _wrong(bench: Bench, job: Job, trial: Trial) -> str | None:
     if code:
         return f"exit {code}: {said}"
     if trial.left() != bench.expected[job.name]:
-        return "other bytes"
+        return "other bits"
     return "processes are left" if trial.orphans() else None
