@@ -93,9 +93,9 @@ def serve(make_room: Callable[..., Room]) -> Iterator[Callable[..., Served]]:
 
     servers = []
 
-    def start(room: Room | None = None, entry: Entry | None = None, **limits: Any) -> Served:
+    def start(room: Room | None = None, entry: Entry | None = None, port: int = 0, **limits: Any) -> Served:
         room = room or make_room(**limits)
-        listening = socket.create_server(("127.0.0.1", 0))
+        listening = socket.create_server(("127.0.0.1", port))
         port = listening.getsockname()[1]
         app = make_app(room, entry or Entry(), port, LOOPBACK)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))

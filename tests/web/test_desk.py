@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,35 +157,6 @@ def test_the_command_line_opens_a_session_of_the_page_and_the_page_one_of_the_co
     assert invoke(tmp_path / "cache", "log", desk.session_path).exit_code == 0
     # The desk whose session others have changed says so instead of writing over it.
     assert "open it again" in do(desk, lambda: desk.edit(FACTS[1:]), State.FAILED)
-
-
-def test_a_server_that_is_killed_in_an_edit_resumes_it(
-    make_room: Callable[..., Room], web_recipe: Recipe, tmp_path: Path
-) -> None:
-    slow = Recipe(
-        **{**dict(web_recipe), "settings": {**web_recipe.settings, "target.steps": "25", "target.enough_steps": "25"}}
-    )
-    room = make_room(tmp_path, slow)
-    desk = room.desk(KEYS[0])
-    do(desk, lambda: desk.edit(FACTS[:1]))
-    whole = make_room(recipe=slow).desk(KEYS[0])
-    do(whole, lambda: whole.edit(FACTS[:1]))
-    do(whole, lambda: whole.edit(FACTS[1:]))
-    code = (
-        "import sys; from pathlib import Path; from tests.web.killed import edit_and_die; "
-        "edit_and_die(*map(Path, sys.argv[1:]))"
-    )
-    facts = tmp_path / "facts.json"
-    facts.write_text(json.dumps([fact.to_dict() for fact in FACTS[1:]]))
-    killed = subprocess.run([sys.executable, "-c", code, desk.session_path, facts], check=False, env=os.environ)
-    assert killed.returncode == -9
-    again = make_room(tmp_path, slow).desk(KEYS[0])
-    until(lambda: not again.busy)
-    assert (again.results.batches, again.results.pending) == ((FACTS[:1],), (FACTS[1:],))
-    assert "continue it, or drop them" in do(again, lambda: again.edit(FACTS[1:]), State.FAILED)
-    do(again, again.resume)
-    assert (again.results.batches, again.results.pending) == ((FACTS[:1], FACTS[1:]), ())
-    assert model_hash(again.edited_model.model) == model_hash(whole.edited_model.model)
 
 
 def test_people_share_nothing_and_who_leaves_frees_the_memory(make_room: Callable[..., Room]) -> None:

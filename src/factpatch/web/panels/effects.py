@@ -46,10 +46,10 @@ def _measure(desk: Desk) -> None:
 
 
 def _trace(desk: Desk, place: str | None) -> None:
-    if not place:
-        raise ValueError("There is no fact to trace.")
     batches = desk.results.batches
-    i, j = map(int, str(place).split("."))
+    if not batches:
+        raise ValueError("Nothing is edited, so there is no fact to trace.")
+    i, j = map(int, (place or "1.1").split("."))
     if not (1 <= i <= len(batches) and 1 <= j <= len(batches[i - 1])):
         raise ValueError("This fact is not in force any more.")
     fact = batches[i - 1][j - 1]

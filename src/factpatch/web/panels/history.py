@@ -52,7 +52,7 @@ def _shown(desk: Desk) -> tuple[Any, ...]:
     ]
     return (
         shown("history", batches=results.batches, pending=results.pending, taken=results.taken),
-        gr.update(visible=bool(results.pending)),
+        gr.update(visible=bool(results.pending) and not desk.busy),
         gr.update(choices=points if results.batches else [], value=points[-1][1] if results.batches else None),
         gr.update(choices=facts, value=facts[-1][1] if facts else None),
     )
