@@ -161,9 +161,10 @@ def test_the_command_line_opens_a_session_of_the_page_and_the_page_one_of_the_co
 
 def test_people_share_nothing_and_who_leaves_frees_the_memory(make_room: Callable[..., Room]) -> None:
     room = make_room(grace=0.2, people=2)
-    one, other = room.desk(KEYS[0]), room.desk(KEYS[1])
     for key in KEYS[:2]:
         room.arrive(key)
+    one, other = room.desk(KEYS[0]), room.desk(KEYS[1])
+    time.sleep(0.4)
     do(one, lambda: one.edit(FACTS[:1]))
     assert not other.results.batches
     with pytest.raises(RoomFullError, match="2 people"):

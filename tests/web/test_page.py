@@ -136,6 +136,17 @@ def test_an_edit_shows_its_progress_is_cancelled_and_leaves_the_bits(
     assert page.locator("#checked li").count() == 2
 
 
+def test_who_closes_the_page_frees_the_memory_and_who_stays_keeps_it(
+    serve: Callable[..., Served], visit: Visit
+) -> None:
+    short = serve(grace=0.5)
+    page = visit(short.address)
+    page.wait_for_timeout(1500)
+    assert short.room.people == 1
+    page.close()
+    until(lambda: short.room.people == 0)
+
+
 def test_a_reload_in_the_middle_of_an_edit_finds_it_again(slow: Served, visit: Visit) -> None:
     page = visit(slow.address)
     upload(page, FACTS[1:])

@@ -54,6 +54,8 @@ def make_page(room: Room) -> gr.Blocks:
         loaded = blocks.load(page.refresh, None, page.outputs, show_progress="hidden", **ALONE)
         followed = loaded.then(page.follow, None, [page.status], show_progress="hidden", **ALONE)
         followed.then(page.refresh, None, page.outputs, show_progress="hidden", **ALONE)
+        # Browsers keep a connection open, by which the gate knows who is there, only if somebody listens to its end.
+        blocks.unload(lambda: None)
     return blocks
 
 

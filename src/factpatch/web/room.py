@@ -93,7 +93,8 @@ class Room:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 folder.touch()  # says when its owner was here last
                 desk = self._desks[name] = Desk(folder, self.shared, self._free_session())
-                self._left.setdefault(name, time.monotonic())
+                if name not in self._there:  # whose browser may never say that it is there
+                    self._left.setdefault(name, time.monotonic())
                 if desk.session_path.is_dir():
                     desk.start("opening the session", desk.open)
             return self._desks[name]
