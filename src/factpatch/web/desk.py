@@ -141,7 +141,7 @@ class Desk:
         if self.results.pending:
             raise ValueError("Facts of an edit that was interrupted are pending: continue it, or drop them.")
         seconds: dict[str, float] = {}
-        editor = self.editor or self._new_editor()
+        editor = self.editor or self._new_editor(self.recipe)
         with timed(seconds, "contexts"):
             self._check(facts, editor)
         with timed(seconds, "verify_before"):
@@ -194,9 +194,9 @@ class Desk:
 
     # --- parts of them
 
-    def _new_editor(self) -> Editor:
-        lm = twin(self.shared.original(self.model), self.recipe.chat)
-        editor = Editor(lm, recipe=self.recipe)
+    def _new_editor(self, recipe: Recipe) -> Editor:
+        lm = twin(self.shared.original(self.model), recipe.chat)
+        editor = Editor(lm, recipe=recipe)
         own(lm, {*editor.critical_layers, *editor.edited_layers})
         return editor
 
@@ -205,8 +205,8 @@ class Desk:
         session = Session(path)
         model = model_of(session, self.shared.models)
         recipe_from(session.record.get("recipe") or {}, self.shared.recipe)  # before anything in it is used
-        self.model, self.recipe = model, session.settled
-        editor = self._new_editor()
+        self.model, self.recipe = model, session.recipe
+        editor = self._new_editor(session.settled)
         session.attach(editor)
         return session, editor
 

@@ -128,7 +128,7 @@ def _drift(original: LanguageModel, edited: LanguageModel, layer: int, prompts: 
     with bar("comparing inner states", None):
         states = [hidden_states(lm, prompts, layer) for lm in (original, edited)]
     shift = HiddenShift.between(*states)
-    what = f"of {shift.prompts} other prompts, behind layer {layer}"
+    what = f"of {shift.prompts} other prompts, after layer {layer}"
     share = 100 * shift.relative_shift
     return Effect("drift", what, ("", f"CKA {shift.cka:.4f}"), f"{share:.1f} % of their size", share, (3.0, 10.0))
 

@@ -30,7 +30,7 @@ class Limits:
     """Seconds after which the memory of somebody who has left is freed; a page that is reloaded is back before."""
     days: float = 30.0
     """Days after which the files of somebody who has not come back are removed."""
-    tokens: int = 120
+    tokens: int = 80
     """Tokens of an answer."""
 
     def check_facts(self, facts: Sequence[Fact], edited: int = 0) -> None:

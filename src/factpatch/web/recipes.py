@@ -113,5 +113,5 @@ def steps_of(choice: Choice) -> int | None:
 
 def about(method: str) -> str:
     """A method in a few words, for a list to choose from."""
-    row = method_named(method)
-    return f"{method} ({row.source.partition(',')[0]})"
+    sources = method_named(method).source.split("; ")
+    return f"{method} ({', '.join(source.partition(',')[0] for source in sources)})"

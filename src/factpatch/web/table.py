@@ -11,7 +11,7 @@ from factpatch.data import demo_facts, load_facts
 from factpatch.facts import Fact, RepeatedQuestionsError, without_repeats
 from factpatch.support.files import scratch
 
-COLUMNS = ("Prompt", "Subject", "New answer", "Old answer, if known")
+COLUMNS = ("Prompt", "Subject", "New answer", "Old answer")
 """What a row says of a fact."""
 EXAMPLES: Mapping[str, tuple[int, int]] = {
     "4 facts about places": (0, 4),

@@ -29,7 +29,7 @@ def ask_panel(page: Page) -> None:
         stop = gr.Button("Stop", elem_id="ask-stop")
         new = gr.Button("New chat", elem_id="ask-new")
     notice = html("ask-notice")
-    with gr.Row():
+    with gr.Row(elem_classes="answers"):
         sides = [html(f"answer-{side}", min_width=260) for side in SIDES]
     page.show(sides, _answers)
 
