@@ -120,6 +120,7 @@ def main() -> None:
     def note(where: str, measured: dict[str, float]) -> None:
         for name, value in measured.items():
             found.setdefault(f"{where}, {name}", []).append(value)
+            print(f"{where}, {name}: {value:.3f}", flush=True)
 
     with tempfile.TemporaryDirectory() as place, sync_playwright() as driver:
         folder, facts = Path(place), Path(place) / "facts.json"
