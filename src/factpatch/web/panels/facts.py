@@ -52,8 +52,9 @@ def facts_panel(page: Page) -> None:
     with gr.Row(elem_classes="tools"):
         edit = gr.Button("Teach the model these facts", variant="primary", elem_id="edit")
         cancel = gr.Button("Cancel", elem_id="cancel")
+    notice = html("edit-notice")
     page.show([table, checked], lambda desk: (_table(desk), _checked(desk)))
-    page.begin(edit.click, teach, [table], checked)
+    page.begin(edit.click, teach, [table], notice)
     _fill(page, table, checked, examples.click, [names], lambda desk, name: example(name))
     _fill(page, table, checked, upload.upload, [upload], lambda desk, file: _read(page, file))
     _fill(page, table, checked, add.click, [pasted], lambda desk, text: _paste(page, text))
