@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(?<!!)\[([^]]+)\]\((?![a-z]+:|#)([^)\s]+)\)")
+LINK = re.compile(r"!?\[([^]]+)\]\((?![a-z]+:|#)([^)\s]+)\)")
+"""A link or a picture, of which the words stay: an index shows no picture of the repository."""
 
 
 def for_index(readme: str, address: str) -> str:

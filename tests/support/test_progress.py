@@ -40,3 +40,38 @@ def test_a_bar_that_is_not_shown_reports_nothing(clock: list[float], caplog: pyt
         clock[0] = 100
         advance(1)
     assert not caplog.messages
+
+
+class Watching:
+    """Notes what it hears; raises at a step."""
+
+    def __init__(self, most: int = 100) -> None:
+        self.heard: list[object] = []
+        self.most = most
+
+    def begin(self, description: str, total: int | None) -> None:
+        self.heard.append((description, total))
+
+    def advance(self, steps: int) -> None:
+        self.heard.append(steps)
+        if steps > self.most:
+            raise TimeoutError
+
+    def settle(self, done: int, of: int) -> None:
+        self.heard.append(f"{done} of {of}")
+
+
+def test_a_watcher_hears_of_bars_in_place_of_the_log(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    watcher = Watching()
+    with caplog.at_level(logging.INFO, "factpatch"), progress.watched(watcher), bar("reading", 5) as advance:
+        clock[0] = 100
+        progress.settle(1, 2)
+        advance(3)
+    progress.settle(2, 2)
+    assert watcher.heard == [("reading", 5), "1 of 2", 3]
+    assert not caplog.messages
+
+
+def test_what_a_watcher_raises_ends_the_work() -> None:
+    with pytest.raises(TimeoutError), progress.watched(Watching(most=2)), bar("reading", 5) as advance:
+        advance(3)

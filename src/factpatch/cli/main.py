@@ -31,6 +31,7 @@ from factpatch.cli import (
     lora,
     methods,
     models,
+    page,
     plan,
     presets,
     rebase,
@@ -48,7 +49,7 @@ from factpatch.cli.render import note
 
 # By the panel of `--help` that lists them. They import PyTorch inside their functions, so help does not wait for it.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Edit": (demo.demo, edit.edit, apply.apply, undo.undo, compose.compose, rebase.rebase),
+    "Edit": (demo.demo, page.page, edit.edit, apply.apply, undo.undo, compose.compose, rebase.rebase),
     "Serve": (export.export, lora.lora),
     "Measure": (verify.verify, capability.capability, drift.drift),
     "Inspect": (show.show, log.log),

@@ -1,4 +1,4 @@
-"""The progress of long work: bars on a terminal, lines in the log elsewhere; and the time that a stage took."""
+"""The progress of long work: bars on a terminal, lines in the log elsewhere, or told to whoever watches; and times."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,15 +21,53 @@ LINE_SECONDS = 20.0
 _last_line = time.monotonic()  # of any bar: hundreds of short ones may follow each other
 
 
+class Watcher(Protocol):
+    """Follows long work. What it raises ends the work, as an interruption does: what is half done is undone."""
+
+    def begin(self, description: str, total: int | None) -> None:
+        """A bar begins."""
+
+    def advance(self, steps: int) -> None:
+        """So many steps of the bar that began last are done."""
+
+    def settle(self, done: int, of: int) -> None:
+        """So many of the facts that the bar is about are done."""
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("_watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Let a watcher follow all bars that this thread opens in the block, instead of a terminal."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def settle(done: int, of: int) -> None:
+    """Tell whoever watches how many of the facts that the present bar is about are done."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher.settle(done, of)
+
+
 @contextmanager
 def bar(description: str, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Show the progress of work while the context is open; the yielded function advances it.
 
-    On a terminal this is a bar on stderr; elsewhere a line in the log every `LINE_SECONDS`.
+    On a terminal this is a bar on stderr; elsewhere a line in the log every `LINE_SECONDS`. Inside `watched`, the
+    watcher alone hears of it.
 
     Args:
         total: How many steps there are; None if unknown.
     """
+    if (watcher := _watcher.get()) is not None:
+        watcher.begin(description, total)
+        yield watcher.advance
+        return
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -24,6 +24,7 @@ from torch import Tensor
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
 from factpatch.strategies.target import Evaluation, Found, Kept, Target
+from factpatch.support.progress import settle
 from factpatch.values.budget import tokens_that_fit
 from factpatch.values.frozen import Frozen
 from factpatch.values.micro_batch import FrozenRows, Losses
@@ -235,6 +236,7 @@ class Descent:
                 continue
             going = self._look()
             staying = [] if last else going
+            settle(len(found.loss) - len(staying), len(found.loss))
             progress(left - len(staying) * (steps - evaluation))
             left = len(staying) * (steps - evaluation)
             if len(staying) < len(active):

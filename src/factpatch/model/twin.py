@@ -1,0 +1,47 @@
+"""A second model that shares its weights with the first, but for those that are to be edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from itertools import chain
+
+import torch
+from torch import nn
+
+from factpatch.model.language_model import LanguageModel
+
+
+def twin(lm: LanguageModel, chat: bool = False) -> LanguageModel:
+    """Return a model with modules, a config and a tokenizer of its own, and the very weights of another one.
+
+    Hooks, flags and attention that one of the two is given do not reach the other. Both need no gradients of weights.
+    Write to the twin only after `own`: until then it would change the other model too.
+
+    Args:
+        lm: The model, in memory as a whole; it is left as it was, but for `requires_grad`.
+        chat: Whether the twin is asked in turns of a chat.
+
+    Raises:
+        ValueError: A chat is wanted, and the tokenizer has no usable chat template.
+    """
+    lm.model.requires_grad_(False)
+    shared = {id(one): one for one in chain(lm.model.parameters(), lm.model.buffers())}
+    made = LanguageModel(deepcopy(lm.model, shared), deepcopy(lm.tokenizer), chat)
+    made.loaded_from = lm.loaded_from
+    return made
+
+
+def own(lm: LanguageModel, layers: Iterable[int]) -> None:
+    """Give a twin editable weights of its own in some layers, with the same content.
+
+    Of a quantized model nothing has to be copied: what is edited lies beside it, in its own modules.
+    """
+    if lm.quantized:
+        return
+    with torch.no_grad():
+        for layer in layers:
+            projection = lm.down_projection(layer)
+            weight = projection.weight
+            assert isinstance(weight, torch.Tensor)
+            projection.weight = nn.Parameter(weight.clone(), requires_grad=False)

@@ -1,0 +1,1 @@
+"""The page in the browser: facts in, and what became of them, for people who do not program."""
