@@ -116,7 +116,7 @@ class Bench:
             }
             directory = RunDirectory.create(Path(folder) / "run", config_from(config))
             execute(directory, pool=replicas.pool)
-            patches = sorted((directory.path / "rows").rglob("*.safetensors"))
+            patches = sorted((directory.path / "rows").rglob("patches/*.safetensors"))
             if len(patches) != 4:
                 raise RuntimeError(f"{len(patches)} of four lines were edited; {directory.path / 'log.txt'} says why")
             return hashlib.sha256(b"".join(patch.read_bytes() for patch in patches)).hexdigest()[:12]
