@@ -45,7 +45,8 @@ def edit_in_seconds(model: str, facts: Path, folder: Path) -> dict[str, float]:
     subprocess.run([*command, "--out", str(folder / "p.safetensors")], check=True, capture_output=True)
     seconds = json.loads(report.read_text("utf-8"))["seconds"]
     asking = seconds["verify_before"] + seconds["verify_after"]
-    rest = ("load", "second_moment", "perplexity", "verify_before", "verify_after", "total")
+    # Not what the page has done before, or does only when asked; reading the second moment from the cache it does too.
+    rest = ("load", "perplexity", "verify_before", "verify_after", "total")
     editing = sum(took for stage, took in seconds.items() if stage not in rest)
     return {"editing": editing, "with asking": editing + asking}
 
