@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs the extra `page`")
 
-from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from tests.models import SENTENCES, save_tiny
 
 from factpatch.recipe import Recipe
 from factpatch.web.limits import Limits
@@ -31,8 +31,7 @@ SETTINGS = {"target.steps": "4", "solver.weight": "100"}
 def web_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a chat template, on disk."""
     directory = tmp_path_factory.mktemp("web") / "tiny"
-    tiny_model("llama", chat=True).save_pretrained(directory)
-    tiny_tokenizer(chat=True).save_pretrained(directory)
+    save_tiny(directory, "llama", chat=True)
     return directory
 
 
