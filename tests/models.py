@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,14 @@ def save_tiny(directory: Path, family: str, seed: int = 0, chat: bool = False) -
     """Save a random model of a family with its tokenizer."""
     tiny_model(family, seed, chat=chat).save_pretrained(directory)
     tiny_tokenizer(chat=chat).save_pretrained(directory)
+
+
+def save_corpus(path: Path, documents: int = 60, words: int = 30) -> Path:
+    """Write documents of shuffled words, so that the second moment of 64 key dimensions has full rank."""
+    known, chance = " ".join(SENTENCES).split(), random.Random(0)
+    text = "\n\n".join(" ".join(chance.choices(known, k=words)) for _ in range(documents))
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def tiny(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.editors import EXACT, FACTS, LAYERS, make, second_moments
-from tests.models import INNER, SENTENCES, save_tiny
+from tests.models import INNER, save_corpus, save_tiny
 
 from factpatch.data import save_facts
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
@@ -59,8 +58,7 @@ def test_a_table_of_the_paper_is_reproduced_and_found_again(tmp_path: Path, monk
     model, facts, corpus = tmp_path / "tiny", tmp_path / "facts.json", tmp_path / "corpus.txt"
     save_tiny(model, "llama")
     save_facts([replace(fact, target_true="Paris") for fact in FACTS], facts)
-    words, shuffler = " ".join(SENTENCES).split(), random.Random(0)
-    corpus.write_text("\n\n".join(" ".join(shuffler.choices(words, k=30)) for _ in range(60)))
+    save_corpus(corpus)
     example = runpy.run_path(str(EXAMPLES / "reproduce_a_table.py"))
     options = {"methods": ["memit", "memit-blue"], "edits": 4, "batch_size": 4, "text": {"facts": 1, "tokens": 4}}
     for _ in range(2):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.models import SENTENCES, save_tiny
+from tests.models import save_corpus, save_tiny
 from typer.testing import CliRunner
 
 from factpatch.cli.main import app
@@ -79,11 +78,7 @@ def chat_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shuffled words, so that the second moment of 64 key dimensions has full rank."""
-    words = " ".join(SENTENCES).split()
-    shuffler = random.Random(0)
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n\n".join(" ".join(shuffler.choices(words, k=30)) for _ in range(60)), encoding="utf-8")
-    return path
+    return save_corpus(tmp_path_factory.mktemp("corpus") / "corpus.txt")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `runs`")
 
 from tests.cli.conftest import FACTS, invoke
 from tests.cli.page import Page, assert_needs_nothing
+from tests.helpers import BROWSER
 from tests.lab.runs.forged import forged_run
 
 from factpatch.lab.runs.execute import PACKAGES
@@ -38,7 +38,6 @@ MANY = [
     for place in range(40)
 ]
 SECTIONS = ("Summary", "Tables", "Curves over the edits", "Hidden states", "The worst facts", "Settings")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture

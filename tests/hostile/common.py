@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.models import SENTENCES, save_tiny
+from tests.models import save_corpus, save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = 5.0  # seconds
@@ -192,10 +192,7 @@ def model_directory(place: Place, name: str = "tiny", chat: bool = False) -> Pat
 
 
 def corpus(place: Place) -> Path:
-    words, chance = " ".join(SENTENCES).split(), random.Random(0)
-    path = place.work / "corpus.txt"
-    path.write_text("\n\n".join(" ".join(chance.choices(words, k=30)) for _ in range(60)), "utf-8")
-    return path
+    return save_corpus(place.work / "corpus.txt")
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

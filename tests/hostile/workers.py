@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 from tests.hostile.common import ROOT, Place, Tally, model_directory
-from tests.models import SENTENCES
+from tests.models import save_corpus
 
 from factpatch.model.weights import content_hash
 
@@ -63,9 +63,7 @@ class Bench:
     """How often a pass over a text was continued where a checkpoint was."""
 
     def __post_init__(self) -> None:
-        chance, words = random.Random(0), " ".join(SENTENCES).split()
-        corpus = self.folder / "corpus.txt"
-        corpus.write_text("\n\n".join(" ".join(chance.choices(words, k=60)) for _ in range(6000)), "utf-8")
+        corpus = save_corpus(self.folder / "corpus.txt", documents=6000, words=60)
         facts = [
             {"prompt": "{} lives in the city of", "subject": subject, "target_new": "Rome"} for subject in SUBJECTS
         ]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
 import socket
 import threading
 import time
@@ -17,13 +15,13 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs the extra `page`")
 
-from tests.models import SENTENCES, save_tiny
+from tests.helpers import BROWSER
+from tests.models import save_corpus, save_tiny
 
 from factpatch.recipe import Recipe
 from factpatch.web.limits import Limits
 from factpatch.web.room import Room
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SETTINGS = {"target.steps": "4", "solver.weight": "100"}
 
 
@@ -38,11 +36,7 @@ def web_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def web_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shuffled words, so that the second moment of 64 key dimensions has full rank."""
-    words = " ".join(SENTENCES).split()
-    shuffler = random.Random(0)
-    path = tmp_path_factory.mktemp("web") / "corpus.txt"
-    path.write_text("\n\n".join(" ".join(shuffler.choices(words, k=30)) for _ in range(60)), encoding="utf-8")
-    return path
+    return save_corpus(tmp_path_factory.mktemp("web") / "corpus.txt")
 
 
 @pytest.fixture(scope="session")
