@@ -396,11 +396,9 @@ def add_products(total: Tensor, keys: Tensor) -> None:
     million times in the square, and need not lie along an axis; rounding to float32 would bury the smallest ones.
     """
     keys = keys.double()
-    start = 0
     for band in bands(total):
         rows, end = band.shape
-        band += (keys[:, start:end].T @ keys[:, :end]).to(total.device)
-        start += rows
+        band += (keys[:, end - rows : end].T @ keys[:, :end]).to(total.device)
 
 
 def bands(total: Tensor) -> list[Tensor]:

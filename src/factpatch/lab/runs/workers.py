@@ -19,7 +19,7 @@ import gc
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,24 +62,20 @@ def share_out(lines: Lines, directory: RunDirectory, left: Sequence[Plan], pool:
         outcome = "is done" if failed is None else f"failed: {failed}"
         log(f"{plan.name}: {outcome}; {len(done)} of {len(left)} lines, {pace.left()}")
 
-    def carried_out(work: Lines, what: Mapping[Path, str], report: Callable[[int], None]) -> None:
+    def carry_out(work: Lines, plans: Sequence[Plan], names: Sequence[str], report: Callable[[int], None]) -> None:
         try:
-            for _ in pool.map(work, [places[directory] for directory in what], report):
+            for _ in pool.map(work, [places[plan.directory] for plan in plans], report):
                 pass
         except WorkerDied as error:
             if error.shard is None:
                 raise
-            raise RunError(f"{list(what.values())[error.shard]}: {error}") from error
+            raise RunError(f"{names[error.shard]}: {error}") from error
 
     shared = list({plan.unedited: plan for plan in left}.values())
     names = [f"the unedited model on {plan.dataset.name}, seed {plan.seed}" for plan in shared]
-    carried_out(
-        replace(lines, unedited=True),
-        dict(zip((plan.directory for plan in shared), names, strict=True)),
-        lambda place: log(f"{names[place]}: measured"),
-    )
+    carry_out(replace(lines, unedited=True), shared, names, lambda place: log(f"{names[place]}: measured"))
     pace = Pace([len(plan.batches) for plan in left])
-    carried_out(lines, {plan.directory: plan.name for plan in left}, report)
+    carry_out(lines, left, [plan.name for plan in left], report)
 
 
 @dataclass(frozen=True)
