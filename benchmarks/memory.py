@@ -49,7 +49,7 @@ from factpatch.patch.shift import LowRank
 from factpatch.strategies.least_squares import EarlierKeys
 from factpatch.values import budget
 from factpatch.values.budget import tokens_to_freeze
-from factpatch.values.descent import Descent
+from factpatch.values.descent import Descent, Loss
 from factpatch.values.frozen import freeze
 from factpatch.values.optimize import optimize_values
 from factpatch.values.reading import SubjectRows, read_keys, read_values
@@ -211,14 +211,18 @@ def plan(options: argparse.Namespace, facts: Sequence[Fact], tokenizer: Any, con
                 present = present[:, None].to(seen.work_dtype)
                 rows = optimization_rows(seen, facts, contexts)
                 frozen = freeze(seen, rows, layer, tokens_to_freeze(seen, rows))
-                descent = Descent(seen, frozen, layer, target, present, options.tokens)
+                norm = torch.linalg.vector_norm(present, dim=-1)
+                descent = Descent(Loss(seen, frozen, layer, target, present, norm, options.tokens))
                 del frozen
             with watch.during("activations of a micro-batch"):
                 descent.step()
                 descent.step()
-        pool = descent.groups[0].pool
-        kept = size([*pool.keys.values(), *pool.values.values()]), size([one.hidden for one in descent.groups])
-        tokens = max(group.packing.tokens for group in descent.groups)
+        pool = descent.loss.parts[0].groups[0].pool
+        kept = (
+            size([*pool.keys.values(), *pool.values.values()]),
+            size([one.hidden for one in descent.loss.parts[0].groups]),
+        )
+        tokens = max(group.packing.tokens for group in descent.loss.parts[0].groups)
         with watch.during("keys of the facts"):
             del descent, pool
             read_keys(lm, SubjectRows.of(lm, facts, contexts), layer)

@@ -33,7 +33,7 @@ def test_micro_batches_hold_every_row_once_in_the_order_of_their_length_and_no_m
 
 
 def test_a_row_that_is_too_long_alone_is_a_batch() -> None:
-    assert [len(batch) for batch in micro_batches([row(50), row(50)], tokens=20)] == [1, 1]
+    assert [len(batch) for batch in micro_batches([row(50, fact=0), row(50, fact=1)], tokens=20)] == [1, 1]
 
 
 ASSISTANT = f"{END}\n{TURN}assistant\n"

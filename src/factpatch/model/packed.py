@@ -323,8 +323,23 @@ def _attend(
         if places.shape[1]:
             for index, side, present in ((1, now.pool.keys, key[0]), (2, now.pool.values, value[0])):
                 known = side.get(layer, present[:, :0])
-                source = known if group.last_place < known.shape[1] else torch.cat([known, present], dim=1)
-                own[index] = torch.cat([source[:, places].transpose(0, 1), own[index]], dim=2)
+                before = _places(known, present, places, group.last_place)
+                own[index] = torch.cat([before.transpose(0, 1), own[index]], dim=2)
         found = inner(module, *own, mask, **options)[0]
         outputs.append(found.flatten(0, 1))
     return torch.cat(outputs)[None], None
+
+
+def _places(known: Tensor, present: Tensor, places: Tensor, last: int) -> Tensor:
+    """Take places of the pool and of the sequence after it; `last` is the largest.
+
+    The pool, which can be large, is not joined with the sequence: no gradient goes to it.
+    """
+    tokens = known.shape[1]
+    if last < tokens:
+        return known[:, places]
+    if not tokens:
+        return present[:, places]
+    live = places >= tokens
+    earlier, own = known[:, places.where(~live, 0)], present[:, (places - tokens).clamp_min(0)]
+    return torch.where(live[..., None], own, earlier)

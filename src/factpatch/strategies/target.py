@@ -33,6 +33,9 @@ class Evaluation:
     """(n,): the KL without its factor, in nats."""
     predicted: Tensor
     """(n,): whether every target token is the most probable one in every context."""
+    margin: Tensor
+    """(n,): by how much a target token leads the most probable other one, in nats, in the context where it leads
+    least."""
     gradient: Tensor
     """(n, sites, d_value): of the loss; zero if it was not asked for."""
 
@@ -161,6 +164,12 @@ class Target(Wanted):
     """A fact is finished after so many evaluations in which every target token is the most probable one in every
     context: with 1 at the first of them, with 2 one step later at the earliest. 0: they do not matter. Source: ENCORE
     (arXiv:2502.01636)."""
+    enough_margin: float = field(default=0.0, metadata=LATER)
+    """A fact is finished when every target token leads the most probable other one by so many nats in every context: an
+    answer that leads by a hair is lost again when it is written, or asked for in other words. 0: it does not matter."""
+    turns: int = field(default=1, metadata=LATER)
+    """In how many parts the contexts take turns: each evaluation reads one part of them, neighbors together, and stops
+    follow the last evaluation of every part. With 2 an evaluation takes half of the time. 1: all contexts are read."""
     stride: float = field(default=0.0, metadata=LATER)
     """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
     tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
@@ -178,10 +187,11 @@ class Target(Wanted):
     is"), or a template with {} for the prompt. See `factpatch.values.contexts`."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "clamp"):
+        for name in ("steps", "learning_rate", "clamp", "turns"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
-        for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "enough_predictions", "stride"):
+        enough = ("enough_steps", "enough_predictions", "enough_margin")
+        for name in ("weight_decay", "kl_factor", "stop_loss", *enough, "stride"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
 

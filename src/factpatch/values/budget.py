@@ -75,8 +75,9 @@ def _kept_per_token(
     """
     rows = sorted((row for row in frozen.rows if row.targets), key=lambda row: row.suffix)
     row = rows[len(rows) // 2]
-    once, _ = _kept(lm, frozen.micro_batch([row]), sites, delta)
-    twice, head = _kept(lm, frozen.micro_batch([row, row]), sites, delta)
+    group = frozen.micro_batch([row])
+    once, _ = _kept(lm, group, sites, delta)
+    twice, head = _kept(lm, group.doubled(len(delta)), sites, torch.cat([delta, delta]))
     return {device: (kept - once.get(device, 0)) / row.suffix for device, kept in twice.items()}, head
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -89,6 +89,15 @@ class Momentum:
         self.length, self.mean = self.length[rows], self.mean[rows]
 
 
+@dataclass
+class _Part:
+    """The contexts of one turn."""
+
+    groups: Sequence[FrozenRows]
+    share: float
+    """Of the mean over all contexts."""
+
+
 class Loss:
     """The loss of a batch of facts at one layer, and its gradient, for any δ.
 
@@ -116,56 +125,66 @@ class Loss:
         self.norm = norm
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
         tokens = tokens or tokens_that_fit(lm, frozen, self.sites, torch.zeros_like(present))
-        self.groups: Sequence[FrozenRows] = frozen.micro_batches(tokens)
+        self.parts = [_Part(part.micro_batches(tokens), share) for part, share in frozen.turns(min(target.turns, target.steps))]
 
-    def evaluate(self, delta: Tensor, kept: Kept, gradient: bool = True) -> Evaluation:
-        """Run the facts that are left with δ, (n, sites, d_value); the host waits only to choose float16's scale."""
+    def evaluate(self, delta: Tensor, kept: Kept, gradient: bool = True, turn: int = 0) -> Evaluation:
+        """Run the facts that are left with δ, (n, sites, d_value); the host waits only to choose float16's scale.
+
+        Args:
+            turn: Which evaluation this is, from 0: it chooses the contexts that are read, if they take turns.
+        """
+        part = self.parts[turn % len(self.parts)]
         scales = (0.0,) if not gradient else LOSS_SCALES if self.lm.dtype == torch.float16 else (1.0,)
         for scale in scales:
-            losses, slope = self._run(delta, kept, scale)
+            losses, slope = self._run(part, delta, kept, scale)
             if scale == scales[-1] or bool(torch.isfinite(slope).all()):
                 break
         loss = self.target.weigh(losses.nll, losses.kl, kept) + self.target.penalty(delta, self.norm)
-        return Evaluation(loss, losses.nll, losses.kl, losses.missed == 0, slope)
+        return Evaluation(loss, losses.nll, losses.kl, losses.missed == 0, losses.margin, slope)
 
     def keep(self, staying: Sequence[int]) -> Tensor:
         """Drop the other facts; return the rows of those that stay."""
         renumbered = [-1] * len(self.norm)
         for number, row in enumerate(staying):
             renumbered[row] = number
-        self.groups = [left for group in self.groups if (left := group.keep(renumbered)) is not None]
+        for part in self.parts:
+            part.groups = [left for group in part.groups if (left := group.keep(renumbered)) is not None]
         rows = torch.tensor(staying, dtype=torch.long, device=self.present.device)
         self.norm = self.norm[rows]
         return rows
 
-    def _run(self, delta: Tensor, kept: Kept, scale: float) -> tuple[Losses, Tensor]:
+    def _run(self, some: _Part, delta: Tensor, kept: Kept, scale: float) -> tuple[Losses, Tensor]:
         """The sums over all rows and, unless `scale` is 0, the gradient, computed from `scale` times the loss."""
         delta = delta.detach().requires_grad_(scale > 0)
         nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
+        margin = torch.full_like(nll, torch.inf)
         gradient = torch.zeros_like(delta)
 
         def evaluate(group: FrozenRows) -> tuple[Losses, Tensor | None]:
             part = group.losses(self.lm, self.sites, delta)
+            if some.share < 1:  # the mean over the contexts that are read
+                part = replace(part, nll=part.nll / some.share)
             if scale == 0:
                 return part, None
             # The backward pass runs here, so that only one micro-batch's activations are alive at a time. Its result
             # is added outside: if memory runs out and `in_pieces` retries with halves, nothing is counted twice.
             loss = self.target.weigh(part.nll, part.kl, kept)
             (slope,) = torch.autograd.grad(scale * loss.sum(), delta)
-            return Losses(part.nll.detach(), part.kl.detach(), part.missed), slope
+            return Losses(part.nll.detach(), part.kl.detach(), part.missed, part.margin), slope
 
         groups = []
         with torch.set_grad_enabled(scale > 0):
-            for whole in self.groups:
+            for whole in some.groups:
                 for group, (part, slope) in in_pieces(evaluate, whole, FrozenRows.halves, what="text of a fact"):
                     groups.append(group)
                     nll, kl, missed = nll + part.nll, kl + part.kl, missed + part.missed
+                    margin = margin.minimum(part.margin)
                     gradient = gradient if slope is None else gradient + slope
             if scale > 0:
                 (slope,) = torch.autograd.grad(scale * self.target.penalty(delta, self.norm).sum(), delta)
                 gradient = (gradient + slope) / scale
-        self.groups = groups  # what had to be halved stays so
-        return Losses(nll, kl, missed), gradient.detach()
+        some.groups = groups  # what had to be halved stays so
+        return Losses(nll, kl, missed, margin), gradient.detach()
 
 
 @dataclass
@@ -184,10 +203,13 @@ class State:
     predictions: Tensor
     """In how many evaluations every target token was the most probable one in every context."""
     loss: Tensor
+    recent: Kept
+    """What the last turns found, (n, turns) each: an evaluation reads a part of the contexts, and stops follow all."""
 
     @classmethod
-    def of(cls, present: Tensor, kept: Kept) -> State:
+    def of(cls, present: Tensor, kept: Kept, turns: int) -> State:
         """The initial state, given (n, sites, d_value) unshifted activations."""
+        none = torch.full((len(present), turns), -torch.inf, dtype=present.dtype, device=present.device)
         no = torch.zeros(len(present), dtype=torch.bool, device=present.device)
         return cls(
             delta=torch.zeros_like(present),
@@ -197,13 +219,26 @@ class State:
             evaluations=torch.zeros_like(no, dtype=torch.long),
             predictions=torch.zeros_like(no, dtype=torch.long),
             loss=torch.zeros_like(no, dtype=present.dtype),
+            recent={"loss": -none, "margin": none, "predicted": torch.zeros_like(none, dtype=torch.bool)},
         )
 
     def rows(self, rows: Tensor) -> State:
         """Only these rows."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        kept = {name: value[rows] for name, value in parts.pop("kept").items()}
-        return State(kept=kept, **{name: value[rows] for name, value in parts.items()})
+        both = {part: {name: value[rows] for name, value in parts.pop(part).items()} for part in ("kept", "recent")}
+        return State(**both, **{name: value[rows] for name, value in parts.items()})
+
+    def over_turns(self, found: Evaluation, turn: int) -> Evaluation:
+        """An evaluation with what the turns before it found of the other contexts."""
+        for name, value in self.recent.items():
+            value[:, turn % value.shape[1]] = getattr(found, name)
+        recent = self.recent
+        return replace(
+            found,
+            loss=recent["loss"].mean(dim=1),
+            margin=recent["margin"].amin(dim=1),
+            predicted=recent["predicted"].all(dim=1),
+        )
 
 
 class Descent:
@@ -216,7 +251,8 @@ class Descent:
     def __init__(self, loss: Loss) -> None:
         self.loss = copy(loss)  # facts leave it, and the target may evaluate the whole batch afterwards
         self.target = loss.target
-        self.state = State.of(loss.present, self.target.begin(loss.present))
+        self.loss.parts = [copy(part) for part in loss.parts]
+        self.state = State.of(loss.present, self.target.begin(loss.present), len(loss.parts))
         zero = torch.zeros_like(loss.present)
         self.optimizer: Adam | Momentum = Adam(self.target.learning_rate, zero, zero)
         if self.target.stride:
@@ -231,7 +267,7 @@ class Descent:
         left = len(active) * steps  # evaluations not yet reported as done or not needed
         for evaluation in range(1, steps + 1):
             last = evaluation == steps
-            self.step(update=not last)
+            self.step(update=not last, turn=evaluation - 1)
             if evaluation % every and not last:
                 continue
             going = self._look()
@@ -250,11 +286,12 @@ class Descent:
                 break
         return found
 
-    def step(self, update: bool = True) -> None:
+    def step(self, update: bool = True, turn: int = 0) -> None:
         """Evaluate all facts and move those that are not finished."""
         state, target = self.state, self.target
-        found = self.loss.evaluate(state.delta, state.kept, gradient=update)
+        found = self.loss.evaluate(state.delta, state.kept, update, turn)
         finite = torch.isfinite(found.loss) & torch.isfinite(found.gradient).flatten(1).all(dim=1)
+        found = state.over_turns(found, turn)
         state.broken = state.broken | (state.going & ~finite)
         state.evaluations = state.evaluations + state.going
         state.predictions = state.predictions + (state.going & found.predicted)
@@ -264,6 +301,8 @@ class Descent:
         finished = finished | (found.predicted & (state.evaluations >= target.enough))
         if target.enough_predictions:
             finished = finished | (state.predictions >= target.enough_predictions)
+        if target.enough_margin:
+            finished = finished | (found.margin >= target.enough_margin)
         state.going = state.going & ~finished
         if update:
             moved = target.project(self.optimizer.update(state.delta, found.gradient), self.loss.norm)

@@ -14,14 +14,16 @@ values go to one pool, in which a row's prefix is a list of places, so rows of d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from factpatch.model.batching import parts
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
@@ -50,11 +52,28 @@ class Frozen:
         found = [self.found[id(row)] for row in rows]
         hidden = torch.cat([hidden for _, hidden in found])
         frozen = [
-            FrozenRow(row.fact, packed, row.targets, row.weight) for row, (packed, _) in zip(rows, found, strict=True)
+            FrozenRow(row.fact, packed, row.targets, row.weight, row.ids[row.subject :])
+            for row, (packed, _) in zip(rows, found, strict=True)
         ]
         return FrozenRows.of(
             frozen, self.start, self.pool, hidden, self.dtype, self.work_dtype, self.device or hidden.device
         )
+
+    def turns(self, count: int) -> list[tuple[Frozen, float]]:
+        """The contexts in so many parts, or one each if there are fewer, with their shares in the mean over all.
+
+        Neighbors stay together; the rows whose KL is read belong to every part.
+        """
+        contexts = sorted({row.context for row in self.rows if row.targets})
+        if count == 1 or len(contexts) == 1:
+            return [(self, 1.0)]
+        size = -(-len(contexts) // count)
+        found = []
+        for some in parts(contexts, size):
+            rows = [row for row in self.rows if row.context in some or not row.targets]
+            share = math.fsum(row.weight * len(row.targets) for row in rows if row.fact == rows[0].fact)
+            found.append((replace(self, rows=rows), share))
+        return found
 
     def micro_batches(self, tokens: int) -> list[FrozenRows]:
         """All rows, in micro-batches of at most `tokens` suffix tokens."""
@@ -97,17 +116,19 @@ def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict
     common = {
         context: common_beginning([row.ids[: row.subject] for row in members]) for context, members in contexts.items()
     }
-    begins: dict[int, tuple[int, ...]] = {}
+    places: dict[tuple[int, ...], tuple[int, ...]] = {}  # contexts that begin alike have them in common
     end = 0
-    for context, ids in common.items():
-        begins[context] = tuple(range(end, end + len(ids)))
-        end += len(ids)
+    for ids in common.values():
+        if ids not in places:
+            places[ids] = tuple(range(end, end + len(ids)))
+            end += len(ids)
+    begins = {context: places[ids] for context, ids in common.items()}
 
     def run(texts: Sequence[tuple[int, ...]]) -> Pool:
         packing = Packing([PackedRow(len(ids)) for ids in texts], lm.stream_dtype, lm.device)
         return run_packed(lm, packing, Pool(), ids=torch.tensor(list(chain(*texts))), collect=True)[1]
 
-    texts = [ids for ids in common.values() if ids]
+    texts = [ids for ids in places if ids]
     pools = [pool for _, pool in in_pieces(run, texts)] if texts else []
     return Pool.joined(pools), begins
 
@@ -140,15 +161,23 @@ def _own_tokens(
     outputs = torch.split(found[0].reshape(packing.tokens, -1), [row.tokens for row in packed])
     before = [row.subject - len(prefix) for row, prefix in zip(rows, prefixes, strict=True)]
     hidden = [output[length:] for output, length in zip(outputs, before, strict=True)]
+    # Rows that are the same up to the subject's last token have it in common.
+    alike: dict[tuple[bool, tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for index, row in enumerate(rows):
+        alike.setdefault((bool(row.targets), prefixes[index], row.ids[: row.subject]), []).append(index)
+    firsts = [members[0] for members in alike.values()]
     places = [range(0)] * len(rows)
     # Neighbors of equal length run together.
-    order = sorted((index for index, length in enumerate(before) if length), key=lambda index: before[index])
+    order = sorted((index for index in firsts if before[index]), key=lambda index: before[index])
     if not order:
         return _Own(rows, Pool(), places, hidden)
     end = 0
     for index in order:
         places[index] = range(end, end + before[index])
         end = places[index].stop
+    for first, *others in alike.values():
+        for index in others:
+            places[index] = places[first]
     packing = Packing([PackedRow(before[index], prefixes[index]) for index in order], lm.stream_dtype, lm.device)
     heads = torch.cat([outputs[index][: before[index]] for index in order])
     _, pool = run_packed(lm, packing, shared.above(start), hidden=heads, start=start, collect=True)

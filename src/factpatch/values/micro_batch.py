@@ -1,10 +1,18 @@
-"""A micro-batch of rows: what a step of the value optimization runs and reads."""
+"""A micro-batch of rows: what a step of the value optimization runs and reads.
+
+Two rows of a fact that begin alike, such as a user's turn to be answered and the same turn answered with "The answer
+is", run their common tokens once: δ acts alike on both. The longer one continues the shorter one,
+
+    chat        ux is<|im_end|>…assistant⏎ English          one packed row of the sequence
+    answered                             └ The answer is    another, whose prefix points into the first
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +33,9 @@ class Losses:
     """Its share of the KL, without its factor, in nats."""
     missed: Tensor
     """How many of its target tokens are not the most probable one."""
+    margin: Tensor
+    """By how much a target token leads the most probable other one, in nats, where it leads least; infinity if none is
+    read."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,54 @@ class FrozenRow:
     """Token ids whose NLL is read at the last positions; none in the row whose KL is read at the first."""
     weight: float
     """Share of one read position in the fact's mean NLL."""
+    ids: tuple[int, ...]
+    """The tokens that run."""
+
+
+class _Laid(NamedTuple):
+    """Rows in a sequence, tokens that they share once."""
+
+    packed: list[PackedRow]
+    begins: list[int]
+    """By packed row: which token of its row it begins with; 0 where that is the subject's last one."""
+    owners: list[int]
+    """By packed row: the row whose tokens it has."""
+    places: list[tuple[int, ...]]
+    """By row: where each of its tokens is in the sequence."""
+
+    @classmethod
+    def of(cls, rows: Sequence[FrozenRow], known: int) -> _Laid:
+        """Lay rows, which are sorted by length; `known` is the number of tokens in their pool."""
+        alike: dict[tuple[int, bool, tuple[int, ...]], list[int]] = {}
+        paths: list[list[tuple[int, int]]] = []  # by row: of each token the number of its piece, and its place there
+        pieces: list[tuple[int, int]] = []  # the row, and how many of its tokens another one has
+        for number, row in enumerate(rows):
+            # The KL's row stays alone: where a prompt begins with its subject, published results were rounded so.
+            family = alike.setdefault((row.fact, bool(row.targets), row.packed.prefix), [])
+            shared, other = max(((_agreeing(row.ids, rows[other].ids), other) for other in family), default=(0, -1))
+            family.append(number)
+            path = paths[other][:shared] if shared else []
+            if shared < len(row.ids):
+                path = path + [(len(pieces), place) for place in range(len(row.ids) - shared)]
+                pieces.append((number, shared))
+            paths.append(path)
+        # Rows of equal length are to be neighbors; without shared tokens they are already.
+        order = sorted(range(len(pieces)), key=lambda piece: len(rows[pieces[piece][0]].ids) - pieces[piece][1])
+        lengths = (len(rows[pieces[piece][0]].ids) - pieces[piece][1] for piece in order)
+        starts = dict(zip(order, accumulate(lengths, initial=0), strict=False))
+        places = [tuple(starts[piece] + place for piece, place in path) for path in paths]
+        packed = []
+        for piece in order:
+            number, shared = pieces[piece]
+            before = tuple(known + place for place in places[number][:shared])
+            packed.append(PackedRow(len(rows[number].ids) - shared, (*rows[number].packed.prefix, *before)))
+        return cls(packed, [pieces[piece][1] for piece in order], [pieces[piece][0] for piece in order], places)
+
+
+def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)
@@ -54,14 +113,15 @@ class _Reads:
     """(NLL reads,): its share in the fact's mean NLL."""
 
     @classmethod
-    def of(cls, rows: Sequence[FrozenRow], dtype: torch.dtype, device: torch.device) -> _Reads:
-        ends = list(accumulate(row.packed.tokens for row in rows))
+    def of(
+        cls, rows: Sequence[FrozenRow], places: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+    ) -> _Reads:
         nll = [
-            (end - len(row.targets) + offset, row.fact, target, row.weight)
-            for row, end in zip(rows, ends, strict=True)
-            for offset, target in enumerate(row.targets)
+            (place, row.fact, target, row.weight)
+            for row, own in zip(rows, places, strict=True)
+            for place, target in zip(own[len(own) - len(row.targets) :], row.targets, strict=True)
         ]
-        kl = [(end - row.packed.tokens, row.fact) for row, end in zip(rows, ends, strict=True) if not row.targets]
+        kl = [(own[0], row.fact) for row, own in zip(rows, places, strict=True) if not row.targets]
         return cls(
             place=torch.tensor([read[0] for read in (*nll, *kl)], device=device),
             fact=torch.tensor([read[1] for read in (*nll, *kl)], device=device),
@@ -83,12 +143,16 @@ class FrozenRows:
     pool: Pool
     """Keys and values of the tokens before, for the layers above `start`; shared with other micro-batches."""
     hidden: Tensor
-    """(tokens, d_value): outputs of block `start`, or inputs of the first block."""
+    """(tokens of all rows, d_value): outputs of block `start`, or inputs of the first block, one row after another."""
+    entering: Tensor
+    """(tokens, d_value): those of the tokens that run, in the order of the sequence."""
     packing: Packing
     """How the rows are concatenated."""
     reads: _Reads
+    subjects: Tensor
+    """Where a subject's last token is in the sequence."""
     fact: Tensor
-    """(rows,): the fact of each row."""
+    """The fact of each of these."""
     reference: Tensor | None = None
     """(KL reads, vocabulary): log-probabilities before the first step."""
 
@@ -104,9 +168,23 @@ class FrozenRows:
         device: torch.device,
     ) -> FrozenRows:
         """Move rows to δ's device, which need not be that of `hidden`; `work_dtype` is that of losses."""
-        packing = Packing([row.packed for row in rows], dtype, hidden.device)
-        fact = torch.tensor([row.fact for row in rows], device=device)
-        return cls(start, tuple(rows), pool, hidden, packing, _Reads.of(rows, work_dtype, device), fact)
+        laid = _Laid.of(rows, pool.tokens)
+        packing = Packing(laid.packed, dtype, hidden.device)
+        firsts = [index for index, begin in enumerate(laid.begins) if not begin]
+        fact = torch.tensor([rows[laid.owners[index]].fact for index in firsts], device=device)
+        entering, subjects = hidden, packing.first
+        if packing.tokens < len(hidden):
+            offsets = list(accumulate((len(row.ids) for row in rows), initial=0))
+            pieces = zip(laid.owners, laid.begins, laid.packed, strict=True)
+            tokens = [
+                place
+                for owner, begin, piece in pieces
+                for place in range(offsets[owner] + begin, offsets[owner] + begin + piece.tokens)
+            ]
+            entering = hidden[torch.tensor(tokens, device=hidden.device)]
+            subjects = packing.first[torch.tensor(firsts, device=hidden.device)]
+        reads = _Reads.of(rows, laid.places, work_dtype, device)
+        return cls(start, tuple(rows), pool, hidden, entering, packing, reads, subjects, fact)
 
     def hidden_states(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Tensor:
         """Add δ at the subject's last token and run what it reaches.
@@ -118,8 +196,8 @@ class FrozenRows:
         Returns:
             (tokens, d_value), the last hidden states.
         """
-        with adding(sites, self.packing.first, delta[self.fact]):
-            return run_packed(lm, self.packing, self.pool, hidden=self.hidden, start=self.start)[0]
+        with adding(sites, self.subjects, delta[self.fact]):
+            return run_packed(lm, self.packing, self.pool, hidden=self.entering, start=self.start)[0]
 
     def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
         """Run the rows as `hidden_states` does, and the head at the positions that are read."""
@@ -133,10 +211,13 @@ class FrozenRows:
         chosen = read.gather(1, reads.target[:, None])[:, 0]
         divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
         nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
+        others = read.detach().scatter(1, reads.target[:, None], -torch.inf).amax(dim=-1)
+        margin = torch.full_like(missed, torch.inf)
         return Losses(
             nll.index_add(0, reads.fact[:count], -chosen * reads.weight),
             kl.index_add(0, reads.fact[count:], divergence),
             missed.index_add(0, reads.fact[:count], (read.argmax(dim=-1) != reads.target).to(missed)),
+            margin.scatter_reduce(0, reads.fact[:count], chosen.detach() - others, "amin"),
         )
 
     def keep(self, renumbered: Sequence[int]) -> FrozenRows | None:
@@ -148,6 +229,13 @@ class FrozenRows:
         """The rows in two micro-batches; none if there is one row."""
         return [self._only(half) for half in halves(range(len(self.rows)))]
 
+    def doubled(self, facts: int) -> FrozenRows:
+        """The rows and, beside them, the same as rows of other facts, whose numbers are higher by `facts`."""
+        rows = [*self.rows, *(replace(row, fact=row.fact + facts) for row in self.rows)]
+        hidden = torch.cat([self.hidden, self.hidden])
+        dtypes = self.packing.dtype, self.reads.weight.dtype
+        return FrozenRows.of(rows, self.start, self.pool, hidden, *dtypes, self.fact.device)
+
     def _only(self, staying: Sequence[int], renumbered: Sequence[int] | None = None) -> FrozenRows:
         """Some of the rows, by their places, with their facts' new numbers."""
         rows = [self.rows[index] for index in staying]
@@ -155,7 +243,7 @@ class FrozenRows:
             rows = [replace(row, fact=renumbered[row.fact]) for row in rows]
         hidden, reference = self.hidden, self.reference
         if len(staying) < len(self.rows):
-            begins = list(accumulate((row.packed.tokens for row in self.rows), initial=0))
+            begins = list(accumulate((len(row.ids) for row in self.rows), initial=0))
             tokens = [place for index in staying for place in range(begins[index], begins[index + 1])]
             hidden = hidden[torch.tensor(tokens, device=hidden.device)]
             if reference is not None:

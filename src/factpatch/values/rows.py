@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
@@ -122,6 +123,14 @@ def _read(lm: LanguageModel, fact: Fact, asked: _Asked, ids: list[int], subject:
 
 
 def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """Split rows, sorted by suffix length, into batches of at most `tokens` suffix tokens; a row stays whole."""
-    ordered = sorted(rows, key=lambda row: (row.suffix, row.fact))
-    return list(consecutive(ordered, lambda row: row.suffix, tokens))
+    """Split rows into batches of at most `tokens` suffix tokens, each sorted by suffix length.
+
+    Rows of a fact that agree up to the subject's last token run what they have in common once, and stay together; the
+    others are split in the order of their length.
+    """
+    alike: dict[tuple[int, bool, tuple[int, ...]], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.fact, bool(row.targets), row.ids[: row.subject + 1]), []).append(row)
+    families = sorted(alike.values(), key=lambda family: (max(row.suffix for row in family), family[0].fact))
+    batches = consecutive(families, lambda family: sum(row.suffix for row in family), tokens)
+    return [sorted(chain(*batch), key=lambda row: (row.suffix, row.fact)) for batch in batches]
