@@ -26,13 +26,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _warm_ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what `stableedit` begins with for the session alone: another version of the code may have kept another."""
+def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what `stableedit` begins with, and what models were asked, for the session alone: another version of the
+    code may have found something else."""
+    from factpatch.model import findings
     from factpatch.statistics import gradients
 
-    folder, found = tmp_path_factory.mktemp("warm_ups"), gradients.cache_directory
+    folder, found = tmp_path_factory.mktemp("kept"), gradients.cache_directory
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(gradients, "cache_directory", lambda: found() if os.environ.get("FACTPATCH_CACHE") else folder)
+        for module in (findings, gradients):
+            patched.setattr(module, "cache_directory", lambda: found() if os.environ.get("FACTPATCH_CACHE") else folder)
         yield
 
 

@@ -17,6 +17,7 @@ from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
 from factpatch.facts import Fact, check_batch, find_facts
 from factpatch.methods import Method, settings_of, with_settings
+from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.precision import precision_for
@@ -117,6 +118,8 @@ class Editor(EditedModel):
             self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
             recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress, self.replicas,
         )  # fmt: skip
+        self.findings = Findings(self.lm)
+        """What is known of the unedited model."""
         self._progress = progress
         self._optimize = optimize if optimize or self.replicas is None else InShards(self.replicas)
         self._stored_dtype = self.lm.work_dtype
@@ -146,7 +149,8 @@ class Editor(EditedModel):
         """The templates for prompts, made on first use; in exact mode the published ones."""
         if self._contexts is None:
             names = PUBLISHED if self.precision.name == "exact" else self._method.target.contexts
-            self._contexts = contexts_named(self.lm, names, self.recipe.seed)
+            kept = None if self.edits else self.findings
+            self._contexts = contexts_named(self.lm, names, self.recipe.seed, kept)
         return self._contexts
 
     def adopt_contexts(self, contexts: Sequence[str]) -> None:

@@ -16,13 +16,14 @@ from transformers.pytorch_utils import Conv1D
 
 from factpatch import Editor, Patch, Session, verify
 from factpatch.export.changed import write_changed
+from factpatch.model.fingerprint import fingerprints
 from factpatch.model.language_model import LanguageModel, editable_weights
 from factpatch.model.loading import load_language_model
 from factpatch.model.quantized import all_held
 from factpatch.model.weights import model_hash
 from factpatch.patch.compatibility import PatchMismatchError
 from factpatch.statistics.corpus import corpus_from
-from factpatch.statistics.second_moment import SecondMoment, fingerprints
+from factpatch.statistics.second_moment import SecondMoment
 
 # Of every way to store a down-projection: with and without bias, transposed, beside and inside an MLP.
 KINDS = ("llama", "gpt2", "opt", "gpt_neox")

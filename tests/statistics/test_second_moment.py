@@ -15,10 +15,11 @@ from tests.models import FAMILIES, SENTENCES, tiny
 
 import factpatch.statistics.second_moment as module
 from factpatch import SecondMoment
+from factpatch.model.fingerprint import fingerprints
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.statistics.corpus import corpus_from
-from factpatch.statistics.second_moment import add_products, fingerprints, mirror
+from factpatch.statistics.second_moment import add_products, mirror
 
 DOCUMENTS = [*SENTENCES, "A long one. " * 40, "Short."]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,16 @@ from torch.nn.functional import log_softmax
 
 from factpatch import Editor, Fact
 from factpatch.methods import settings_of
+from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies import HiddenState
 from factpatch.strategies.target import PUBLISHED
 from factpatch.values.contexts import (
+    OPENINGS,
     check_contexts,
     check_names,
     contexts_named,
+    generate_contexts,
     place,
     without_trained,
 )
@@ -197,3 +201,39 @@ def test_templates_hold_one_slot() -> None:
 
 def test_the_settings_of_a_target_name_the_published_contexts_by_default() -> None:
     assert HiddenState().contexts == PUBLISHED == ("prompt", "prefixes")
+
+
+def written_one_by_one(lm: LanguageModel, seed: int, tokens: int = 10, top_k: int = 5) -> list[str]:
+    """The published procedure: every text by itself, token by token, each read anew."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = []
+    for opening in OPENINGS:
+        ids = lm.tokenizer(opening)["input_ids"]
+        added = len(ids) - len(lm.tokenizer(opening, add_special_tokens=False)["input_ids"])
+        while len(ids) - added < tokens:
+            with torch.no_grad(), lm.quiet():
+                scores = lm.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+            scores[[token for token in lm.tokenizer.all_special_ids if token < len(scores)]] = -torch.inf
+            best, candidates = scores.topk(top_k)
+            ids.append(int(candidates[torch.multinomial(best.exp(), 1, generator=generator)]))
+        texts.append(lm.tokenizer.decode(ids, skip_special_tokens=True).replace("{", " ").replace("}", " "))
+    return ["{}", *(f"{text}. {{}}" for text in texts)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_texts_that_are_written_together_are_those_that_are_written_one_by_one(family: str, seed: int) -> None:
+    lm = tiny(family)
+    assert list(generate_contexts(lm, seed)) == written_one_by_one(lm, seed)
+    assert list(generate_contexts(lm, seed, tokens=1)) == ["{}", *(f"{opening}. {{}}" for opening in OPENINGS)]
+
+
+def test_the_texts_of_a_model_are_kept_and_those_of_another_are_not_taken_for_them(tmp_path: Path) -> None:
+    lm = tiny("llama")
+    written = contexts_named(lm, PUBLISHED, 0, Findings(lm, tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert contexts_named(lm, PUBLISHED, 0, Findings(lm, tmp_path)) == written == contexts_named(lm, PUBLISHED, 0)
+    assert contexts_named(lm, PUBLISHED, 1, Findings(lm, tmp_path)) != written
+    lm.weight(0).mul_(2)
+    assert contexts_named(lm, PUBLISHED, 0, Findings(lm, tmp_path)) == contexts_named(lm, PUBLISHED, 0)
+    assert len(list(tmp_path.iterdir())) == 3

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from factpatch.model.fingerprint import fingerprint
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus
-from factpatch.statistics.second_moment import WINDOW, CorpusError, fingerprint, text_batches
+from factpatch.statistics.second_moment import WINDOW, CorpusError, text_batches
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.solver import Solver
 from factpatch.support.cache import cache_directory

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from factpatch.facts import Fact
 from factpatch.model.batching import parts
+from factpatch.model.fingerprint import fingerprint
 from factpatch.model.language_model import LanguageModel
 from factpatch.statistics.cache import Entry
-from factpatch.statistics.second_moment import fingerprint
 from factpatch.strategies.target import Target
 from factpatch.support.cache import cache_directory
 from factpatch.values.contexts import read_of

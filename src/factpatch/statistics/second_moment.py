@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from factpatch.model.batching import TOKEN_BUDGET, batches, padded
+from factpatch.model.fingerprint import fingerprints
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
 from factpatch.model.replicas import Replicas
 from factpatch.model.tokens import tokenize
-from factpatch.model.weights import content_hash, contents
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus
 from factpatch.support.cache import cache_directory
@@ -213,35 +213,6 @@ def _entries(
     asked = {"model": prints[max(layers)], "layers": " ".join(map(str, sorted(layers)))}
     batching = {"batching": text.batching}
     return entries, Entry(folder, "the unfinished second moment", {**asked, **about, **batching}, unfinished=True)
-
-
-def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
-    """Return for each layer a digest of all its keys depend on: config, tokenizer, embeddings and lower blocks."""
-    config = {name: value for name, value in lm.config.to_dict().items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(lm.tokenizer.backend_tokenizer.to_str().encode())
-    digest.update(repr(tokenize(lm.tokenizer, [""])).encode())  # special tokens can also be set outside the backend
-    in_blocks = f"{lm.architecture.blocks}."
-
-    def add(weights: Iterable[tuple[str, Tensor]]) -> None:
-        for name, weight in weights:
-            digest.update(f"{name}:{content_hash(weight)}".encode())
-
-    everywhere = contents(lm.model, lm.quantized)
-    add((name, weight) for name, weight in everywhere if not name.startswith(in_blocks))
-    prints = {}
-    for layer in range(max(layers) + 1):
-        add(contents(lm.block(layer), lm.quantized))
-        prints[layer] = digest.hexdigest()
-    return {layer: prints[layer] for layer in layers}
-
-
-def fingerprint(lm: LanguageModel) -> str | None:
-    """Return a digest of all that gradients depend on; None if weights are set aside, which cannot be hashed."""
-    if any(weight.is_meta for _, weight in contents(lm.model, lm.quantized)):
-        return None
-    last = lm.num_layers - 1
-    return fingerprints(lm, [last])[last]
 
 
 def text_batches(lm: LanguageModel, corpus: Corpus, tokens: int, budget: int = TOKEN_BUDGET) -> Iterator[Batch]:

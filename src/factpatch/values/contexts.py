@@ -12,8 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
+from torch import Tensor
 
 from factpatch.facts import Fact
+from factpatch.model.decoding import continuations
+from factpatch.model.findings import Findings
 from factpatch.model.frame import Frame
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import tokenize
@@ -34,28 +38,44 @@ def generate_contexts(lm: LanguageModel, seed: int, tokens: int = 10, top_k: int
     Each opening is continued to `tokens` tokens in all, sampled once from the `top_k` most probable ones; braces become
     spaces and ". " is appended. Source: MEMIT (arXiv:2210.07229), section 4.2 of its appendix.
     """
+    # Noise for one opening after another, so that a seed gives the same texts however the model is run.
     generator = torch.Generator().manual_seed(seed)
-    templates = [BARE]
-    for opening in OPENINGS:
-        (start,) = tokenize(lm.tokenizer, [opening])
-        added = len(start) - len(lm.tokenizer(opening, add_special_tokens=False)["input_ids"])
-        ids = list(start)
-        while len(ids) - added < tokens:
-            hidden = lm.body(input_ids=torch.tensor([ids], device=lm.device))[0, -1:]
-            scores = lm.log_probabilities(hidden)[0].to("cpu", torch.float64)
-            # A special token, an end token above all, would break the text; some tokenizers hold more than the head.
-            scores[[token for token in lm.tokenizer.all_special_ids if token < len(scores)]] = -torch.inf
-            best, candidates = scores.topk(top_k)
-            choice = torch.multinomial(best.exp(), 1, generator=generator)
-            ids.append(int(candidates[choice]))
-        text = lm.tokenizer.decode(ids, skip_special_tokens=True)
-        templates.append(text.replace("{", " ").replace("}", " ") + ". " + BARE)
-    return tuple(templates)
+    starts = [tuple(start) for start in tokenize(lm.tokenizer, list(OPENINGS))]
+    own = [len(lm.tokenizer(opening, add_special_tokens=False)["input_ids"]) for opening in OPENINGS]
+    rooms = [max(0, tokens - length) for length in own]
+    noise = [[torch.empty(top_k).double().exponential_(generator=generator) for _ in range(room)] for room in rooms]
+    longer = [number for number, room in enumerate(rooms) if room]
+    added = continuations(
+        lm, [starts[number] for number in longer], [rooms[number] for number in longer],
+        pick=_Sampled(lm, [noise[number] for number in longer], top_k),
+    )  # fmt: skip
+    new = dict(zip(longer, added, strict=True))
+    texts = [
+        lm.tokenizer.decode([*start, *new.get(number, ())], skip_special_tokens=True)
+        for number, start in enumerate(starts)
+    ]
+    return (BARE, *(text.replace("{", " ").replace("}", " ") + ". " + BARE for text in texts))
 
 
-def _prefixes(lm: LanguageModel, seed: int) -> tuple[str, ...]:
-    with torch.inference_mode(), lm.quiet():
-        return generate_contexts(lm, seed)[1:]
+class _Sampled:
+    """Sampling from the most probable tokens, as `torch.multinomial` does with the same noise.
+
+    Args:
+        noise: Of each row a vector of exponential numbers for every step.
+    """
+
+    def __init__(self, lm: LanguageModel, noise: Sequence[Sequence[Tensor]], top_k: int) -> None:
+        self.lm, self.noise, self.top_k = lm, noise, top_k
+
+    def __call__(self, scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
+        scores = scores.to("cpu", torch.float64)
+        # A special token, an end token above all, would break the text; some tokenizers hold more than the head.
+        special = [token for token in self.lm.tokenizer.all_special_ids if token < scores.shape[-1]]
+        scores[:, special] = -torch.inf
+        best, candidates = scores.topk(self.top_k)
+        noise = torch.stack([self.noise[row][step] for row in rows])
+        choice = (best.exp() / noise).argmax(dim=-1, keepdim=True)
+        return candidates.gather(-1, choice)[:, 0]
 
 
 def _in_chat(user: str, assistant: str) -> Callable[[LanguageModel, int], tuple[str, ...]]:
@@ -70,7 +90,7 @@ def _in_chat(user: str, assistant: str) -> Callable[[LanguageModel, int], tuple[
 
 NAMED: Mapping[str, Callable[[LanguageModel, int], tuple[str, ...]]] = {
     "prompt": lambda lm, seed: (BARE,),
-    "prefixes": _prefixes,
+    "prefixes": lambda lm, seed: generate_contexts(lm, seed)[1:],
     "question": lambda lm, seed: (f"Question: {BARE}?\nAnswer:",),
     "chat": _in_chat(BARE, ""),
     "answered": _in_chat(BARE, "The answer is"),
@@ -78,6 +98,9 @@ NAMED: Mapping[str, Callable[[LanguageModel, int], tuple[str, ...]]] = {
     "own_chat": _in_chat(QUESTION, ""),
 }
 """Contexts by name, each made for a model and a seed."""
+_WRITTEN = ("prefixes",)
+"""Those that hold texts of the model's own."""
+_TEMPLATES = TypeAdapter(tuple[str, ...])
 ASKED = ("prompt", "question", "chat", "answered")
 """Those in which people ask; docs/results.md compares them."""
 
@@ -94,16 +117,27 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-def contexts_named(lm: LanguageModel, names: Sequence[str], seed: int) -> tuple[str, ...]:
+def contexts_named(
+    lm: LanguageModel, names: Sequence[str], seed: int, findings: Findings | None = None
+) -> tuple[str, ...]:
     """Make the contexts of a model by their names.
 
     A model without a chat template does without those of a chat. A model that is asked in chats has the published ones:
     its prompts are turns already.
+
+    Args:
+        findings: What is known of the model, where the texts that it writes are kept.
     """
     if lm.frame.chat:
         names = PUBLISHED
     check_names(names)
-    return tuple(template for name in names for template in (NAMED[name](lm, seed) if name in NAMED else (name,)))
+
+    def made(name: str) -> tuple[str, ...]:
+        if findings is None or name not in _WRITTEN:
+            return NAMED[name](lm, seed) if name in NAMED else (name,)
+        return findings.get("contexts", [name, seed], _TEMPLATES, lambda: NAMED[name](lm, seed))
+
+    return tuple(template for name in names for template in made(name))
 
 
 def check_contexts(contexts: Sequence[str]) -> tuple[str, ...]:
