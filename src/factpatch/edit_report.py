@@ -12,11 +12,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from factpatch.edited import Edit
 from factpatch.editor import Editor
 from factpatch.evaluation.budget import Budget, BudgetError, Meter
 from factpatch.evaluation.metrics import METRICS
-from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.perplexity import TextLoss, held_out_text, text_loss
+from factpatch.evaluation.questions import sampled
+from factpatch.evaluation.readings import Reading
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
@@ -52,6 +56,20 @@ ONCE = ("second_moment", "measure")
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What is asked and read before an edit and after it."""
+
+    facts: int | None = None
+    """How many facts to ask about at most; by default all. Of more, those of the new batches come first, drawn by their
+    prompts and subjects alone."""
+    text: str | None = None
+    """What to measure perplexity on; by default the package's held-out text."""
+    tokens: int | None = None
+    """About how many tokens of the text to read at most; by default 512, and 16 for each fact that is asked about, so
+    that it takes little time beside an edit. The report states the standard error that this leaves."""
+
+
+@dataclass(frozen=True)
 class EditReport:
     """What an edit did, and what was measured before and after it."""
 
@@ -71,6 +89,10 @@ class EditReport:
     perplexity_before: float | None = None
     """On a text unrelated to the facts; None if it was not measured."""
     perplexity_after: float | None = None
+    perplexity_error: float | None = None
+    """The standard error of the change, in percent; None where it is not known."""
+    perplexity_tokens: int | None = None
+    """How many tokens of the text were predicted."""
     patch_file: Path | None = None
     """Where the patch was saved."""
     editing: float | None = None
@@ -101,7 +123,8 @@ class EditReport:
         """What was learned, what changed and what it cost, in one sentence; empty if the model was not asked."""
         if self.verification is None:
             return ""
-        return plain_summary(self.verification, (self.perplexity_before, self.perplexity_after), self.editing)
+        both = self.perplexity_before, self.perplexity_after
+        return plain_summary(self.verification, both, self.editing, self.perplexity_error, len(self.patch.facts))
 
     @property
     def patch_bytes(self) -> int:
@@ -120,12 +143,15 @@ class EditReport:
             **{name: summary.get(name, {"before": None, "after": None}) for name in (*METRICS, "score")},
             "perplexity_before": self.perplexity_before,
             "perplexity_after": self.perplexity_after,
+            "perplexity_error": self.perplexity_error,
+            "perplexity_tokens": self.perplexity_tokens,
             "seconds": dict(self.seconds),
             "steps": {str(layer): steps for layer, steps in self.steps.items()},
             "settings": self.settings,
             "facts": {
                 "number": len(self.attempted),
                 "in_force": len(self.patch.facts),
+                "asked": 0 if self.verification is None else len(self.verification.facts),
                 "batches": [count for batch in self.patch.batches for count in batch.edits],
                 "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
             },
@@ -146,10 +172,9 @@ def edit_and_report(
     batches: Sequence[Sequence[Fact]] = (),
     *,
     session: Session | None = None,
-    text: str | None = None,
     out: Path | None = None,
     save_model: Path | None = None,
-    measure: bool = True,
+    measure: Measure | None = Measure(),
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
     budget: Budget | None = None,
@@ -160,12 +185,13 @@ def edit_and_report(
         editor: One that has not edited anything yet.
         batches: The facts of each call of `Editor.edit`; with a session, its own batches are edited.
         session: Records each batch as soon as it is edited; locked by the caller.
-        text: What to measure perplexity on; the package's held-out text by default.
         out: Where to save the patch as soon as the last batch is edited.
         save_model: Where to write the edited model next, a new or empty directory.
-        measure: Whether to verify the facts and to measure perplexity.
+        measure: What to ask and to read before the edit and after it; None for nothing.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
         budget: What the edits may cost, measured after each batch.
+
+    What is measured before the edit is kept by the content of the model, of the facts and of the text.
 
     Raises:
         BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
@@ -182,13 +208,13 @@ def edit_and_report(
     start = time.perf_counter()
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    asked = (without_trained(latest(batches)[0], editor.contexts), held_out_text() if text is None else text)
-    measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress, editor.replicas)
-    before, perplexity_before = measured("before")
+    facts = [] if measure is None else _asked(editor, batches, session, measure.facts)
+    measured = partial(_measured, measure, editor, facts, spent, progress)
+    before, loss_before = measured("before")
     with _what_stays(editor, None if session is not None else out):
-        _edit_all(editor, batches, session, measure, spent, budget)
+        _edit_all(editor, batches, session, measure is not None, spent, budget)
     patch = _saved(editor, out, save_model, spent)
-    after, perplexity_after = measured("after", before)
+    after, loss_after = measured("after", before)
     return EditReport(
         model=lm.name,
         patch=patch,
@@ -196,8 +222,7 @@ def edit_and_report(
         steps=_steps(editor.edits),
         seconds={**spent, "total": earlier + time.perf_counter() - start},
         verification=after,
-        perplexity_before=perplexity_before,
-        perplexity_after=perplexity_after,
+        **_perplexities(loss_before, loss_after),
         patch_file=out,
         editing=sum(map(_editing, editor.edits)) if all(edit.seconds for edit in editor.edits) else None,
     )
@@ -316,25 +341,65 @@ def not_trained_by(patch: Patch, facts: Sequence[Fact]) -> list[Fact]:
     return [replace(fact, trained=(*fact.trained, *trained.get(fact.key, ()))) for fact in facts]
 
 
+def _asked(editor: Editor, batches: Sequence[Sequence[Fact]], session: Session | None, most: int | None) -> list[Fact]:
+    """The facts to ask about, with what was trained of them."""
+    in_force = without_trained(latest(batches)[0], editor.contexts)
+    if most is None or len(in_force) <= most:
+        return in_force
+    new = {fact.key for batch in batches[0 if session is None else len(session.finished) :] for fact in batch}
+    places = sampled(in_force, most, new)
+    return [fact for place, fact in enumerate(in_force) if place in places]
+
+
 def _measured(
-    lm: LanguageModel,
+    measure: Measure | None,
+    editor: Editor,
     facts: Sequence[Fact],
-    text: str,
     spent: dict[str, float],
     progress: bool,
-    replicas: Replicas | None,
     when: str,
     earlier: Verification | None = None,
-) -> tuple[Verification | None, float | None]:
-    """The model's answers on the facts, and its perplexity on the text."""
+) -> tuple[Verification | None, TextLoss | None]:
+    """The model's answers on the facts, and its losses on the text; those of the unedited model are kept."""
+    if measure is None:
+        return None, None
+    text = held_out_text() if measure.text is None else measure.text
+    tokens = measure.tokens or 512 + 16 * len(facts)
+    lm, replicas = editor.lm, editor.replicas
+
+    def asked() -> Verification:
+        return ask(lm, facts, f"asking {when} the edit", earlier, progress, replicas=replicas)
+
+    def read() -> TextLoss:
+        with bar("measuring perplexity", 1, progress):
+            return text_loss(lm, text, tokens=tokens)
+
+    if earlier is not None:
+        with timed(spent, f"verify_{when}"):
+            verification = asked()
+        with timed(spent, "perplexity"):
+            return verification, read()
     with timed(spent, f"verify_{when}"):
-        verification = ask(lm, facts, f"asking {when} the edit", earlier, progress, replicas=replicas)
-    with timed(spent, "perplexity"), bar("measuring perplexity", 1, progress):
-        return verification, perplexity(lm, text)
+        shared = replicas is not None  # its readings differ by rounding
+        about = [TypeAdapter(tuple[Fact, ...]).dump_python(tuple(facts), mode="json"), shared]
+        readings = editor.findings.get("readings", about, _READINGS, lambda: asked().after)
+    with timed(spent, "perplexity"):
+        return Verification(tuple(facts), readings), editor.findings.get("losses", [text, tokens], _LOSSES, read)
 
 
-def _unmeasured(*_: Any) -> tuple[None, None]:
-    return None, None
+_READINGS = TypeAdapter(tuple[Reading, ...])
+_LOSSES = TypeAdapter(TextLoss)
+
+
+def _perplexities(before: TextLoss | None, after: TextLoss | None) -> dict[str, Any]:
+    if before is None or after is None:
+        return {}
+    return {
+        "perplexity_before": before.perplexity,
+        "perplexity_after": after.perplexity,
+        "perplexity_error": after.error(before),
+        "perplexity_tokens": len(after.nll),
+    }
 
 
 def _editing(edit: Edit) -> float:

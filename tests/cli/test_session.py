@@ -210,7 +210,7 @@ def test_a_resumed_session_replaces_its_own_patch_and_not_that_of_another(
     assert Patch.load(out).states() == Session(unfinished).patch().states()
 
 
-@pytest.mark.parametrize(("name", "value"), [("out", 5), ("report", ["x"]), ("save_model", True), ("no_verify", "no")])
+@pytest.mark.parametrize(("name", "value"), [("out", 5), ("report", ["x"]), ("save_model", True), ("verify", 5)])
 def test_an_output_of_the_wrong_type_is_named(run: Run, unfinished: Path, name: str, value: object) -> None:
     journal = unfinished / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]

@@ -66,7 +66,7 @@ def test_a_batch_over_the_budget_is_taken_back_to_the_bit_and_the_patch_of_the_o
     kept, budget = stopping
     editor, out = make(), tmp_path / "p.safetensors"
     with pytest.raises(BudgetError, match=r"perplexity \+.* % \(at most \+?[\d.]+ %\)") as raised:
-        edit_and_report(editor, BATCHES, budget=budget, text=TEXT, out=out, measure=False)
+        edit_and_report(editor, BATCHES, budget=budget, out=out, measure=None)
     assert held(editor) == held(after(BATCHES[:kept]))
     assert raised.value.kept == len(editor.edits) == kept
     assert out.exists() == bool(kept)
@@ -78,7 +78,7 @@ def test_a_session_stops_keeps_the_facts_pending_and_continues_with_a_wider_budg
     kept, budget = stopping
     editor = make()
     with session.locked(), pytest.raises(BudgetError):
-        edit_and_report(editor, session=session, budget=budget, measure=False)
+        edit_and_report(editor, session=session, budget=budget, measure=None)
     assert held(editor) == held(after(BATCHES[:kept]))
     reopened = Session(session.path)
     assert (len(reopened.finished), len(reopened.waiting)) == (kept, len(BATCHES) - kept)
@@ -87,7 +87,7 @@ def test_a_session_stops_keeps_the_facts_pending_and_continues_with_a_wider_budg
     assert json.loads(line)["spent"] == {"perplexity": pytest.approx(rises[kept], abs=1e-3)}
     assert not (session.path / f"patches/{kept + 1:04d}.safetensors").exists()
     with reopened.locked():
-        edit_and_report(make(), session=reopened, budget=Budget(math.inf, text=TEXT), measure=False)
+        edit_and_report(make(), session=reopened, budget=Budget(math.inf, text=TEXT), measure=None)
     assert reopened.stopped == ""
     found = [batch.spent["perplexity"] for batch in reopened.finished[kept:]]
     assert found == pytest.approx(rises[kept:], abs=1e-3)
@@ -102,7 +102,7 @@ def test_whoever_is_asked_may_keep_a_batch(stopping: tuple[int, Budget]) -> None
         return True
 
     editor = make()
-    edit_and_report(editor, BATCHES, budget=replace(budget, keep=keep), measure=False)
+    edit_and_report(editor, BATCHES, budget=replace(budget, keep=keep), measure=None)
     assert held(editor) == held(after(BATCHES))
     assert said
     assert all(text.startswith("perplexity +") for text in said)

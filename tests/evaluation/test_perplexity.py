@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.models import SENTENCES, tiny
 
-from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.perplexity import BLOCK, TextLoss, held_out_text, perplexity, text_loss, windows
 from factpatch.model import batching
 
 TEXT = " ".join(SENTENCES[:4]) + "\n\n" + SENTENCES[4] + "\n" + SENTENCES[5] + "\n \n\n" + SENTENCES[6]
@@ -53,3 +53,29 @@ def test_unusable_arguments_are_refused():
         perplexity(lm, " \n\n ")
     with pytest.raises(ValueError, match="at most 256 tokens; give window=256"):
         perplexity(lm, " ".join(SENTENCES * 3), window=512)
+
+
+def test_a_bounded_text_is_the_beginning_of_every_window():
+    lm = tiny("llama")
+    whole, some = text_loss(lm, TEXT, window=16), text_loss(lm, TEXT, window=16, tokens=30)
+    lengths = [len(row) - 1 for row in windows(lm.tokenizer, TEXT, 16)]
+    kept = [len(row) - 1 for row in windows(lm.tokenizer, TEXT, 16, 30)]
+    assert len(kept) == len(lengths)
+    assert 20 < len(some.nll) == sum(kept) <= 30 + len(kept)
+    begins = [sum(lengths[:row]) for row in range(len(lengths))]
+    expected = [whole.nll[begin + token] for begin, length in zip(begins, kept, strict=True) for token in range(length)]
+    assert some.nll == pytest.approx(expected, rel=1e-4)
+    assert text_loss(lm, TEXT, tokens=10**6) == text_loss(lm, TEXT)
+    with pytest.raises(ValueError, match="tokens=0: give at least 1"):
+        text_loss(lm, TEXT, tokens=0)
+
+
+def test_the_error_of_a_change_is_that_of_its_blocks():
+    before = TextLoss(tuple(float(token % 7) for token in range(4 * BLOCK)))
+    moved = TextLoss(tuple(nll + 0.01 * (index // BLOCK) for index, nll in enumerate(before.nll)))
+    ratio = moved.perplexity / before.perplexity
+    deviation = math.sqrt(sum((0.01 * block - 0.015) ** 2 for block in range(4)) / 3)
+    assert moved.error(before) == pytest.approx(100 * deviation / 2 * ratio)
+    assert before.error(before) == 0
+    assert TextLoss(before.nll[:BLOCK]).error(TextLoss(before.nll[:BLOCK])) is None
+    assert TextLoss((math.inf,) * 2 * BLOCK).error(TextLoss(before.nll[: 2 * BLOCK])) is None

@@ -69,7 +69,8 @@ def demo(
     )
 
     render.heading("3. What it said before, and says now")
-    render.show_verification(checked, done.plain, (done.perplexity_before, done.perplexity_after))
+    both = done.perplexity_before, done.perplexity_after
+    render.show_verification(checked, done.plain, both, done.perplexity_error)
     render.show_times(done.seconds)
 
     render.heading("4. Undoing the edit")

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 
 _LIMIT = (float, int, NoneType)
-_KINDS = {"no_verify": (bool,), "max_perplexity": _LIMIT, "min_capability": _LIMIT}
+_ASKED = 100
+"""About how many facts the model is asked at most by default: asking takes a third of the time that editing does."""
+_KINDS = {"perplexity_tokens": (int, NoneType), "max_perplexity": _LIMIT, "min_capability": _LIMIT}
 """Of what type an output may be in a plan, unless it is a text."""
 
 
@@ -49,8 +51,10 @@ def edit(
     resume: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     save_model: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     report: options.Report = None,
-    perplexity_text: options.PerplexityText = None,
+    verify: Annotated[str | None, typer.Option(metavar="all|N|none")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify")] = False,
+    perplexity_text: options.PerplexityText = None,
+    perplexity_tokens: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     max_perplexity: Annotated[float | None, typer.Option(metavar="PERCENT")] = None,
     min_capability: Annotated[float | None, typer.Option(metavar="SHARE")] = None,
     capability_data: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
@@ -75,7 +79,11 @@ def edit(
         resume: Continue an interrupted session. It knows its model, facts and settings; only outputs and a budget may
             be given.
         save_model: Also write the edited model, to a new or empty directory.
-        no_verify: Do not ask the model before and after the edit, and do not measure perplexity.
+        verify: How many facts to ask about before and after the edit: all, at most N, or none; of more, those that are
+            new come first. Default: at most 100.
+        no_verify: As --verify none: do not ask the model, and do not measure perplexity.
+        perplexity_tokens: About how many tokens of the text to measure perplexity on. Default: 512, and 16 for each
+            fact that is asked about; the standard error of the change is stated.
         max_perplexity: Stop before a batch with which perplexity rises by more than this over the unedited model's.
         min_capability: Stop before a batch that leaves less than this share of the unedited model's accuracy.
         capability_data: The folder with the tasks' items for --min-capability: glue_sst2.json and so on.
@@ -83,12 +91,13 @@ def edit(
     """
     outputs: dict[str, Any] = {
         "out": out, "save_model": save_model, "report": report, "perplexity_text": perplexity_text,
-        "no_verify": no_verify, "max_perplexity": max_perplexity, "min_capability": min_capability,
+        "verify": _verify(verify, no_verify), "perplexity_tokens": perplexity_tokens,
+        "max_perplexity": max_perplexity, "min_capability": min_capability,
         "capability_data": capability_data, "capability_tasks": capability_tasks,
     }  # fmt: skip
     planned = None
     if resume is not None:
-        _check_resumed(ctx, {*outputs, "resume", "workers"})
+        _check_resumed(ctx, {*outputs, "no_verify", "resume", "workers"})
         planned = _resumed(resume)
         with checks.argument("--resume"):
             model, recipe, outputs = planned.source, planned.settled, _outputs(planned, outputs)
@@ -104,8 +113,9 @@ def edit(
         planned = _begun(session, model, recipe)
         recipe = recipe if planned is None else planned.settled
 
-    from factpatch.edit_report import check_facts, edit_and_report
+    from factpatch.edit_report import Measure, check_facts, edit_and_report
 
+    measure = Measure(_most_asked(outputs["verify"]), text, outputs["perplexity_tokens"])
     seconds: dict[str, float] = {}
     with ExitStack() as held:
         if planned is not None:
@@ -128,10 +138,9 @@ def edit(
             editor,
             batches,
             session=planned,
-            text=text,
             out=outputs["out"],
             save_model=outputs["save_model"],
-            measure=not outputs["no_verify"],
+            measure=None if outputs["verify"] == "none" else measure,
             seconds=seconds,
             budget=budget,
         )
@@ -144,6 +153,26 @@ def edit(
         if planned is not None:
             planned.settle()
     _show(done, outputs, None if planned is None else planned.path)
+
+
+def _verify(verify: str | None, no_verify: bool) -> str | None:
+    """What `--verify` and its short form ask for; None if neither was given."""
+    if verify is not None and no_verify and verify != "none":
+        raise checks.BadArgumentError(f"--verify {verify}, --no-verify: give one of the two.")
+    with checks.argument("--verify"):
+        _most_asked(verify)
+    return "none" if no_verify else verify
+
+
+def _most_asked(verify: str | None) -> int | None:
+    """How many facts to ask about at most; None for all."""
+    if verify in ("all", "none"):
+        return None
+    if verify is None:
+        return _ASKED
+    if not verify.isdecimal() or not int(verify):
+        raise ValueError(f"{verify!r}: give all, none, or how many facts to ask about, from 1 up.")
+    return int(verify)
 
 
 def _recorded(value: Any) -> Any:
@@ -295,11 +324,14 @@ def _outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any
 
 def _planned_outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[str, Any]:
     """The outputs of the last plan that this command knows, with paths for text."""
-    kept = {name: value for name, value in session.outputs.items() if name in given}
+    planned = dict(session.outputs)
+    if "no_verify" in planned:  # as earlier versions wrote it
+        planned["verify"] = "none" if planned.pop("no_verify") else None
+    kept = {name: value for name, value in planned.items() if name in given}
     for name, value in kept.items():
         if type(value) not in _KINDS.get(name, (str, NoneType)):
             raise ValueError(f"{session.path / JOURNAL}: outputs.{name}={quoted(value)}: was altered.")
-    texts = ("capability_tasks",)
+    texts = ("capability_tasks", "verify")
     return {name: Path(it) if isinstance(it, str) and name not in texts else it for name, it in kept.items()}
 
 
@@ -343,7 +375,8 @@ def _stopping(out: Path | None, session: factpatch.Session | None) -> Iterator[N
 
 def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> None:
     if done.verification is not None:
-        render.show_verification(done.verification, done.plain, (done.perplexity_before, done.perplexity_after))
+        both = done.perplexity_before, done.perplexity_after
+        render.show_verification(done.verification, done.plain, both, done.perplexity_error)
     render.show_facts("Replaced by a later fact, so not asked about", done.superseded, "yellow")
     if done.similar:
         render.say(f"Probably the same question in other words: {counted(len(done.similar), 'pair')}", "yellow")

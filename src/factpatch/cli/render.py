@@ -180,9 +180,14 @@ def said_table(verification: Verification) -> Table:
     return made
 
 
-def metric_table(verification: Verification, perplexity: tuple[float | None, float | None] = (None, None)) -> Table:
+def metric_table(
+    verification: Verification,
+    perplexity: tuple[float | None, float | None] = (None, None),
+    error: float | None = None,
+) -> Table:
     """A line per other metric: before -> after."""
     from factpatch.evaluation.metrics import UNITS
+    from factpatch.evaluation.verify import perplexity_change
 
     made = Table.grid(padding=(0, 1), pad_edge=False)
     for justify in ("left", "right", "left", "right"):
@@ -196,7 +201,7 @@ def metric_table(verification: Verification, perplexity: tuple[float | None, flo
     ]
     before, after = perplexity
     if before is not None and after is not None:
-        lines.append(("perplexity", before, after, "  ", f"{100 * (after / before - 1):+.1f} %"))
+        lines.append(("perplexity", before, after, "  ", perplexity_change(before, after, error)))
     for name, was, now, unit, meaning in lines:
         if now is not None:
             then = ("", "") if was is None else (f"{was:.1f}", "->")
@@ -230,7 +235,10 @@ def show_facts(title: str, facts: Sequence[Fact], style: str) -> None:
 
 
 def show_verification(
-    verification: Verification, plain: str, perplexity: tuple[float | None, float | None] = (None, None)
+    verification: Verification,
+    plain: str,
+    perplexity: tuple[float | None, float | None] = (None, None),
+    error: float | None = None,
 ) -> None:
     """Print the facts one by one, how many are said in each form, the other metrics, a sentence that sums up, and the
     facts that the model did not learn."""
@@ -238,7 +246,7 @@ def show_verification(
     said = said_table(verification)
     if said.row_count:
         screen.print(said)
-    screen.print(metric_table(verification, perplexity))
+    screen.print(metric_table(verification, perplexity, error))
     paragraph(f"{plain}.")
     show_facts("Not said", verification.unlearned(), "red")
 

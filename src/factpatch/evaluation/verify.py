@@ -276,6 +276,8 @@ def plain_summary(
     verification: Verification,
     perplexity: tuple[float | None, float | None] = (None, None),
     seconds: float | None = None,
+    error: float | None = None,
+    in_force: int = 0,
 ) -> str:
     """Say in a sentence without any metric what the model says now, what else moved and what it cost.
 
@@ -289,7 +291,9 @@ def plain_summary(
     Returns:
         For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; asked a question 85 %, in a chat 80 %, with
         another system turn 78 %, later in a chat 80 %; 70 of 80 paraphrases agree; 3 of 360 neighbors moved; perplexity
-        +1.2 %; editing took 40 s", where `perplexity` was measured on ordinary text before and after.
+        +1.2 ± 0.2 %; editing took 40 s", where `perplexity` was measured on ordinary text before and after, and `error`
+        is the standard error of its change. If more facts are `in_force` than were asked about, it begins with
+        "asked about 100 of 1,000 facts: ".
     """
     now = verification.after
     exact = [reading.exact for reading in now if reading.exact is not None]
@@ -312,10 +316,17 @@ def plain_summary(
         parts.append(f"neighbors: {unchanged[0]} of {counted(unchanged[1], 'answer')} unchanged")
     before, after = perplexity
     if before is not None and after is not None:
-        parts.append(f"perplexity {100 * (after / before - 1):+.1f} %")
+        parts.append(f"perplexity {perplexity_change(before, after, error)}")
     if seconds is not None:
         parts.append(f"editing took {seconds:.0f} s")
-    return "; ".join(parts)
+    asked = len(verification.facts)
+    return (f"asked about {asked:,} of {in_force:,} facts: " if asked < in_force else "") + "; ".join(parts)
+
+
+def perplexity_change(before: float, after: float, error: float | None = None) -> str:
+    """The change of perplexity in percent, with its standard error if that is known."""
+    change = f"{100 * (after / before - 1):+.1f}"
+    return f"{change} %" if error is None else f"{change} ± {error:.1f} %"
 
 
 def _otherwise(verification: Verification) -> list[str]:
