@@ -31,6 +31,7 @@ from factpatch.strategies import (
     Wanted,
     Whitened,
 )
+from factpatch.strategies.target import PUBLISHED
 from factpatch.support.words import named, suggestion
 
 
@@ -94,6 +95,33 @@ def method_named(name: str) -> Method:
 
 
 STRATEGIES = ("target", "spread", "solver", "regularizer")
+EFFORTS: dict[str, dict[str, Any]] = {
+    # docs/performance.md has the trials.
+    "quick": {
+        "target.stride": 0.45,
+        "target.steps": 6,
+        "target.enough_steps": 0,
+        "target.enough_margin": 1.0,
+        "target.turns": 2,
+    },
+    "standard": {},
+    # As the papers optimize: Adam, 25 evaluations, the bare prompt and generated texts before it.
+    "published": {
+        "target.contexts": PUBLISHED,
+        "target.stride": 0.0,
+        "target.steps": 25,
+        "target.enough_steps": 0,
+        "target.enough_margin": 0.0,
+        "target.turns": 1,
+        "target.shortest": False,
+    },
+}
+"""How much work the value optimization makes of a fact: settings that replace those of a preset, by name."""
+
+
+def effort_settings(effort: str, method: Method) -> dict[str, Any]:
+    """The settings of an effort that a method has; a ValueError suggests the nearest name."""
+    return {name: value for name, value in named(EFFORTS, effort, "effort").items() if has_setting(method, name)}
 
 
 def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:

@@ -22,10 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from factpatch.methods import Method, method_named, parse_assignments, with_settings
+from factpatch.methods import EFFORTS, Method, effort_settings, method_named, parse_assignments, with_settings
 from factpatch.presets.preset import Preset, load_preset, preset_for
 from factpatch.statistics.corpus import Corpus, check_corpus
-from factpatch.support.words import suggestion
+from factpatch.support.words import named, suggestion
 
 if TYPE_CHECKING:
     from factpatch.model.language_model import LanguageModel
@@ -102,6 +102,11 @@ def _known_precision(value: str | None) -> str | None:
     return value
 
 
+def _known_effort(value: str) -> str:
+    named(EFFORTS, value, "effort")
+    return value
+
+
 class Section(BaseModel):
     """Fields that are checked when they are given and never change."""
 
@@ -120,6 +125,9 @@ class MethodFields(Section):
     variant: Annotated[str | None, Flag("--variant", "NAME")] = None
     """A variant of the model's preset, such as equal-settings: other numbers for some methods, which `factpatch
     presets` lists."""
+    effort: Annotated[str, BeforeValidator(_known_effort), Flag("--effort", "quick|standard|published")] = "standard"
+    """How much work to make of a fact: standard, the settings of the preset; quick, fewer evaluations; or published, 25
+    evaluations in the published contexts, as in the papers."""
     settings: Annotated[dict[str, Any], BeforeValidator(_assigned), Flag("--set", "NAME=VALUE", list[str])] = Field(
         default_factory=dict
     )
@@ -321,11 +329,15 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     if name is not None and recipe.variant is not None and numbers == preset.settings(name):
         logger.info("the variant %s of the preset changes nothing for %s", recipe.variant, name)
     used = name is not None or layers is None
+    effort = effort_settings(recipe.effort, recipe.row)
+    origin = {"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed}
+    if effort:  # earlier versions did not record it
+        origin["effort"] = recipe.effort
     return Choice(
-        method=with_settings(recipe.row, {**numbers, **recipe.settings}),
+        method=with_settings(recipe.row, {**numbers, **effort, **recipe.settings}),
         critical_layers=tuple(preset.layers_for(lm.num_layers, name, recipe.variant)) if layers is None else layers,
         preset=preset,
-        origin={"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None,
+        origin=origin if used else None,
         underived=underived,
     )
 

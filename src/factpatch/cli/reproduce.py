@@ -69,6 +69,7 @@ def reproduce(
             batch_size=batch_size,
             seed=recipe.seed,
             variant=recipe.variant,
+            effort=recipe.effort,
             remember_keys=earlier_keys,
             text={"facts": text_facts, "references": references},
             capability={"data": str(capability_data), **({"limit": capability_items} if capability_items else {})},

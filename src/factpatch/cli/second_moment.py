@@ -11,7 +11,9 @@ from factpatch.recipe import Recipe, choose
 from factpatch.support.progress import bar
 
 
-@options.with_recipe("method", "variant", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "seed")
+@options.with_recipe(
+    "method", "variant", "effort", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "seed"
+)
 def second_moment(
     model: options.Model,
     recipe: Recipe,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @options.with_recipe(
-    "preset", "variant", "settings", "critical_layers", "remember_keys", "corpus_tokens", "chat", "precision"
+    "preset", "variant", "effort", "settings", "critical_layers", "remember_keys", "corpus_tokens", "chat", "precision"
 )
 def tune(
     model: options.Model,

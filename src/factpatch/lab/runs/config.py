@@ -42,7 +42,7 @@ class MethodConfig(MethodFields):
 
     def _check_rival(self, rival: Rival) -> None:
         rival.with_settings(self.settings)
-        for field in ("variant", "remember_keys"):
+        for field in ("variant", "effort", "remember_keys"):
             if (value := getattr(self, field)) != type(self).model_fields[field].default:
                 raise ValueError(f"{field}={value!r}: {self.name} is no editing method, and has none; leave it out")
 

@@ -87,6 +87,7 @@ def config_for(
     batch_size: int | None = None,
     seed: int = 0,
     variant: str | None = None,
+    effort: str = "standard",
     remember_keys: bool | None = None,
     text: dict[str, Any] | None = None,
     capability: dict[str, Any] | None = None,
@@ -101,6 +102,7 @@ def config_for(
         edits: In place of the paper's.
         batch_size: In place of the paper's.
         variant: Of the model's preset, for every method.
+        effort: How much work to make of a fact, for every method.
         remember_keys: Whether every method preserves the keys of earlier batches; by default as in the paper.
         text, capability, drift: Fields of `EvaluateConfig`'s sections, for those that this one measures.
         others: Further fields of `RunConfig`.
@@ -112,7 +114,9 @@ def config_for(
         {
             "model": model or what.model,
             "methods": [
-                {"name": name} if name in RIVALS else {"name": name, "variant": variant, **_memory(name, remember_keys)}
+                {"name": name}
+                if name in RIVALS
+                else {"name": name, "variant": variant, "effort": effort, **_memory(name, remember_keys)}
                 for name in names
             ],
             # The first ones if there are no more: a sample of all is all, in another order.
