@@ -131,9 +131,11 @@ def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() 
 
 
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
-    adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False}
+    every = {"target.turns": 1, "target.enough_margin": 0}
+    adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False, **every}
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
     common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3, "target.shortest": True}
+    common |= {"target.turns": 2, "target.enough_margin": 1.0}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
     weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
@@ -148,9 +150,9 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     for name, settings in expected.items():
         assert preset.settings(name, "published-contexts") == {**settings, **published}
     shared = {"solver.weight": 700, "target.clamp": 0.65, "spread.together": 3}
-    assert preset.settings("memit-blue", "shared-targets") == {**expected["memit-blue"], **shared}
+    assert preset.settings("memit-blue", "shared-targets") == {**expected["memit-blue"], **shared, **every}
     brief = {"target.stride": 0.15, "target.enough_steps": 8, "target.enough_predictions": 1, "target.clamp": 0.55}
-    assert preset.settings("memit-blue", "long-sessions") == {**expected["memit-blue"], **shared, **brief}
+    assert preset.settings("memit-blue", "long-sessions") == {**expected["memit-blue"], **shared, **brief, **every}
     following = {"solver.rate": 5e-4, "solver.l2": 1}
     assert preset.settings("ultraedit") == following
     assert preset.settings("stableedit") == {**following, "solver.l2": 10, "solver.warm_up": 2048}
