@@ -113,7 +113,7 @@ class Editor(EditedModel):
         self._given = frozenset(second_moments or ())
         self._contexts = None if contexts is None else check_contexts(contexts)
         self._contexts_given = contexts is not None
-        self.precision = precision_for(self.lm, recipe.precision)
+        self.precision = replace(precision_for(self.lm, recipe.precision), compiled=recipe.compiled)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
             recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress, self.replicas,
@@ -553,7 +553,7 @@ class Editor(EditedModel):
             "chat": self.lm.frame.chat,
             **({"frame": asdict(self.lm.frame)} if self.lm.frame.chat else {}),
             "remember_keys": self.recipe.remember_keys,
-            "precision": self.precision.name,
+            "precision": self.precision.name + (" compiled" if self.precision.compiled else ""),
             "second_moment": self.prepared.about,
             **({} if identity is None else {"optimize": str(identity)}),
         }

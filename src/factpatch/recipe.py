@@ -163,6 +163,9 @@ class ModelFields(Section):
     precision: Annotated[str | None, BeforeValidator(_known_precision), Flag("--precision", "P")] = None
     """The precision of the value optimization: exact (float64), float32, or fast (matrix products in 16 bits, the rest
     in float32). Default: what the model is loaded in."""
+    compiled: Annotated[bool, Flag("--compile", kind=bool)] = False
+    """Let torch.compile fuse what it can of the value optimization: for many facts on a GPU. It takes a minute at
+    first, and results differ by rounding."""
     device: Annotated[str | None, BeforeValidator(_named), Flag("--device", "D")] = None
     """cpu, cuda, cuda:1, ...; auto spreads the model. Default: cpu."""
     dtype: Annotated[str | None, BeforeValidator(_named), Flag("--dtype", "D")] = None

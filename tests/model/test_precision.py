@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -263,3 +264,27 @@ def test_a_pytorch_that_does_not_know_its_cpu_is_not_asked(monkeypatch: Any) -> 
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name)
     assert not precision_module._has_no_short_products()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_compiled_parts_give_the_same_values_and_are_gone_afterwards(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is compiled runs step by step here: code for this machine takes a minute to make.
+    monkeypatch.setattr(precision_module, "COMPILER", "aot_eager")
+    compiled: list[nn.Module] = []
+    compile_ = torch.compile
+
+    def counting(forward: Any, **options: Any) -> Any:
+        compiled.append(forward.__self__)
+        return compile_(forward, **options)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    lm = tiny(family)
+    expected = found(lm)
+    precision = replace(precision_for(lm), compiled=True)
+    values = optimize_values(lm, FACTS, 1, TARGET, CONTEXTS, precision=precision)
+    assert {lm.mlp(layer) for layer in range(lm.num_layers)} < {*compiled}
+    assert len(compiled) == 3 * lm.num_layers  # the MLP and two norms of each block
+    torch.testing.assert_close(values.values, expected.values, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in vars(module) for module in lm.model.modules())

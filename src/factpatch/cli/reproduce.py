@@ -12,7 +12,7 @@ from factpatch.cli.run import begin, carry_out
 from factpatch.recipe import Recipe
 
 
-@options.with_recipe("method", "settings", "remember_keys", "corpus_tokens", "chat", "precision")
+@options.with_recipe("method", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "compiled")
 def reproduce(
     recipe: Recipe,
     name: Annotated[str, typer.Argument(metavar="NAME")],

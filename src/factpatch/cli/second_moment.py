@@ -12,7 +12,7 @@ from factpatch.support.progress import bar
 
 
 @options.with_recipe(
-    "method", "variant", "effort", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "seed"
+    "method", "variant", "effort", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "compiled", "seed"
 )
 def second_moment(
     model: options.Model,

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 
 @options.with_recipe(
-    "preset", "variant", "effort", "settings", "critical_layers", "remember_keys", "corpus_tokens", "chat", "precision"
+    "preset",
+    "variant",
+    "effort",
+    "settings",
+    "critical_layers",
+    "remember_keys",
+    "corpus_tokens",
+    "chat",
+    "precision",
+    "compiled",
 )
 def tune(
     model: options.Model,

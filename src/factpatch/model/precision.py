@@ -23,6 +23,8 @@ from factpatch.support.words import suggestion
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+COMPILER = "inductor"
+"""The backend of `torch.compile`."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Precision:
     """Of matrix products: the linear maps in the blocks and the output head, their inputs and outputs."""
     stream: torch.dtype
     """Of everything else: hidden states, norms, attention, losses, δ and Adam's state."""
+    compiled: bool = False
+    """Whether `torch.compile` fuses the MLPs and the norms of the blocks, which takes a minute at first. Attention runs
+    as always: its rows differ in length."""
 
 
 PRECISIONS = {
@@ -115,8 +120,19 @@ def computing(lm: LanguageModel, precision: Precision) -> Iterator[LanguageModel
     Yields:
         The same model, seen with hidden states in this precision.
     """
-    with shadowed(_replacements(lm, precision)):
+    with shadowed(_replacements(lm, precision)), shadowed(_fused(lm) if precision.compiled else ()):
         yield lm.with_stream(precision.stream)
+
+
+def _fused(lm: LanguageModel) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    """The MLPs and norms of all blocks, compiled once for rows of any number."""
+    for block in lm.blocks:
+        for module in block.modules():
+            # A norm has a vector of weights, if any at all, and no part.
+            own = list(module.parameters())
+            norm = own and all(weight.dim() == 1 for weight in own) and not list(module.children())
+            if norm or module is block.get_submodule(lm.architecture.mlp):
+                yield module, "forward", torch.compile(module.forward, dynamic=True, backend=COMPILER)
 
 
 def _replacements(lm: LanguageModel, precision: Precision) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:

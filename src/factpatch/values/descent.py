@@ -125,7 +125,9 @@ class Loss:
         self.norm = norm
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
         tokens = tokens or tokens_that_fit(lm, frozen, self.sites, torch.zeros_like(present))
-        self.parts = [_Part(part.micro_batches(tokens), share) for part, share in frozen.turns(min(target.turns, target.steps))]
+        self.parts = [
+            _Part(part.micro_batches(tokens), share) for part, share in frozen.turns(min(target.turns, target.steps))
+        ]
 
     def evaluate(self, delta: Tensor, kept: Kept, gradient: bool = True, turn: int = 0) -> Evaluation:
         """Run the facts that are left with δ, (n, sites, d_value); the host waits only to choose float16's scale.
@@ -225,8 +227,8 @@ class State:
     def rows(self, rows: Tensor) -> State:
         """Only these rows."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        both = {part: {name: value[rows] for name, value in parts.pop(part).items()} for part in ("kept", "recent")}
-        return State(**both, **{name: value[rows] for name, value in parts.items()})
+        kept, recent = ({name: value[rows] for name, value in parts.pop(part).items()} for part in ("kept", "recent"))
+        return State(kept=kept, recent=recent, **{name: value[rows] for name, value in parts.items()})
 
     def over_turns(self, found: Evaluation, turn: int) -> Evaluation:
         """An evaluation with what the turns before it found of the other contexts."""
