@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from factpatch.model.memory import free_memory, halves, in_pieces, out_of_memory
+from factpatch.model.memory import at_most, free_memory, halves, in_pieces, out_of_memory
 
 
 def limited(most: int) -> Any:
@@ -89,3 +89,16 @@ def test_what_an_allocator_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch)
     )
     monkeypatch.setattr(torch, "cuda", backend)
     assert free_memory(torch.device("cuda", 0)) == 120
+
+
+def test_a_process_takes_for_free_what_is_left_of_what_it_may_take() -> None:
+    cpu = torch.device("cpu")
+    taken = psutil.Process().memory_info().rss
+    before = free_memory(cpu)
+    with at_most(taken + 50_000_000):
+        assert 0 < free_memory(cpu) < 60_000_000
+        with at_most(1):
+            assert free_memory(cpu) == 0
+        with at_most(None):
+            assert free_memory(cpu) > before / 2
+    assert free_memory(cpu) > before / 2

@@ -59,6 +59,7 @@ def edit(
     min_capability: Annotated[float | None, typer.Option(metavar="SHARE")] = None,
     capability_data: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     capability_tasks: Annotated[str | None, typer.Option(metavar="T,T,...")] = None,
+    max_memory: Annotated[float | None, typer.Option(min=0.1, metavar="GB")] = None,
     workers: options.Workers = None,
 ) -> None:
     """Edit a model so that it knows new facts, and write the change as a patch.
@@ -87,6 +88,8 @@ def edit(
         max_perplexity: Stop before a batch with which perplexity rises by more than this over the unedited model's.
         min_capability: Stop before a batch that leaves less than this share of the unedited model's accuracy.
         capability_data: The folder with the tasks' items for --min-capability: glue_sst2.json and so on.
+        max_memory: Optimize the values of fewer facts at once, so that the process takes about so many GB (10⁹ bytes);
+            the model and its statistics take what they need. Default: as many as pay.
         capability_tasks: Any of sst2, mrpc, mmlu, rte, cola and nli. Default: all.
     """
     outputs: dict[str, Any] = {
@@ -97,7 +100,7 @@ def edit(
     }  # fmt: skip
     planned = None
     if resume is not None:
-        _check_resumed(ctx, {*outputs, "no_verify", "resume", "workers"})
+        _check_resumed(ctx, {*outputs, "no_verify", "resume", "max_memory", "workers"})
         planned = _resumed(resume)
         with checks.argument("--resume"):
             model, recipe, outputs = planned.source, planned.settled, _outputs(planned, outputs)
@@ -114,10 +117,12 @@ def edit(
         recipe = recipe if planned is None else planned.settled
 
     from factpatch.edit_report import Measure, check_facts, edit_and_report
+    from factpatch.model.memory import at_most
 
     measure = Measure(_most_asked(outputs["verify"]), text, outputs["perplexity_tokens"])
     seconds: dict[str, float] = {}
     with ExitStack() as held:
+        held.enter_context(at_most(None if max_memory is None else int(max_memory * 1e9)))
         if planned is not None:
             held.enter_context(_held(planned))
         editor = checks.make_editor(model, recipe, seconds, held.enter_context(checks.pooled(workers)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import psutil
@@ -21,16 +23,38 @@ not fit, too little memory (on whatever device, see `in_pieces`), and a matrix t
 the last two from RuntimeError, which also stands for mistakes of a program and is therefore not among them."""
 
 
+_most: ContextVar[int | None] = ContextVar("most memory", default=None)
+
+
+@contextmanager
+def at_most(most: int | None) -> Iterator[None]:
+    """Let `free_memory` answer as if this process may take so many bytes, on every device; None changes nothing.
+
+    What is divided to fit into memory, such as the micro-batches of the value optimization, becomes smaller. The model
+    itself, the statistics of its layers and the keys of earlier facts take what they take.
+    """
+    token = _most.set(most)
+    try:
+        yield
+    finally:
+        _most.reset(token)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a device, what its caching allocator holds unused included.
 
     A device whose module of PyTorch does not say is taken for one that shares the memory of the machine.
     """
     backend: Any = getattr(torch, device.type, None)
+    most = _most.get()
     if hasattr(backend, "mem_get_info"):
-        held = backend.memory_reserved(device) - backend.memory_allocated(device)
-        return int(backend.mem_get_info(device)[0] + held)
-    return int(psutil.virtual_memory().available)
+        taken = backend.memory_allocated(device)
+        held = backend.memory_reserved(device) - taken
+        free = int(backend.mem_get_info(device)[0] + held)
+    else:
+        taken = psutil.Process().memory_info().rss
+        free = int(psutil.virtual_memory().available)
+    return free if most is None else max(0, min(free, most - taken))
 
 
 def out_of_memory(error: BaseException) -> bool:
