@@ -156,7 +156,7 @@ class ModelFields(Section):
     """Text for the second moment of the keys: a file with blank lines between documents, or hf:NAME for a dataset.
     Default: the text that the package ships."""
     corpus_tokens: Annotated[PositiveInt | None, Flag("--corpus-tokens", "N", int)] = None
-    """How many tokens of the corpus to read. Default: the preset's number, or 10 per key dimension."""
+    """How many tokens of the corpus to read. Default: the preset's number, or 5 per key dimension."""
     chat: Annotated[bool, Flag("--chat", kind=bool)] = False
     """Ask every prompt as a user's turn of a chat, in the model's own chat template; the target begins the assistant's
     answer."""

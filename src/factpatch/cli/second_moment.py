@@ -26,7 +26,7 @@ def second_moment(
     To continue after an interruption, repeat the command.
 
     Args:
-        tokens: How many tokens to read. Default: the preset's, or 10 per key dimension.
+        tokens: How many tokens to read. Default: the preset's, or 5 per key dimension.
         threshold: Count the eigenvalues below X, as AlphaEdit does. Default: alphaedit's threshold.
     """
     if threshold is not None and not threshold > 0:

@@ -66,7 +66,7 @@ class Preset:
     also: list[str] = field(default_factory=list)
     """Other models with this config, for which the numbers hold too."""
     corpus_tokens: int | None = None
-    """How many tokens to read for the second moment; ten per key dimension if absent."""
+    """How many tokens to read for the second moment; five per key dimension if absent."""
     shipped_corpus: bool = False
     """Whether the text that the package ships is good enough for this model's second moment."""
     common: dict[str, Any] = field(default_factory=dict)

@@ -50,7 +50,7 @@ class Prepared:
     corpus: str | Sequence[str] | Corpus | None = None
     """Text for second moments; None for the shipped one."""
     tokens: int | None = None
-    """How many of its tokens to read; by default the preset's number, or ten per key dimension."""
+    """How many of its tokens to read; by default the preset's number, or five per key dimension."""
     moments: dict[int, Tensor] = field(default_factory=dict)
     """Second moments that no memory has taken yet, (d_key, d_key) by layer."""
     underived: bool = False

@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 512
 """Longest piece of a document that is run at once, in tokens."""
-TOKENS_PER_DIMENSION = 10
-"""Default length of the corpus, in tokens per key dimension (arXiv:2506.04226)."""
+TOKENS_PER_DIMENSION = 5
+"""Default length of the corpus, in tokens per key dimension: docs/results.md. Published: 10 (arXiv:2506.04226)."""
 CHECKPOINT_SECONDS = 600.0
 """How much work an interruption may cost, in seconds. Five layers of an 8B model are 8 GB, a minute on a slow disk."""
 _MOST_SHARDS = 32
@@ -75,7 +75,7 @@ class SecondMoment:
             lm: The model; it is left as it was.
             layers: The layers whose keys are read.
             corpus: The text.
-            tokens: How many tokens to read; 10 per key dimension by default. A shorter corpus is read to its end.
+            tokens: How many tokens to read; 5 per key dimension by default. A shorter corpus is read to its end.
             cache: The folder of cached moments; the user's cache by default. False neither reads nor keeps anything.
             progress: Called with the number of tokens read since the last call, or by the pass that is resumed.
             replicas: The model and its copies, to share the work. The result then differs by rounding, and is the same
@@ -346,7 +346,7 @@ def _read(text: _Text, layers: Sequence[int], progress: Progress, unfinished: En
             sums.keep(unfinished)
             kept = time.monotonic()
     if sums.tokens == 0:
-        raise CorpusError("corpus: it holds no text; the second moment needs about ten tokens per key dimension.")
+        raise CorpusError("corpus: it holds no text; the second moment needs about five tokens per key dimension.")
     if sums.tokens < tokens:
         logger.warning(
             "the corpus ended after %d of %d tokens; the second moment of %d key dimensions rests on those",

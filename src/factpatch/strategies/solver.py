@@ -120,7 +120,7 @@ class Ridge(LeastSquares):
         if int(info) != 0:
             raise ValueError(
                 f"second_moment: not positive definite (leading minor {int(info)} of {len(factor)}); it was read from "
-                "too few tokens. Give a longer corpus: about ten tokens per key dimension."
+                "too few tokens. Give a longer corpus: about five tokens per key dimension."
             )
         return System(factor)
 

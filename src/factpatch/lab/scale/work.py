@@ -198,5 +198,5 @@ def batch_of(
 
 
 def pass_of(batch: Batch, tokens: int | None = None) -> Pass:
-    """The pass that the written layers of a batch need, over ten tokens per key dimension by default."""
+    """The pass that the written layers of a batch need, over five tokens per key dimension by default."""
     return Pass(batch.shape, tuple(batch.written), tokens or TOKENS_PER_DIMENSION * batch.shape.d_key)

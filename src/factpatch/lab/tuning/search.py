@@ -25,7 +25,7 @@ from factpatch.model.weights import model_hash
 from factpatch.pool import Pool
 from factpatch.presets.preset import preset_for
 from factpatch.statistics.corpus import Corpus, corpus_from
-from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, no_corpus
+from factpatch.statistics.second_moment import no_corpus
 from factpatch.values.contexts import ASKED, contexts_named
 from factpatch.values.shared import SharedTargets
 from factpatch.values.views import without_bos
@@ -47,6 +47,8 @@ FOR_TARGETS = 8
 # is then left, at least a tenth of the time from the value targets on, is kept back for the check.
 TARGETS, SEARCH, STATISTICS = 0.25, 0.75, 0.4
 MULTIPLES = (5, 20)
+# Tokens per key dimension that all candidates are tried with (arXiv:2506.04226); fewer and more are tried for the best.
+TOKENS = 10
 # Fewer tokens per key dimension harm the model: docs/results.md.
 LEAST = 5
 # Of each round one in so many survives, on this many times as many facts. Source: arXiv:1502.07943, with η = 3.
@@ -113,7 +115,7 @@ def tune(
     with directory.locked():
         targets = SharedTargets(directory.path / "targets", about["weights"], replicas)
         bench = Workbench(lm, row, corpus, searched, targets, text, seed, contexts, replicas)
-        found = Tuning(bench.method.name, tokens=TOKENS_PER_DIMENSION * lm.d_key)
+        found = Tuning(bench.method.name, tokens=TOKENS * lm.d_key)
         _Search(bench, directory, start + 60 * minutes, most_perplexity, steps, changed, found).run(choices, aside)
         found.seconds = time.monotonic() - start
         directory.write(found)
@@ -191,7 +193,7 @@ class _Search:
         if found.tokens < LEAST * wide:
             raise ValueError(
                 f"corpus: it holds {found.tokens} tokens, and the second moment of {wide} key dimensions needs about "
-                f"{TOKENS_PER_DIMENSION * wide}; give a longer text."
+                f"{TOKENS * wide}; give a longer text."
             )
         bench.read(layers, found.tokens)
 
