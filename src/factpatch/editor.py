@@ -28,7 +28,7 @@ from factpatch.patch.history import Draft, History
 from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Shift, smaller
 from factpatch.pool import Pool
-from factpatch.recipe import Recipe, choose
+from factpatch.recipe import Recipe, check_spread, choose
 from factpatch.statistics.prepared import Prepared
 from factpatch.statistics.reference_values import reference_values
 from factpatch.strategies.memory import Memory, Traces
@@ -521,12 +521,13 @@ class Editor(EditedModel):
         `apart` replaces `Target.apart`. Only one of several editors of a model may hold edits at a time.
 
         Raises:
-            ValueError: This editor holds edits.
+            ValueError: This editor holds edits, or the spread needs what the model does not have.
         """
         if self.edits:
             raise ValueError(
                 "with_spread: this editor holds edits, which the other would not know of; undo them first."
             )
+        check_spread(self._method.name, spread, self.critical_layers, self.lm)
         if self.prepared.underived:  # derived once, from the layers of this editor's spread
             self.prepare()
         made = copy(self)

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ from pydantic import (
 from factpatch.methods import Method, method_named, parse_assignments, with_settings
 from factpatch.presets.preset import Preset, load_preset, preset_for
 from factpatch.statistics.corpus import Corpus, check_corpus
+from factpatch.strategies import Spread
 from factpatch.support.words import suggestion
 
 if TYPE_CHECKING:
@@ -321,13 +322,36 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     if name is not None and recipe.variant is not None and numbers == preset.settings(name):
         logger.info("the variant %s of the preset changes nothing for %s", recipe.variant, name)
     used = name is not None or layers is None
+    layers = tuple(preset.layers_for(lm.num_layers, name, recipe.variant)) if layers is None else layers
+    method = with_settings(recipe.row, {**numbers, **recipe.settings})
+    with _about("method"):
+        check_spread(method.name, method.spread, layers, lm)
     return Choice(
-        method=with_settings(recipe.row, {**numbers, **recipe.settings}),
-        critical_layers=tuple(preset.layers_for(lm.num_layers, name, recipe.variant)) if layers is None else layers,
+        method=method if lm.architecture.between is None else replace(method, target=method.target.inner),
+        critical_layers=layers,
         preset=preset,
         origin={"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None,
         underived=underived,
     )
+
+
+def check_spread(name: str, spread: Spread, critical_layers: Sequence[int], lm: LanguageModel) -> None:
+    """Raise ValueError if a layer would be written toward the target of another one, and nothing leads there.
+
+    Args:
+        name: What messages call the method.
+    """
+    between = lm.architecture.between
+    passing = [step for step in spread.steps(critical_layers) if step.layer != step.target_layer]
+    if between is not None and passing:
+        through, target = passing[0].layer, passing[0].target_layer
+        raise ValueError(
+            f"method={name!r}: its spread, {spread}, writes layer {through} toward a target at layer {target}. "
+            f"{lm.name} ({lm.architecture.model_type}) has {between.what} between the MLP and the residual stream, so "
+            "that no share of a target gets from one layer to another. Choose a method that writes each layer toward a "
+            "target of its own, such as memit-blue or alphaedit-blue, with spread.together=1; or give one critical "
+            "layer."
+        )
 
 
 def _warn_of_assumed(preset: Preset, lm: LanguageModel, recipe: Recipe, settings: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ def gguf_architecture(model_config: Mapping[str, Any]) -> str:
     """
     row = architecture_of(SimpleNamespace(**model_config))
     if row.gguf is None:
-        can = ", ".join(sorted(name for name, other in ARCHITECTURES.items() if other.gguf and not other.refuses))
+        can = ", ".join(sorted(name for name, other in ARCHITECTURES.items() if other.gguf))
         raise ValueError(
             f"model_type={row.model_type!r}: llama.cpp and Ollama cannot run such models (of the families that can be "
             f"edited, they run {can}). Serve the edit as an adapter for peft (--to peft) or as a whole model (--to "
