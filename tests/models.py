@@ -75,6 +75,87 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": _LIKE_LLAMA,
 }
 FAMILIES = tuple(CONFIGS)
+"""The families on which every test runs that is about families."""
+
+_WITH_HEADS = {**_LIKE_LLAMA, "head_dim": WIDTH // HEADS}
+_MANY_KEYS = {name: value for name, value in _LIKE_LLAMA.items() if name != "num_key_value_heads"}
+_STATES = {
+    **_WITH_HEADS,
+    "linear_num_key_heads": HEADS,
+    "linear_num_value_heads": HEADS,
+    "linear_key_head_dim": WIDTH // HEADS,
+    "linear_value_head_dim": WIDTH // HEADS,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+_SCALED = {**_LIKE_LLAMA, "residual_multiplier": 0.5, "logits_scaling": 2.0}
+MORE_CONFIGS: dict[str, dict[str, Any]] = {
+    "apertus": _LIKE_LLAMA,
+    "arcee": _LIKE_LLAMA,
+    "bitnet": _LIKE_LLAMA,
+    "cwm": _LIKE_LLAMA,
+    "ernie4_5": _LIKE_LLAMA,
+    "gemma": _WITH_HEADS,
+    "glm": _WITH_HEADS,
+    "helium": _WITH_HEADS,
+    "hunyuan_v1_dense": _WITH_HEADS,
+    "internlm3": _WITH_HEADS,
+    "iquestcoder": _WITH_HEADS,
+    "jais2": _WITH_HEADS,
+    "ministral": _WITH_HEADS,
+    "ministral3": _WITH_HEADS,
+    "nemotron": _WITH_HEADS,
+    "olmo": _LIKE_LLAMA,
+    "seed_oss": _WITH_HEADS,
+    "smollm3": _LIKE_LLAMA,
+    "stablelm": _LIKE_LLAMA,
+    "vaultgemma": _WITH_HEADS,
+    "youtu": {
+        **_MANY_KEYS,
+        "num_key_value_heads": HEADS,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "cohere": {**_LIKE_LLAMA, "logit_scale": 0.25},
+    "cohere2": {**_LIKE_LLAMA, "logit_scale": 0.25},
+    "exaone4": _LIKE_LLAMA,
+    "gemma2": {**_WITH_HEADS, "attn_logit_softcapping": 0.5},
+    "gemma3_text": {**_WITH_HEADS, "final_logit_softcapping": 20.0},
+    "gemma4_text": {**_WITH_HEADS, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 20.0},
+    "glm4": _WITH_HEADS,
+    "granite": _SCALED,
+    "granite_swa": _SCALED,
+    "hyperclovax": _SCALED,
+    "olmo2": _LIKE_LLAMA,
+    "olmo3": _LIKE_LLAMA,
+    "biogpt": _MANY_KEYS,
+    "codegen": {**_LIKE_GPT2, "rotary_dim": 4},
+    "gpt_bigcode": _LIKE_GPT2,
+    "nanochat": _LIKE_LLAMA,
+    "persimmon": _MANY_KEYS,
+    "phi": _LIKE_LLAMA,
+    "starcoder2": _LIKE_LLAMA,
+    "bloom": {"hidden_size": WIDTH, "n_layer": NUM_LAYERS, "n_head": HEADS},
+    "falcon": {**_MANY_KEYS, "ffn_hidden_size": INNER, "alibi": True},
+    "gpt_neo": {
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_layers": NUM_LAYERS,
+        "num_heads": HEADS,
+        "max_position_embeddings": POSITIONS,
+        "attention_types": [[["global", "local"], 2]],
+    },
+    "gpt_neox_japanese": _MANY_KEYS,
+    "mpt": {"d_model": WIDTH, "n_heads": HEADS, "n_layers": NUM_LAYERS, "max_seq_len": POSITIONS},
+    "diffllama": _LIKE_LLAMA,
+    "doge": _LIKE_LLAMA,
+    "lfm2": {**_LIKE_LLAMA, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"] * 2},
+    "olmo_hybrid": _STATES,
+    "qwen3_5_text": _STATES,
+}
+"""The other families of the table, each with one test."""
 
 
 @lru_cache
@@ -120,7 +201,7 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, c
         initializer_range=0.15,
         pad_token_id=tokenizer.eos_token_id,
         **ids,
-        **CONFIGS[family],
+        **{**CONFIGS, **MORE_CONFIGS}[family],
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

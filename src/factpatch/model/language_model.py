@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,6 +172,15 @@ def _projections(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
     return {layer: model.get_submodule(names[layer].removesuffix(".weight")) for layer in layers}
 
 
+def _first_of(block: nn.Module, paths: str) -> nn.Module:
+    """The first of some paths, with `|` between them, that leads to a module of a block."""
+    *others, last = paths.split("|")
+    for path in others:
+        with suppress(AttributeError):
+            return block.get_submodule(path)
+    return block.get_submodule(last)
+
+
 class LanguageModel:
     """A transformers model and its tokenizer, reduced to the few operations that editing needs.
 
@@ -242,7 +251,12 @@ class LanguageModel:
         return self.blocks[layer].get_submodule(self.architecture.mlp)
 
     def attention(self, layer: int) -> nn.Module:
-        return self.blocks[layer].get_submodule(self.architecture.attention)
+        return _first_of(self.blocks[layer], self.architecture.attention)
+
+    def whole(self, layer: int) -> nn.Module:
+        """The module that runs on whole texts, of a family that has one."""
+        assert self.architecture.whole is not None
+        return _first_of(self.blocks[layer], self.architecture.whole)
 
     def in_memory(self, layer: int) -> bool:
         """Whether the editable weight of a layer can be written."""
@@ -330,6 +344,8 @@ class LanguageModel:
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Apply the head to (positions, d_value) hidden states: (positions, vocabulary), in the work dtype."""
         logits = self.model.get_output_embeddings()(hidden)
+        if self.architecture.logits is not None:
+            logits = self.architecture.logits.of(logits, self.config)
         return torch.log_softmax(logits.to(self.work_dtype), dim=-1)
 
     @contextmanager
