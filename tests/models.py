@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from factpatch.model.language_model import LanguageModel
 
@@ -157,6 +157,32 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
 }
 """The other families of the table, each with one test."""
 
+_IMAGES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+_QWEN_IMAGES = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": WIDTH}
+_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+WITH_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ({**_WITH_HEADS, "model_type": "gemma3_text"}, _IMAGES),
+    "idefics3": ({**_LIKE_LLAMA, "model_type": "llama", "pad_token_id": 0}, _IMAGES),
+    "internvl": ({**_LIKE_LLAMA, "model_type": "qwen2"}, {**_IMAGES, "image_size": [16, 16], "patch_size": [8, 8]}),
+    "llava": ({**_LIKE_LLAMA, "model_type": "llama"}, {**_IMAGES, "model_type": "clip_vision_model"}),
+    "mistral3": ({**_WITH_HEADS, "model_type": "mistral"}, {**_IMAGES, "model_type": "pixtral", "head_dim": 8}),
+    "qwen2_vl": (
+        {**_LIKE_LLAMA, "rope_parameters": _SECTIONS},
+        {"embed_dim": 16, "hidden_size": WIDTH, "depth": 1, "num_heads": 2},
+    ),
+    "qwen2_5_vl": ({**_LIKE_LLAMA, "rope_parameters": _SECTIONS}, _QWEN_IMAGES),
+    "qwen3_vl": ({**_WITH_HEADS, "rope_parameters": _SECTIONS}, {**_QWEN_IMAGES, "deepstack_visual_indexes": []}),
+    "qwen3_5": (_STATES, {**_QWEN_IMAGES, "deepstack_visual_indexes": []}),
+}
+"""Models of images and text: the settings of their text model and of what reads images."""
+
 
 @lru_cache
 def _trained_tokenizer() -> str:
@@ -195,17 +221,16 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, c
     """A random model of a family, in eval mode. The same seed gives the same weights in every dtype."""
     tokenizer = tiny_tokenizer(chat=chat)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        initializer_range=0.15,
-        pad_token_id=tokenizer.eos_token_id,
-        **ids,
-        **{**CONFIGS, **MORE_CONFIGS}[family],
-    )
+    text = {"vocab_size": len(tokenizer), "initializer_range": 0.15, "pad_token_id": tokenizer.eos_token_id, **ids}
+    if family in WITH_IMAGES:
+        own, images = WITH_IMAGES[family]
+        config = AutoConfig.for_model(family, text_config={**text, **own}, vision_config=images)
+    else:
+        config = AutoConfig.for_model(family, **text, **{**CONFIGS, **MORE_CONFIGS}[family])
+    kind = AutoModelForImageTextToText if family in WITH_IMAGES else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = kind.from_config(config, dtype=torch.float32)
         # Biases begin at 0 and norms at 1, which would hide that one of them is forgotten.
         with torch.no_grad():
             for parameter in model.parameters():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import MORE_CONFIGS, SENTENCES, WIDTH, tiny_model, tiny_tokenizer
+from tests.models import MORE_CONFIGS, SENTENCES, WIDTH, WITH_IMAGES, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from factpatch import Editor, Fact, Patch
@@ -91,7 +91,7 @@ def check_reading(lm: LanguageModel) -> None:
         assert direct == (lm.architecture.between is None)
 
 
-@pytest.mark.parametrize("family", MORE_CONFIGS)
+@pytest.mark.parametrize("family", [*MORE_CONFIGS, *WITH_IMAGES])
 def test_a_family_is_read_edited_undone_and_exported(family: str, tmp_path: Path) -> None:
     editor = editor_of(family)
     check_reading(editor.lm)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import FAMILIES, INNER, MORE_CONFIGS, NUM_LAYERS, WIDTH, tiny, tiny_model, tiny_tokenizer
+from tests.models import FAMILIES, INNER, MORE_CONFIGS, NUM_LAYERS, WIDTH, WITH_IMAGES, tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForSequenceClassification, pipeline
 
 from factpatch.model.architectures import ARCHITECTURES, Architecture, architecture_of, register_architecture
@@ -42,7 +42,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, int, int]] = {
 
 
 def test_every_family_is_tested() -> None:
-    assert {*FAMILIES, *MORE_CONFIGS} == ARCHITECTURES.keys()
+    inside = {tiny_model(family).config.get_text_config().model_type for family in WITH_IMAGES}
+    assert {*FAMILIES, *MORE_CONFIGS, *inside} == ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,9 +153,9 @@ def test_a_model_without_weights_is_refused() -> None:
         ("olmoe", "mixture of experts"),
         ("gpt_oss", "mixture of experts"),
         ("dbrx", "mixture of experts"),
-        ("llava", "vision-language model"),
-        ("qwen2_5_vl", "vision-language model"),
-        ("gemma3", "vision-language model"),
+        ("mllama", "vision-language model"),
+        ("paligemma", "vision-language model"),
+        ("glm4v", "vision-language model"),
         ("qwen2_audio", "model of sound and text"),
         ("t5", "an encoder and a decoder"),
         ("mamba", "a state in place of attention"),

@@ -97,10 +97,31 @@ class Architecture:
     """What happens to what the head puts out; None if these are the logits."""
     between: Between | None = None
     """What lies between the MLP's output and the residual stream; None if the one is added to the other as it is."""
+    text_model: str | None = None
+    """Path from the model to its text model, of a model of more than text; see `TEXT_MODELS`."""
     refuses: tuple[Refusal, ...] = ()
     """Which models of the family cannot be edited."""
     gguf: str | None = None
     """What llama.cpp calls the family (`general.architecture` of a GGUF file); None if it cannot run such models."""
+
+
+# Models of images and text: `config.model_type` in transformers, and the path from the model to its text model. Their
+# blocks are those of the text model's own row. Text is read by the text model alone, as the whole model reads a text
+# without an image; models that read text in another way then, such as PaliGemma, are not among them.
+TEXT_MODELS = {
+    **dict.fromkeys(
+        (
+            "aya_vision", "cohere2_vision", "deepseek_vl", "exaone4_5", "gemma3", "gemma4", "got_ocr2",
+            "hyperclovax_vision_v2", "internvl", "janus", "lfm2_vl", "lighton_ocr", "llava", "llava_next",
+            "llava_next_video", "llava_onevision", "mistral3", "ovis2", "qianfan_ocr", "qwen2_5_vl", "qwen2_vl",
+            "qwen3_5", "qwen3_vl", "video_llama_3", "video_llava", "vipllava",
+        ),
+        "model.language_model",
+    ),
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "model.text_model"),
+}  # fmt: skip
+TEXT_MODEL_AT = "text_model_at"
+"""The field of a patch's config that holds this path: a patch records the config of the text model alone."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +217,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         _like_llama("hyperclovax", between=Between("a factor and a norm"), logits=Logits(times="logits_scaling")),
         _like_llama("olmo2", "olmo2", between=_NORM),
         _like_llama("olmo3", "olmo2", between=_NORM),
+        # Only inside models of images and text.
+        _like_llama("qwen2_vl_text", "qwen2vl"),
+        _like_llama("qwen2_5_vl_text", "qwen2vl"),
+        _like_llama("qwen3_vl_text", "qwen3vl"),
         # Other names.
         Architecture("biogpt", "biogpt.layers", "fc2", "fc2", "self_attn"),
         Architecture("codegen", "transformer.h", "mlp.fc_out", "mlp", "attn", attends="_attn", returns_tuple=True),
@@ -235,8 +260,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 OTHER_KINDS = (
     OtherKind(
         ("vision_config", "vit_config"),
-        "it is a vision-language model, and the text model inside it is not reached. Edit the text model on its own, "
-        "loaded as a causal language model",
+        "it is a vision-language model, and nothing is known here of the text model inside it. Edit the text model on "
+        "its own, loaded as a causal language model",
     ),
     OtherKind(
         ("audio_config", "speech_config"),
@@ -276,11 +301,23 @@ def same_layout(one: str, other: str) -> bool:
 
 
 def architecture_of(config: Config) -> Architecture:
-    """Return the row for a model's config.
+    """Return the row for a model's config, or for the config of a patch.
 
     Raises:
         ValueError: The family is not in the table, its row refuses this config, or it is of a kind without a row.
     """
+    path, text = getattr(config, TEXT_MODEL_AT, None), config
+    if path is None and hasattr(config, "get_text_config"):
+        path = TEXT_MODELS.get(str(config.model_type))
+        text = config if path is None else config.get_text_config()
+    row = _row_of(text)
+    if path is None:
+        return row
+    # A text model has no head, so that its blocks are one step nearer.
+    return replace(row, blocks=f"{path}.{row.blocks.partition('.')[2]}", text_model=path)
+
+
+def _row_of(config: Config) -> Architecture:
     model_type = getattr(config, "model_type", None)
     row = ARCHITECTURES.get(str(model_type))
     if row is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from factpatch.model.architectures import ARCHITECTURES, architecture_of
+from factpatch.model.architectures import ARCHITECTURES, TEXT_MODEL_AT, architecture_of
 from factpatch.model.language_model import projection_name
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[i
         ValueError: As from `gguf_architecture`, or the `gguf` package does not know the tensors of the family.
     """
     name = gguf_architecture(model_config)
-    row = architecture_of(SimpleNamespace(**model_config))
+    # llama.cpp has the text model in a file of its own.
+    alone = {field: value for field, value in model_config.items() if field != TEXT_MODEL_AT}
+    row = architecture_of(SimpleNamespace(**alone))
     layers = list(layers)
     known = tensor_names(name, max(layers, default=-1) + 1)
     names = {layer: known.get_name(projection_name(row, str(layer))) for layer in layers}

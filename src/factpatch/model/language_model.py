@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -12,9 +13,11 @@ from typing import Any
 
 import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError
 from torch import Tensor, nn
 
-from factpatch.model.architectures import Architecture, architecture_of
+from factpatch.model.architectures import TEXT_MODEL_AT, Architecture, architecture_of
 from factpatch.model.frame import PLAIN, Frame, Turn, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.quantized import check_mergeable, first_pass, held, is_quantized, release, unmerged
@@ -82,6 +85,15 @@ def text_config(model: Any) -> Any:
     """
     check_transformers_model(model)
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def described_config(model: Any) -> dict[str, Any]:
+    """Return what a patch records of a transformers model: the config of its text part, its name, and where that is."""
+    config: dict[str, Any] = text_config(model).to_dict()
+    path = loaded_architecture(model).text_model
+    if path is None:
+        return config
+    return {**config, "_name_or_path": getattr(model.config, "_name_or_path", ""), TEXT_MODEL_AT: path}
 
 
 def model_name(config: Any) -> str:
@@ -181,6 +193,23 @@ def _first_of(block: nn.Module, paths: str) -> nn.Module:
     return block.get_submodule(last)
 
 
+# What turns images and sounds into what a model reads, beside its tokenizer.
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def copy_processor(config: Any, directory: Path) -> None:
+    """Copy the settings of a model's processor from where the model was loaded, if they are there."""
+    source = str(getattr(config, "_name_or_path", ""))
+    for name in _PROCESSOR:
+        found = Path(source) / name
+        if not found.is_file():
+            with suppress(HFValidationError):
+                cached = try_to_load_from_cache(source, name)
+                found = Path(cached) if isinstance(cached, str) else found
+        if found.is_file() and not (directory / name).exists():
+            shutil.copyfile(found, directory / name)
+
+
 class LanguageModel:
     """A transformers model and its tokenizer, reduced to the few operations that editing needs.
 
@@ -239,7 +268,13 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
-        return model_name(self.config)
+        return model_name(self.config if self.architecture.text_model is None else self.model.config)
+
+    @property
+    def text_model(self) -> Any:
+        """What reads text: the whole model, or in a model of images and text a part without a head."""
+        path = self.architecture.text_model
+        return self.model if path is None else self.model.get_submodule(path)
 
     def down_projection(self, layer: int) -> nn.Module:
         return self.blocks[layer].get_submodule(self.architecture.down_projection)
@@ -337,7 +372,7 @@ class LanguageModel:
 
     def body(self, **inputs: Any) -> Tensor:
         """Run everything but the head; return the last hidden states, (rows, tokens, d_value), after the final norm."""
-        hidden = self.model.base_model(**inputs).last_hidden_state
+        hidden = self.text_model.base_model(**inputs).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden
 
@@ -351,7 +386,7 @@ class LanguageModel:
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """No dropout, no parameter gradients, attention that honors our masks; all restored afterwards."""
-        with frozen(self.model), masked_attention(self.model):
+        with frozen(self.model), masked_attention(self.text_model):
             yield
 
     def save_pretrained(self, directory: str | Path, card: str | None = None) -> None:
@@ -371,6 +406,8 @@ class LanguageModel:
             state = get_state_dict_offloaded_model(self.model) if offloaded else None
             self.model.save_pretrained(draft, state_dict=state)
             self.tokenizer.save_pretrained(draft)
+            if self.architecture.text_model is not None:
+                copy_processor(self.model.config, draft)
             if card is not None:
                 (draft / "README.md").write_text(card, encoding="utf-8")
 

@@ -256,14 +256,15 @@ def packed_attention(lm: LanguageModel) -> Iterator[None]:
             _whole_texts.reset(token)
         return
     if method is None:
-        before = lm.model.config._attn_implementation
-        lm.model.set_attn_implementation(_NAME)
+        model = lm.text_model
+        before = model.config._attn_implementation
+        model.set_attn_implementation(_NAME)
         try:
-            if lm.model.config._attn_implementation != _NAME:
+            if model.config._attn_implementation != _NAME:
                 raise ValueError(_no_interface(lm))
             yield
         finally:
-            lm.model.set_attn_implementation(before)
+            model.set_attn_implementation(before)
         return
     modules = (lm.attention(layer) for layer in range(lm.num_layers))
     with shadowed((module, method, _packed_method(module, getattr(module, method))) for module in modules):

@@ -11,10 +11,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from factpatch.model.architectures import architecture_of, same_layout
+from factpatch.model.architectures import Architecture, same_layout
 from factpatch.model.gguf import GGUFFile, find_gguf, open_gguf
 from factpatch.model.gguf_names import gguf_architecture, gguf_names
-from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
+from factpatch.model.language_model import (
+    LanguageModel,
+    editable_names,
+    editable_weights,
+    loaded_architecture,
+    model_name,
+    text_config,
+)
 from factpatch.model.quantized import is_quantized
 from factpatch.model.weights import changed_layers, content_hash
 from factpatch.patch.batch import Batch, layer_list, states
@@ -215,8 +222,7 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[i
             f"base={str(directory)!r} holds neither {single.name} nor {index.name}; give the directory of a model that "
             "was saved with save_pretrained."
         )
-    transposed = architecture_of(text_config(model)).transposed
-    names = editable_names(model)
+    row, names = loaded_architecture(model), editable_names(model)
     weights = {}
     try:
         if single.is_file():
@@ -225,14 +231,26 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[i
         else:
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         for layer in layers:
-            # A checkpoint of the body alone, such as the original GPT-2, lacks the name of the body.
-            bare = names[layer].removeprefix(f"{model.base_model_prefix}.")
-            name = names[layer] if names[layer] in shards else bare
-            if name not in shards:
+            name = _name_in(shards, names[layer], row)
+            if name is None:
                 raise PatchMismatchError(f"base={str(directory)!r} has no weight named {names[layer]}.")
             with safe_open(directory / shards[name], framework="pt") as file:
                 tensor = file.get_tensor(name)
-            weights[layer] = tensor.T if transposed else tensor
+            weights[layer] = tensor.T if row.transposed else tensor
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise PatchMismatchError(f"base={str(directory)!r} cannot be read: {error}.") from error
     return weights
+
+
+def _name_in(shards: Mapping[str, str], name: str, row: Architecture) -> str | None:
+    """What a checkpoint calls a weight; None if it has none of that name.
+
+    A checkpoint of the body alone, such as the original GPT-2, lacks the name of the body. Of a model of images and
+    text, transformers writes the names that it had in older versions, in which the text model stood elsewhere.
+    """
+    bare = name.partition(".")[2]
+    found = [there for there in (name, bare) if there in shards]
+    if row.text_model is not None and not found:
+        within = name.removeprefix(f"{row.text_model}.")
+        found = [there for there in shards if there.endswith(f".{within}") and "vision" not in there]
+    return found[0] if found else None
