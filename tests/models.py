@@ -88,6 +88,17 @@ _STATES = {
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
 _SCALED = {**_LIKE_LLAMA, "residual_multiplier": 0.5, "logits_scaling": 2.0}
+_LATENT = {
+    **_MANY_KEYS,
+    "num_key_value_heads": HEADS,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_GROUPS = {"n_group": 1, "topk_group": 1}
+_ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": INNER // 2}
 MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "apertus": _LIKE_LLAMA,
     "arcee": _LIKE_LLAMA,
@@ -109,15 +120,7 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": _LIKE_LLAMA,
     "stablelm": _LIKE_LLAMA,
     "vaultgemma": _WITH_HEADS,
-    "youtu": {
-        **_MANY_KEYS,
-        "num_key_value_heads": HEADS,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-    },
+    "youtu": _LATENT,
     "cohere": {**_LIKE_LLAMA, "logit_scale": 0.25},
     "cohere2": {**_LIKE_LLAMA, "logit_scale": 0.25},
     "exaone4": _LIKE_LLAMA,
@@ -154,6 +157,31 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2": {**_LIKE_LLAMA, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"] * 2},
     "olmo_hybrid": _STATES,
     "qwen3_5_text": _STATES,
+    "deepseek_v2": {**_LATENT, **_ROUTED, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "deepseek_v3": {**_LATENT, **_ROUTED, "n_routed_experts": 4, "first_k_dense_replace": 1, **_GROUPS},
+    "dots1": {
+        **_WITH_HEADS,
+        **_ROUTED,
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+        **_GROUPS,
+    },
+    "ernie4_5_moe": {**_LIKE_LLAMA, **_ROUTED, "moe_num_experts": 4, "moe_k": 2},
+    "exaone_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, **_GROUPS},
+    "flex_olmo": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4},
+    "glm4_moe": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
+    "gpt_oss": {**_WITH_HEADS, **_ROUTED, "num_local_experts": 4},
+    "hunyuan_v1_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "moe_topk": 2},
+    "minimax_m2": {**_WITH_HEADS, **_ROUTED, "num_local_experts": 4},
+    "mixtral": {**_LIKE_LLAMA, **_ROUTED, "num_local_experts": 4},
+    "olmoe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4},
+    "phimoe": {**_LIKE_LLAMA, **_ROUTED, "num_local_experts": 4},
+    "qwen2_moe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
+    "qwen3_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4},
+    "solar_open": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
+    "qwen3_next": {**_STATES, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
+    "qwen3_5_moe_text": {**_STATES, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
 }
 """The other families of the table, each with one test."""
 

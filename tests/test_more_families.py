@@ -11,10 +11,12 @@ from tests.models import MORE_CONFIGS, SENTENCES, WIDTH, WITH_IMAGES, tiny_model
 from torch import Tensor
 
 from factpatch import Editor, Fact, Patch
+from factpatch.model.experts import token_rows
 from factpatch.model.gguf_names import gguf_names
 from factpatch.model.hooks import captured, first_tensor
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import PackedRow, Packing, Pool, packed_attention, run_packed
+from factpatch.model.weights import matrix_shape
 from factpatch.patch.history import total_shifts
 
 LAYERS = (1, 2)
@@ -32,9 +34,14 @@ def editor_of(family: str) -> Editor:
         method="memit-blue",
         critical_layers=LAYERS,
         contexts=("{}", "The tower in the city. {}"),
-        second_moments={layer: torch.eye(lm.weight(layer).shape[1], dtype=torch.float64) for layer in LAYERS},
+        second_moments={layer: unit_moment(lm, layer) for layer in LAYERS},
         settings={"target.steps": 8, "target.learning_rate": 0.5, "target.clamp": 4, "solver.weight": 0.01},
     )
+
+
+def unit_moment(lm: LanguageModel, layer: int) -> Tensor:
+    one = torch.eye(lm.key_width(layer), dtype=torch.float64)
+    return one.expand(lm.experts(layer), -1, -1) if lm.experts(layer) else one
 
 
 def logits(model: Any, text: str = SENTENCES[0]) -> Tensor:
@@ -64,7 +71,8 @@ def check_reading(lm: LanguageModel) -> None:
             inputs={"key": modules["key"]}, outputs={"mlp": modules["mlp"], "block": modules["block"]}
         ) as found:
             lm.body(input_ids=torch.tensor([first]))
-        return {name: first_tensor(value).reshape(len(first), -1) for name, value in found.items()}
+        keys = token_rows(found.pop("key"))[torch.arange(len(first))]
+        return {"key": keys, **{name: first_tensor(value).reshape(len(first), -1) for name, value in found.items()}}
 
     with torch.no_grad(), lm.quiet():
         whole = [lm.body(input_ids=torch.tensor([ids]))[0] for ids in (first, second)]
@@ -81,8 +89,8 @@ def check_reading(lm: LanguageModel) -> None:
             torch.testing.assert_close(packed, torch.cat([whole[0][2:], whole[1][3:]]), **CLOSE)
         before = read()
         weight, kept = lm.weight(1), lm.weight(1).clone()
-        shift = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-        weight.add_(shift)
+        shift = torch.randn(matrix_shape(weight), generator=torch.Generator().manual_seed(0))
+        weight.add_(shift.view(weight.shape))
         after = read()
         weight.copy_(kept)
         moved = before["key"] @ shift.T

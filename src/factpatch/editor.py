@@ -22,7 +22,7 @@ from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.precision import precision_for
 from factpatch.model.quantized import check_gradients
 from factpatch.model.replicas import Replicas
-from factpatch.model.weights import changed_layers
+from factpatch.model.weights import changed_layers, matrices
 from factpatch.patch.batch import layer_list
 from factpatch.patch.history import Draft, History
 from factpatch.patch.patch import Patch
@@ -306,7 +306,8 @@ class Editor(EditedModel):
         """The shifts as the regularizer changes them if it acts at this point, in the dtype that is stored."""
         if self._method.regularizer.acts is not acts:
             return dict(shifts)
-        kept = self._method.regularizer.regularize(shifts, before)
+        weights = matrices({layer: before[layer] for layer in shifts})
+        kept = self._method.regularizer.regularize(shifts, weights)
         return {layer: smaller(shift).to(self._stored_dtype) for layer, shift in kept.items()}
 
     @staged("write")

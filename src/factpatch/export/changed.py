@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from factpatch.model.experts import is_experts, stored
 from factpatch.model.language_model import editable_names, editable_weights, loaded_architecture
 from factpatch.model.quantized import check_mergeable
 from factpatch.support.files import atomic_write
@@ -32,9 +33,10 @@ def write_changed(model: Any, layers: Sequence[int], path: str | Path) -> list[s
     """
     check_mergeable(model)
     names, transposed = editable_names(model), loaded_architecture(model).transposed
-    tensors = {
-        names[layer]: (weight.T if transposed else weight).cpu().contiguous()
-        for layer, weight in editable_weights(model, layers).items()
-    }
+    tensors = {}
+    for layer, weight in editable_weights(model, layers).items():
+        module = model.get_submodule(names[layer].rpartition(".")[0])
+        as_stored = stored(module, weight) if is_experts(module) else weight.T if transposed else weight
+        tensors[names[layer]] = as_stored.cpu().contiguous()
     atomic_write(path, lambda draft: save_file(tensors, draft, {"format": "pt"}))
     return list(tensors)

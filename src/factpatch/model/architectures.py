@@ -78,19 +78,19 @@ class Architecture:
     blocks: str
     """Path from the causal language model to its list of blocks."""
     down_projection: str
-    """Path from a block to the MLP's second projection, whose inputs are the keys."""
+    """Path from a block to the MLP's second projection, whose inputs are the keys. Several with `|` between them where
+    blocks of one model differ: the first that a block has."""
     mlp: str
     """Path from a block to the module that ends with the down-projection."""
     attention: str
-    """Path from a block to its attention module, or to what stands in its place; several with `|` between them where
-    blocks of one model differ: the first that a block has."""
+    """Path from a block to its attention module, or to what stands in its place; see `down_projection` for `|`."""
     transposed: bool = False
     """Whether the weight is stored as (d_key, d_value), as by GPT-2's Conv1D."""
     attends: str | None = None
     """The method of the attention module that attends, if the family does not use transformers' attention interface."""
     whole: str | None = None
     """Path from a block to the module in which tokens meet, if that can only run on whole texts: its attention knows
-    places (ALiBi, local windows) without transformers' interface, or it is no attention. See `attention` for `|`."""
+    places (ALiBi, local windows) without transformers' interface, or it is no attention; see `down_projection`."""
     returns_tuple: bool = False
     """Whether a block returns a tuple that begins with the hidden states, instead of the hidden states."""
     logits: Logits | None = None
@@ -122,6 +122,8 @@ TEXT_MODELS = {
 }  # fmt: skip
 TEXT_MODEL_AT = "text_model_at"
 """The field of a patch's config that holds this path: a patch records the config of the text model alone."""
+EXPERTS_OF = "experts_of"
+"""The field of a patch's config that says which layers are mixtures of experts, and how many experts each has."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,11 @@ def _is_set(value: Any) -> bool:
 
 def _like_llama(model_type: str, gguf: str | None = None, **others: Any) -> Architecture:
     return Architecture(model_type, "model.layers", "mlp.down_proj", "mlp", "self_attn", gguf=gguf, **others)
+
+
+def _of_experts(model_type: str, **others: Any) -> Architecture:
+    """A row of a family with experts in place of the MLP, in all blocks or in some; see `factpatch.model.experts`."""
+    return Architecture(model_type, "model.layers", "mlp.experts|mlp.down_proj", "mlp", "self_attn", **others)
 
 
 def _mixed(model_type: str, down_projection: str, mlp: str, mixers: str, **others: Any) -> Architecture:
@@ -252,6 +259,25 @@ ARCHITECTURES: dict[str, Architecture] = {
         _mixed("lfm2", "feed_forward.w2", "feed_forward", "self_attn|conv", gguf="lfm2"),
         _mixed("olmo_hybrid", "mlp.down_proj", "mlp", "self_attn|linear_attn", between=_NORM),
         _mixed("qwen3_5_text", "mlp.down_proj", "mlp", "self_attn|linear_attn", gguf="qwen35"),
+        # Mixtures of experts.
+        _of_experts("deepseek_v2"),
+        _of_experts("deepseek_v3"),
+        _of_experts("dots1"),
+        _of_experts("ernie4_5_moe"),
+        _of_experts("exaone_moe"),
+        _of_experts("flex_olmo", between=_NORM),
+        _of_experts("glm4_moe"),
+        _of_experts("gpt_oss"),
+        _of_experts("hunyuan_v1_moe"),
+        _of_experts("minimax_m2"),
+        _of_experts("mixtral"),
+        _of_experts("olmoe"),
+        _of_experts("phimoe"),
+        _of_experts("qwen2_moe"),
+        _of_experts("qwen3_moe"),
+        _of_experts("solar_open"),
+        _mixed("qwen3_next", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn"),
+        _mixed("qwen3_5_moe_text", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn"),
     )
 }  # fmt: skip
 
@@ -273,8 +299,8 @@ OTHER_KINDS = (
             "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts",
             "num_routed_experts", "ffn_config.moe_num_experts",
         ),
-        "it is a mixture of experts, whose blocks have no single down-projection that every fact passes. Choose a "
-        "dense model",
+        "it is a mixture of experts, and nothing is known here of where this family keeps them. Choose a dense model, "
+        "or a mixture of a family that is known",
     ),
     OtherKind(
         ("is_encoder_decoder",), "it has an encoder and a decoder. Choose a causal language model (decoder only)"

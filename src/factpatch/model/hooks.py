@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from factpatch.model.experts import Routed, is_experts
+
 K = TypeVar("K")
 Hook = Callable[..., Any]
 _HIDDEN = "hidden_states"  # what transformers calls the input of a block
@@ -38,6 +40,11 @@ def _with_input(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _with_output(found: Tensor, output: Any) -> Any:
     """The output of a module with another main output."""
     return (found, *output[1:]) if isinstance(output, tuple) else found
+
+
+def _read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The main input, and of a module of experts also where each token is sent."""
+    return Routed.of(module, args, kwargs) if is_experts(module) else main_input(args, kwargs).detach()
 
 
 @contextmanager
@@ -80,7 +87,7 @@ def captured(
     found: dict[K, Tensor] = {}
 
     def keep_input(name: K) -> Hook:
-        return lambda module, args, kwargs: found.update({name: main_input(args, kwargs).detach()})
+        return lambda module, args, kwargs: found.update({name: _read_input(module, args, kwargs)})
 
     def keep_output(name: K) -> Hook:
         return lambda module, args, output: found.update({name: first_tensor(output).detach()})

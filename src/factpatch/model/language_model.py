@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError
 from torch import Tensor, nn
 
-from factpatch.model.architectures import TEXT_MODEL_AT, Architecture, architecture_of
+from factpatch.model.architectures import EXPERTS_OF, TEXT_MODEL_AT, Architecture, architecture_of
+from factpatch.model.experts import expert_count, weight_name, wide_range
 from factpatch.model.frame import PLAIN, Frame, Turn, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.quantized import check_mergeable, first_pass, held, is_quantized, release, unmerged
 from factpatch.model.tokens import check_tokenizer, no_embedding
-from factpatch.model.weights import content_hash, oriented
+from factpatch.model.weights import content_hash, matrix_shape, oriented
 from factpatch.support.files import atomic_directory
 
 
@@ -88,12 +90,19 @@ def text_config(model: Any) -> Any:
 
 
 def described_config(model: Any) -> dict[str, Any]:
-    """Return what a patch records of a transformers model: the config of its text part, its name, and where that is."""
+    """Return what a patch records of a transformers model: the config of its text part, and what that leaves open.
+
+    Where the text part is in a model of images and text, that is the whole model's name and the path to this part; of a
+    mixture of experts, how many experts each layer has.
+    """
     config: dict[str, Any] = text_config(model).to_dict()
-    path = loaded_architecture(model).text_model
-    if path is None:
-        return config
-    return {**config, "_name_or_path": getattr(model.config, "_name_or_path", ""), TEXT_MODEL_AT: path}
+    row = loaded_architecture(model)
+    blocks = model.get_submodule(row.blocks).children()
+    edited = {layer: first_of(block, row.down_projection) for layer, block in enumerate(blocks)}
+    experts = {str(layer): count for layer, found in edited.items() if (count := expert_count(found))}
+    if row.text_model is not None:
+        config |= {"_name_or_path": getattr(model.config, "_name_or_path", ""), TEXT_MODEL_AT: row.text_model}
+    return {**config, EXPERTS_OF: experts} if experts else config
 
 
 def model_name(config: Any) -> str:
@@ -101,16 +110,34 @@ def model_name(config: Any) -> str:
     return str(getattr(config, "_name_or_path", "") or config.model_type)
 
 
-def projection_name(architecture: Architecture, block: str) -> str:
-    """Return the path from the causal language model to the down-projection of a block, by its name in its list."""
-    return f"{architecture.blocks}.{block}.{architecture.down_projection}"
+def projection_name(model_config: Mapping[str, Any], layer: int, within: bool = True) -> str:
+    """Return the path from a model to the down-projection of a layer, given the config that a patch records.
+
+    Args:
+        model_config: As `described_config` returns it.
+        within: Whether to begin at the model as a whole; otherwise at its text model, as if that were on its own.
+    """
+    alone = {name: value for name, value in model_config.items() if within or name != TEXT_MODEL_AT}
+    row = architecture_of(SimpleNamespace(**alone))
+    paths = row.down_projection.split("|")
+    # A row names the experts first, and what blocks without experts have last.
+    path = paths[0] if str(layer) in model_config.get(EXPERTS_OF, {}) else paths[-1]
+    return f"{row.blocks}.{layer}.{path}"
+
+
+def _edited_modules(model: Any) -> dict[int, tuple[str, nn.Module]]:
+    """The path to each layer's down-projection, and the module."""
+    row = loaded_architecture(model)
+    found = {}
+    for layer, (name, block) in enumerate(model.get_submodule(row.blocks).named_children()):
+        path = first_path(block, row.down_projection)
+        found[layer] = f"{row.blocks}.{name}.{path}", block.get_submodule(path)
+    return found
 
 
 def editable_names(model: Any) -> dict[int, str]:
     """Return the name, as in `named_parameters`, of each layer's editable weight; ValueError for an unknown family."""
-    row = loaded_architecture(model)
-    blocks = model.get_submodule(row.blocks).named_children()
-    return {layer: f"{projection_name(row, block)}.weight" for layer, (block, _) in enumerate(blocks)}
+    return {layer: f"{path}.{weight_name(module)}" for layer, (path, module) in _edited_modules(model).items()}
 
 
 def loaded_architecture(model: Any) -> Architecture:
@@ -133,9 +160,8 @@ def loaded_architecture(model: Any) -> Architecture:
 
 def _check_parameters(model: Any, names: Mapping[int, str], layers: Sequence[int]) -> None:
     """Raise ValueError if a weight is computed anew in each pass, so that what is written to it would be lost."""
-    for layer in layers:
-        module = model.get_submodule(names[layer].removesuffix(".weight"))
-        if not isinstance(module.weight, nn.Parameter):
+    for layer, module in _projections(model, layers).items():
+        if not isinstance(getattr(module, weight_name(module)), nn.Parameter):
             raise ValueError(
                 f"model={type(model).__name__}: {names[layer]} is computed from other weights, by pruning or a "
                 "parametrization. Make it permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
@@ -180,17 +206,23 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
 
 
 def _projections(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
-    names = editable_names(model)
-    return {layer: model.get_submodule(names[layer].removesuffix(".weight")) for layer in layers}
+    modules = _edited_modules(model)
+    return {layer: modules[layer][1] for layer in layers}
 
 
-def _first_of(block: nn.Module, paths: str) -> nn.Module:
-    """The first of some paths, with `|` between them, that leads to a module of a block."""
+def first_path(block: nn.Module, paths: str) -> str:
+    """The first of some paths, with `|` between them, that leads to a module of a block; the last if none does."""
     *others, last = paths.split("|")
     for path in others:
         with suppress(AttributeError):
-            return block.get_submodule(path)
-    return block.get_submodule(last)
+            block.get_submodule(path)
+            return path
+    return last
+
+
+def first_of(block: nn.Module, paths: str) -> nn.Module:
+    """The module of a block that `first_path` leads to; AttributeError if there is none."""
+    return block.get_submodule(first_path(block, paths))
 
 
 # What turns images and sounds into what a model reads, beside its tokenizer.
@@ -277,21 +309,21 @@ class LanguageModel:
         return self.model if path is None else self.model.get_submodule(path)
 
     def down_projection(self, layer: int) -> nn.Module:
-        return self.blocks[layer].get_submodule(self.architecture.down_projection)
+        return first_of(self.blocks[layer], self.architecture.down_projection)
 
     def block(self, layer: int) -> nn.Module:
         return self.blocks[layer]
 
     def mlp(self, layer: int) -> nn.Module:
-        return self.blocks[layer].get_submodule(self.architecture.mlp)
+        return first_of(self.blocks[layer], self.architecture.mlp)
 
     def attention(self, layer: int) -> nn.Module:
-        return _first_of(self.blocks[layer], self.architecture.attention)
+        return first_of(self.blocks[layer], self.architecture.attention)
 
     def whole(self, layer: int) -> nn.Module:
         """The module that runs on whole texts, of a family that has one."""
         assert self.architecture.whole is not None
-        return _first_of(self.blocks[layer], self.architecture.whole)
+        return first_of(self.blocks[layer], self.architecture.whole)
 
     def in_memory(self, layer: int) -> bool:
         """Whether the editable weight of a layer can be written."""
@@ -322,7 +354,30 @@ class LanguageModel:
 
     @property
     def d_key(self) -> int:
-        return self._key.shape[-1] if self.quantized else self.weight(0).shape[1]
+        """How many dimensions a key has; of experts, those of all of them by how many of them a token is sent to."""
+        return self._key.shape[-1] if self.quantized else max(self._key_sizes)
+
+    @cached_property
+    def _key_sizes(self) -> list[int]:
+        sizes = [
+            matrix_shape(oriented(self.down_projection(layer), self.architecture.transposed))[1]
+            for layer in range(self.num_layers)
+        ]
+        if not any(map(self.experts, range(self.num_layers))):
+            return sizes[:1]
+        share = max(1, int(getattr(self.config, "num_experts_per_tok", None) or 1))
+        return [size // share if self.experts(layer) else size for layer, size in enumerate(sizes)]
+
+    def key_width(self, layer: int) -> int:
+        """How many dimensions a layer's keys have; of experts, those of one of them."""
+        if self.quantized:
+            return self.d_key
+        weight = oriented(self.down_projection(layer), self.architecture.transposed)
+        return int(weight.shape[-1])
+
+    def experts(self, layer: int) -> int:
+        """How many experts a layer has; 0 of a layer without a router."""
+        return expert_count(self.down_projection(layer))
 
     @property
     def embedded_tokens(self) -> int:
@@ -386,7 +441,7 @@ class LanguageModel:
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """No dropout, no parameter gradients, attention that honors our masks; all restored afterwards."""
-        with frozen(self.model), masked_attention(self.text_model):
+        with frozen(self.model), masked_attention(self.text_model), wide_range(self.model):
             yield
 
     def save_pretrained(self, directory: str | Path, card: str | None = None) -> None:
@@ -423,7 +478,7 @@ class LanguageModel:
     def longest(self) -> int | None:
         """The most tokens that a text may have: the model's positions, or fewer if its attention reaches less far."""
         limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
-        return min((int(limit) for limit in limits if limit is not None), default=None)
+        return min((int(limit) for limit in limits if limit), default=None)  # 0 stands for none, too
 
     def has_room(self, tokens: int) -> bool:
         """Whether a text of so many tokens can be read."""

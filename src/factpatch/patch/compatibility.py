@@ -23,7 +23,7 @@ from factpatch.model.language_model import (
     text_config,
 )
 from factpatch.model.quantized import is_quantized
-from factpatch.model.weights import changed_layers, content_hash
+from factpatch.model.weights import changed_layers, content_hash, matrix_shape
 from factpatch.patch.batch import Batch, layer_list, states
 from factpatch.support.words import quoted
 
@@ -79,10 +79,10 @@ def fitting_weights(
         raise PatchMismatchError(f"the patch edits {layer_list(missing)}, but {name} has layers 0 to {len(known) - 1}.")
     weights = editable_weights(model, layers)
     for layer, shift in (item for batch in batches for item in batch.shifts.items()):
-        if shift.shape != tuple(weights[layer].shape):
+        if shift.shape != matrix_shape(weights[layer]):
             raise PatchMismatchError(
                 f"layer {layer}: the patch shifts a weight of shape {shift.shape}, but that of {name} has "
-                f"shape {tuple(weights[layer].shape)}."
+                f"shape {matrix_shape(weights[layer])}."
             )
     others = [layer for layer in layers if weights[layer].dtype != weight_dtype]
     if others:
