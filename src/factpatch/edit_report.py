@@ -17,6 +17,7 @@ from factpatch.editor import Editor
 from factpatch.evaluation.budget import Budget, BudgetError, Meter
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import held_out_text, perplexity
+from factpatch.evaluation.routing import read_routes, rerouted
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
@@ -71,6 +72,9 @@ class EditReport:
     perplexity_before: float | None = None
     """On a text unrelated to the facts; None if it was not measured."""
     perplexity_after: float | None = None
+    rerouted: float | None = None
+    """The share of tokens of that text, and layers, from 0 to 1, that the router now sends to other experts; None if it
+    was not measured, or there is no router."""
     patch_file: Path | None = None
     """Where the patch was saved."""
     editing: float | None = None
@@ -120,6 +124,7 @@ class EditReport:
             **{name: summary.get(name, {"before": None, "after": None}) for name in (*METRICS, "score")},
             "perplexity_before": self.perplexity_before,
             "perplexity_after": self.perplexity_after,
+            **({} if self.rerouted is None else {"rerouted": self.rerouted}),
             "seconds": dict(self.seconds),
             "steps": {str(layer): steps for layer, steps in self.steps.items()},
             "settings": self.settings,
@@ -185,10 +190,12 @@ def edit_and_report(
     asked = (without_trained(latest(batches)[0], editor.contexts), held_out_text() if text is None else text)
     measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress, editor.replicas)
     before, perplexity_before = measured("before")
+    routes = read_routes(lm, asked[1]) if measure else {}
     with _what_stays(editor, None if session is not None else out):
         _edit_all(editor, batches, session, measure, spent, budget)
     patch = _saved(editor, out, save_model, spent)
     after, perplexity_after = measured("after", before)
+    moved = rerouted(routes, read_routes(lm, asked[1])) if routes else None
     return EditReport(
         model=lm.name,
         patch=patch,
@@ -198,6 +205,7 @@ def edit_and_report(
         verification=after,
         perplexity_before=perplexity_before,
         perplexity_after=perplexity_after,
+        rerouted=moved,
         patch_file=out,
         editing=sum(map(_editing, editor.edits)) if all(edit.seconds for edit in editor.edits) else None,
     )

@@ -11,6 +11,8 @@ from tests.test_more_families import FACTS, editor_of, nll
 from torch import Tensor
 
 from factpatch import Editor, NullSpace, Patch, Ridge
+from factpatch.edit_report import edit_and_report
+from factpatch.evaluation.routing import read_routes, rerouted
 from factpatch.model.experts import Routed
 from factpatch.model.hooks import captured
 from factpatch.statistics.corpus import Corpus
@@ -205,14 +207,38 @@ def test_a_mixture_is_edited_with_its_own_text_and_only_where_its_facts_go(tmp_p
     editor.undo()
     editor.undo()
     assert all(torch.equal(value, original[name]) for name, value in editor.model.state_dict().items())
-    Patch.load(_saved(patch, tmp_path)).remove(again.model)
-    for name, value in again.model.state_dict().items():  # without the base, up to rounding
+    patch.save(tmp_path / "p.safetensors")
+    loaded = Patch.load(tmp_path / "p.safetensors")
+    loaded.remove(again.model, base=tmp_path / "base")
+    assert all(torch.equal(value, original[name]) for name, value in again.model.state_dict().items())
+    loaded.remove(saved.model)
+    for name, value in saved.model.state_dict().items():  # without the base, up to rounding
         torch.testing.assert_close(value, original[name], rtol=0.0, atol=1e-6)
 
 
-def _saved(patch: Patch, directory: Path) -> Path:
-    patch.save(directory / "p.safetensors")
-    return directory / "p.safetensors"
+def test_how_many_tokens_of_ordinary_text_are_sent_elsewhere_is_counted() -> None:
+    editor = editor_of("mixtral")
+    text = " ".join(SENTENCES)
+    before = read_routes(editor.lm, text)
+    (ids,) = editor.lm.tokenizer([text])["input_ids"]
+    with torch.no_grad(), captured(inputs={0: editor.lm.down_projection(3)}) as seen:
+        editor.lm.body(input_ids=torch.tensor([ids]))
+    routed: Routed = seen[0]  # type: ignore[assignment]
+    assert torch.equal(before[3], routed.index.sort(dim=1).values)
+    assert rerouted(before, before) == 0
+    editor.edit(FACTS)
+    after = read_routes(editor.lm, text)
+    assert torch.equal(before[1], after[1])  # the first layer that is written comes after its router
+    share = rerouted(before, after)
+    assert share == sum((before[n] != after[n]).any(dim=1).sum().item() for n in before) / (4 * len(ids))
+    assert share > 0
+    assert rerouted(read_routes(tiny("llama")), {}) is None
+
+
+def test_an_edit_reports_how_many_tokens_are_sent_elsewhere() -> None:
+    report = edit_and_report(editor_of("mixtral"), [FACTS], text=" ".join(SENTENCES), progress=False)
+    assert report.rerouted is not None
+    assert report.to_dict()["rerouted"] == report.rerouted
 
 
 @pytest.mark.parametrize("method", ["rect", "prune-blue", "ultraedit", "pmet-blue", "alphaedit-sphere-blue"])

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from factpatch.model.architectures import Architecture, same_layout
+from factpatch.model.experts import is_experts
 from factpatch.model.gguf import GGUFFile, find_gguf, open_gguf
 from factpatch.model.gguf_names import gguf_architecture, gguf_names
 from factpatch.model.language_model import (
@@ -223,6 +224,9 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[i
             "was saved with save_pretrained."
         )
     row, names = loaded_architecture(model), editable_names(model)
+    if any(is_experts(model.get_submodule(names[layer].rpartition(".")[0])) for layer in layers):
+        # In its files, transformers has every expert apart, under names that differ by family.
+        return editable_weights(type(model).from_pretrained(directory, dtype="auto", local_files_only=True), layers)
     weights = {}
     try:
         if single.is_file():
