@@ -17,7 +17,7 @@ from factpatch.editor import Editor
 from factpatch.evaluation.budget import Budget, BudgetError, Meter
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import held_out_text, perplexity
-from factpatch.evaluation.routing import read_routes, rerouted
+from factpatch.evaluation.routing import Routes, read_routes, rerouted
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
@@ -183,29 +183,26 @@ def edit_and_report(
     _check_editor(editor, save_model)
     batches, lm = [tuple(batch) for batch in batches] if session is None else session.batches, editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
-    earlier = sum(spent.values())
-    start = time.perf_counter()
+    start = time.perf_counter() - sum(spent.values())
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
     asked = (without_trained(latest(batches)[0], editor.contexts), held_out_text() if text is None else text)
     measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress, editor.replicas)
-    before, perplexity_before = measured("before")
-    routes = read_routes(lm, asked[1]) if measure else {}
+    before = measured("before")
     with _what_stays(editor, None if session is not None else out):
         _edit_all(editor, batches, session, measure, spent, budget)
     patch = _saved(editor, out, save_model, spent)
-    after, perplexity_after = measured("after", before)
-    moved = rerouted(routes, read_routes(lm, asked[1])) if routes else None
+    after = measured("after", before[0])
     return EditReport(
         model=lm.name,
         patch=patch,
         settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
         steps=_steps(editor.edits),
-        seconds={**spent, "total": earlier + time.perf_counter() - start},
-        verification=after,
-        perplexity_before=perplexity_before,
-        perplexity_after=perplexity_after,
-        rerouted=moved,
+        seconds={**spent, "total": time.perf_counter() - start},
+        verification=after[0],
+        perplexity_before=before[1],
+        perplexity_after=after[1],
+        rerouted=rerouted(before[2], after[2]),
         patch_file=out,
         editing=sum(map(_editing, editor.edits)) if all(edit.seconds for edit in editor.edits) else None,
     )
@@ -333,16 +330,16 @@ def _measured(
     replicas: Replicas | None,
     when: str,
     earlier: Verification | None = None,
-) -> tuple[Verification | None, float | None]:
-    """The model's answers on the facts, and its perplexity on the text."""
+) -> tuple[Verification | None, float | None, Routes | None]:
+    """The model's answers on the facts, its perplexity on the text, and where its routers send that."""
     with timed(spent, f"verify_{when}"):
         verification = ask(lm, facts, f"asking {when} the edit", earlier, progress, replicas=replicas)
     with timed(spent, "perplexity"), bar("measuring perplexity", 1, progress):
-        return verification, perplexity(lm, text)
+        return verification, perplexity(lm, text), read_routes(lm, text)
 
 
-def _unmeasured(*_: Any) -> tuple[None, None]:
-    return None, None
+def _unmeasured(*_: Any) -> tuple[None, None, None]:
+    return None, None, None
 
 
 def _editing(edit: Edit) -> float:

@@ -150,7 +150,7 @@ class EditedModel(ABC):
             batches=(batch,),
             method=settings["method"],
             settings=settings,
-            config=described_config(self.lm.model),
+            config=described_config(self.lm.model, self.lm.shared_expert),
             weight_dtype=self.lm.weight_dtype,
             written_dtype=self.written_dtype,
             versions=library_versions(),

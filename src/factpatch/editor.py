@@ -28,7 +28,7 @@ from factpatch.patch.history import Draft, History
 from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Shift, smaller
 from factpatch.pool import Pool
-from factpatch.recipe import Recipe, check_spread, choose
+from factpatch.recipe import Recipe, check_spread, choose, shared_expert_of
 from factpatch.statistics.prepared import Prepared
 from factpatch.statistics.reference_values import reference_values
 from factpatch.strategies.memory import Memory, Traces
@@ -101,9 +101,11 @@ class Editor(EditedModel):
         self.lm: LanguageModel = load_language_model(model, tokenizer, chat=recipe.chat, **where)
         if loaded:
             recipe.check_place(self.lm)
+        if recipe.shared_expert and not self.lm.shared_expert:
+            self.lm = shared_expert_of(self.lm)
         choice = choose(recipe, self.lm)
         self.lm.check_layers(choice.critical_layers)
-        check_editable(self.lm.model, choice.critical_layers)
+        check_editable(self.lm.model, choice.critical_layers, self.lm.shared_expert)
         if self.lm.quantized:
             check_gradients(self.lm.model, self.lm.down_projection(choice.critical_layers[-1]))
         self.replicas = None if pool is None else Replicas(self.lm, pool)

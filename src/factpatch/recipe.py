@@ -153,6 +153,9 @@ class ModelFields(Section):
     chat: Annotated[bool, Flag("--chat", kind=bool)] = False
     """Ask every prompt as a user's turn of a chat, in the model's own chat template; the target begins the assistant's
     answer."""
+    shared_expert: Annotated[bool, Flag("--shared-expert", kind=bool)] = False
+    """Of a mixture of experts, edit the expert that every token passes, in place of those that a fact is routed to. It
+    is simpler, and moves more of ordinary text."""
     precision: Annotated[str | None, BeforeValidator(_known_precision), Flag("--precision", "P")] = None
     """The precision of the value optimization: exact (float64), float32, or fast (matrix products in 16 bits, the rest
     in float32). Default: what the model is loaded in."""
@@ -333,6 +336,12 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
         origin={"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed} if used else None,
         underived=underived,
     )
+
+
+def shared_expert_of(lm: LanguageModel) -> LanguageModel:
+    """The model as one of which the shared expert is edited; RecipeError if it has none."""
+    with _about("shared_expert"):
+        return lm.with_shared_expert()
 
 
 def check_spread(name: str, spread: Spread, critical_layers: Sequence[int], lm: LanguageModel) -> None:

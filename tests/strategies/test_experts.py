@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models import SENTENCES, save_corpus, save_tiny, tiny, tiny_model, tiny_tokenizer
-from tests.test_more_families import FACTS, editor_of, nll
+from tests.test_more_families import FACTS, editor_of, logits, nll, unit_moment
 from torch import Tensor
 
 from factpatch import Editor, NullSpace, Patch, Ridge
@@ -15,8 +15,11 @@ from factpatch.edit_report import edit_and_report
 from factpatch.evaluation.routing import read_routes, rerouted
 from factpatch.model.experts import Routed
 from factpatch.model.hooks import captured
+from factpatch.model.language_model import LanguageModel, editable_names
+from factpatch.recipe import RecipeError
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
+from factpatch.strategies import MlpOutput
 from factpatch.strategies.experts import ORDER, RoutedKeys
 
 EXPERTS, WIDTH, VALUE, FACTS_IN_BATCH = 5, 12, 7, 4
@@ -258,3 +261,78 @@ def test_other_methods_edit_experts_too(method: str) -> None:
     assert all(nll(editor.model, fact) < nll(base.model, fact) for fact in FACTS)
     editor.undo()
     assert torch.equal(editor.lm.weight(2), original)
+
+
+# --- the shared expert
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_the_shared_expert_is_edited_in_place_of_the_others(family: str, tmp_path: Path) -> None:
+    """That of Qwen has a gate before the residual stream; the first layer of DeepSeek is dense."""
+    layers = (1, 2)
+    lm = LanguageModel(tiny_model(family), tiny_tokenizer())
+    shared = lm.with_shared_expert()
+    moments = {layer: torch.eye(shared.key_width(layer), dtype=torch.float64) for layer in layers}
+    editor = Editor(
+        lm.model, lm.tokenizer, method="memit-blue", critical_layers=layers, contexts=("{}",), second_moments=moments,
+        shared_expert=True, settings={"target.steps": 8, "target.clamp": 8, "solver.weight": 0.001},
+    )  # fmt: skip
+    assert isinstance(editor.method.target, MlpOutput) == (family == "qwen2_moe")
+    before, original = [nll(lm.model, fact) for fact in FACTS], tiny_model(family).state_dict()
+    patch = editor.edit(FACTS)
+    assert all(nll(lm.model, fact) < then for fact, then in zip(FACTS, before, strict=True))
+    written = {name for name, value in lm.model.state_dict().items() if not torch.equal(value, original[name])}
+    assert len(written) == 2
+    assert all("shared_expert" in name and name.endswith("down_proj.weight") for name in written)
+    assert editable_names(lm.model, shared_expert=True)[1] in written
+    assert patch.config["shared_expert"] is True
+    expected = logits(lm.model)
+    patch.save(tmp_path / "p.safetensors")
+    fresh = tiny_model(family)
+    Patch.load(tmp_path / "p.safetensors").apply(fresh)
+    torch.testing.assert_close(logits(fresh), expected)
+    patch.remove(fresh, base=tiny_model(family))
+    peft = pytest.importorskip("peft")
+    patch.to_lora(tmp_path / "lora")
+    adapted = peft.PeftModel.from_pretrained(fresh, str(tmp_path / "lora")).eval()
+    torch.testing.assert_close(logits(adapted), expected, rtol=0.0, atol=2e-4)
+    editor.undo()
+    assert all(torch.equal(value, original[name]) for name, value in lm.model.state_dict().items())
+
+
+def test_dense_layers_of_a_mixture_are_edited_and_exported_beside_layers_of_experts(tmp_path: Path) -> None:
+    lm, layers = LanguageModel(tiny_model("deepseek_v3"), tiny_tokenizer()), (0, 1)
+    assert [lm.experts(layer) for layer in layers] == [0, 4]
+    moments = {layer: unit_moment(lm, layer) for layer in layers}
+    editor = Editor(
+        lm.model, lm.tokenizer, method="memit", critical_layers=layers, contexts=("{}",), second_moments=moments,
+        settings={"target.steps": 8, "target.clamp": 4, "solver.weight": 0.01},
+    )  # fmt: skip
+    original = logits(lm.model)
+    patch = editor.edit(FACTS)
+    expected = logits(lm.model)
+    peft = pytest.importorskip("peft")
+    patch.to_lora(tmp_path / "lora")
+    adapted = peft.PeftModel.from_pretrained(tiny_model("deepseek_v3"), str(tmp_path / "lora")).eval()
+    torch.testing.assert_close(logits(adapted), expected, rtol=0.0, atol=2e-4)
+    assert float((expected - original).abs().max()) > 0.1
+
+
+def test_a_family_without_a_shared_expert_says_so() -> None:
+    with pytest.raises(RecipeError, match=r"shared_expert=True: model_type='mixtral' has no expert that every token"):
+        Editor(tiny_model("mixtral"), tiny_tokenizer(), shared_expert=True)
+    with pytest.raises(RecipeError, match="families that have one: deepseek_v2, deepseek_v3"):
+        Editor(tiny_model("llama"), tiny_tokenizer(), shared_expert=True)
+
+
+def test_second_moments_of_a_shared_expert_are_other_ones_in_the_cache(tmp_path: Path) -> None:
+    lm = tiny("qwen2_moe")
+    corpus = Corpus("the sentences", lambda: iter(SENTENCES))
+    routed, shared = (SecondMoment.read(one, [1], corpus, 90, tmp_path)[1] for one in (lm, lm.with_shared_expert()))
+    assert routed.matrix.dim() == 3
+    assert shared.matrix.shape == (64, 64)
+    again = SecondMoment.read(lm, [1], corpus, 90, tmp_path)[1]
+    assert torch.equal(again.matrix, routed.matrix)
+    assert again.counts is not None
+    assert routed.counts is not None
+    assert torch.equal(again.counts, routed.counts)

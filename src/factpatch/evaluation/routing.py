@@ -55,14 +55,14 @@ def read_routes(lm: LanguageModel, text: str | None = None, window: int | None =
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
-def rerouted(before: Routes, after: Routes) -> float | None:
+def rerouted(before: Routes | None, after: Routes | None) -> float | None:
     """The share of tokens and layers, from 0 to 1, whose experts are not the same; None without routers.
 
     Args:
-        before: As `read_routes` returned it.
+        before: As `read_routes` returned it; None if nothing was read.
         after: The same of the same text, on the edited model.
     """
-    if not before:
+    if not before or not after:
         return None
     moved = torch.cat([(before[layer] != after[layer]).any(dim=1) for layer in before])
     return float(moved.double().mean())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from factpatch.export.factors import LowRankFactors
 from factpatch.export.origin import known_base
-from factpatch.model.architectures import EXPERTS_OF, architecture_of
+from factpatch.model.architectures import EDITED_AT, EXPERTS_OF, architecture_of
 from factpatch.model.experts import FUSED
 from factpatch.model.language_model import projection_name
 from factpatch.support.files import atomic_directory
@@ -60,9 +60,13 @@ def write_lora(
         fan_in_fan_out=architecture.transposed,
     )
     # peft would make it a set, which is saved in random order
-    config.target_modules = [module for layer, module in modules.items() if layer not in experts]
-    fused = [f"{module}.{FUSED}" for layer, module in modules.items() if layer in experts]
-    config.target_parameters = fused or None
+    config.target_modules = list(modules.values())
+    if EDITED_AT in model_config:
+        # By its parameter, whether fused or not: in families with experts, peft takes any module called down_proj for
+        # one of the experts that transformers had apart in older versions.
+        names = {layer: FUSED if layer in experts else "weight" for layer in modules}
+        config.target_modules = []
+        config.target_parameters = [f"{module}.{names[layer]}" for layer, module in modules.items()]
     tensors: dict[str, Tensor] = {}
     for layer, module in modules.items():
         down, up = factors.down(layer), factors.up(layer)

@@ -65,6 +65,18 @@ class Logits:
 
 
 @dataclass(frozen=True)
+class SharedExpert:
+    """Where the expert is that every token passes beside those that it is sent to; it can be edited in their place."""
+
+    down_projection: str
+    """Path from a block to its down-projection; see `Architecture.down_projection` for `|`."""
+    mlp: str
+    """Path from a block to the module that ends with the down-projection."""
+    between: Between | None = None
+    """What lies between its output and the residual stream."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What an editor has to know about one family of models.
 
@@ -97,12 +109,25 @@ class Architecture:
     """What happens to what the head puts out; None if these are the logits."""
     between: Between | None = None
     """What lies between the MLP's output and the residual stream; None if the one is added to the other as it is."""
+    shared: SharedExpert | None = None
+    """The shared expert of a family that has one."""
     text_model: str | None = None
     """Path from the model to its text model, of a model of more than text; see `TEXT_MODELS`."""
     refuses: tuple[Refusal, ...] = ()
     """Which models of the family cannot be edited."""
     gguf: str | None = None
     """What llama.cpp calls the family (`general.architecture` of a GGUF file); None if it cannot run such models."""
+
+    def of_shared_expert(self) -> Architecture:
+        """The same row for an edit of the shared expert; ValueError if the family has none."""
+        if self.shared is None:
+            having = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.shared))
+            raise ValueError(
+                f"shared_expert=True: model_type={self.model_type!r} has no expert that every token passes (families "
+                f"that have one: {having}). Leave shared_expert out, to edit the experts that facts are routed to."
+            )
+        found = self.shared
+        return replace(self, down_projection=found.down_projection, mlp=found.mlp, between=found.between)
 
 
 # Models of images and text: `config.model_type` in transformers, and the path from the model to its text model. Their
@@ -122,8 +147,12 @@ TEXT_MODELS = {
 }  # fmt: skip
 TEXT_MODEL_AT = "text_model_at"
 """The field of a patch's config that holds this path: a patch records the config of the text model alone."""
+EDITED_AT = "edited_at"
+"""The field of a patch's config that holds the path from a block to what is edited, by layer, where blocks differ."""
 EXPERTS_OF = "experts_of"
 """The field of a patch's config that says which layers are mixtures of experts, and how many experts each has."""
+SHARED_EXPERT = "shared_expert"
+"""The field of a patch's config that says that the shared expert was edited in place of the others."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +183,19 @@ def _like_llama(model_type: str, gguf: str | None = None, **others: Any) -> Arch
     return Architecture(model_type, "model.layers", "mlp.down_proj", "mlp", "self_attn", gguf=gguf, **others)
 
 
-def _of_experts(model_type: str, **others: Any) -> Architecture:
+def _shared_at(path: str, between: Between | None = None) -> SharedExpert:
+    """A shared expert beside the others; blocks without experts have their MLP there."""
+    return SharedExpert(f"{path}.down_proj|mlp.down_proj", f"{path}|mlp", between)
+
+
+_SHARED = _shared_at("mlp.shared_experts")
+_GATED = _shared_at("mlp.shared_expert", Between("a gate"))
+
+
+def _of_experts(model_type: str, shared: SharedExpert | None = None, **others: Any) -> Architecture:
     """A row of a family with experts in place of the MLP, in all blocks or in some; see `factpatch.model.experts`."""
-    return Architecture(model_type, "model.layers", "mlp.experts|mlp.down_proj", "mlp", "self_attn", **others)
+    path = "mlp.experts|mlp.down_proj"
+    return Architecture(model_type, "model.layers", path, "mlp", "self_attn", shared=shared, **others)
 
 
 def _mixed(model_type: str, down_projection: str, mlp: str, mixers: str, **others: Any) -> Architecture:
@@ -260,24 +299,24 @@ ARCHITECTURES: dict[str, Architecture] = {
         _mixed("olmo_hybrid", "mlp.down_proj", "mlp", "self_attn|linear_attn", between=_NORM),
         _mixed("qwen3_5_text", "mlp.down_proj", "mlp", "self_attn|linear_attn", gguf="qwen35"),
         # Mixtures of experts.
-        _of_experts("deepseek_v2"),
-        _of_experts("deepseek_v3"),
-        _of_experts("dots1"),
-        _of_experts("ernie4_5_moe"),
-        _of_experts("exaone_moe"),
+        _of_experts("deepseek_v2", _SHARED),
+        _of_experts("deepseek_v3", _SHARED),
+        _of_experts("dots1", _SHARED),
+        _of_experts("ernie4_5_moe", _SHARED),
+        _of_experts("exaone_moe", _SHARED),
         _of_experts("flex_olmo", between=_NORM),
-        _of_experts("glm4_moe"),
+        _of_experts("glm4_moe", _SHARED),
         _of_experts("gpt_oss"),
-        _of_experts("hunyuan_v1_moe"),
+        _of_experts("hunyuan_v1_moe", _shared_at("mlp.shared_mlp")),
         _of_experts("minimax_m2"),
         _of_experts("mixtral"),
         _of_experts("olmoe"),
         _of_experts("phimoe"),
-        _of_experts("qwen2_moe"),
+        _of_experts("qwen2_moe", _GATED),
         _of_experts("qwen3_moe"),
-        _of_experts("solar_open"),
-        _mixed("qwen3_next", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn"),
-        _mixed("qwen3_5_moe_text", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn"),
+        _of_experts("solar_open", _SHARED),
+        _mixed("qwen3_next", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED),
+        _mixed("qwen3_5_moe_text", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED),
     )
 }  # fmt: skip
 
@@ -337,6 +376,8 @@ def architecture_of(config: Config) -> Architecture:
         path = TEXT_MODELS.get(str(config.model_type))
         text = config if path is None else config.get_text_config()
     row = _row_of(text)
+    if getattr(config, SHARED_EXPERT, None) is True:
+        row = row.of_shared_expert()
     if path is None:
         return row
     # A text model has no head, so that its blocks are one step nearer.

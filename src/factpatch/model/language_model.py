@@ -18,7 +18,14 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError
 from torch import Tensor, nn
 
-from factpatch.model.architectures import EXPERTS_OF, TEXT_MODEL_AT, Architecture, architecture_of
+from factpatch.model.architectures import (
+    EDITED_AT,
+    EXPERTS_OF,
+    SHARED_EXPERT,
+    TEXT_MODEL_AT,
+    Architecture,
+    architecture_of,
+)
 from factpatch.model.experts import expert_count, weight_name, wide_range
 from factpatch.model.frame import PLAIN, Frame, Turn, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
@@ -89,20 +96,26 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
-def described_config(model: Any) -> dict[str, Any]:
+def described_config(model: Any, shared_expert: bool = False) -> dict[str, Any]:
     """Return what a patch records of a transformers model: the config of its text part, and what that leaves open.
 
     Where the text part is in a model of images and text, that is the whole model's name and the path to this part; of a
-    mixture of experts, how many experts each layer has.
+    mixture of experts, how many experts each layer has, or that the shared expert was edited.
     """
     config: dict[str, Any] = text_config(model).to_dict()
-    row = loaded_architecture(model)
-    blocks = model.get_submodule(row.blocks).children()
-    edited = {layer: first_of(block, row.down_projection) for layer, block in enumerate(blocks)}
-    experts = {str(layer): count for layer, found in edited.items() if (count := expert_count(found))}
+    row = loaded_architecture(model, shared_expert)
+    blocks = list(model.get_submodule(row.blocks).children())
+    paths = {str(layer): first_path(block, row.down_projection) for layer, block in enumerate(blocks)}
+    found = {layer: expert_count(blocks[int(layer)].get_submodule(path)) for layer, path in paths.items()}
+    experts = {layer: count for layer, count in found.items() if count}
     if row.text_model is not None:
         config |= {"_name_or_path": getattr(model.config, "_name_or_path", ""), TEXT_MODEL_AT: row.text_model}
-    return {**config, EXPERTS_OF: experts} if experts else config
+    about = {
+        **({EDITED_AT: paths} if "|" in row.down_projection else {}),
+        **({EXPERTS_OF: experts} if experts else {}),
+        **({SHARED_EXPERT: True} if shared_expert else {}),
+    }
+    return {**config, **about}
 
 
 def model_name(config: Any) -> str:
@@ -119,15 +132,12 @@ def projection_name(model_config: Mapping[str, Any], layer: int, within: bool = 
     """
     alone = {name: value for name, value in model_config.items() if within or name != TEXT_MODEL_AT}
     row = architecture_of(SimpleNamespace(**alone))
-    paths = row.down_projection.split("|")
-    # A row names the experts first, and what blocks without experts have last.
-    path = paths[0] if str(layer) in model_config.get(EXPERTS_OF, {}) else paths[-1]
-    return f"{row.blocks}.{layer}.{path}"
+    return f"{row.blocks}.{layer}.{model_config.get(EDITED_AT, {}).get(str(layer), row.down_projection)}"
 
 
-def _edited_modules(model: Any) -> dict[int, tuple[str, nn.Module]]:
+def _edited_modules(model: Any, shared_expert: bool) -> dict[int, tuple[str, nn.Module]]:
     """The path to each layer's down-projection, and the module."""
-    row = loaded_architecture(model)
+    row = loaded_architecture(model, shared_expert)
     found = {}
     for layer, (name, block) in enumerate(model.get_submodule(row.blocks).named_children()):
         path = first_path(block, row.down_projection)
@@ -135,19 +145,22 @@ def _edited_modules(model: Any) -> dict[int, tuple[str, nn.Module]]:
     return found
 
 
-def editable_names(model: Any) -> dict[int, str]:
+def editable_names(model: Any, shared_expert: bool = False) -> dict[int, str]:
     """Return the name, as in `named_parameters`, of each layer's editable weight; ValueError for an unknown family."""
-    return {layer: f"{path}.{weight_name(module)}" for layer, (path, module) in _edited_modules(model).items()}
+    modules = _edited_modules(model, shared_expert)
+    return {layer: f"{path}.{weight_name(module)}" for layer, (path, module) in modules.items()}
 
 
-def loaded_architecture(model: Any) -> Architecture:
-    """Return the row for a loaded model.
+def loaded_architecture(model: Any, shared_expert: bool = False) -> Architecture:
+    """Return the row for a loaded model, or for an edit of its shared expert.
 
     Raises:
-        ValueError: It is wrapped, its family is unknown, or its blocks are not where those of its family are.
+        ValueError: It is wrapped, its family is unknown or has no shared expert, or its blocks are not where those of
+            its family are.
     """
     check_transformers_model(model)
     row = architecture_of(model.config)
+    row = row.of_shared_expert() if shared_expert else row
     try:
         model.get_submodule(row.blocks)
     except AttributeError:
@@ -158,9 +171,9 @@ def loaded_architecture(model: Any) -> Architecture:
     return row
 
 
-def _check_parameters(model: Any, names: Mapping[int, str], layers: Sequence[int]) -> None:
+def _check_parameters(model: Any, names: Mapping[int, str], modules: Mapping[int, nn.Module]) -> None:
     """Raise ValueError if a weight is computed anew in each pass, so that what is written to it would be lost."""
-    for layer, module in _projections(model, layers).items():
+    for layer, module in modules.items():
         if not isinstance(getattr(module, weight_name(module)), nn.Parameter):
             raise ValueError(
                 f"model={type(model).__name__}: {names[layer]} is computed from other weights, by pruning or a "
@@ -169,18 +182,23 @@ def _check_parameters(model: Any, names: Mapping[int, str], layers: Sequence[int
             )
 
 
-def check_editable(model: Any, layers: Sequence[int]) -> None:
+def check_editable(model: Any, layers: Sequence[int], shared_expert: bool = False) -> None:
     """Raise ValueError unless an edit can write to some layers of a transformers model.
 
     Whether a quantized one runs here shows when its weights are read; see `factpatch.model.quantized`.
     """
-    row, names = loaded_architecture(model), editable_names(model)
-    if is_quantized(model):
-        return
+    row, names = loaded_architecture(model, shared_expert), editable_names(model, shared_expert)
     name = model_name(text_config(model))
-    modules = _projections(model, layers)
+    modules = _projections(model, layers, shared_expert)
+    if is_quantized(model):
+        if not all(hasattr(module, "weight") for module in modules.values()):
+            raise ValueError(
+                f"{name} is a quantized mixture of experts, whose experts are not edited beside their quantized "
+                "weights. Edit the model that it was made from, or another one."
+            )
+        return
     weights = [oriented(module, row.transposed) for module in modules.values()]
-    _check_parameters(model, names, layers)
+    _check_parameters(model, names, modules)
     for weight in weights:
         if weight.is_meta:
             raise ValueError(
@@ -189,7 +207,7 @@ def check_editable(model: Any, layers: Sequence[int]) -> None:
             )
 
 
-def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+def editable_weights(model: Any, layers: Sequence[int], shared_expert: bool = False) -> dict[int, Tensor]:
     """Return the editable weights of some layers of a transformers model, as (d_value, d_key) views.
 
     Those of a quantized model are dense and lie beside it.
@@ -197,16 +215,16 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
     Raises:
         ValueError: Unknown family, absent weights, or a quantized model that cannot run here.
     """
-    check_editable(model, layers)
-    modules = _projections(model, layers)
+    check_editable(model, layers, shared_expert)
+    modules = _projections(model, layers, shared_expert)
     if is_quantized(model):
         return {layer: found.weight.detach() for layer, found in unmerged(model, modules).items()}
     transposed = loaded_architecture(model).transposed
     return {layer: oriented(module, transposed) for layer, module in modules.items()}
 
 
-def _projections(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
-    modules = _edited_modules(model)
+def _projections(model: Any, layers: Sequence[int], shared_expert: bool) -> dict[int, nn.Module]:
+    modules = _edited_modules(model, shared_expert)
     return {layer: modules[layer][1] for layer in layers}
 
 
@@ -276,6 +294,8 @@ class LanguageModel:
         check_editable(model, [layer for layer in range(self.num_layers) if self.in_memory(layer)][:1] or [0])
         self.frame: Frame = chat_frame(tokenizer) if chat else PLAIN
 
+    shared_expert = False
+    """Whether the shared expert is what is edited of a mixture of experts."""
     _stream_dtype: torch.dtype | None = None
 
     @cached_property
@@ -413,6 +433,17 @@ class LanguageModel:
     def stream_dtype(self) -> torch.dtype:
         """The dtype of hidden states: that of the weights, except inside `factpatch.model.precision.computing`."""
         return self._stream_dtype or self.dtype
+
+    def with_shared_expert(self) -> LanguageModel:
+        """Return the same model, seen as one of which the shared expert is edited in place of the routed ones.
+
+        Raises:
+            ValueError: It has none.
+        """
+        view = copy(self)
+        view.architecture, view.shared_expert = self.architecture.of_shared_expert(), True
+        view.__dict__.pop("_key_sizes", None)
+        return view
 
     def with_stream(self, dtype: torch.dtype) -> LanguageModel:
         """Return the same model, seen as one whose hidden states have this dtype; the caller makes it so."""

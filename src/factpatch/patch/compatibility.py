@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from factpatch.model.architectures import Architecture, same_layout
+from factpatch.model.architectures import SHARED_EXPERT, Architecture, same_layout
 from factpatch.model.experts import is_experts
 from factpatch.model.gguf import GGUFFile, find_gguf, open_gguf
 from factpatch.model.gguf_names import gguf_architecture, gguf_names
@@ -73,12 +73,13 @@ def fitting_weights(
     model = transformers_model(model)
     check_config(config, model)
     name = model_name(text_config(model))
-    known = editable_names(model)
+    shared = config.get(SHARED_EXPERT) is True
+    known = editable_names(model, shared)
     layers = sorted({layer for batch in batches for layer in batch.shifts})
     missing = [layer for layer in layers if layer not in known]
     if missing:
         raise PatchMismatchError(f"the patch edits {layer_list(missing)}, but {name} has layers 0 to {len(known) - 1}.")
-    weights = editable_weights(model, layers)
+    weights = editable_weights(model, layers, shared)
     for layer, shift in (item for batch in batches for item in batch.shifts.items()):
         if shift.shape != matrix_shape(weights[layer]):
             raise PatchMismatchError(
@@ -154,7 +155,7 @@ def base_weights(
         PatchMismatchError: They are not those that the patch was made for, or the architecture differs.
         FileNotFoundError: `base` is a path without safetensors in it.
     """
-    layers = sorted(expected)
+    layers, shared = sorted(expected), config.get(SHARED_EXPERT) is True
     if isinstance(base, (str, Path)):
         if is_quantized(transformers_model(model)):
             raise PatchMismatchError(
@@ -163,12 +164,12 @@ def base_weights(
             )
         name, file = str(base), find_gguf(str(base))
         saved = gguf_weights(config, open_gguf(file), layers) if file is not None else None
-        found = saved or _saved_weights(Path(base), transformers_model(model), layers)
+        found = saved or _saved_weights(Path(base), transformers_model(model), layers, shared)
     else:
         base = transformers_model(base)
         name = model_name(text_config(base))
         check_config(config, base)
-        found = editable_weights(base, layers)
+        found = editable_weights(base, layers, shared)
     # The same as loading a saved model in the patch's dtype.
     weights = {layer: weight.to(weight_dtype) for layer, weight in found.items()}
     check_base(f"base={name}", config, weights, expected)
@@ -215,7 +216,7 @@ def _made_for(config: Mapping[str, Any]) -> str:
     return f" ({origin})" if origin else ""
 
 
-def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+def _saved_weights(directory: Path, model: Any, layers: Sequence[int], shared: bool) -> dict[int, Tensor]:
     """Read the editable weights of some layers of a saved `model` from its safetensors, as (d_value, d_key) views."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if not single.is_file() and not index.is_file():
@@ -223,7 +224,7 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[i
             f"base={str(directory)!r} holds neither {single.name} nor {index.name}; give the directory of a model that "
             "was saved with save_pretrained."
         )
-    row, names = loaded_architecture(model), editable_names(model)
+    row, names = loaded_architecture(model, shared), editable_names(model, shared)
     if any(is_experts(model.get_submodule(names[layer].rpartition(".")[0])) for layer in layers):
         # In its files, transformers has every expert apart, under names that differ by family.
         return editable_weights(type(model).from_pretrained(directory, dtype="auto", local_files_only=True), layers)

@@ -211,6 +211,7 @@ def _entries(
         "tokens": str(text.tokens),
         "window": str(lm.window(WINDOW)),
         "dtype": str(lm.dtype).removeprefix("torch."),
+        **shown(lm),
     }
     entries = {
         layer: Entry(
@@ -224,6 +225,11 @@ def _entries(
     asked = {"model": prints[max(layers)], "layers": " ".join(map(str, sorted(layers)))}
     batching = {"batching": text.batching}
     return entries, Entry(folder, "the unfinished second moment", {**asked, **about, **batching}, unfinished=True)
+
+
+def shown(lm: LanguageModel) -> dict[str, str]:
+    """What of a model is edited, as an entry of the cache records it: nothing but of a shared expert."""
+    return {"weight": "shared expert"} if lm.shared_expert else {}
 
 
 def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
