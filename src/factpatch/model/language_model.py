@@ -26,7 +26,7 @@ from factpatch.model.architectures import (
     Architecture,
     architecture_of,
 )
-from factpatch.model.experts import expert_count, weight_name, wide_range
+from factpatch.model.experts import FUSED, expert_count, weight_name, wide_range
 from factpatch.model.frame import PLAIN, Frame, Turn, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.quantized import check_mergeable, first_pass, held, is_quantized, release, unmerged
@@ -191,7 +191,7 @@ def check_editable(model: Any, layers: Sequence[int], shared_expert: bool = Fals
     name = model_name(text_config(model))
     modules = _projections(model, layers, shared_expert)
     if is_quantized(model):
-        if not all(hasattr(module, "weight") for module in modules.values()):
+        if any(hasattr(module, FUSED) for module in modules.values()):
             raise ValueError(
                 f"{name} is a quantized mixture of experts, whose experts are not edited beside their quantized "
                 "weights. Edit the model that it was made from, or another one."
