@@ -38,7 +38,7 @@ class Equality(LeastSquares):
     def prepare(self, second_moment: Tensor) -> System:
         return System(torch.linalg.cholesky(self.weight * second_moment.double()))
 
-    def memory(self, second_moment: Tensor | None) -> Exact:
+    def memory(self, second_moment: Tensor | None, counts: Tensor | None = None) -> Exact:
         assert second_moment is not None
         return Exact(self.prepare(second_moment))
 

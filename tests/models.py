@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from factpatch.model.language_model import LanguageModel
 
@@ -75,6 +75,141 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": _LIKE_LLAMA,
 }
 FAMILIES = tuple(CONFIGS)
+"""The families on which every test runs that is about families."""
+
+_WITH_HEADS = {**_LIKE_LLAMA, "head_dim": WIDTH // HEADS}
+_MANY_KEYS = {name: value for name, value in _LIKE_LLAMA.items() if name != "num_key_value_heads"}
+_STATES = {
+    **_WITH_HEADS,
+    "linear_num_key_heads": HEADS,
+    "linear_num_value_heads": HEADS,
+    "linear_key_head_dim": WIDTH // HEADS,
+    "linear_value_head_dim": WIDTH // HEADS,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+_SCALED = {**_LIKE_LLAMA, "residual_multiplier": 0.5, "logits_scaling": 2.0}
+_LATENT = {
+    **_MANY_KEYS,
+    "num_key_value_heads": HEADS,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_GROUPS = {"n_group": 1, "topk_group": 1}
+_ROUTED = {"num_experts_per_tok": 2, "moe_intermediate_size": INNER // 2}
+MORE_CONFIGS: dict[str, dict[str, Any]] = {
+    "apertus": _LIKE_LLAMA,
+    "arcee": _LIKE_LLAMA,
+    "bitnet": _LIKE_LLAMA,
+    "cwm": _LIKE_LLAMA,
+    "ernie4_5": _LIKE_LLAMA,
+    "gemma": _WITH_HEADS,
+    "glm": _WITH_HEADS,
+    "helium": _WITH_HEADS,
+    "hunyuan_v1_dense": _WITH_HEADS,
+    "internlm3": _WITH_HEADS,
+    "iquestcoder": _WITH_HEADS,
+    "jais2": _WITH_HEADS,
+    "ministral": _WITH_HEADS,
+    "ministral3": _WITH_HEADS,
+    "nemotron": _WITH_HEADS,
+    "olmo": _LIKE_LLAMA,
+    "seed_oss": _WITH_HEADS,
+    "smollm3": _LIKE_LLAMA,
+    "stablelm": _LIKE_LLAMA,
+    "vaultgemma": _WITH_HEADS,
+    "youtu": _LATENT,
+    "cohere": {**_LIKE_LLAMA, "logit_scale": 0.25},
+    "cohere2": {**_LIKE_LLAMA, "logit_scale": 0.25},
+    "exaone4": _LIKE_LLAMA,
+    "gemma2": {**_WITH_HEADS, "attn_logit_softcapping": 0.5},
+    "gemma3_text": {**_WITH_HEADS, "final_logit_softcapping": 20.0},
+    "gemma4_text": {**_WITH_HEADS, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 20.0},
+    "glm4": _WITH_HEADS,
+    "granite": _SCALED,
+    "granite_swa": _SCALED,
+    "hyperclovax": _SCALED,
+    "olmo2": _LIKE_LLAMA,
+    "olmo3": _LIKE_LLAMA,
+    "biogpt": _MANY_KEYS,
+    "codegen": {**_LIKE_GPT2, "rotary_dim": 4},
+    "gpt_bigcode": _LIKE_GPT2,
+    "nanochat": _LIKE_LLAMA,
+    "persimmon": _MANY_KEYS,
+    "phi": _LIKE_LLAMA,
+    "starcoder2": _LIKE_LLAMA,
+    "bloom": {"hidden_size": WIDTH, "n_layer": NUM_LAYERS, "n_head": HEADS},
+    "falcon": {**_MANY_KEYS, "ffn_hidden_size": INNER, "alibi": True},
+    "gpt_neo": {
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_layers": NUM_LAYERS,
+        "num_heads": HEADS,
+        "max_position_embeddings": POSITIONS,
+        "attention_types": [[["global", "local"], 2]],
+    },
+    "gpt_neox_japanese": _MANY_KEYS,
+    "mpt": {"d_model": WIDTH, "n_heads": HEADS, "n_layers": NUM_LAYERS, "max_seq_len": POSITIONS},
+    "diffllama": _LIKE_LLAMA,
+    "doge": _LIKE_LLAMA,
+    "lfm2": {**_LIKE_LLAMA, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"] * 2},
+    "olmo_hybrid": _STATES,
+    "qwen3_5_text": _STATES,
+    "deepseek_v2": {**_LATENT, **_ROUTED, "n_routed_experts": 4, "first_k_dense_replace": 1},
+    "deepseek_v3": {**_LATENT, **_ROUTED, "n_routed_experts": 4, "first_k_dense_replace": 1, **_GROUPS},
+    "dots1": {
+        **_WITH_HEADS,
+        **_ROUTED,
+        "n_shared_experts": 1,
+        "n_routed_experts": 4,
+        "first_k_dense_replace": 1,
+        **_GROUPS,
+    },
+    "ernie4_5_moe": {**_LIKE_LLAMA, **_ROUTED, "moe_num_experts": 4, "moe_k": 2},
+    "exaone_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, **_GROUPS},
+    "flex_olmo": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4},
+    "glm4_moe": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
+    "gpt_oss": {**_WITH_HEADS, **_ROUTED, "num_local_experts": 4},
+    "hunyuan_v1_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "moe_topk": 2},
+    "minimax_m2": {**_WITH_HEADS, **_ROUTED, "num_local_experts": 4},
+    "mixtral": {**_LIKE_LLAMA, **_ROUTED, "num_local_experts": 4},
+    "olmoe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4},
+    "phimoe": {**_LIKE_LLAMA, **_ROUTED, "num_local_experts": 4},
+    "qwen2_moe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
+    "qwen3_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4},
+    "solar_open": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
+    "qwen3_next": {**_STATES, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
+    "qwen3_5_moe_text": {**_STATES, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
+}
+"""The other families of the table, each with one test."""
+
+_IMAGES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+_QWEN_IMAGES = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": WIDTH}
+_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+WITH_IMAGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ({**_WITH_HEADS, "model_type": "gemma3_text"}, _IMAGES),
+    "idefics3": ({**_LIKE_LLAMA, "model_type": "llama", "pad_token_id": 0}, _IMAGES),
+    "internvl": ({**_LIKE_LLAMA, "model_type": "qwen2"}, {**_IMAGES, "image_size": [16, 16], "patch_size": [8, 8]}),
+    "llava": ({**_LIKE_LLAMA, "model_type": "llama"}, {**_IMAGES, "model_type": "clip_vision_model"}),
+    "mistral3": ({**_WITH_HEADS, "model_type": "mistral"}, {**_IMAGES, "model_type": "pixtral", "head_dim": 8}),
+    "qwen2_vl": (
+        {**_LIKE_LLAMA, "rope_parameters": _SECTIONS},
+        {"embed_dim": 16, "hidden_size": WIDTH, "depth": 1, "num_heads": 2},
+    ),
+    "qwen2_5_vl": ({**_LIKE_LLAMA, "rope_parameters": _SECTIONS}, _QWEN_IMAGES),
+    "qwen3_vl": ({**_WITH_HEADS, "rope_parameters": _SECTIONS}, {**_QWEN_IMAGES, "deepstack_visual_indexes": []}),
+    "qwen3_5": (_STATES, {**_QWEN_IMAGES, "deepstack_visual_indexes": []}),
+}
+"""Models of images and text: the settings of their text model and of what reads images."""
 
 
 @lru_cache
@@ -114,17 +249,16 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, c
     """A random model of a family, in eval mode. The same seed gives the same weights in every dtype."""
     tokenizer = tiny_tokenizer(chat=chat)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        initializer_range=0.15,
-        pad_token_id=tokenizer.eos_token_id,
-        **ids,
-        **CONFIGS[family],
-    )
+    text = {"vocab_size": len(tokenizer), "initializer_range": 0.15, "pad_token_id": tokenizer.eos_token_id, **ids}
+    if family in WITH_IMAGES:
+        own, images = WITH_IMAGES[family]
+        config = AutoConfig.for_model(family, text_config={**text, **own}, vision_config=images)
+    else:
+        config = AutoConfig.for_model(family, **text, **{**CONFIGS, **MORE_CONFIGS}[family])
+    kind = AutoModelForImageTextToText if family in WITH_IMAGES else AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = kind.from_config(config, dtype=torch.float32)
         # Biases begin at 0 and norms at 1, which would hide that one of them is forgotten.
         with torch.no_grad():
             for parameter in model.parameters():

@@ -15,6 +15,7 @@ import yaml
 
 import factpatch
 from factpatch.cli.main import app
+from factpatch.model.architectures import ARCHITECTURES, TEXT_MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))}
@@ -87,3 +88,10 @@ def test_the_version_is_the_same_everywhere() -> None:
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert first is not None
     assert first[1] == factpatch.__version__
+
+
+def test_the_page_of_models_names_every_family_and_nothing_else() -> None:
+    section = PAGES["docs/models.md"].read_text("utf-8").split("## Families\n")[1].split("\n###")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    named = set(re.findall(r"`([\w-]+)`", "".join(row.split("|", 2)[2] for row in rows)))
+    assert named == {*ARCHITECTURES, *TEXT_MODELS}

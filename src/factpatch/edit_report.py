@@ -21,6 +21,7 @@ from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import TextLoss, held_out_text, text_loss
 from factpatch.evaluation.questions import sampled
 from factpatch.evaluation.readings import Reading
+from factpatch.evaluation.routing import Routes, read_routes, rerouted
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.language_model import LanguageModel
@@ -93,6 +94,9 @@ class EditReport:
     """The standard error of the change, in percent; None where it is not known."""
     perplexity_tokens: int | None = None
     """How many tokens of the text were predicted."""
+    rerouted: float | None = None
+    """The share of tokens of that text, and layers, from 0 to 1, that the router now sends to other experts; None if it
+    was not measured, or there is no router."""
     patch_file: Path | None = None
     """Where the patch was saved."""
     editing: float | None = None
@@ -145,6 +149,7 @@ class EditReport:
             "perplexity_after": self.perplexity_after,
             "perplexity_error": self.perplexity_error,
             "perplexity_tokens": self.perplexity_tokens,
+            **({} if self.rerouted is None else {"rerouted": self.rerouted}),
             "seconds": dict(self.seconds),
             "steps": {str(layer): steps for layer, steps in self.steps.items()},
             "settings": self.settings,
@@ -204,25 +209,25 @@ def edit_and_report(
     _check_editor(editor, save_model)
     batches, lm = [tuple(batch) for batch in batches] if session is None else session.batches, editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
-    earlier = sum(spent.values())
-    start = time.perf_counter()
+    start = time.perf_counter() - sum(spent.values())
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
     facts = [] if measure is None else _asked(editor, batches, session, measure.facts)
     measured = partial(_measured, measure, editor, facts, spent, progress)
-    before, loss_before = measured("before")
+    before = measured("before")
     with _what_stays(editor, None if session is not None else out):
         _edit_all(editor, batches, session, measure is not None, spent, budget)
     patch = _saved(editor, out, save_model, spent)
-    after, loss_after = measured("after", before)
+    after = measured("after", before[0])
     return EditReport(
         model=lm.name,
         patch=patch,
         settings={**patch.settings, "dtype": str(lm.dtype).removeprefix("torch."), "device": str(lm.device)},
         steps=_steps(editor.edits),
-        seconds={**spent, "total": earlier + time.perf_counter() - start},
-        verification=after,
-        **_perplexities(loss_before, loss_after),
+        seconds={**spent, "total": time.perf_counter() - start},
+        verification=after[0],
+        **_perplexities(before[1], after[1]),
+        rerouted=rerouted(before[2], after[2]),
         patch_file=out,
         editing=sum(map(_editing, editor.edits)) if all(edit.seconds for edit in editor.edits) else None,
     )
@@ -359,10 +364,13 @@ def _measured(
     progress: bool,
     when: str,
     earlier: Verification | None = None,
-) -> tuple[Verification | None, TextLoss | None]:
-    """The model's answers on the facts, and its losses on the text; those of the unedited model are kept."""
+) -> tuple[Verification | None, TextLoss | None, Routes | None]:
+    """The model's answers on the facts, its losses on the text, and where its routers send that.
+
+    Answers and losses of the unedited model are kept.
+    """
     if measure is None:
-        return None, None
+        return None, None, None
     text = held_out_text() if measure.text is None else measure.text
     tokens = measure.tokens or 512 + 16 * len(facts)
     lm, replicas = editor.lm, editor.replicas
@@ -378,13 +386,14 @@ def _measured(
         with timed(spent, f"verify_{when}"):
             verification = asked()
         with timed(spent, "perplexity"):
-            return verification, read()
+            return verification, read(), read_routes(lm, text)
     with timed(spent, f"verify_{when}"):
         shared = replicas is not None  # its readings differ by rounding
         about = [TypeAdapter(tuple[Fact, ...]).dump_python(tuple(facts), mode="json"), shared]
         readings = editor.findings.get("readings", about, _READINGS, lambda: asked().after)
     with timed(spent, "perplexity"):
-        return Verification(tuple(facts), readings), editor.findings.get("losses", [text, tokens], _LOSSES, read)
+        losses = editor.findings.get("losses", [text, tokens], _LOSSES, read)
+        return Verification(tuple(facts), readings), losses, read_routes(lm, text)
 
 
 _READINGS = TypeAdapter(tuple[Reading, ...])

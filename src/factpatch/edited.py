@@ -13,7 +13,7 @@ from torch import Tensor
 
 from factpatch.export.card import model_card
 from factpatch.facts import Fact
-from factpatch.model.language_model import LanguageModel
+from factpatch.model.language_model import LanguageModel, described_config
 from factpatch.patch.batch import Batch
 from factpatch.patch.history import History
 from factpatch.patch.patch import Patch
@@ -150,7 +150,7 @@ class EditedModel(ABC):
             batches=(batch,),
             method=settings["method"],
             settings=settings,
-            config=self.lm.config.to_dict(),
+            config=described_config(self.lm.model, self.lm.shared_expert),
             weight_dtype=self.lm.weight_dtype,
             written_dtype=self.written_dtype,
             versions=library_versions(),

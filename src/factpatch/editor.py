@@ -23,13 +23,13 @@ from factpatch.model.loading import dtype_named, load_language_model
 from factpatch.model.precision import precision_for
 from factpatch.model.quantized import check_gradients
 from factpatch.model.replicas import Replicas
-from factpatch.model.weights import changed_layers
+from factpatch.model.weights import changed_layers, matrices
 from factpatch.patch.batch import layer_list
 from factpatch.patch.history import Draft, History
 from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Shift, smaller
 from factpatch.pool import Pool
-from factpatch.recipe import Recipe, choose
+from factpatch.recipe import Recipe, check_spread, choose, shared_expert_of
 from factpatch.statistics.prepared import Prepared
 from factpatch.statistics.reference_values import reference_values
 from factpatch.strategies.memory import Memory, Traces
@@ -102,9 +102,11 @@ class Editor(EditedModel):
         self.lm: LanguageModel = load_language_model(model, tokenizer, chat=recipe.chat, **where)
         if loaded:
             recipe.check_place(self.lm)
+        if recipe.shared_expert and not self.lm.shared_expert:
+            self.lm = shared_expert_of(self.lm)
         choice = choose(recipe, self.lm)
         self.lm.check_layers(choice.critical_layers)
-        check_editable(self.lm.model, choice.critical_layers)
+        check_editable(self.lm.model, choice.critical_layers, self.lm.shared_expert)
         if self.lm.quantized:
             check_gradients(self.lm.model, self.lm.down_projection(choice.critical_layers[-1]))
         self.replicas = None if pool is None else Replicas(self.lm, pool)
@@ -310,7 +312,8 @@ class Editor(EditedModel):
         """The shifts as the regularizer changes them if it acts at this point, in the dtype that is stored."""
         if self._method.regularizer.acts is not acts:
             return dict(shifts)
-        kept = self._method.regularizer.regularize(shifts, before)
+        weights = matrices({layer: before[layer] for layer in shifts})
+        kept = self._method.regularizer.regularize(shifts, weights)
         return {layer: smaller(shift).to(self._stored_dtype) for layer, shift in kept.items()}
 
     @staged("write")
@@ -525,12 +528,13 @@ class Editor(EditedModel):
         `apart` replaces `Target.apart`. Only one of several editors of a model may hold edits at a time.
 
         Raises:
-            ValueError: This editor holds edits.
+            ValueError: This editor holds edits, or the spread needs what the model does not have.
         """
         if self.edits:
             raise ValueError(
                 "with_spread: this editor holds edits, which the other would not know of; undo them first."
             )
+        check_spread(self._method.name, spread, self.critical_layers, self.lm)
         if self.prepared.underived:  # derived once, from the layers of this editor's spread
             self.prepare()
         made = copy(self)

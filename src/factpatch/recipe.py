@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ from pydantic import (
 from factpatch.methods import EFFORTS, Method, effort_settings, method_named, parse_assignments, with_settings
 from factpatch.presets.preset import Preset, load_preset, preset_for
 from factpatch.statistics.corpus import Corpus, check_corpus
+from factpatch.strategies import Spread
 from factpatch.support.words import named, suggestion
 
 if TYPE_CHECKING:
@@ -160,6 +161,9 @@ class ModelFields(Section):
     chat: Annotated[bool, Flag("--chat", kind=bool)] = False
     """Ask every prompt as a user's turn of a chat, in the model's own chat template; the target begins the assistant's
     answer."""
+    shared_expert: Annotated[bool, Flag("--shared-expert", kind=bool)] = False
+    """Of a mixture of experts, edit the expert that every token passes, in place of those that a fact is routed to. It
+    is simpler, and moves more of ordinary text."""
     precision: Annotated[str | None, BeforeValidator(_known_precision), Flag("--precision", "P")] = None
     """The precision of the value optimization: exact (float64), float32, or fast (matrix products in 16 bits, the rest
     in float32). Default: what the model is loaded in."""
@@ -336,13 +340,42 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     origin = {"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed}
     if effort:  # earlier versions did not record it
         origin["effort"] = recipe.effort
+    layers = tuple(preset.layers_for(lm.num_layers, name, recipe.variant)) if layers is None else layers
+    method = with_settings(recipe.row, {**numbers, **effort, **recipe.settings})
+    with _about("method"):
+        check_spread(method.name, method.spread, layers, lm)
     return Choice(
-        method=with_settings(recipe.row, {**numbers, **effort, **recipe.settings}),
-        critical_layers=tuple(preset.layers_for(lm.num_layers, name, recipe.variant)) if layers is None else layers,
+        method=method if lm.architecture.between is None else replace(method, target=method.target.inner),
+        critical_layers=layers,
         preset=preset,
         origin=origin if used else None,
         underived=underived,
     )
+
+
+def shared_expert_of(lm: LanguageModel) -> LanguageModel:
+    """The model as one of which the shared expert is edited; RecipeError if it has none."""
+    with _about("shared_expert"):
+        return lm.with_shared_expert()
+
+
+def check_spread(name: str, spread: Spread, critical_layers: Sequence[int], lm: LanguageModel) -> None:
+    """Raise ValueError if a layer would be written toward the target of another one, and nothing leads there.
+
+    Args:
+        name: What messages call the method.
+    """
+    between = lm.architecture.between
+    passing = [step for step in spread.steps(critical_layers) if step.layer != step.target_layer]
+    if between is not None and passing:
+        through, target = passing[0].layer, passing[0].target_layer
+        raise ValueError(
+            f"method={name!r}: its spread, {spread}, writes layer {through} toward a target at layer {target}. "
+            f"{lm.name} ({lm.architecture.model_type}) has {between.what} between the MLP and the residual stream, so "
+            "that no share of a target gets from one layer to another. Choose a method that writes each layer toward a "
+            "target of its own, such as memit-blue or alphaedit-blue, with spread.together=1; or give one critical "
+            "layer."
+        )
 
 
 def _warn_of_assumed(preset: Preset, lm: LanguageModel, recipe: Recipe, settings: Mapping[str, Any]) -> None:

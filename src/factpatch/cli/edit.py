@@ -382,6 +382,8 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
     if done.verification is not None:
         both = done.perplexity_before, done.perplexity_after
         render.show_verification(done.verification, done.plain, both, done.perplexity_error)
+    if done.rerouted is not None:
+        render.say(f"Sent to other experts: {100 * done.rerouted:.2f} % of the tokens and layers of ordinary text")
     render.show_facts("Replaced by a later fact, so not asked about", done.superseded, "yellow")
     if done.similar:
         render.say(f"Probably the same question in other words: {counted(len(done.similar), 'pair')}", "yellow")

@@ -24,6 +24,4 @@ def models() -> None:
 
 
 def _editable(row: Architecture) -> str:
-    if row.refuses is None:
-        return "yes"
-    return f"no: {row.refuses}" if row.refuses.setting is None else f"yes, but not {row.refuses}"
+    return "; ".join(["yes", *(f"but not {refusal}" for refusal in row.refuses)])

@@ -167,7 +167,7 @@ def recipe_from(given: dict[str, Any]) -> Recipe:
     fields = {name: value for name, value in given.items() if value is not None and value != []}
     for name, value in given.items():
         if Recipe.flag(name).kind is bool:
-            del fields[name]
+            fields.pop(name, None)
             if value:
                 fields[name] = not Recipe.model_fields[name].default
     with checks.argument():

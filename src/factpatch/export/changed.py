@@ -8,12 +8,13 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from factpatch.model.experts import is_experts, stored
 from factpatch.model.language_model import editable_names, editable_weights, loaded_architecture
 from factpatch.model.quantized import check_mergeable
 from factpatch.support.files import atomic_write
 
 
-def write_changed(model: Any, layers: Sequence[int], path: str | Path) -> list[str]:
+def write_changed(model: Any, layers: Sequence[int], path: str | Path, shared_expert: bool = False) -> list[str]:
     """Write the editable weights of some layers as one safetensors file, as the model's state dict has them.
 
     `model.load_state_dict(load_file(path), strict=False)` puts them into the unedited model: their names, their dtype
@@ -22,6 +23,7 @@ def write_changed(model: Any, layers: Sequence[int], path: str | Path) -> list[s
     Args:
         model: A transformers model that holds the edit.
         path: A file; one that is there is replaced.
+        shared_expert: Whether the edited weights are those of the shared expert of a mixture of experts.
 
     Returns:
         The names of the weights.
@@ -31,10 +33,12 @@ def write_changed(model: Any, layers: Sequence[int], path: str | Path) -> list[s
         OSError: It cannot be written; nothing is left behind.
     """
     check_mergeable(model)
-    names, transposed = editable_names(model), loaded_architecture(model).transposed
-    tensors = {
-        names[layer]: (weight.T if transposed else weight).cpu().contiguous()
-        for layer, weight in editable_weights(model, layers).items()
-    }
+    names = editable_names(model, shared_expert)
+    transposed = loaded_architecture(model).transposed
+    tensors = {}
+    for layer, weight in editable_weights(model, layers, shared_expert).items():
+        module = model.get_submodule(names[layer].rpartition(".")[0])
+        as_stored = stored(module, weight) if is_experts(module) else weight.T if transposed else weight
+        tensors[names[layer]] = as_stored.cpu().contiguous()
     atomic_write(path, lambda draft: save_file(tensors, draft, {"format": "pt"}))
     return list(tensors)

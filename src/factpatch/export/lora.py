@@ -12,7 +12,8 @@ from torch import Tensor
 
 from factpatch.export.factors import LowRankFactors
 from factpatch.export.origin import known_base
-from factpatch.model.architectures import architecture_of
+from factpatch.model.architectures import EDITED_AT, EXPERTS_OF, architecture_of
+from factpatch.model.experts import FUSED
 from factpatch.model.language_model import projection_name
 from factpatch.support.files import atomic_directory
 
@@ -47,7 +48,8 @@ def write_lora(
         raise ValueError(f"base_model_name={base_model_name!r}: must not be blank; leave it out to write none.")
     lora_config = _config_class()
     architecture = architecture_of(SimpleNamespace(**model_config))
-    modules = {layer: projection_name(architecture, str(layer)) for layer in factors.ranks}
+    modules = {layer: projection_name(model_config, layer) for layer in factors.ranks}
+    experts = {int(layer): count for layer, count in model_config.get(EXPERTS_OF, {}).items()}
     config = lora_config(
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -57,14 +59,34 @@ def write_lora(
         lora_dropout=0.0,
         fan_in_fan_out=architecture.transposed,
     )
-    config.target_modules = list(modules.values())  # peft would make it a set, which is saved in random order
+    # peft would make it a set, which is saved in random order
+    config.target_modules = list(modules.values())
+    if EDITED_AT in model_config:
+        # By its parameter, whether fused or not: in families with experts, peft takes any module called down_proj for
+        # one of the experts that transformers had apart in older versions.
+        names = {layer: FUSED if layer in experts else "weight" for layer in modules}
+        config.target_modules = []
+        config.target_parameters = [f"{module}.{names[layer]}" for layer, module in modules.items()]
     tensors: dict[str, Tensor] = {}
     for layer, module in modules.items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = factors.down(layer)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = factors.up(layer)
+        down, up = factors.down(layer), factors.up(layer)
+        if layer in experts:
+            down, up = _for_experts(down, up, experts[layer])
+        tensors[f"base_model.model.{module}.lora_A.weight"] = down
+        tensors[f"base_model.model.{module}.lora_B.weight"] = up
     with atomic_directory(directory) as draft:
         config.save_pretrained(str(draft))
         save_file(tensors, draft / WEIGHTS, {"format": "pt"})
+
+
+def _for_experts(down: Tensor, up: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """The factors as peft has them for a fused parameter: (experts · rank, d_key) and (d_value, rank · experts).
+
+    All experts have the same `up`: Δ is [Δ_1 … Δ_E] = up · [down_1 … down_E].
+    """
+    rank = len(down)
+    apart = down.reshape(rank, experts, -1).transpose(0, 1)
+    return apart.flatten(0, 1).contiguous(), up[:, :, None].expand(-1, -1, experts).flatten(1).contiguous()
 
 
 def _config_class() -> Any:

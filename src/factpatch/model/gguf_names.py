@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from factpatch.model.architectures import ARCHITECTURES, architecture_of
+from factpatch.model.architectures import ARCHITECTURES, EXPERTS_OF, architecture_of
 from factpatch.model.language_model import projection_name
 
 if TYPE_CHECKING:
@@ -20,8 +20,13 @@ def gguf_architecture(model_config: Mapping[str, Any]) -> str:
         ValueError: llama.cpp has no such models, or the family is unknown.
     """
     row = architecture_of(SimpleNamespace(**model_config))
+    if model_config.get(EXPERTS_OF):
+        raise ValueError(
+            f"model_type={row.model_type!r}: this is a mixture of experts, for which nothing is written for llama.cpp "
+            "and Ollama. Serve the edit as an adapter for peft (--to peft) or as a whole model (--to safetensors)."
+        )
     if row.gguf is None:
-        can = ", ".join(sorted(name for name, other in ARCHITECTURES.items() if other.gguf and not other.refuses))
+        can = ", ".join(sorted(name for name, other in ARCHITECTURES.items() if other.gguf))
         raise ValueError(
             f"model_type={row.model_type!r}: llama.cpp and Ollama cannot run such models (of the families that can be "
             f"edited, they run {can}). Serve the edit as an adapter for peft (--to peft) or as a whole model (--to "
@@ -53,14 +58,15 @@ def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[i
         ValueError: As from `gguf_architecture`, or the `gguf` package does not know the tensors of the family.
     """
     name = gguf_architecture(model_config)
-    row = architecture_of(SimpleNamespace(**model_config))
     layers = list(layers)
     known = tensor_names(name, max(layers, default=-1) + 1)
-    names = {layer: known.get_name(projection_name(row, str(layer))) for layer in layers}
+    # llama.cpp has a text model in a file of its own.
+    paths = {layer: projection_name(model_config, layer, within=False) for layer in layers}
+    names = {layer: known.get_name(path) for layer, path in paths.items()}
     for layer, found in names.items():
         if found is None:
             raise ValueError(
-                f"layer {layer}: the installed gguf package does not know what {projection_name(row, str(layer))} is "
+                f"layer {layer}: the installed gguf package does not know what {paths[layer]} is "
                 f"called in a GGUF file of {name}; upgrade it, or correct `blocks` and `down_projection` of the "
                 "registered architecture."
             )

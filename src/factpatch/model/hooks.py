@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+
+from factpatch.model.experts import Routed, is_experts
 
 K = TypeVar("K")
 Hook = Callable[..., Any]
@@ -24,7 +27,7 @@ def first_tensor(output: Any) -> Tensor:
     return tensor
 
 
-def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def main_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The main input in the arguments of a module."""
     return args[0] if args else kwargs[_HIDDEN]
 
@@ -37,6 +40,11 @@ def _with_input(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _with_output(found: Tensor, output: Any) -> Any:
     """The output of a module with another main output."""
     return (found, *output[1:]) if isinstance(output, tuple) else found
+
+
+def _read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The main input, and of a module of experts also where each token is sent."""
+    return Routed.of(module, args, kwargs) if is_experts(module) else main_input(args, kwargs).detach()
 
 
 @contextmanager
@@ -53,6 +61,19 @@ def _hooked(
 
 
 @contextmanager
+def unhooked(model: nn.Module) -> Iterator[None]:
+    """Let no hook of a module act; all are back afterwards, in their order."""
+    kept = [(module, module._forward_pre_hooks, module._forward_hooks) for module in model.modules()]
+    try:
+        for module, _, _ in kept:
+            module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+        yield
+    finally:
+        for module, before, after in kept:
+            module._forward_pre_hooks, module._forward_hooks = before, after
+
+
+@contextmanager
 def captured(
     inputs: Mapping[K, nn.Module] | None = None,
     outputs: Mapping[K, nn.Module] | None = None,
@@ -66,7 +87,7 @@ def captured(
     found: dict[K, Tensor] = {}
 
     def keep_input(name: K) -> Hook:
-        return lambda module, args, kwargs: found.update({name: _given(args, kwargs).detach()})
+        return lambda module, args, kwargs: found.update({name: _read_input(module, args, kwargs)})
 
     def keep_output(name: K) -> Hook:
         return lambda module, args, output: found.update({name: first_tensor(output).detach()})
@@ -165,7 +186,7 @@ def only_at(modules: Iterable[tuple[nn.Module, Tensor]]) -> Iterator[None]:
     # The first hook of a module leaves the shape for the second.
     def picker(places: Tensor, shapes: list[tuple[int, ...]]) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            given = _given(args, kwargs)
+            given = main_input(args, kwargs)
             shapes.append(given.shape[:-1])
             tokens = given.reshape(-1, given.shape[-1])[places.to(given.device)]
             return _with_input(tokens.reshape(*[1] * (given.dim() - 2), *tokens.shape), args, kwargs)

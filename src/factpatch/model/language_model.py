@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError
 from torch import Tensor, nn
 
-from factpatch.model.architectures import Architecture, architecture_of
+from factpatch.model.architectures import (
+    EDITED_AT,
+    EXPERTS_OF,
+    SHARED_EXPERT,
+    TEXT_MODEL_AT,
+    Architecture,
+    architecture_of,
+)
+from factpatch.model.experts import FUSED, expert_count, weight_name, wide_range
 from factpatch.model.frame import PLAIN, Frame, Turn, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
 from factpatch.model.quantized import check_mergeable, first_pass, held, is_quantized, release, unmerged
 from factpatch.model.tokens import check_tokenizer, no_embedding
-from factpatch.model.weights import content_hash, oriented
+from factpatch.model.weights import content_hash, matrix_shape, oriented
 from factpatch.support.files import atomic_directory
 
 
@@ -84,31 +96,71 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
+def described_config(model: Any, shared_expert: bool = False) -> dict[str, Any]:
+    """Return what a patch records of a transformers model: the config of its text part, and what that leaves open.
+
+    Where the text part is in a model of images and text, that is the whole model's name and the path to this part; of a
+    mixture of experts, how many experts each layer has, or that the shared expert was edited.
+    """
+    config: dict[str, Any] = text_config(model).to_dict()
+    row = loaded_architecture(model, shared_expert)
+    blocks = list(model.get_submodule(row.blocks).children())
+    paths = {str(layer): first_path(block, row.down_projection) for layer, block in enumerate(blocks)}
+    found = {layer: expert_count(blocks[int(layer)].get_submodule(path)) for layer, path in paths.items()}
+    experts = {layer: count for layer, count in found.items() if count}
+    if row.text_model is not None:
+        config |= {"_name_or_path": getattr(model.config, "_name_or_path", ""), TEXT_MODEL_AT: row.text_model}
+    about = {
+        **({EDITED_AT: paths} if "|" in row.down_projection else {}),
+        **({EXPERTS_OF: experts} if experts else {}),
+        **({SHARED_EXPERT: True} if shared_expert else {}),
+    }
+    return {**config, **about}
+
+
 def model_name(config: Any) -> str:
     """Return what messages call a model: where it was loaded from, or its family."""
     return str(getattr(config, "_name_or_path", "") or config.model_type)
 
 
-def projection_name(architecture: Architecture, block: str) -> str:
-    """Return the path from the causal language model to the down-projection of a block, by its name in its list."""
-    return f"{architecture.blocks}.{block}.{architecture.down_projection}"
+def projection_name(model_config: Mapping[str, Any], layer: int, within: bool = True) -> str:
+    """Return the path from a model to the down-projection of a layer, given the config that a patch records.
+
+    Args:
+        model_config: As `described_config` returns it.
+        within: Whether to begin at the model as a whole; otherwise at its text model, as if that were on its own.
+    """
+    alone = {name: value for name, value in model_config.items() if within or name != TEXT_MODEL_AT}
+    row = architecture_of(SimpleNamespace(**alone))
+    return f"{row.blocks}.{layer}.{model_config.get(EDITED_AT, {}).get(str(layer), row.down_projection)}"
 
 
-def editable_names(model: Any) -> dict[int, str]:
+def _edited_modules(model: Any, shared_expert: bool) -> dict[int, tuple[str, nn.Module]]:
+    """The path to each layer's down-projection, and the module."""
+    row = loaded_architecture(model, shared_expert)
+    found = {}
+    for layer, (name, block) in enumerate(model.get_submodule(row.blocks).named_children()):
+        path = first_path(block, row.down_projection)
+        found[layer] = f"{row.blocks}.{name}.{path}", block.get_submodule(path)
+    return found
+
+
+def editable_names(model: Any, shared_expert: bool = False) -> dict[int, str]:
     """Return the name, as in `named_parameters`, of each layer's editable weight; ValueError for an unknown family."""
-    row = loaded_architecture(model)
-    blocks = model.get_submodule(row.blocks).named_children()
-    return {layer: f"{projection_name(row, block)}.weight" for layer, (block, _) in enumerate(blocks)}
+    modules = _edited_modules(model, shared_expert)
+    return {layer: f"{path}.{weight_name(module)}" for layer, (path, module) in modules.items()}
 
 
-def loaded_architecture(model: Any) -> Architecture:
-    """Return the row for a loaded model.
+def loaded_architecture(model: Any, shared_expert: bool = False) -> Architecture:
+    """Return the row for a loaded model, or for an edit of its shared expert.
 
     Raises:
-        ValueError: It is wrapped, its family is unknown, or its blocks are not where those of its family are.
+        ValueError: It is wrapped, its family is unknown or has no shared expert, or its blocks are not where those of
+            its family are.
     """
     check_transformers_model(model)
     row = architecture_of(model.config)
+    row = row.of_shared_expert() if shared_expert else row
     try:
         model.get_submodule(row.blocks)
     except AttributeError:
@@ -119,11 +171,10 @@ def loaded_architecture(model: Any) -> Architecture:
     return row
 
 
-def _check_parameters(model: Any, names: Mapping[int, str], layers: Sequence[int]) -> None:
+def _check_parameters(model: Any, names: Mapping[int, str], modules: Mapping[int, nn.Module]) -> None:
     """Raise ValueError if a weight is computed anew in each pass, so that what is written to it would be lost."""
-    for layer in layers:
-        module = model.get_submodule(names[layer].removesuffix(".weight"))
-        if not isinstance(module.weight, nn.Parameter):
+    for layer, module in modules.items():
+        if not isinstance(getattr(module, weight_name(module)), nn.Parameter):
             raise ValueError(
                 f"model={type(model).__name__}: {names[layer]} is computed from other weights, by pruning or a "
                 "parametrization. Make it permanent first: torch.nn.utils.prune.remove(module, 'weight') or "
@@ -131,18 +182,23 @@ def _check_parameters(model: Any, names: Mapping[int, str], layers: Sequence[int
             )
 
 
-def check_editable(model: Any, layers: Sequence[int]) -> None:
+def check_editable(model: Any, layers: Sequence[int], shared_expert: bool = False) -> None:
     """Raise ValueError unless an edit can write to some layers of a transformers model.
 
     Whether a quantized one runs here shows when its weights are read; see `factpatch.model.quantized`.
     """
-    row, names = loaded_architecture(model), editable_names(model)
-    if is_quantized(model):
-        return
+    row, names = loaded_architecture(model, shared_expert), editable_names(model, shared_expert)
     name = model_name(text_config(model))
-    modules = _projections(model, layers)
+    modules = _projections(model, layers, shared_expert)
+    if is_quantized(model):
+        if any(hasattr(module, FUSED) for module in modules.values()):
+            raise ValueError(
+                f"{name} is a quantized mixture of experts, whose experts are not edited beside their quantized "
+                "weights. Edit the model that it was made from, or another one."
+            )
+        return
     weights = [oriented(module, row.transposed) for module in modules.values()]
-    _check_parameters(model, names, layers)
+    _check_parameters(model, names, modules)
     for weight in weights:
         if weight.is_meta:
             raise ValueError(
@@ -151,7 +207,7 @@ def check_editable(model: Any, layers: Sequence[int]) -> None:
             )
 
 
-def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+def editable_weights(model: Any, layers: Sequence[int], shared_expert: bool = False) -> dict[int, Tensor]:
     """Return the editable weights of some layers of a transformers model, as (d_value, d_key) views.
 
     Those of a quantized model are dense and lie beside it.
@@ -159,17 +215,49 @@ def editable_weights(model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
     Raises:
         ValueError: Unknown family, absent weights, or a quantized model that cannot run here.
     """
-    check_editable(model, layers)
-    modules = _projections(model, layers)
+    check_editable(model, layers, shared_expert)
+    modules = _projections(model, layers, shared_expert)
     if is_quantized(model):
         return {layer: found.weight.detach() for layer, found in unmerged(model, modules).items()}
     transposed = loaded_architecture(model).transposed
     return {layer: oriented(module, transposed) for layer, module in modules.items()}
 
 
-def _projections(model: Any, layers: Sequence[int]) -> dict[int, nn.Module]:
-    names = editable_names(model)
-    return {layer: model.get_submodule(names[layer].removesuffix(".weight")) for layer in layers}
+def _projections(model: Any, layers: Sequence[int], shared_expert: bool) -> dict[int, nn.Module]:
+    modules = _edited_modules(model, shared_expert)
+    return {layer: modules[layer][1] for layer in layers}
+
+
+def first_path(block: nn.Module, paths: str) -> str:
+    """The first of some paths, with `|` between them, that leads to a module of a block; the last if none does."""
+    *others, last = paths.split("|")
+    for path in others:
+        with suppress(AttributeError):
+            block.get_submodule(path)
+            return path
+    return last
+
+
+def first_of(block: nn.Module, paths: str) -> nn.Module:
+    """The module of a block that `first_path` leads to; AttributeError if there is none."""
+    return block.get_submodule(first_path(block, paths))
+
+
+# What turns images and sounds into what a model reads, beside its tokenizer.
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+
+
+def copy_processor(config: Any, directory: Path) -> None:
+    """Copy the settings of a model's processor from where the model was loaded, if they are there."""
+    source = str(getattr(config, "_name_or_path", ""))
+    for name in _PROCESSOR:
+        found = Path(source) / name
+        if not found.is_file():
+            with suppress(HFValidationError):
+                cached = try_to_load_from_cache(source, name)
+                found = Path(cached) if isinstance(cached, str) else found
+        if found.is_file() and not (directory / name).exists():
+            shutil.copyfile(found, directory / name)
 
 
 class LanguageModel:
@@ -206,6 +294,8 @@ class LanguageModel:
         check_editable(model, [layer for layer in range(self.num_layers) if self.in_memory(layer)][:1] or [0])
         self.frame: Frame = chat_frame(tokenizer) if chat else PLAIN
 
+    shared_expert = False
+    """Whether the shared expert is what is edited of a mixture of experts."""
     _stream_dtype: torch.dtype | None = None
 
     @cached_property
@@ -230,19 +320,30 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
-        return model_name(self.config)
+        return model_name(self.config if self.architecture.text_model is None else self.model.config)
+
+    @property
+    def text_model(self) -> Any:
+        """What reads text: the whole model, or in a model of images and text a part without a head."""
+        path = self.architecture.text_model
+        return self.model if path is None else self.model.get_submodule(path)
 
     def down_projection(self, layer: int) -> nn.Module:
-        return self.blocks[layer].get_submodule(self.architecture.down_projection)
+        return first_of(self.blocks[layer], self.architecture.down_projection)
 
     def block(self, layer: int) -> nn.Module:
         return self.blocks[layer]
 
     def mlp(self, layer: int) -> nn.Module:
-        return self.blocks[layer].get_submodule(self.architecture.mlp)
+        return first_of(self.blocks[layer], self.architecture.mlp)
 
     def attention(self, layer: int) -> nn.Module:
-        return self.blocks[layer].get_submodule(self.architecture.attention)
+        return first_of(self.blocks[layer], self.architecture.attention)
+
+    def whole(self, layer: int) -> nn.Module:
+        """The module that runs on whole texts, of a family that has one."""
+        assert self.architecture.whole is not None
+        return first_of(self.blocks[layer], self.architecture.whole)
 
     def in_memory(self, layer: int) -> bool:
         """Whether the editable weight of a layer can be written."""
@@ -273,7 +374,30 @@ class LanguageModel:
 
     @property
     def d_key(self) -> int:
-        return self._key.shape[-1] if self.quantized else self.weight(0).shape[1]
+        """How many dimensions a key has; of experts, those of all of them by how many of them a token is sent to."""
+        return self._key.shape[-1] if self.quantized else max(self._key_sizes)
+
+    @cached_property
+    def _key_sizes(self) -> list[int]:
+        sizes = [
+            matrix_shape(oriented(self.down_projection(layer), self.architecture.transposed))[1]
+            for layer in range(self.num_layers)
+        ]
+        if not any(map(self.experts, range(self.num_layers))):
+            return sizes[:1]
+        share = max(1, int(getattr(self.config, "num_experts_per_tok", None) or 1))
+        return [size // share if self.experts(layer) else size for layer, size in enumerate(sizes)]
+
+    def key_width(self, layer: int) -> int:
+        """How many dimensions a layer's keys have; of experts, those of one of them."""
+        if self.quantized:
+            return self.d_key
+        weight = oriented(self.down_projection(layer), self.architecture.transposed)
+        return int(weight.shape[-1])
+
+    def experts(self, layer: int) -> int:
+        """How many experts a layer has; 0 of a layer without a router."""
+        return expert_count(self.down_projection(layer))
 
     @property
     def embedded_tokens(self) -> int:
@@ -310,6 +434,17 @@ class LanguageModel:
         """The dtype of hidden states: that of the weights, except inside `factpatch.model.precision.computing`."""
         return self._stream_dtype or self.dtype
 
+    def with_shared_expert(self) -> LanguageModel:
+        """Return the same model, seen as one of which the shared expert is edited in place of the routed ones.
+
+        Raises:
+            ValueError: It has none.
+        """
+        view = copy(self)
+        view.architecture, view.shared_expert = self.architecture.of_shared_expert(), True
+        view.__dict__.pop("_key_sizes", None)
+        return view
+
     def with_stream(self, dtype: torch.dtype) -> LanguageModel:
         """Return the same model, seen as one whose hidden states have this dtype; the caller makes it so."""
         view = copy(self)
@@ -323,19 +458,21 @@ class LanguageModel:
 
     def body(self, **inputs: Any) -> Tensor:
         """Run everything but the head; return the last hidden states, (rows, tokens, d_value), after the final norm."""
-        hidden = self.model.base_model(**inputs).last_hidden_state
+        hidden = self.text_model.base_model(**inputs).last_hidden_state
         assert isinstance(hidden, Tensor)
         return hidden
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """Apply the head to (positions, d_value) hidden states: (positions, vocabulary), in the work dtype."""
         logits = self.model.get_output_embeddings()(hidden)
+        if self.architecture.logits is not None:
+            logits = self.architecture.logits.of(logits, self.config)
         return torch.log_softmax(logits.to(self.work_dtype), dim=-1)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """No dropout, no parameter gradients, attention that honors our masks; all restored afterwards."""
-        with frozen(self.model), masked_attention(self.model):
+        with frozen(self.model), masked_attention(self.text_model), wide_range(self.model):
             yield
 
     def save_pretrained(self, directory: str | Path, card: str | None = None) -> None:
@@ -355,6 +492,8 @@ class LanguageModel:
             state = get_state_dict_offloaded_model(self.model) if offloaded else None
             self.model.save_pretrained(draft, state_dict=state)
             self.tokenizer.save_pretrained(draft)
+            if self.architecture.text_model is not None:
+                copy_processor(self.model.config, draft)
             if card is not None:
                 (draft / "README.md").write_text(card, encoding="utf-8")
 
@@ -370,7 +509,7 @@ class LanguageModel:
     def longest(self) -> int | None:
         """The most tokens that a text may have: the model's positions, or fewer if its attention reaches less far."""
         limits = (getattr(self.config, name, None) for name in ("max_position_embeddings", "sliding_window"))
-        return min((int(limit) for limit in limits if limit is not None), default=None)
+        return min((int(limit) for limit in limits if limit), default=None)  # 0 stands for none, too
 
     def has_room(self, tokens: int) -> bool:
         """Whether a text of so many tokens can be read."""

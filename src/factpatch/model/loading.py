@@ -14,7 +14,14 @@ import torch
 import transformers
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+)
 
 from factpatch.model.architectures import architecture_of
 from factpatch.model.checkpoint import CONFIG, check_complete, check_directory
@@ -166,7 +173,8 @@ def _load(
             places = {"device_map": {"": place}}  # it is not moved afterwards
         with _quantized_here(quantized), _in_short(*files):
             # Sizes that do not fit are refused below, with their names.
-            loaded, found = AutoModelForCausalLM.from_pretrained(
+            kind = AutoModelForCausalLM if row.text_model is None else AutoModelForImageTextToText
+            loaded, found = kind.from_pretrained(
                 source,
                 dtype=dtype or "auto",
                 output_loading_info=True,

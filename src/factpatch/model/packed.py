@@ -15,6 +15,10 @@ at bundles of them, in groups of equal length.
 
     groups: [A, B] of length 2, one attention call of (2, heads, 2, ...); [C] of length 1, another
     mask of a row: | its prefix, padded to the group's longest | its own tokens, lower triangle |
+
+Where attention knows places (ALiBi, local windows) or is none at all (a state), it cannot be given rows. There the
+module in which tokens meet, `Architecture.whole`, runs on whole texts: the pool then holds its inputs in place of keys
+and values, and what it puts out for the tokens of the prefix is dropped. All else sees the same sequence as above.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, groupby, islice
+from itertools import accumulate, chain, count, groupby, islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from factpatch.model.hooks import shadowed, starting_after
+from factpatch.model.hooks import first_tensor, main_input, shadowed, starting_after, unhooked
 from factpatch.model.language_model import LanguageModel
 
 _NAME = "factpatch-packed"
@@ -206,6 +210,8 @@ def run_packed(
         (tokens, d_value), the last hidden states after the final norm; and the pool of these tokens, or an empty one.
     """
     collected = Pool() if collect else None
+    if (whole := _whole_texts.get()) is not None:
+        whole.reach(max(len(row.prefix) + row.tokens for row in packing.rows))
     inputs = packing.inputs(lm.device)
     if ids is not None:
         inputs = {**inputs, "input_ids": ids[None].to(lm.device)}
@@ -218,12 +224,9 @@ def run_packed(
             else starting_after(lm.blocks, start, hidden[None], lm.architecture.returns_tuple)
         )
         with entering:
-            last = lm.body(
-                **inputs,
-                # A mask of this shape is taken as it is, and packed attention has its own.
-                attention_mask=torch.zeros((1, 1, 1, 1), dtype=lm.stream_dtype, device=lm.device),
-                use_cache=False,
-            )
+            # A mask of this shape is taken as it is, and packed attention has its own.
+            mask = torch.zeros((1, 1, 1, 1), dtype=lm.stream_dtype, device=lm.device) if whole is None else None
+            last = lm.body(**inputs, attention_mask=mask, use_cache=False)
     finally:
         _present.reset(token)
     if len(present.attended) < lm.num_layers - 1 - (-1 if hidden is None else start):
@@ -235,7 +238,7 @@ def _no_interface(lm: LanguageModel) -> str:
     return (
         f"model_type={lm.architecture.model_type!r} does not use transformers' attention interface, so that texts side "
         "by side would see each other. Register its row with attends=, the name of the attention module's method that "
-        "takes query, key, value and mask."
+        "takes query, key, value and mask; or with whole=, the path from a block to the module in which tokens meet."
     )
 
 
@@ -243,15 +246,25 @@ def _no_interface(lm: LanguageModel) -> str:
 def packed_attention(lm: LanguageModel) -> Iterator[None]:
     """Let the model's attention read packed rows; it is restored afterwards."""
     method = lm.architecture.attends
-    if method is None:
-        before = lm.model.config._attn_implementation
-        lm.model.set_attn_implementation(_NAME)
+    if lm.architecture.whole is not None:
+        whole = _WholeTexts(lm)
+        token = _whole_texts.set(whole)
         try:
-            if lm.model.config._attn_implementation != _NAME:
+            with shadowed((module, "forward", whole.runs(module)) for module in whole.modules):
+                yield
+        finally:
+            _whole_texts.reset(token)
+        return
+    if method is None:
+        model = lm.text_model
+        before = model.config._attn_implementation
+        model.set_attn_implementation(_NAME)
+        try:
+            if model.config._attn_implementation != _NAME:
                 raise ValueError(_no_interface(lm))
             yield
         finally:
-            lm.model.set_attn_implementation(before)
+            model.set_attn_implementation(before)
         return
     modules = (lm.attention(layer) for layer in range(lm.num_layers))
     with shadowed((module, method, _packed_method(module, getattr(module, method))) for module in modules):
@@ -270,6 +283,139 @@ def _packed_method(module: nn.Module, attends: Callable[..., tuple[Tensor, Any]]
     return packed
 
 
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class _WholeTexts:
+    """Lets the modules in which tokens meet run on whole texts, one length at a time.
+
+    Their other arguments, such as masks and embeddings of positions, are those that the model gives them for one text
+    that is long enough, cut to the length: a causal model has the same ones for the beginning of a text as for all.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self.modules = [lm.whole(layer) for layer in range(lm.num_layers)]
+        self._originals = {id(module): module.forward for module in self.modules}
+        self._calls: dict[int, _Call] = {}
+        self._length = 0
+
+    def runs(self, module: nn.Module) -> Callable[..., Any]:
+        """What to call in place of the module's forward."""
+        layer = self.modules.index(module)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._forward(layer, args, kwargs)
+
+        return forward
+
+    def reach(self, length: int) -> None:
+        """Find out what the modules are given for texts of this length. Call it before a pass, in which hooks act."""
+        if length <= self._length:
+            return
+        # A prime is unlikely to be the size of anything but the text.
+        wanted = next(n for n in count(max(length, 97)) if all(n % k for k in range(2, int(n**0.5) + 1)))
+        self._length = wanted if self.lm.has_room(wanted) else length
+        calls: dict[int, _Call] = {}
+
+        def keeping(layer: int, original: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                calls[layer] = args, kwargs
+                return original(*args, **kwargs)
+
+            return forward
+
+        seen = ((m, "forward", keeping(layer, self._originals[id(m)])) for layer, m in enumerate(self.modules))
+        # What is kept takes part in backward passes, too, so it must not be of a caller's inference mode.
+        with torch.inference_mode(False), torch.no_grad(), unhooked(self.lm.model), shadowed(seen):
+            ids = torch.zeros((1, self._length), dtype=torch.long, device=self.lm.device)
+            self.lm.body(input_ids=ids, use_cache=False)
+        self._calls = calls
+
+    def _forward(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        now = _present.get()
+        now.attended.add(layer)
+        hidden = main_input(args, kwargs)
+        if now.collected is not None:
+            now.collected.keys[layer] = hidden.detach()
+            now.collected.values[layer] = hidden.detach()[..., :0]
+        known = now.pool.keys.get(layer, hidden[:, :0])
+        source = torch.cat([known, hidden], dim=1)[0]
+        begins = (known.shape[1] + now.packing.first).tolist()
+        rows = now.packing.rows
+        places = [
+            [*row.prefix, *range(begin, begin + row.tokens)] for row, begin in zip(rows, begins, strict=True)
+        ]  # those of the sequence itself come after the pool's, as in a row's prefix
+        outputs: list[Tensor] = [hidden] * len(rows)
+        rest: tuple[Any, ...] | None = None
+        for some in self._batches(layer, [len(own) for own in places]):
+            texts = source[torch.tensor([places[row] for row in some], device=source.device)]
+            call = self._cut(layer, texts, [begins[row] - known.shape[1] for row in some], rows, some, args, kwargs)
+            output = self._originals[id(self.modules[layer])](*call[0], **call[1])
+            rest = output[1:] if isinstance(output, tuple) else None
+            for row, text in zip(some, first_tensor(output), strict=True):
+                outputs[row] = text[len(text) - rows[row].tokens :]
+        found = torch.cat(outputs)[None]
+        return found if rest is None else (found, *rest)
+
+    def _batches(self, layer: int, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Rows that run together: those of one length, or each alone where an argument has no place for more."""
+        args, kwargs = self._calls[layer]
+        alone = any(one.dim() > 1 and one.shape[0] != 1 for one in _tensors((args, kwargs)))
+        for _, group in groupby(sorted(range(len(lengths)), key=lambda row: lengths[row]), lambda row: lengths[row]):
+            members = list(group)
+            yield from ([row] for row in members) if alone else [members]
+
+    def _cut(
+        self,
+        layer: int,
+        texts: Tensor,
+        begins: Sequence[int],
+        rows: Sequence[PackedRow],
+        some: Sequence[int],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Call:
+        """The arguments for some texts, (texts, tokens, d_value): as captured, but for what a pass itself brings."""
+        batch, length, _ = texts.shape
+        hidden = main_input(args, kwargs)
+
+        def fit(captured: Any, present: Any) -> Any:
+            if present is hidden:
+                return texts
+            if isinstance(present, Tensor) and present.shape == hidden.shape:  # such as the residual stream, in Bloom
+                wide = present.new_zeros(texts.shape)
+                for index, (row, begin) in enumerate(zip(some, begins, strict=True)):
+                    wide[index, length - rows[row].tokens :] = present[0, begin : begin + rows[row].tokens]
+                return wide
+            if isinstance(captured, tuple):
+                return tuple(fit(one, None) for one in captured)
+            if not isinstance(captured, Tensor):
+                return captured
+            for dim, size in enumerate(captured.shape):
+                if size == self._length:
+                    captured = captured.narrow(dim, 0, length)
+            return captured.expand(batch, *captured.shape[1:]) if captured.shape[:1] == (1,) else captured
+
+        there = self._calls[layer]
+        fitted = tuple(fit(one, args[index] if index < len(args) else None) for index, one in enumerate(there[0]))
+        return fitted, {name: fit(one, kwargs.get(name)) for name, one in there[1].items()}
+
+
+def _tensors(found: Any) -> Iterator[Tensor]:
+    """All tensors in the arguments of a call but the main input's kind, which a pass brings itself."""
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, (tuple, list)):
+        for one in found:
+            yield from _tensors(one)
+    elif isinstance(found, dict):
+        yield from _tensors(list(found.values()))
+
+
+_whole_texts: ContextVar[_WholeTexts | None] = ContextVar("whole texts", default=None)
+
+
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
@@ -281,7 +427,8 @@ def _shared_heads(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, Any]:
     """Let query heads that share a key attend as further tokens of one head: no key is repeated, and products grow."""
-    attends = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    beyond_sdpa = any(options.get(name) is not None for name in ("softcap", "s_aux"))
+    attends = _written_out if beyond_sdpa else ALL_ATTENTION_FUNCTIONS["sdpa"]
     bundles, heads, length, _ = query.shape
     shared = heads // key.shape[1]
     if shared == 1:
@@ -291,6 +438,37 @@ def _shared_heads(
     found = attends(SimpleNamespace(), folded, key, value, mask.repeat(1, 1, shared, 1), **options)[0]
     apart = found.reshape(bundles, shared, length, key.shape[1], -1).permute(0, 2, 3, 1, 4)
     return apart.reshape(bundles, length, heads, -1), None
+
+
+def _written_out(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention step by step, for what PyTorch's own function cannot do.
+
+    Args:
+        softcap: Scores become softcap · tanh(score / softcap), as in Gemma 2.
+        s_aux: (query heads,): the score of a place that holds nothing, as in gpt-oss.
+    """
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + mask
+    places = scores.shape[-1]
+    if s_aux is not None:
+        # Query heads that share a key lie one after another among the tokens of one head.
+        sinks = s_aux.reshape(key.shape[1], -1).repeat_interleave(scores.shape[2] * key.shape[1] // len(s_aux), dim=1)
+        scores = torch.cat([scores, sinks[None, :, :, None].expand(len(scores), -1, -1, -1).to(scores)], dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = torch.softmax(scores, dim=-1, dtype=wide)[..., :places].to(value.dtype)
+    return (weights @ value).transpose(1, 2), None
 
 
 AttentionInterface.register(_NAME, _attention)

@@ -54,6 +54,8 @@ class Named:
     """The hash of its unedited weights."""
     kind: str
     """The type of device that it lies on here, such as cuda."""
+    shared_expert: bool = False
+    """Whether the shared expert of a mixture of experts is edited."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class _Work(Generic[S, R]):
         named = self.model
         check_worker(named.kind)
         lm = load_language_model(named.name, device=named.device, dtype=named.dtype, chat=named.chat)
+        lm = lm.with_shared_expert() if named.shared_expert else lm
         if model_hash(lm.model) != named.content:
             raise ReplicaError(
                 f"workers: the model that a worker loads as {named.name!r} has other weights than the one here. Give "
@@ -150,7 +153,7 @@ class Replicas:
         name = os.path.abspath(lm.loaded_from) if os.path.exists(lm.loaded_from) else lm.loaded_from
         device = "auto" if lm.spread else None if lm.device.type == "cpu" else lm.device.type
         dtype = str(lm.dtype).removeprefix("torch.")
-        self.named = Named(name, device, dtype, lm.frame.chat, model_hash(lm.model), lm.device.type)
+        self.named = Named(name, device, dtype, lm.frame.chat, model_hash(lm.model), lm.device.type, lm.shared_expert)
         self._unedited = [lm.weight_hash(layer) for layer in range(lm.num_layers)]
 
     def map(

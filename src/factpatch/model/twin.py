@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import nn
 
+from factpatch.model.experts import weight_name
 from factpatch.model.language_model import LanguageModel
 
 
@@ -42,6 +43,7 @@ def own(lm: LanguageModel, layers: Iterable[int]) -> None:
     with torch.no_grad():
         for layer in layers:
             projection = lm.down_projection(layer)
-            weight = projection.weight
+            name = weight_name(projection)
+            weight = getattr(projection, name)
             assert isinstance(weight, torch.Tensor)
-            projection.weight = nn.Parameter(weight.clone(), requires_grad=False)
+            setattr(projection, name, nn.Parameter(weight.clone(), requires_grad=False))

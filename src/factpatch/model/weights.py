@@ -8,13 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from factpatch.model.experts import is_experts, weight_name, wide
 from factpatch.model.quantized import all_held, is_plain, is_quantized
 from factpatch.support.words import counted
 
 
 def oriented(projection: nn.Module, transposed: bool) -> Tensor:
-    """Return the weight of a down-projection as a (d_value, d_key) view; writing to the view writes to the model."""
+    """Return the weight of a down-projection as a (d_value, d_key) view; writing to the view writes to the model.
+
+    Of experts, it is a (d_value, experts, d_key) view: see `factpatch.model.experts`.
+    """
     weight = stored_weight(projection).detach()
+    if is_experts(projection):
+        return wide(projection, weight)
     return weight.T if transposed else weight
 
 
@@ -24,12 +30,13 @@ def stored_weight(module: nn.Module) -> Tensor:
     accelerate keeps the weights of offloaded modules aside, and a placeholder without data in the module. Those in
     memory can be written there; those on disk are read anew each time, so that for them the placeholder is returned.
     """
-    weight = module.weight
+    name = weight_name(module)
+    weight = getattr(module, name)
     assert isinstance(weight, Tensor)
     aside = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
     if weight.is_meta and aside is not None:
-        kept: Tensor = aside["weight"]
-        if kept.data_ptr() == aside["weight"].data_ptr():
+        kept: Tensor = aside[name]
+        if kept.data_ptr() == aside[name].data_ptr():
             return kept
     return weight
 
@@ -113,14 +120,26 @@ def restore(weights: Mapping[int, Tensor], copies: Mapping[int, Tensor]) -> None
 def add_shift(weight: Tensor, shift: Tensor) -> None:
     """Add a (d_value, d_key) shift in place: accumulated in float32 or wider, cast once.
 
+    Of experts, whose weight is (d_value, experts, d_key), the shift is as wide as all of them together.
+
     Raises:
         FloatingPointError: The sum is not finite in the weight's dtype; the weight is unchanged.
     """
     accumulator = torch.promote_types(torch.promote_types(weight.dtype, shift.dtype), torch.float32)
-    total = (weight.to(accumulator) + shift.to(weight.device, accumulator)).to(weight.dtype)
+    total = (weight.to(accumulator) + shift.to(weight.device, accumulator).reshape(weight.shape)).to(weight.dtype)
     if not bool(torch.isfinite(total).all()):
         raise FloatingPointError(f"the shift makes a weight of dtype {weight.dtype} infinite or undefined")
     weight.copy_(total)
+
+
+def matrix_shape(weight: Tensor) -> tuple[int, int]:
+    """The shape of a shift of a weight: (d_value, d_key), or (d_value, experts · d_key)."""
+    return weight.shape[0], weight[0].numel()
+
+
+def matrices(weights: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Weights as matrices of the shape of their shifts; of experts, copies."""
+    return {layer: weight.flatten(1) for layer, weight in weights.items()}
 
 
 def changed_layers(weights: Mapping[int, Tensor], expected: Mapping[int, str], layers: Iterable[int]) -> list[int]:

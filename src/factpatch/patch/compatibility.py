@@ -11,12 +11,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from factpatch.model.architectures import architecture_of, same_layout
+from factpatch.model.architectures import SHARED_EXPERT, Architecture, same_layout
+from factpatch.model.experts import is_experts
 from factpatch.model.gguf import GGUFFile, find_gguf, open_gguf
 from factpatch.model.gguf_names import gguf_architecture, gguf_names
-from factpatch.model.language_model import LanguageModel, editable_names, editable_weights, model_name, text_config
+from factpatch.model.language_model import (
+    LanguageModel,
+    editable_names,
+    editable_weights,
+    loaded_architecture,
+    model_name,
+    text_config,
+)
 from factpatch.model.quantized import is_quantized
-from factpatch.model.weights import changed_layers, content_hash
+from factpatch.model.weights import changed_layers, content_hash, matrix_shape
 from factpatch.patch.batch import Batch, layer_list, states
 from factpatch.support.words import quoted
 
@@ -65,17 +73,18 @@ def fitting_weights(
     model = transformers_model(model)
     check_config(config, model)
     name = model_name(text_config(model))
-    known = editable_names(model)
+    shared = config.get(SHARED_EXPERT) is True
+    known = editable_names(model, shared)
     layers = sorted({layer for batch in batches for layer in batch.shifts})
     missing = [layer for layer in layers if layer not in known]
     if missing:
         raise PatchMismatchError(f"the patch edits {layer_list(missing)}, but {name} has layers 0 to {len(known) - 1}.")
-    weights = editable_weights(model, layers)
+    weights = editable_weights(model, layers, shared)
     for layer, shift in (item for batch in batches for item in batch.shifts.items()):
-        if shift.shape != tuple(weights[layer].shape):
+        if shift.shape != matrix_shape(weights[layer]):
             raise PatchMismatchError(
                 f"layer {layer}: the patch shifts a weight of shape {shift.shape}, but that of {name} has "
-                f"shape {tuple(weights[layer].shape)}."
+                f"shape {matrix_shape(weights[layer])}."
             )
     others = [layer for layer in layers if weights[layer].dtype != weight_dtype]
     if others:
@@ -146,7 +155,7 @@ def base_weights(
         PatchMismatchError: They are not those that the patch was made for, or the architecture differs.
         FileNotFoundError: `base` is a path without safetensors in it.
     """
-    layers = sorted(expected)
+    layers, shared = sorted(expected), config.get(SHARED_EXPERT) is True
     if isinstance(base, (str, Path)):
         if is_quantized(transformers_model(model)):
             raise PatchMismatchError(
@@ -155,12 +164,12 @@ def base_weights(
             )
         name, file = str(base), find_gguf(str(base))
         saved = gguf_weights(config, open_gguf(file), layers) if file is not None else None
-        found = saved or _saved_weights(Path(base), transformers_model(model), layers)
+        found = saved or _saved_weights(Path(base), transformers_model(model), layers, shared)
     else:
         base = transformers_model(base)
         name = model_name(text_config(base))
         check_config(config, base)
-        found = editable_weights(base, layers)
+        found = editable_weights(base, layers, shared)
     # The same as loading a saved model in the patch's dtype.
     weights = {layer: weight.to(weight_dtype) for layer, weight in found.items()}
     check_base(f"base={name}", config, weights, expected)
@@ -207,7 +216,7 @@ def _made_for(config: Mapping[str, Any]) -> str:
     return f" ({origin})" if origin else ""
 
 
-def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[int, Tensor]:
+def _saved_weights(directory: Path, model: Any, layers: Sequence[int], shared: bool) -> dict[int, Tensor]:
     """Read the editable weights of some layers of a saved `model` from its safetensors, as (d_value, d_key) views."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if not single.is_file() and not index.is_file():
@@ -215,8 +224,10 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[i
             f"base={str(directory)!r} holds neither {single.name} nor {index.name}; give the directory of a model that "
             "was saved with save_pretrained."
         )
-    transposed = architecture_of(text_config(model)).transposed
-    names = editable_names(model)
+    row, names = loaded_architecture(model, shared), editable_names(model, shared)
+    if any(is_experts(model.get_submodule(names[layer].rpartition(".")[0])) for layer in layers):
+        # In its files, transformers has every expert apart, under names that differ by family.
+        return editable_weights(type(model).from_pretrained(directory, dtype="auto", local_files_only=True), layers)
     weights = {}
     try:
         if single.is_file():
@@ -225,14 +236,26 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int]) -> dict[i
         else:
             shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         for layer in layers:
-            # A checkpoint of the body alone, such as the original GPT-2, lacks the name of the body.
-            bare = names[layer].removeprefix(f"{model.base_model_prefix}.")
-            name = names[layer] if names[layer] in shards else bare
-            if name not in shards:
+            name = _name_in(shards, names[layer], row)
+            if name is None:
                 raise PatchMismatchError(f"base={str(directory)!r} has no weight named {names[layer]}.")
             with safe_open(directory / shards[name], framework="pt") as file:
                 tensor = file.get_tensor(name)
-            weights[layer] = tensor.T if transposed else tensor
+            weights[layer] = tensor.T if row.transposed else tensor
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise PatchMismatchError(f"base={str(directory)!r} cannot be read: {error}.") from error
     return weights
+
+
+def _name_in(shards: Mapping[str, str], name: str, row: Architecture) -> str | None:
+    """What a checkpoint calls a weight; None if it has none of that name.
+
+    A checkpoint of the body alone, such as the original GPT-2, lacks the name of the body. Of a model of images and
+    text, transformers writes the names that it had in older versions, in which the text model stood elsewhere.
+    """
+    bare = name.partition(".")[2]
+    found = [there for there in (name, bare) if there in shards]
+    if row.text_model is not None and not found:
+        within = name.removeprefix(f"{row.text_model}.")
+        found = [there for there in shards if there.endswith(f".{within}") and "vision" not in there]
+    return found[0] if found else None

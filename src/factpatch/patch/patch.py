@@ -17,7 +17,8 @@ from factpatch.export.factors import LowRankFactors, low_rank
 from factpatch.export.gguf_lora import write_gguf_lora
 from factpatch.export.lora import write_lora
 from factpatch.facts import Fact, latest
-from factpatch.model.language_model import editable_names, editable_weights, text_config
+from factpatch.model.architectures import SHARED_EXPERT
+from factpatch.model.language_model import described_config, editable_names, editable_weights
 from factpatch.model.weights import changed_layers, restore, snapshot
 from factpatch.patch.algebra import check_summable, same_model, shrunk, summed
 from factpatch.patch.batch import Batch, first_states, last_states, layer_list, states
@@ -63,7 +64,7 @@ class Patch:
     settings: dict[str, Any]
     """The resolved settings of the method."""
     config: dict[str, Any]
-    """The base model's text config, as `text_config(model).to_dict()` gives it."""
+    """The base model's text config, as `described_config(model)` gives it."""
     weight_dtype: torch.dtype
     """The dtype of the edited weights; content hashes depend on it."""
     written_dtype: torch.dtype
@@ -114,6 +115,11 @@ class Patch:
     def layers(self) -> tuple[int, ...]:
         """The edited layers, ascending."""
         return tuple(sorted({layer for batch in self.batches for layer in batch.shifts}))
+
+    @property
+    def shared_expert(self) -> bool:
+        """Whether the shared expert of a mixture of experts was edited."""
+        return self.config.get(SHARED_EXPERT) is True
 
     @property
     def sealed(self) -> bool:
@@ -208,7 +214,7 @@ class Patch:
             yield
         finally:
             # Looked up again, since the block may have moved the model to another device.
-            restore(editable_weights(transformers_model(model), self.layers), copies)
+            restore(editable_weights(transformers_model(model), self.layers, self.shared_expert), copies)
 
     @classmethod
     def join(cls, patches: Sequence[Patch]) -> Patch:
@@ -258,10 +264,10 @@ class Patch:
         """
         model = transformers_model(base)
         check_config(self.config, model)
-        there = [layer for layer in self.layers if layer in editable_names(model)]
-        dtypes = [weight.dtype for weight in editable_weights(model, there[:1]).values()]
+        there = [layer for layer in self.layers if layer in editable_names(model, self.shared_expert)]
+        dtypes = [weight.dtype for weight in editable_weights(model, there[:1], self.shared_expert).values()]
         dtype = dtypes[0] if dtypes else self.weight_dtype  # without one of the layers, the check below refuses it
-        patch = replace(self, config=text_config(model).to_dict(), weight_dtype=dtype)
+        patch = replace(self, config=described_config(model, self.shared_expert), weight_dtype=dtype)
         weights = snapshot(patch._weights_of(model))
         if self.sealed and not changed_layers(weights, last_states(self.batches), self.layers):
             raise PatchMismatchError("base: it holds this patch already, which would be added a second time.")

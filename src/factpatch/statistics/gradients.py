@@ -9,7 +9,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus
-from factpatch.statistics.second_moment import WINDOW, CorpusError, text_batches
+from factpatch.statistics.second_moment import WINDOW, CorpusError, shown, text_batches
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.solver import Solver
 from factpatch.support.cache import cache_directory
@@ -80,6 +80,7 @@ def _entries(
         "dtype": str(lm.dtype).removeprefix("torch."),
         "precision": repr(precision),
         "solver": repr(solver),
+        **shown(lm),
     }
     return {
         layer: Entry(

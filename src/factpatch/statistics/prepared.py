@@ -21,7 +21,7 @@ from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.gradients import warm
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
 from factpatch.strategies.memory import Memory
-from factpatch.strategies.solver import WRITTEN, Solver
+from factpatch.strategies.solver import WRITTEN, LeastSquares, Solver
 from factpatch.support.progress import bar
 from factpatch.values.reading import SubjectRows, read_keys
 
@@ -64,6 +64,8 @@ class Prepared:
         given = {str(layer): content_hash(moment) for layer, moment in self.moments.items()}
         self.about: dict[str, Any] = {"corpus": "given as matrices", "sha256": given}
         """The origin of the second moments, JSON-able."""
+        self.counts: dict[int, Tensor] = {}
+        """How many tokens each expert saw, (experts,), by layer with a router."""
         self._memories: dict[int, Memory] = {}
         self._check_corpus()
 
@@ -99,15 +101,23 @@ class Prepared:
                 "unedited model."
             )
         if unread:
-            self.moments |= {layer: moment.matrix for layer, moment in self._read_moments(unread).items()}
+            found = self._read_moments(unread)
+            self.moments |= {layer: moment.matrix for layer, moment in found.items()}
+            self.counts |= {layer: moment.counts for layer, moment in found.items() if moment.counts is not None}
         if self.underived and missing:
             self._scale(contexts())
-        made = {layer: self.solver.memory(self.moments.get(layer)) for layer in missing}
+        made = {layer: self._made(layer) for layer in missing}
         if made and self.solver.ordinary_tokens:
             self._warm(made)
         self._memories |= made
         for layer in missing:
             self.moments.pop(layer, None)  # only now, so that it survives an error for the next attempt
+
+    def _made(self, layer: int) -> Memory:
+        moment, counts = self.moments.get(layer), self.counts.get(layer)
+        if counts is None or not isinstance(self.solver, LeastSquares):
+            return self.solver.memory(moment)
+        return self.solver.memory(moment, counts)
 
     def _warm(self, memories: Mapping[int, Memory]) -> None:
         """Let memories learn from ordinary text, as the unedited model reads it."""

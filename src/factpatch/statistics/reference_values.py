@@ -15,6 +15,7 @@ from factpatch.model.batching import parts
 from factpatch.model.fingerprint import fingerprint
 from factpatch.model.language_model import LanguageModel
 from factpatch.statistics.cache import Entry
+from factpatch.statistics.second_moment import shown
 from factpatch.strategies.target import Target
 from factpatch.support.cache import cache_directory
 from factpatch.values.contexts import read_of
@@ -85,7 +86,7 @@ def _entries(
         layer: Entry(
             cache_directory() / "reference_values",
             f"the reference values of layer {layer}",
-            {"model": model, "layer": str(layer), "site": target.beside[-1], "about": digest},
+            {"model": model, "layer": str(layer), "site": target.beside[-1], "about": digest, **shown(lm)},
         )
         for layer in layers
     }

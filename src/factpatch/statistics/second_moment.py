@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from factpatch.model.batching import TOKEN_BUDGET, batches, padded
+from factpatch.model.experts import Routed, token_rows
 from factpatch.model.fingerprint import fingerprints
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
@@ -41,6 +42,7 @@ _MOST_SHARDS = 32
 _DOCUMENTS_AT_ONCE = 64
 # Of a matrix, at once: few enough for little work above the diagonal, enough for products at full speed.
 _ROWS = 512
+_COUNTS = ".counts"
 Progress = Callable[[int], None]
 Batch = list[list[int]]
 """Token windows that are run together."""
@@ -51,9 +53,16 @@ class SecondMoment:
     """E[k kᵀ] of the keys of one layer."""
 
     matrix: Tensor
-    """(d_key, d_key), activations squared, averaged over tokens; float64."""
+    """(d_key, d_key), activations squared, averaged over tokens; float64. Of a layer of experts, (experts, d_key,
+    d_key): for each, of g x, the key times the router's gate, averaged over the tokens that the expert saw."""
     tokens: int
     """How many tokens were averaged."""
+    counts: Tensor | None = None
+    """(experts,), int64: how many tokens each expert saw; None for a layer without a router."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the cache holds of it."""
+        return {"matrix": self.matrix} if self.counts is None else {"matrix": self.matrix, "counts": self.counts}
 
     @staticmethod
     def read(
@@ -101,9 +110,7 @@ class SecondMoment:
                 missing = [layer for layer in layers if layer not in found]
                 if missing:
                     computed = _read(text, missing, progress, unfinished)
-                    written = [
-                        entries[one].write({"matrix": it.matrix}, read=it.tokens) for one, it in computed.items()
-                    ]
+                    written = [entries[one].write(it.tensors(), read=it.tokens) for one, it in computed.items()]
                     if all(written):
                         unfinished.remove()
                     found |= computed
@@ -113,7 +120,11 @@ class SecondMoment:
 def _kept(entries: Mapping[int, Entry], layers: Sequence[int]) -> dict[int, SecondMoment]:
     """What the cache holds of some layers."""
     held = {layer: entries[layer].read(["read"]) for layer in layers}
-    return {layer: SecondMoment(it[0]["matrix"], it[1]["read"]) for layer, it in held.items() if it is not None}
+    return {
+        layer: SecondMoment(it[0]["matrix"], it[1]["read"], it[0].get("counts"))
+        for layer, it in held.items()
+        if it is not None
+    }
 
 
 def _lock(folder: Path, text: _Text, model: str) -> Path:
@@ -200,6 +211,7 @@ def _entries(
         "tokens": str(text.tokens),
         "window": str(lm.window(WINDOW)),
         "dtype": str(lm.dtype).removeprefix("torch."),
+        **shown(lm),
     }
     entries = {
         layer: Entry(
@@ -213,6 +225,11 @@ def _entries(
     asked = {"model": prints[max(layers)], "layers": " ".join(map(str, sorted(layers)))}
     batching = {"batching": text.batching}
     return entries, Entry(folder, "the unfinished second moment", {**asked, **about, **batching}, unfinished=True)
+
+
+def shown(lm: LanguageModel) -> dict[str, str]:
+    """What of a model is edited, as an entry of the cache records it: nothing but of a shared expert."""
+    return {"weight": "shared expert"} if lm.shared_expert else {}
 
 
 def text_batches(lm: LanguageModel, corpus: Corpus, tokens: int, budget: int = TOKEN_BUDGET) -> Iterator[Batch]:
@@ -239,13 +256,17 @@ class _Sums:
     """Sums over the first batches of a corpus."""
 
     totals: dict[int, Tensor]
-    """Σ k kᵀ by layer, (d_key, d_key), float64; what lies above the diagonal does not count."""
+    """Σ k kᵀ by layer, (d_key, d_key), float64; what lies above the diagonal does not count. Of experts, a matrix for
+    each, (experts, d_key, d_key)."""
+    counts: dict[int, Tensor]
+    """How many tokens each expert saw, (experts,), by layer with a router."""
     tokens: int = 0
     batches: int = 0
 
     def keep(self, entry: Entry) -> None:
         self.check_finite()
         totals = {str(layer): total for layer, total in self.totals.items()}
+        totals |= {f"{layer}{_COUNTS}": counts for layer, counts in self.counts.items()}
         if entry.write(totals, read=self.tokens, batches=self.batches):
             logger.info("the second moment so far is kept, after %d tokens", self.tokens)
 
@@ -270,7 +291,20 @@ def _resumed(entry: Entry, layers: Sequence[int], stream: Iterator[Batch]) -> _S
         logger.warning("%s in the cache is of other text; it is computed again", entry.what)
         return None
     # Copies, since what is mapped from the file would hold its room on the disk after it is replaced.
-    return _Sums({layer: tensors.pop(str(layer)).clone() for layer in layers}, numbers["read"], numbers["batches"])
+    counts = {layer: tensors[f"{layer}{_COUNTS}"].clone() for layer in layers if f"{layer}{_COUNTS}" in tensors}
+    totals = {layer: tensors.pop(str(layer)).clone() for layer in layers}
+    return _Sums(totals, counts, numbers["read"], numbers["batches"])
+
+
+def _empty(lm: LanguageModel, layers: Iterable[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Sums and counts of no tokens."""
+    totals, counts = {}, {}
+    for layer in layers:
+        experts, width = lm.experts(layer), lm.key_width(layer)
+        totals[layer] = torch.zeros((experts, width, width) if experts else (width, width), dtype=torch.float64)
+        if experts:
+            counts[layer] = torch.zeros(experts, dtype=torch.int64)
+    return totals, counts
 
 
 @dataclass(frozen=True)
@@ -280,30 +314,42 @@ class KeySums:
     layers: tuple[int, ...]
 
     def __call__(self, lm: LanguageModel, shard: Sequence[Batch]) -> dict[int, list[Tensor]]:
-        totals = {layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in self.layers}
-        self.add(lm, shard, totals)
+        totals, counts = _empty(lm, self.layers)
+        self.add(lm, shard, totals, counts)
         # Clones: a view would be pickled with all that it is a view of.
-        return {layer: [band.clone() for band in bands(total)] for layer, total in totals.items()}
+        return {
+            layer: [band.clone() for band in (*bands(total), *([counts[layer]] if layer in counts else []))]
+            for layer, total in totals.items()
+        }
 
-    def add(self, lm: LanguageModel, shard: Sequence[Batch], totals: dict[int, Tensor]) -> None:
-        """Add to what lies on and below the diagonal of (d_key, d_key) float64 sums."""
+    def add(
+        self, lm: LanguageModel, shard: Sequence[Batch], totals: dict[int, Tensor], counts: dict[int, Tensor]
+    ) -> None:
+        """Add to what lies on and below the diagonal of (d_key, d_key) float64 sums, and to the counts of experts."""
         projections = {layer: lm.down_projection(layer) for layer in self.layers}
 
-        def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, Tensor]]]:
             ids, mask = padded(windows, device=lm.device)
             with captured(inputs=projections, stop_after=lm.block(max(self.layers))) as keys:
                 lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
             real = {}
             for layer in self.layers:
-                flat = keys.pop(layer).reshape(-1, lm.d_key)
-                real[layer] = flat[mask.to(flat.device).flatten().bool()]
+                found = token_rows(keys.pop(layer))
+                places = mask.to(found.device).flatten().nonzero().flatten()
+                if isinstance(found, Routed):
+                    real[layer] = [(expert, seen) for expert, _, seen in found.by_expert(places)]
+                else:
+                    real[layer] = [(0, found[places])]
             return real
 
         with torch.inference_mode(), lm.quiet():
             for windows in shard:
                 for _, keys in in_pieces(read_keys, windows):
                     for layer, total in totals.items():
-                        add_products(total, keys[layer])
+                        for expert, seen in keys[layer]:
+                            add_products(total[expert] if layer in counts else total, seen)
+                            if layer in counts:
+                                counts[layer][expert] += len(seen)
 
 
 def _added(text: _Text, sums: _Sums, shards: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
@@ -311,7 +357,7 @@ def _added(text: _Text, sums: _Sums, shards: Iterator[list[Batch]]) -> Iterator[
     task = KeySums(tuple(sums.totals))
     if text.replicas is None:
         for shard in shards:
-            task.add(text.lm, shard, sums.totals)
+            task.add(text.lm, shard, sums.totals, sums.counts)
             yield shard
         return
     handed: deque[list[Batch]] = deque()
@@ -323,7 +369,8 @@ def _added(text: _Text, sums: _Sums, shards: Iterator[list[Batch]]) -> Iterator[
 
     for found in text.replicas.map(task, handing()):
         for layer, total in sums.totals.items():
-            for band, added in zip(bands(total), found[layer], strict=True):
+            parts = [*bands(total), *([sums.counts[layer]] if layer in sums.counts else [])]
+            for band, added in zip(parts, found[layer], strict=True):
                 band += added
         yield handed.popleft()
 
@@ -333,7 +380,7 @@ def _read(text: _Text, layers: Sequence[int], progress: Progress, unfinished: En
     stream = text.stream()
     sums = _resumed(unfinished, layers, stream) if unfinished is not None else None
     if sums is None:
-        sums = _Sums({layer: torch.zeros(lm.d_key, lm.d_key, dtype=torch.float64) for layer in layers})
+        sums = _Sums(*_empty(lm, layers))
         stream = text.stream()
     progress(sums.tokens)
     kept = time.monotonic()
@@ -356,8 +403,13 @@ def _read(text: _Text, layers: Sequence[int], progress: Progress, unfinished: En
     silent = [layer for layer, total in sums.totals.items() if not bool(total.any())]
     if silent:
         raise FloatingPointError(f"all keys of layer {silent[0]} are zero on the corpus; the model is broken")
-    # In place: a matrix of an 8B model takes 1.6 GB.
-    return {layer: SecondMoment(mirror(total).div_(sums.tokens), sums.tokens) for layer, total in sums.totals.items()}
+    found = {}
+    for layer, total in sums.totals.items():
+        counts = sums.counts.get(layer)
+        seen = sums.tokens if counts is None else counts.clamp_min(1)[:, None, None]
+        # In place: a matrix of an 8B model takes 1.6 GB.
+        found[layer] = SecondMoment(mirror(total).div_(seen), sums.tokens, counts)
+    return found
 
 
 def add_products(total: Tensor, keys: Tensor) -> None:
@@ -373,12 +425,21 @@ def add_products(total: Tensor, keys: Tensor) -> None:
 
 
 def bands(total: Tensor) -> list[Tensor]:
-    """The lower triangle of a square matrix, as views of rows that end where the diagonal does, or soon after."""
+    """The lower triangle of a square matrix, as views of rows that end where the diagonal does, or soon after.
+
+    Of several matrices, of each in turn.
+    """
+    if total.dim() == 3:
+        return [band for one in total for band in bands(one)]
     return [total[start : start + _ROWS, : start + _ROWS] for start in range(0, total.shape[0], _ROWS)]
 
 
 def mirror(total: Tensor) -> Tensor:
-    """Copy the lower triangle over the upper one, in place."""
+    """Copy the lower triangle over the upper one, in place; of several matrices, in each."""
+    if total.dim() == 3:
+        for one in total:
+            mirror(one)
+        return total
     for start in range(0, total.shape[0], _ROWS):
         end = start + _ROWS
         corner = total[start:end, start:end]

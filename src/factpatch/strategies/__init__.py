@@ -4,9 +4,19 @@ from factpatch.strategies.memory import Memory
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, SparePrincipal, Unchanged
 from factpatch.strategies.solver import Normalized, NullSpace, Ridge, Solver, Whitened
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
-from factpatch.strategies.target import AnchoredNorm, AnswerGradients, AttentionAndMlp, HiddenState, Target, Wanted
+from factpatch.strategies.target import (
+    AnchoredMlp,
+    AnchoredNorm,
+    AnswerGradients,
+    AttentionAndMlp,
+    HiddenState,
+    MlpOutput,
+    Target,
+    Wanted,
+)
 
 __all__ = [
+    "AnchoredMlp",
     "AnchoredNorm",
     "AnswerGradients",
     "AttentionAndMlp",
@@ -18,6 +28,7 @@ __all__ = [
     "HiddenState",
     "KeepLargest",
     "Memory",
+    "MlpOutput",
     "Normalized",
     "NullSpace",
     "Regularizer",

@@ -20,13 +20,15 @@ from factpatch.strategies.later import LATER
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from factpatch.strategies.least_squares import EarlierKeys, System
+    from factpatch.strategies.least_squares import System
     from factpatch.strategies.memory import Memory
     from factpatch.strategies.normalization import Normalizing
 
 WRITTEN = 0.75
 """The default share of its residual that a fact edited alone gets; see `Solver.scaled`. The settings found by hand for
 SmolLM2-135M amount to 0.6 to 0.75 with BLUE and to 0.85 to 0.93 without."""
+PASSES = 5
+"""How often the experts of a layer are passed over."""
 UNUSED = 0.3
 """The share of the second moment's trace in directions considered unused by ordinary text. The published threshold of
 0.02 leaves 0.21 to 0.47 in layers 4 to 8 of SmolLM2-135M."""
@@ -81,12 +83,32 @@ class LeastSquares(Solver):
     def prepare(self, second_moment: Tensor) -> System:
         """Return the cost of a shift itself and the directions it may use; ValueError as from `memory`."""
 
-    def memory(self, second_moment: Tensor | None) -> EarlierKeys:
+    passes: int = PASSES
+    """Of a mixture of experts: how often the experts are passed over; see `factpatch.strategies.experts`."""
+
+    def memory(self, second_moment: Tensor | None, counts: Tensor | None = None) -> Memory:
+        """As in `Solver`; of a layer of experts, the second moments of all of them, (experts, d_key, d_key).
+
+        Args:
+            second_moment: C₀.
+            counts: (experts,): how many tokens of the text each expert saw; None if nobody knows.
+        """
+        from factpatch.strategies.experts import RoutedKeys, Systems
         from factpatch.strategies.least_squares import EarlierKeys
 
         if second_moment is None:
             raise ValueError(f"second_moment=None: {type(self).__name__} needs the second moment of the layer's keys.")
+        if second_moment.dim() == 3:
+            return RoutedKeys(Systems(self.prepare, second_moment, counts), self.passes)
         return EarlierKeys(self.prepare(second_moment))
+
+    def heights(self, second_moment: Tensor, keys: Tensor) -> Tensor:
+        """h of each of some keys, (n,), with the setting 1; see `scaled`."""
+        from factpatch.strategies.experts import Systems
+
+        if second_moment.dim() == 3:
+            return Systems(self.prepare, second_moment).height(keys)
+        return self.prepare(second_moment).features(keys).square().sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -101,12 +123,15 @@ class Ridge(LeastSquares):
     """λ: the weight of ordinary text, in tokens."""
     norm_weight: float = field(default=0.0, metadata=LATER)
     """μ: the weight of the shift's own norm, ‖Δ‖², in squared key units."""
+    passes: int = field(default=PASSES, metadata=LATER)
+    """Of a mixture of experts: how often they are passed over, as in MoEEdit; 0: what the passes converge to."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
             raise ValueError(f"weight={self.weight!r}: λ must be positive and finite, or the system is singular.")
         if not 0 <= self.norm_weight < math.inf:
             raise ValueError(f"norm_weight={self.norm_weight!r}: μ must be finite and not negative.")
+        _check_passes(self.passes)
 
     def prepare(self, second_moment: Tensor) -> System:
         """G = λ C₀ + μ I."""
@@ -151,8 +176,11 @@ class NullSpace(LeastSquares):
     """Directions whose eigenvalue in C₀ is below this are considered unused by ordinary text."""
     l2: float = 10.0
     """L2, in squared key units."""
+    passes: int = field(default=PASSES, metadata=LATER)
+    """Of a mixture of experts: how often they are passed over, as in MoEEdit; 0: what the passes converge to."""
 
     def __post_init__(self) -> None:
+        _check_passes(self.passes)
         if not self.threshold > 0:
             raise ValueError(f"threshold={self.threshold!r}: must be positive.")
         if not self.l2 > 0:
@@ -181,7 +209,9 @@ class NullSpace(LeastSquares):
         """The threshold from the spectrum, then L2 from h = ‖Uᵀ k‖²."""
         import torch
 
-        spectra = [torch.linalg.eigvalsh(moment.double()) for moment in second_moments]
+        # Of experts, each has a spectrum of its own; one that saw no token has none.
+        each = [one for moment in second_moments for one in (moment if moment.dim() == 3 else [moment]) if one.any()]
+        spectra = [torch.linalg.eigvalsh(moment.double()) for moment in each]
         threshold = statistics.geometric_mean(_rest(spectrum, UNUSED) for spectrum in spectra)
         alone = replace(self, threshold=threshold, l2=1.0)
         return replace(alone, l2=_setting(alone, second_moments, keys, written))
@@ -262,11 +292,13 @@ class Whitened(Normalized):
 
 def _setting(alone: LeastSquares, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> float:
     """The factor of the cost that writes the share. With the setting 1, h is the squared norm of a key's features."""
-    heights = [
-        float(alone.prepare(moment).features(of).square().sum(dim=1).median())
-        for moment, of in zip(second_moments, keys, strict=True)
-    ]
+    heights = [float(alone.heights(moment, of).median()) for moment, of in zip(second_moments, keys, strict=True)]
     return _solved(heights, written)
+
+
+def _check_passes(passes: int) -> None:
+    if not passes >= 0:
+        raise ValueError(f"passes={passes!r}: must not be negative; 0 stands for what the passes converge to.")
 
 
 def _solved(heights: Sequence[float], written: float) -> float:

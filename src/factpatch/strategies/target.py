@@ -97,6 +97,11 @@ class Wanted(ABC):
         """Whether first tokens are edited apart; see `Target.apart`."""
         return False
 
+    @property
+    def inner(self) -> Wanted:
+        """The same where something lies between the MLP and the residual stream; see `Target.inner`."""
+        return self
+
     @abstractmethod
     def read(self, by: Readers[R]) -> R:
         """Choose one of the ways to read a batch."""
@@ -213,6 +218,11 @@ class Target(Wanted):
         """The same without what has to be measured: it finds the values that the measurement is made of."""
         return self
 
+    @property
+    def inner(self) -> Target:
+        """The same at the output of the MLP, before whatever lies between that and the residual stream."""
+        return self
+
     def unmeasured(self, layers: Sequence[int]) -> list[int]:
         """Return those of the layers for which something has to be measured before their values are optimized."""
         return []
@@ -276,6 +286,31 @@ class HiddenState(Target):
     sites: ClassVar[tuple[str, ...]] = ("block",)
     inside: ClassVar[bool] = False
 
+    @property
+    def inner(self) -> Target:
+        return MlpOutput(**_values(self, HiddenState))
+
+
+@dataclass(frozen=True)
+class MlpOutput(HiddenState):
+    """As `HiddenState`, with δ added to the output of the MLP, which the down-projection gives.
+
+    For models that put a norm or a factor between the MLP and the residual stream: there a change of the block's output
+    is not one of the MLP's. ‖h‖, to which clamp, decay and stride refer, is then the norm of the MLP's output.
+    """
+
+    sites: ClassVar[tuple[str, ...]] = ("mlp",)
+    inside: ClassVar[bool] = True
+
+    @property
+    def inner(self) -> Target:
+        return self
+
+
+def _values(target: Target, of: type[Target]) -> dict[str, Any]:
+    """The fields that a target shares with a class that it is derived from."""
+    return {one.name: getattr(target, one.name) for one in fields(of)}
+
 
 def _layers_and_norms(value: Any) -> Any:
     """Read `4:2.5,8:3.1`, as on the command line; anything else is left to the field's type."""
@@ -321,7 +356,11 @@ class AnchoredNorm(HiddenState):
 
     @property
     def plain(self) -> Target:
-        return HiddenState(**{one.name: getattr(self, one.name) for one in fields(HiddenState)})
+        return HiddenState(**_values(self, HiddenState))
+
+    @property
+    def inner(self) -> Target:
+        return AnchoredMlp(**_values(self, AnchoredNorm))
 
     def unmeasured(self, layers: Sequence[int]) -> list[int]:
         return sorted(set(layers) - {layer for layer, _ in self.anchor})
@@ -351,6 +390,22 @@ class AnchoredNorm(HiddenState):
         usual = ((norm - anchor).abs() <= self.tolerance * anchor) | (norm == 0)
         known = (change == 0).all(dim=-1, keepdim=True)
         return change.where(usual | known, anchor / norm * value - output)
+
+
+@dataclass(frozen=True)
+class AnchoredMlp(AnchoredNorm):
+    """As `AnchoredNorm`, with δ added to the output of the MLP; see `MlpOutput`."""
+
+    sites: ClassVar[tuple[str, ...]] = ("mlp",)
+    inside: ClassVar[bool] = True
+
+    @property
+    def plain(self) -> Target:
+        return super().plain.inner
+
+    @property
+    def inner(self) -> Target:
+        return self
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
+from factpatch.model.experts import token_rows
 from factpatch.model.hooks import adding, captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
@@ -104,7 +105,7 @@ def _read(lm: LanguageModel, texts: Sequence[Text], layers: Sequence[int]) -> tu
         (slope,) = torch.autograd.grad(-scale * chosen.sum(), delta)
         if bool(torch.isfinite(slope).all()):
             break
-    keys = [inputs[layer].reshape(len(ids), -1) for layer in layers]
+    keys = [token_rows(inputs[layer]) for layer in layers]
     return torch.stack([some[places.to(some.device)].to(delta) for some in keys], dim=1).detach(), slope / scale
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from factpatch.facts import Fact
+from factpatch.model.experts import token_rows
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
@@ -64,7 +65,7 @@ def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site
         with captured(**wanted, stop_after=lm.block(layer)) as read:
             run_tree(lm, tree)
         # Copied, so that a row does not keep the whole pass alive.
-        activation = read[0].reshape(len(tree.ids), -1)
+        activation = token_rows(read[0])
         return {text: activation[tree.places[text][-1]].to(lm.work_dtype, copy=True) for text in batch}
 
     found: dict[tuple[int, ...], Tensor] = {}

@@ -167,7 +167,8 @@ def views_of(
         return main, None
     first = tuple(facts[row] for row in alone)
     # The output of the layer, whatever the method optimizes in others.
-    output = HiddenState(FIRST_STEPS, FIRST_RATE, FIRST_CLAMP, target.weight_decay, target.kl_factor, target.stop_loss)
+    block = HiddenState(FIRST_STEPS, FIRST_RATE, FIRST_CLAMP, target.weight_decay, target.kl_factor, target.stop_loss)
+    output = block if lm.architecture.between is None else block.inner
     return main, Views((View.of(lm, first, range(len(first)), bare),), output)
 
 
