@@ -309,7 +309,7 @@ def test_converting_leaves_the_callers_random_numbers(tmp_path: Path) -> None:
     expected = torch.rand(3)
     torch.manual_seed(0)
     (tmp_path / "made").mkdir()
-    convert(path, tmp_path / "made")
+    convert(open_gguf(path), tmp_path / "made")
     assert torch.equal(torch.rand(3), expected)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from factpatch.model.architectures import architecture_of
-from factpatch.model.gguf import GGUFFile, check_sizes, open_gguf
+from factpatch.model.gguf import GGUFFile, check_sizes
 from factpatch.model.gguf_names import tensor_names
 from factpatch.support.words import counted, quoted
 
@@ -58,13 +59,13 @@ _ALSO_READ = {
 _BEGIN_WITH_BOS = ("llama", "llama-bpe", "llama3", "llama-v3", "tekken")
 
 
-def convert(path: Path, destination: Path, dtype: torch.dtype = torch.float32) -> None:
+def convert(file: GGUFFile, destination: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the model of a GGUF file, dequantized, and its tokenizer into a directory.
 
     At most `_SHARD_BYTES` of weights and one tensor are in memory at a time.
 
     Args:
-        path: The GGUF file.
+        file: The GGUF file.
         destination: An empty directory.
         dtype: What the float32 numbers that the blocks stand for are rounded to.
 
@@ -72,9 +73,10 @@ def convert(path: Path, destination: Path, dtype: torch.dtype = torch.float32) -
         ValueError: The file is damaged, its architecture or a type of its tensors is unknown, or it lacks weights.
         OSError: It cannot be read, or the directory cannot be written.
     """
-    file = open_gguf(path)
     if file.reader.get_field(_TOKENS) is None:
-        raise ValueError(f"{path} holds no tokenizer ({_TOKENS}). Get a file that was converted with its tokenizer.")
+        raise ValueError(
+            f"{file.path} holds no tokenizer ({_TOKENS}). Get a file that was converted with its tokenizer."
+        )
     # Building a model draws random numbers; the first use must leave the caller's generator as later uses do.
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
         with _alone(file) as place, _parsed_once(file, place):
@@ -294,7 +296,10 @@ def _write_weights(file: GGUFFile, places: dict[str, _Place], destination: Path,
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = WEIGHTS if len(shards) == 1 else _SHARD.format(number, len(shards))
-        tensors = {places[there].name: _read(file, there, places[there], dtype) for there in shard}
+        # Dequantizing is NumPy's work on one tensor after another; several run side by side.
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            read = threads.map(lambda there: _read(file, there, places[there], dtype), shard)
+            tensors = {places[there].name: weight for there, weight in zip(shard, read, strict=True)}
         save_file(tensors, destination / name, {"format": "pt"})
         index |= dict.fromkeys(tensors, name)
     if len(shards) > 1:

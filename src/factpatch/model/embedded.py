@@ -118,8 +118,9 @@ def _convert(weights: Path, destination: Path) -> None:
     """Write the model of a GGUF file, in float32, and its tokenizer into `destination`."""
     # Here and not above, because its imports take seconds and a model that is in the cache does not need them.
     from factpatch.model.conversion import convert
+    from factpatch.model.gguf import open_gguf
 
-    convert(weights, destination)
+    convert(open_gguf(weights), destination)
 
 
 # --- the weights, as their package ships them

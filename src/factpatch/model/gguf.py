@@ -6,11 +6,13 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import gguf
@@ -25,6 +27,7 @@ _MAGIC = b"GGUF"
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 # The least that a field and the description of a tensor take, in bytes: a count beyond that is damage.
 _LEAST_FIELD, _LEAST_TENSOR = 13, 24
+_CUT_OFF = "it is cut off: it ends within its last tensor or before; download it again"
 _LONGEST_ARRAY = 2_000_000  # several times the tokens and merges of the largest vocabularies
 _OLLAMA_NAME = re.compile(r"(?:[\w.-]+(?::\d+)?/){0,2}[\w.-]+(?::[\w.-]+)?", re.ASCII)
 _OLLAMA_LIBRARY = ("registry.ollama.ai", "library")
@@ -49,16 +52,42 @@ class _Reader(GGUFReader):  # type: ignore[misc]
         kind = np.dtype(dtype)
         end = offset + kind.itemsize * int(count)
         if end > len(self._data):
-            raise ValueError("it is cut off: it ends within its last tensor or before; download it again")
+            raise ValueError(_CUT_OFF)
         order = override_order or self.byte_order
         return self._data[offset:end].view(kind if order == "I" else kind.newbyteorder(order))
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        if raw_type == GGUFValueType.ARRAY:
-            (length,) = self._get(orig_offs + 4, np.uint64)
-            if length > _LONGEST_ARRAY:
-                raise ValueError(f"it has an array of {length} entries; it is damaged. Download it again")
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        head = [self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)]
+        kind, length = GGUFValueType(int(head[0][0])), int(head[1][0])
+        if length > _LONGEST_ARRAY:
+            raise ValueError(f"it has an array of {length} entries; it is damaged. Download it again")
+        begin, types = orig_offs + 12, [GGUFValueType(raw_type), *([kind] if length else [])]
+        # The reader of the package asks for one entry after another, which takes minutes with many tokens.
+        if kind == GGUFValueType.STRING:
+            parts, end = self._strings(begin, length)
+            return end - orig_offs, [*head, *parts], list(range(3, 2 + len(parts), 2)), types
+        if kind in self.gguf_scalar_to_np:
+            values = self._get(begin, self.gguf_scalar_to_np[kind], length)
+            numbers = list(range(2, 2 + length))
+            return 12 + values.nbytes, [*head, *values.reshape(-1, 1)], numbers, types
         return super()._get_field_parts(orig_offs, raw_type)
+
+    def _strings(self, begin: int, count: int) -> tuple[list[Any], int]:
+        """The lengths and the contents of strings, in turn, as bytes, and where the last one ends."""
+        whole, size = self._data, Struct("<Q" if self.byte_order == "I" and sys.byteorder == "little" else ">Q")
+        raw = memoryview(whole)
+        parts: list[Any] = []
+        for _ in range(count):
+            if begin + size.size > len(whole):
+                raise ValueError(_CUT_OFF)
+            end = begin + size.size + size.unpack_from(raw, begin)[0]
+            if end > len(whole):
+                raise ValueError(_CUT_OFF)
+            parts += (whole[begin : begin + size.size], whole[begin + size.size : end])
+            begin = end
+        return parts, begin
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def _dequantized(path: Path, dtype: torch.dtype) -> Path:
         # Here and not above, because its imports take seconds and a model that is in the cache does not need them.
         from factpatch.model.conversion import convert
 
-        weights = sum(int(tensor.n_elements) for tensor in open_gguf(path).reader.tensors)
+        file = open_gguf(path)
+        weights = sum(int(tensor.n_elements) for tensor in file.reader.tensors)
         size = weights * dtype.itemsize
         logger.info(
             "dequantizing %s into %s, once: %s weights take %s in %s",
@@ -85,7 +86,7 @@ def _dequantized(path: Path, dtype: torch.dtype) -> Path:
                 "%s of memory are free, and the model needs %s; load it in 16 bits (dtype bfloat16) to halve that",
                 decimal(free_memory(torch.device("cpu"))), decimal(size),
             )  # fmt: skip
-        convert(path, made, dtype)
+        convert(file, made, dtype)
         if file_stamp(path) != stamp:
             raise ValueError(f"{path} was changed while it was read. Run again when it is complete.")
 
