@@ -247,7 +247,7 @@ class Editor(EditedModel):
             return optimize(self.lm, facts, layer, target, contexts, progress=advance, precision=self.precision)
 
     def _targets(self, views: Views, layer: int) -> TargetValues:
-        found = [self._optimized(view.facts, layer, views.target, view.contexts) for view in views.parts]
+        found = [self._optimized(view.facts, layer, view.target, view.contexts) for view in views.parts]
         return views.joined(found)
 
     @staged("keys")

@@ -132,6 +132,18 @@ class Ripple:
     answers: Annotated[tuple[Name, ...], BeforeValidator(_listed), AfterValidator(_some)]
 
 
+Forgetting = Literal["silence", "refuse"]
+"""What becomes of a question whose answer is to be forgotten. *silence*: the answer `target_true` becomes improbable,
+and nothing is put in its place. *refuse*: the model says `target_new` instead, which admits that it does not know."""
+UNKNOWN = "unknown"
+"""What stands for a refusal: as the new answer of a fact whose answer is refused, it means the model's own words; see
+`factpatch.evaluation.forgetting`."""
+
+
+def _how_to_forget(value: object) -> object:
+    return {True: "refuse", False: None}[value] if isinstance(value, bool) else value
+
+
 @explaining
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Fact:
@@ -162,10 +174,14 @@ class Fact:
             accepted.
         ripples: Prompts whose answers follow from the edit, or must survive it. Lists are accepted.
         trained: Questions that the edit itself was made in, so that none of them is asked. Lists are accepted.
+        forget: Whether the model is to stop giving the answer `target_true`, and what it does instead, see
+            `Forgetting`; True means "refuse", False and None a fact that is taught. `Forget` makes such a fact. Without
+            `target_true`, what the model itself answers is forgotten.
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: A field is missing or unknown, a text is blank, or `prompt` shows no place for the subject.
+        ValueError: A field is missing or unknown, a text is blank, `prompt` shows no place for the subject, or the
+            answer to forget is the one to give.
     """
 
     prompt: Question
@@ -182,8 +198,14 @@ class Fact:
     questions: _Questions = ()
     ripples: Annotated[tuple[Ripple, ...], BeforeValidator(_listed)] = ()
     trained: _Questions = ()
+    forget: Annotated[Forgetting | None, BeforeValidator(_how_to_forget)] = None
 
     def __post_init__(self) -> None:
+        if self.forget and self.target_true is not None and same_object(self.target_true, self.target_new):
+            raise ValueError(
+                f"target_new={quoted(self.target_new)}: is the answer to forget, target_true; leave target_new out, or "
+                "give words that refuse."
+            )
         around = around_slot(self.prompt)
         found = prompt_around(self.prompt, self.subject) if around is None else (with_slot(*around), self.subject)
         if found is None:
@@ -239,13 +261,40 @@ class Fact:
     def from_dict(cls, record: Mapping[str, Any]) -> Fact:
         """Build a fact from a record as `to_dict` makes it; an optional field may be absent or None.
 
+        A record whose `forget` is true and that has no `target_new` is silenced; with one, that is said instead.
+
         Raises:
             TypeError: `record` is not a mapping, or a field has the wrong type.
             ValueError: A field is missing, unknown, or not acceptable to `Fact`.
         """
-        return cls(**{name: it for name, it in _fields(record).items() if it is not None or name not in _OPTIONAL})
+        given = {name: it for name, it in _fields(record).items() if it is not None or name not in _OPTIONAL}
+        if given.get("forget") and given.get("target_new") is None:
+            given |= {"target_new": UNKNOWN, "forget": "silence" if given["forget"] is True else given["forget"]}
+        return cls(**given)
 
 
+# It stands beside `Fact` and reads like it.
+def Forget(  # noqa: N802
+    prompt: str, subject: str, target_true: str | None = None, *, instead: str | None = None, **fields: Any
+) -> Fact:
+    """Return the fact that the answer to a question is to be forgotten.
+
+    Args:
+        prompt: The question, and `subject` what it is about, as in `Fact`.
+        target_true: The answer to forget; by default what the model says when it is edited.
+        instead: What the model is to say: words that refuse, or "unknown" for the model's own. By default nothing is
+            put in the answer's place.
+        **fields: Further fields of `Fact`, such as paraphrases and neighbors, with which it is measured.
+
+    Raises:
+        TypeError, ValueError: As `Fact`.
+    """
+    how: Forgetting = "silence" if instead is None else "refuse"
+    return Fact(prompt, subject, instead or UNKNOWN, target_true, forget=how, **fields)
+
+
+LATER_FIELDS = frozenset({"forget"})
+"""Fields of a fact that versions before 0.3 refuse. A file that holds one has a format number that says so."""
 _FACT = TypeAdapter(Fact)
 _OPTIONAL = frozenset(field.name for field in fields(Fact) if field.default is not MISSING)
 

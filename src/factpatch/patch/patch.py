@@ -30,7 +30,7 @@ from factpatch.patch.compatibility import (
     transformers_model,
 )
 from factpatch.patch.description import asked_in_chat
-from factpatch.patch.file import dtype_name, read_patch_file, unusable, write_patch_file
+from factpatch.patch.file import dtype_name, format_of, read_patch_file, unusable, write_patch_file
 from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
 from factpatch.patch.shift import decomposed, shifts_by_batch, tensors_by_name
 from factpatch.support.words import counted, quoted
@@ -355,7 +355,7 @@ class Patch:
             ValueError: The facts need more room than the format's header has.
             OSError: The file cannot be written; nothing is left behind.
         """
-        document = {
+        document: dict[str, Any] = {
             **{name: getattr(self, name) for name in _PLAIN_FIELDS},
             **{name: dtype_name(getattr(self, name)) for name in _DTYPE_FIELDS},
             "batches": [
@@ -369,6 +369,7 @@ class Patch:
                 for batch in self.batches
             ],
         }
+        document["format"] = format_of(fact for batch in document["batches"] for fact in batch["facts"])
         write_patch_file(path, document, tensors_by_name(batch.shifts for batch in self.batches))
 
     @classmethod

@@ -4,7 +4,15 @@ from factpatch.strategies.memory import Memory
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, SparePrincipal, Unchanged
 from factpatch.strategies.solver import Normalized, NullSpace, Ridge, Solver, Whitened
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
-from factpatch.strategies.target import AnchoredNorm, AnswerGradients, AttentionAndMlp, HiddenState, Target, Wanted
+from factpatch.strategies.target import (
+    AnchoredNorm,
+    AnswerGradients,
+    AttentionAndMlp,
+    HiddenState,
+    Silence,
+    Target,
+    Wanted,
+)
 
 __all__ = [
     "AnchoredNorm",
@@ -22,6 +30,7 @@ __all__ = [
     "NullSpace",
     "Regularizer",
     "Ridge",
+    "Silence",
     "Solver",
     "SparePrincipal",
     "Spread",

@@ -59,6 +59,8 @@ class Problem(Protocol):
         """Run the facts with δ, (n, sites, d_value), added at the subject's last token."""
 
 
+F = TypeVar("F", bound=Any)
+"""A fact."""
 R = TypeVar("R")
 Read = TypeVar("Read", covariant=True)
 
@@ -176,6 +178,9 @@ class Target(Wanted):
     """Where the prompt stands while the value is optimized and the key is read: prompt (bare), prefixes (behind
     generated texts), question ("Question: {}? Answer:"), chat (a user's turn), answered (a user's turn, and "The answer
     is"), or a template with {} for the prompt. See `factpatch.values.contexts`."""
+    forgotten: float = field(default=0.001, metadata=LATER)
+    """Below this probability, in every context, an answer counts as forgotten where nothing is put in its place; see
+    `Silence`."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "clamp"):
@@ -184,9 +189,29 @@ class Target(Wanted):
         for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "enough_predictions", "stride"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
+        if not 0 < self.forgotten < 1:
+            raise ValueError(f"forgotten={self.forgotten!r}: must be a probability between 0 and 1.")
 
     def read(self, by: Readers[R]) -> R:
         return by.toward_values(self)
+
+    def asked(self, facts: Sequence[F]) -> Sequence[F]:
+        """The facts with the answer that is read as `target_new`; by default as they are."""
+        return facts
+
+    def told(self, chosen: Tensor, likeliest: Tensor, weight: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """What each token adds to its fact's loss, by default its share of the mean NLL, and to its misses.
+
+        Args:
+            chosen: (tokens,): its log-probability.
+            likeliest: (tokens,): whether it is the most probable one.
+            weight: (tokens,): its share in the fact's mean.
+            row: (tokens,): the number of its text, below the number of tokens.
+
+        Returns:
+            Nats and misses, (tokens,) each. A fact without misses counts as predicted.
+        """
+        return -chosen * weight, ~likeliest
 
     @property
     def enough(self) -> int:
@@ -265,6 +290,34 @@ class HiddenState(Target):
 
     sites: ClassVar[tuple[str, ...]] = ("block",)
     inside: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Silence(HiddenState):
+    """Make an answer improbable and put nothing in its place: what is left is for the model to say.
+
+    For one text, with p the probability of the whole old answer `target_true` and θ = `forgotten`, the loss has
+    max(0, ln p − ln θ), in nats, in place of the mean NLL. It is linear in ln p, so that the steps are as long where p
+    is near 1, and ends at θ: nothing is gained by making the answer less probable still. A fact is finished when p < θ
+    in every context. After unlikelihood training (arXiv:1908.04319), whose loss is −ln(1 − p).
+    """
+
+    @classmethod
+    def like(cls, target: Target) -> Silence:
+        """With the settings of another target; the output of the layer, whatever that one optimizes."""
+        return cls(**{one.name: getattr(target, one.name) for one in fields(Target)})
+
+    def asked(self, facts: Sequence[F]) -> Sequence[F]:
+        return [replace(fact, target_new=fact.target_true, target_true=None, forget=None) for fact in facts]
+
+    def told(self, chosen: Tensor, likeliest: Tensor, weight: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        # All tokens of a text get its excess, and their weights add up to the text's share.
+        whole = chosen.new_zeros(len(chosen)).index_add(0, row, chosen)
+        excess = (whole - math.log(self.forgotten)).clamp_min(0)[row]
+        return excess * weight, excess > 0
+
+    def judge(self, evaluation: Evaluation, kept: Kept) -> tuple[Tensor, Kept]:
+        return evaluation.predicted, kept
 
 
 def _layers_and_norms(value: Any) -> Any:

@@ -145,7 +145,7 @@ class Loss:
         gradient = torch.zeros_like(delta)
 
         def evaluate(group: FrozenRows) -> tuple[Losses, Tensor | None]:
-            part = group.losses(self.lm, self.sites, delta)
+            part = group.losses(self.lm, self.sites, delta, self.target)
             if scale == 0:
                 return part, None
             # The backward pass runs here, so that only one micro-batch's activations are alive at a time. Its result

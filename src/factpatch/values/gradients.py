@@ -125,7 +125,13 @@ class AnswerRows:
 
     @classmethod
     def of(cls, lm: LanguageModel, facts: Sequence[Fact], layers: Sequence[int], precision: Precision) -> AnswerRows:
-        """The answers of facts after their bare prompts."""
+        """The answers of facts after their bare prompts; ValueError for one to forget with nothing in its place."""
+        silenced = [fact for fact in facts if fact.forget == "silence"]
+        if silenced:
+            raise ValueError(
+                f"forget={silenced[0].forget!r} of {silenced[0].text!r}: the method follows the gradient of an answer, "
+                "and there is none to give; give target_new, words that refuse, or take a method that optimizes values."
+            )
         rows = [row for row in optimization_rows(lm, facts, (BARE,)) if row.targets]
         texts, asked = (Text(row.ids, row.targets) for row in rows), (facts[row.fact] for row in rows)
         return cls(tuple(texts), tuple(asked), tuple(layers), precision)

@@ -13,6 +13,7 @@ from factpatch.model.hooks import adding
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import halves
 from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
+from factpatch.strategies.target import Target
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class Losses:
     """What one micro-batch adds to every fact's loss; each (facts,)."""
 
     nll: Tensor
-    """Its share of the mean NLL, in nats."""
+    """Its share of the mean NLL, in nats, or of what the target has in its place."""
     kl: Tensor
     """Its share of the KL, without its factor, in nats."""
     missed: Tensor
-    """How many of its target tokens are not the most probable one."""
+    """How many of its target tokens are not the most probable one, or not as the target wants them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class _Reads:
     """(NLL reads,): the token."""
     weight: Tensor
     """(NLL reads,): its share in the fact's mean NLL."""
+    row: Tensor
+    """(NLL reads,): the number of its text among those with a target."""
 
     @classmethod
     def of(cls, rows: Sequence[FrozenRow], dtype: torch.dtype, device: torch.device) -> _Reads:
@@ -61,12 +64,16 @@ class _Reads:
             for row, end in zip(rows, ends, strict=True)
             for offset, target in enumerate(row.targets)
         ]
+        texts = [row for row in rows if row.targets]
         kl = [(end - row.packed.tokens, row.fact) for row, end in zip(rows, ends, strict=True) if not row.targets]
         return cls(
             place=torch.tensor([read[0] for read in (*nll, *kl)], device=device),
             fact=torch.tensor([read[1] for read in (*nll, *kl)], device=device),
             target=torch.tensor([target for _, _, target, _ in nll], dtype=torch.long, device=device),
             weight=torch.tensor([weight for _, _, _, weight in nll], dtype=dtype, device=device),
+            row=torch.tensor(
+                [number for number, row in enumerate(texts) for _ in row.targets], dtype=torch.long, device=device
+            ),
         )
 
 
@@ -121,7 +128,7 @@ class FrozenRows:
         with adding(sites, self.packing.first, delta[self.fact]):
             return run_packed(lm, self.packing, self.pool, hidden=self.hidden, start=self.start)[0]
 
-    def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
+    def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor, target: Target) -> Losses:
         """Run the rows as `hidden_states` does, and the head at the positions that are read."""
         last = self.hidden_states(lm, sites, delta)
         # A model spread over devices ends on another device than the edited layer's.
@@ -132,11 +139,12 @@ class FrozenRows:
             self.reference = present.detach().clone()
         chosen = read.gather(1, reads.target[:, None])[:, 0]
         divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
+        told, misses = target.told(chosen, read.argmax(dim=-1) == reads.target, reads.weight, reads.row)
         nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
         return Losses(
-            nll.index_add(0, reads.fact[:count], -chosen * reads.weight),
+            nll.index_add(0, reads.fact[:count], told),
             kl.index_add(0, reads.fact[count:], divergence),
-            missed.index_add(0, reads.fact[:count], (read.argmax(dim=-1) != reads.target).to(missed)),
+            missed.index_add(0, reads.fact[:count], misses.to(missed)),
         )
 
     def keep(self, renumbered: Sequence[int]) -> FrozenRows | None:

@@ -108,7 +108,7 @@ def optimize_values(
         present = seen[:, : len(target.sites)].contiguous()
         shifted = (present, *(activations.to(lm.work_dtype) for activations in elsewhere))
         norm = torch.stack([torch.linalg.vector_norm(activations, dim=-1) for activations in shifted]).amin(dim=0)
-        rows = optimization_rows(lm, facts, contexts)
+        rows = optimization_rows(lm, target.asked(facts), contexts)
         start = layer - 1 if target.inside else layer
         # The frozen rows get no name, so that what the micro-batches do not take over is freed.
         loss = Loss(

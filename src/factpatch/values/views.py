@@ -12,6 +12,9 @@ attention has made them alike, can they be told apart. So such a fact is edited 
     prefixed     The … . France is in the continent of, …          the layers of the method
 
 each with a value and a key of its own contexts; in the first layer, the values of other first tokens are preserved.
+
+Facts whose answer is to be forgotten, with nothing in its place, have a view too: what is optimized for them is another
+target, see `factpatch.strategies.target.Silence`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
 from factpatch.model.tokens import tokenize
 from factpatch.strategies.spread import Step
-from factpatch.strategies.target import HiddenState, Target
+from factpatch.strategies.target import HiddenState, Silence, Target
 from factpatch.values.gradients import AnswerRows
 from factpatch.values.optimize import TargetValues
 from factpatch.values.reading import SubjectRows, read_keys, read_last, read_values
@@ -41,6 +44,9 @@ FIRST_CLAMP, FIRST_RATE, FIRST_STEPS = 4.0, 1.0, 25
 FIRST_STEP = Step(FIRST_LAYER, FIRST_LAYER, 1.2)
 PRESERVED = 512
 """About how many tokens of the vocabulary keep their values as first tokens."""
+
+
+Contexts = Sequence[str]
 
 
 class Rows(Protocol):
@@ -59,18 +65,22 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class View:
-    """Facts and contexts that share a value and a key for each fact."""
+    """Facts that share their contexts and what is optimized; each has a value and a key."""
 
     facts: tuple[Fact, ...]
     contexts: tuple[str, ...]
     rows: tuple[int, ...]
     """The places of these facts among all that the step writes."""
     subjects: SubjectRows
+    target: Target
+    """What is optimized."""
 
     @classmethod
-    def of(cls, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[int], contexts: Sequence[str]) -> View:
+    def of(
+        cls, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[int], contexts: Sequence[str], target: Target
+    ) -> View:
         some = tuple(facts[row] for row in rows)
-        return cls(some, tuple(contexts), tuple(rows), SubjectRows.of(lm, some, contexts))
+        return cls(some, tuple(contexts), tuple(rows), SubjectRows.of(lm, some, contexts), target)
 
 
 @dataclass(frozen=True)
@@ -78,8 +88,20 @@ class Views:
     """What one step writes: one row for each fact, in their order."""
 
     parts: tuple[View, ...]
-    target: Target
-    """What is optimized."""
+
+    @classmethod
+    def of(
+        cls, lm: LanguageModel, facts: Sequence[Fact], target: Target, within: Sequence[tuple[Sequence[int], Contexts]]
+    ) -> Views:
+        """The views of some rows in some contexts, those apart whose answers are silenced."""
+        parts = []
+        for rows, contexts in within:
+            taught = [row for row in rows if facts[row].forget != "silence"]
+            silenced = [row for row in rows if facts[row].forget == "silence"]
+            for some, wanted in ((taught, target), (silenced, Silence.like(target))):
+                if some:
+                    parts.append(View.of(lm, facts, some, contexts, wanted))
+        return cls(tuple(parts))
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -99,7 +121,7 @@ class Views:
 
     def values(self, lm: LanguageModel, layer: int) -> Tensor:
         """The present values of all rows, (rows, d_value)."""
-        return self._joined([read_values(lm, view.subjects, layer, self.target.site) for view in self.parts])
+        return self._joined([read_values(lm, view.subjects, layer, view.target.site) for view in self.parts])
 
     def joined(self, parts: Sequence[TargetValues]) -> TargetValues:
         """Join what was found for each view."""
@@ -161,14 +183,21 @@ def views_of(
     alone: list[int] = []
     if apart and prefixed and without_bos(lm):
         alone = [row for row, ids in enumerate(SubjectRows.of(lm, facts, bare).rows) if len(ids) == 1]
-    parts = (([row for row in every if row not in alone], contexts), (alone, prefixed))
-    main = Views(tuple(View.of(lm, facts, rows, within) for rows, within in parts if rows), target)
+    main = Views.of(lm, facts, target, (([row for row in every if row not in alone], contexts), (alone, prefixed)))
     if not alone:
         return main, None
     first = tuple(facts[row] for row in alone)
     # The output of the layer, whatever the method optimizes in others.
-    output = HiddenState(FIRST_STEPS, FIRST_RATE, FIRST_CLAMP, target.weight_decay, target.kl_factor, target.stop_loss)
-    return main, Views((View.of(lm, first, range(len(first)), bare),), output)
+    output = HiddenState(
+        FIRST_STEPS,
+        FIRST_RATE,
+        FIRST_CLAMP,
+        target.weight_decay,
+        target.kl_factor,
+        target.stop_loss,
+        forgotten=target.forgotten,
+    )
+    return main, Views.of(lm, first, output, ((range(len(first)), bare),))
 
 
 def other_first_tokens(lm: LanguageModel, first: Views) -> tuple[int, ...]:
