@@ -15,6 +15,7 @@ from typing import Any
 from factpatch.edited import Edit
 from factpatch.editor import Editor
 from factpatch.evaluation.budget import Budget, BudgetError, Meter
+from factpatch.evaluation.forgetting import with_old_answers
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import held_out_text, perplexity
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
@@ -165,7 +166,7 @@ def edit_and_report(
         save_model: Where to write the edited model next, a new or empty directory.
         measure: Whether to verify the facts and to measure perplexity.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
-        budget: What the edits may cost, measured after each batch.
+        budget: What the edits may cost.
 
     Raises:
         BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
@@ -178,15 +179,15 @@ def edit_and_report(
     _check_editor(editor, save_model)
     batches, lm = [tuple(batch) for batch in batches] if session is None else session.batches, editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
-    earlier = sum(spent.values())
-    start = time.perf_counter()
+    earlier, start = sum(spent.values()), time.perf_counter()
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    asked = (without_trained(latest(batches)[0], editor.contexts), held_out_text() if text is None else text)
-    measured = partial(_measured if measure else _unmeasured, lm, *asked, spent, progress, editor.replicas)
+        known = completed(lm, batches)
+    facts, text = without_trained(latest(known)[0], editor.contexts), held_out_text() if text is None else text
+    measured = partial(_measured if measure else _unmeasured, lm, facts, text, spent, progress, editor.replicas)
     before, perplexity_before = measured("before")
     with _what_stays(editor, None if session is not None else out):
-        _edit_all(editor, batches, session, measure, spent, budget)
+        _edit_all(editor, known, session, measure, spent, budget)
     patch = _saved(editor, out, save_model, spent)
     after, perplexity_after = measured("after", before)
     return EditReport(
@@ -293,6 +294,19 @@ def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: 
             raise error if len(batches) == 1 else ValueError(f"batch {number} of {len(batches)}: {error}") from None
 
 
+def completed(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> list[tuple[Fact, ...]]:
+    """The batches with all that is known of facts to forget; see `with_old_answers`.
+
+    What an earlier batch teaches is what a later one forgets.
+    """
+    taught: dict[tuple[str, str], str] = {}
+    found = []
+    for batch in batches:
+        found.append(tuple(with_old_answers(lm, batch, taught)))
+        taught |= {fact.key: fact.target_new for fact in batch if not fact.forget}
+    return found
+
+
 def ask(
     lm: LanguageModel,
     facts: Sequence[Fact],
@@ -342,4 +356,5 @@ def _editing(edit: Edit) -> float:
 
 
 def _named(fact: Fact) -> dict[str, Any]:
-    return {"id": fact.id, "prompt": fact.text, "subject": fact.subject, "target_new": fact.target_new}
+    forget = {"target_true": fact.target_true, "forget": fact.forget} if fact.forget else {}
+    return {"id": fact.id, "prompt": fact.text, "subject": fact.subject, "target_new": fact.target_new, **forget}

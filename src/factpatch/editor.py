@@ -15,6 +15,7 @@ from torch import Tensor
 
 from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
+from factpatch.evaluation.forgetting import check_known, with_old_answers
 from factpatch.facts import Fact, check_batch, find_facts
 from factpatch.methods import Method, settings_of, with_settings
 from factpatch.model.language_model import LanguageModel, check_editable
@@ -171,15 +172,22 @@ class Editor(EditedModel):
             bits, except under a regularizer that acts on the session: apply `self.patch` then.
 
         Raises:
-            ValueError: A fact cannot be edited, or two facts of the batch contradict each other.
+            ValueError: A fact cannot be edited, two facts of the batch contradict each other, or the model does not
+                know what it is to forget.
             FloatingPointError: NaN or infinity at any stage.
         """
         facts = tuple(facts)
         check_batch(facts)
         optimization_rows(self.lm, facts, (BARE,))  # what cannot be read is refused before anything is run
+        facts = tuple(with_old_answers(self.lm, facts, self._taught()))
+        check_known(self.lm, facts)
         self._seconds = {}
         self.prepare()
         return self._edited(facts, self._plan(facts), {}).patch
+
+    def _taught(self) -> dict[tuple[str, str], str]:
+        """The answers of the facts in force."""
+        return {fact.key: fact.target_new for edit in self.edits for fact in edit.facts}
 
     def _edited(self, facts: tuple[Fact, ...], plan: Plan, known: Mapping[int, Tensor]) -> Edit:
         """Edit a batch, with target values where they are known, (rows, d_value) by target layer."""

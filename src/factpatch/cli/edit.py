@@ -104,7 +104,7 @@ def edit(
         planned = _begun(session, model, recipe)
         recipe = recipe if planned is None else planned.settled
 
-    from factpatch.edit_report import check_facts, edit_and_report
+    from factpatch.edit_report import check_facts, completed, edit_and_report
 
     seconds: dict[str, float] = {}
     with ExitStack() as held:
@@ -117,6 +117,7 @@ def edit(
         if session is not None:
             with timed(seconds, "contexts"):  # a session plans no facts that cannot be edited
                 check_facts(editor.lm, batches, editor.contexts)
+                batches = [list(batch) for batch in completed(editor.lm, batches)]
             kept = {name: _recorded(value) for name, value in outputs.items()}
             if planned is None:
                 planned = factpatch.Session.create(session, editor, batches, model, kept)

@@ -121,13 +121,15 @@ def _in_process(
     pool: Pool | None,
 ) -> tuple[Verification, str, dict[str, Any]]:
     """What a model that is loaded here says, in a sentence too, and what was asked."""
-    from factpatch.edit_report import ask, not_trained_by
+    from factpatch.edit_report import ask, completed, not_trained_by
     from factpatch.evaluation.verify import plain_summary
     from factpatch.model.replicas import Replicas
 
     loaded = None if patch is None else checks.load_patch("--patch", patch)
     lm = checks.load_model(model, device, dtype, chat or (loaded is not None and loaded.chat), loaded)
-    facts = facts if loaded is None else not_trained_by(loaded, facts)
+    with checks.argument("--facts"):
+        (found,) = completed(lm, [facts])  # on the unedited model: what it says is what a patch is to make it forget
+    facts = found if loaded is None else not_trained_by(loaded, found)
     with checks.argument():
         replicas = None if pool is None else Replicas(lm, pool)
     _, done = checks.before_and_after(

@@ -14,7 +14,7 @@ from factpatch.data.reading import DataFileError
 from factpatch.data.records import Record, convert_records, placed_records, read_optional_text, read_text, read_texts
 from factpatch.data.ripples import of_ripple_edits, ripple_of_group, ripples_of_mquake, ripples_of_ripple_edits
 from factpatch.data.sources import fetched, resolve_data
-from factpatch.facts import Fact, Neighbor, RepeatedQuestionsError, Repeats, Ripple, without_repeats
+from factpatch.facts import UNKNOWN, Fact, Neighbor, RepeatedQuestionsError, Repeats, Ripple, without_repeats
 from factpatch.support.files import atomic_write
 from factpatch.support.slots import prompt_around, two_readings, with_slot
 from factpatch.support.words import counted, quoted
@@ -190,9 +190,18 @@ def fact_from(record: Record, index: int) -> Fact:
             raise ValueError(f"{lacking}; write prompt, subject and target_new.")
     for record_format in FORMATS:
         if not record_format.marks.isdisjoint(record):
-            return record_format.convert(record, index)
+            return _forgotten(record, record_format.convert(record, index))
     known = "; ".join(record_format.name for record_format in FORMATS)
     raise ValueError(f"fields {quoted(list(record))} belong to no known format; known: {known}.")
+
+
+def _forgotten(record: Record, fact: Fact) -> Fact:
+    """The fact of a record with `forget`, which any format may have; in our own, the fact itself knows."""
+    how = record.get("forget")
+    if not how or fact.forget:
+        return fact
+    # What such a record puts in as the new answer is not what a model says that has forgotten the true one.
+    return replace(fact, target_new=UNKNOWN, forget="silence" if how is True else how)
 
 
 def parts_of(record: Record) -> Sequence[Record]:

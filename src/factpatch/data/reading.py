@@ -22,7 +22,8 @@ _BYTE_ORDER_MARKS = {
 }
 _CSV_REQUIRED = ("prompt", "subject", "target_new")
 _CSV_JSON = ("paraphrases", "questions", "neighbors", "generation_prompts", "ripples")
-_CSV_COLUMNS = (*_CSV_REQUIRED, "target_true", "id", *_CSV_JSON, "relation_id", "target_new_id", "space")
+_CSV_COLUMNS = (*_CSV_REQUIRED, "target_true", "id", *_CSV_JSON, "relation_id", "target_new_id", "space", "forget")
+_CSV_FLAGS = ("space", "forget")
 _SEPARATORS = ",;\t|"
 _NAMELESS = re.compile(r"(Unnamed: [\d.]+)?")
 """What pandas calls the column of a table's index, or leaves it without a name."""
@@ -279,7 +280,7 @@ def _cell(place: str, name: str, cell: str) -> Any:
     if name in _CSV_JSON:
         return _json(place, cell)
     # "TRUE" is what spreadsheets write; another word is refused by the field's own check.
-    return {"true": True, "false": False}.get(cell.strip().lower(), cell) if name == "space" else cell
+    return {"true": True, "false": False}.get(cell.strip().lower(), cell) if name in _CSV_FLAGS else cell
 
 
 def _check_columns(place: str, columns: Sequence[str]) -> None:

@@ -69,8 +69,12 @@ def _metadata(origin: str) -> ModelCardData:
 
 
 def _fact_table(facts: Sequence[Fact]) -> str:
-    rows = [(fact.text, fact.target_new, fact.target_true or "") for fact in facts]
+    rows = [(fact.text, _answer(fact), fact.target_true or "") for fact in facts]
     return _table(("prompt", "new answer", "old answer"), rows)
+
+
+def _answer(fact: Fact) -> str:
+    return "(forgotten)" if fact.forget == "silence" else fact.target_new
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
