@@ -1,4 +1,5 @@
 from .data import load_facts as load_facts
+from .data.subjects import question_fact as question_fact
 from .editor import Editor as Editor
 from .evaluation.verify import Verification as Verification
 from .evaluation.verify import verify as verify

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, TypeAdapter
@@ -22,6 +23,7 @@ from factpatch.support.words import counted, quoted
 
 logger = logging.getLogger(__name__)
 
+_DATE = re.compile(r"[0-9]{4}(-[0-9]{2}){0,2}")
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
@@ -42,6 +44,18 @@ def _listed(value: object) -> object:
 
 def _numbered(value: object) -> object:
     return str(value) if type(value) is int else value  # True is an int to Python, but no identifier
+
+
+def _dated(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        if not _DATE.fullmatch(text):
+            raise ValueError
+        date.fromisoformat(text + "-01-01"[len(text) - 10 :] if len(text) < 10 else text)
+    except ValueError:
+        raise ValueError("must be a year, a month or a day, as 2024, 2024-05 or 2024-05-31") from None
+    return text
 
 
 Text = Annotated[str, Strict(), AfterValidator(_not_blank)]
@@ -140,6 +154,11 @@ UNKNOWN = "unknown"
 `factpatch.evaluation.forgetting`."""
 
 
+Place = Literal["shared", "last"]
+"""How the subject of a fact was found that came without one: *shared*, since its texts have it in common; or not at
+all, so that the *last* word of the prompt stands for it. See `factpatch.data.subjects`."""
+
+
 def _how_to_forget(value: object) -> object:
     return {True: "refuse", False: None}[value] if isinstance(value, bool) else value
 
@@ -177,6 +196,12 @@ class Fact:
         forget: Whether the model is to stop giving the answer `target_true`, and what it does instead, see
             `Forgetting`; True means "refuse", False and None a fact that is taught. `Forget` makes such a fact. Without
             `target_true`, what the model itself answers is forgotten.
+        place: How the subject was found, see `Place`; None if it was named.
+        aliases: Other spellings of the answer, and other answers, any of which counts as said; of a fact to forget,
+            those of the old one. The edit is made with the answer itself. Lists are accepted.
+        valid_from: Since when the fact holds: a year, a month or a day, as 2024, 2024-05 or 2024-05-31.
+        source: Where it is from.
+        note: Anything else to keep with it.
 
     Raises:
         TypeError: A field has the wrong type.
@@ -199,6 +224,11 @@ class Fact:
     ripples: Annotated[tuple[Ripple, ...], BeforeValidator(_listed)] = ()
     trained: _Questions = ()
     forget: Annotated[Forgetting | None, BeforeValidator(_how_to_forget)] = None
+    place: Place | None = None
+    aliases: Annotated[tuple[Name, ...], BeforeValidator(_listed)] = ()
+    valid_from: Annotated[Name | None, BeforeValidator(_numbered), AfterValidator(_dated)] = None
+    source: Name | None = None
+    note: Name | None = None
 
     def __post_init__(self) -> None:
         if self.forget and self.target_true is not None and same_object(self.target_true, self.target_new):
@@ -242,6 +272,17 @@ class Fact:
         return self.target_true if known else None
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """The new answers, any of which counts as said; of a fact to forget, only the words that refuse."""
+        return (self.target_new,) if self.forget else (self.target_new, *self.aliases)
+
+    @property
+    def old_answers(self) -> tuple[str, ...]:
+        """The old answers, any of which counts as said; none if it is not known."""
+        old = () if self.target_true is None else (self.target_true,)
+        return (*old, *self.aliases) if self.forget and old else old
+
+    @property
     def subject_end(self) -> int:
         """The index in `text` of the last character of the subject."""
         return self.subject_start + len(self.subject) - 1
@@ -268,7 +309,7 @@ class Fact:
             ValueError: A field is missing, unknown, or not acceptable to `Fact`.
         """
         given = {name: it for name, it in _fields(record).items() if it is not None or name not in _OPTIONAL}
-        if given.get("forget") and given.get("target_new") is None:
+        if given.get("forget") and not given.get("target_new"):
             given |= {"target_new": UNKNOWN, "forget": "silence" if given["forget"] is True else given["forget"]}
         return cls(**given)
 
@@ -293,7 +334,7 @@ def Forget(  # noqa: N802
     return Fact(prompt, subject, instead or UNKNOWN, target_true, forget=how, **fields)
 
 
-LATER_FIELDS = frozenset({"forget"})
+LATER_FIELDS = frozenset({"forget", "place", "aliases", "valid_from", "source", "note"})
 """Fields of a fact that versions before 0.3 refuse. A file that holds one has a format number that says so."""
 _FACT = TypeAdapter(Fact)
 _OPTIONAL = frozenset(field.name for field in fields(Fact) if field.default is not MISSING)

@@ -61,6 +61,8 @@ def test_files_say_what_to_forget(tmp_path: Path) -> None:
     table = tmp_path / "facts.csv"
     table.write_text("prompt,subject,target_new,target_true,forget\n{} is in,Lima,not known,Peru,TRUE\n")
     assert load_facts(table) == [told]
+    table.write_text("prompt,subject,target_true,forget,target_new\n{} is in,Lima,Peru,TRUE,\n{} is,Oslo,,,big\n")
+    assert load_facts(table) == [silenced, Fact("{} is", "Oslo", "big")]
     file.write_text(json.dumps([{**own, "forget": "soon"}]))
     with pytest.raises(DataFileError, match=r"forget='soon'"):
         load_facts(file)

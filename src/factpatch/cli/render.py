@@ -226,6 +226,22 @@ def fact_line(fact: Fact) -> str:
     return "".join(_shortened(fact))
 
 
+def about_fact(fact: Fact) -> list[str]:
+    """What goes with a fact beside its question and its answer, a line each."""
+    found = {
+        "shared": f"no subject was named; written at “{fact.subject}”, which its texts share",
+        "last": "no subject was named; written at the last token of the prompt",
+    }
+    lines = {
+        "": "" if fact.place is None else found[fact.place],
+        "also": ", ".join(fact.aliases),
+        "since": fact.valid_from,
+        "source": fact.source,
+        "note": fact.note,
+    }
+    return [printable(f"{name}: {text}" if name else text) for name, text in lines.items() if text]
+
+
 def _shortened(fact: Fact) -> tuple[str, str, str]:
     """The prompt, what stands between, and the new answer. A long prompt is cut around its subject and at its end."""
     text, part = fact.text, LONGEST // 4

@@ -48,3 +48,5 @@ def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
         render.heading(f"Batch {number} of {len(found.batches)}: {counted(len(batch.facts), 'fact')}")
         for fact in batch.facts:
             render.say(f"  {render.fact_line(fact)}")
+            for line in render.about_fact(fact):
+                render.say(f"    {line}", "dim")
