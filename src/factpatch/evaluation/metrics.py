@@ -163,23 +163,28 @@ def _both(answer: str, target: str) -> tuple[list[str], list[str]]:
     return _words(answer, signs), _words(target, signs)
 
 
+def _any(match: Callable[[str, str], bool], answer: str, targets: Iterable[str]) -> bool:
+    """Whether an answer is, or holds, any of some targets."""
+    return any(match(answer, target) for target in targets)
+
+
 def leaked(fact: Fact, answer: str, asked: str) -> bool:
     """Whether an answer holds the one that a fact is to make the model forget."""
-    return fact.target_true is not None and contained_match(without_prompt(answer, asked), fact.target_true)
+    return _any(contained_match, without_prompt(answer, asked), fact.old_answers)
 
 
 def _answered(form: str, match: Callable[[str, str], bool], true: bool) -> Share:
     def share(fact: Fact, reading: Reading) -> float | None:
-        target = fact.other if true else None if fact.forget else fact.target_new
-        if target is None:
+        targets = (() if fact.other is None else fact.old_answers) if true else () if fact.forget else fact.answers
+        if not targets:
             return None
-        return mean_or_none(match(without_prompt(said, fact.text), target) for said in reading.answers_to(form))
+        return mean_or_none(_any(match, without_prompt(said, fact.text), targets) for said in reading.answers_to(form))
 
     return share
 
 
 def said(fact: Fact, reading: Reading) -> bool:
-    """Whether the model says a fact: its free answer to the prompt holds the new object.
+    """Whether the model says a fact: its free answer to the prompt holds the new object, or one of its aliases.
 
     Where a server cannot be asked with the prompt, the first form that it was asked in counts. Where the model was not
     asked for free answers: whether every token of the new object is the most probable one.
@@ -192,7 +197,7 @@ def said(fact: Fact, reading: Reading) -> bool:
         return not (leaked(fact, reading.answer, fact.text) if reading.answer is not None else true and true.greedy)
     if reading.answer is None:
         return bool(reading.exact)
-    return contained_match(without_prompt(reading.answer, fact.text), fact.target_new)
+    return _any(contained_match, without_prompt(reading.answer, fact.text), fact.answers)
 
 
 def _answer_metrics() -> Iterator[tuple[str, Share]]:
