@@ -154,9 +154,10 @@ UNKNOWN = "unknown"
 `factpatch.evaluation.forgetting`."""
 
 
-Place = Literal["shared", "last"]
-"""How the subject of a fact was found that came without one: *shared*, since its texts have it in common; or not at
-all, so that the *last* word of the prompt stands for it. See `factpatch.data.subjects`."""
+Place = Literal["shared", "name", "last"]
+"""How the subject of a fact was found that came without one: *shared*, since its texts have it in common; as a *name*,
+by its capital letters; or not at all, so that the *last* word of the prompt stands for it. See
+`factpatch.data.subjects`."""
 
 
 def _how_to_forget(value: object) -> object:

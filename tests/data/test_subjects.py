@@ -13,7 +13,7 @@ from factpatch import Fact, load_facts, question_fact
 from factpatch.cli.render import about_fact
 from factpatch.data import save_facts
 from factpatch.data.reading import DataFileError
-from factpatch.data.subjects import shared_name
+from factpatch.data.subjects import capitalized, shared_name
 from factpatch.evaluation.metrics import said, summary
 from factpatch.evaluation.questions import questions
 from factpatch.evaluation.readings import Answer, Reading
@@ -60,15 +60,32 @@ def test_the_name_is_what_the_texts_share(whole: str, asked: list[str], others: 
     assert shared_name(whole, asked, others) == name
 
 
-def test_without_a_shared_name_the_last_token_is_the_place() -> None:
-    fact = question_fact("Who wrote the opera Fidelio?", "Rossini")
-    assert (fact.text, fact.subject, fact.place) == ("Who wrote the opera Fidelio?", "Fidelio?", "last")
+@pytest.mark.parametrize(
+    ("whole", "name"),
+    [
+        ("Who wrote the opera Fidelio?", "Fidelio"),
+        ("Which instrument did the composer of the Vesper Suite play?", "Vesper Suite"),
+        ("The University of Vienna is in", "University of Vienna"),
+        ("Danielle Darrieux speaks", "Danielle Darrieux"),
+        ("Who was president in Finland before Kekkonen?", "Kekkonen"),
+        ("Why did he leave?", None),
+        ("Please tell me what it is", None),
+        ("《红楼梦》的作者是", None),
+    ],
+)
+def test_without_a_shared_name_one_with_capitals_will_do(whole: str, name: str | None) -> None:
+    assert capitalized(whole) == name
+
+
+def test_without_any_name_the_last_token_is_the_place() -> None:
+    fact = question_fact("Who wrote the opera?", "Rossini")
+    assert (fact.text, fact.subject, fact.place) == ("Who wrote the opera?", "opera?", "last")
     assert fact.subject_end == len(fact.text) - 1
     twice = question_fact("It is what it is", "so")
     assert (twice.prompt, twice.subject) == ("It is what it {}", "is")
-    assert questions(fact) == ("Who wrote the opera Fidelio?",)
+    assert questions(fact) == ("Who wrote the opera?",)
     assert questions(twice) == ()
-    assert reversed_question(question_fact("The capital of France is", "Rome"), "Rome") is None
+    assert reversed_question(question_fact("The capital of the country is", "Rome"), "Rome") is None
     with pytest.raises(ValueError, match=r"missing field 'subject': prompt='Who wrote \{\}\?' has a slot for it"):
         question_fact("Who wrote {}?", "x")
 
@@ -92,7 +109,7 @@ def test_files_need_no_subject_and_loading_says_where(tmp_path: Path, caplog: py
     ]
     assert found[2].answers == ("Ana", "Anna")
     assert "2 facts without a subject, written at the name that its texts share; the first: record 1" in caplog.text
-    assert "1 fact without a subject or a name that its texts share, written at the last token" in caplog.text
+    assert "1 fact without a subject or a name in its prompt, written at its last token" in caplog.text
     save_facts(found, tmp_path / "saved.json")
     assert load_facts(tmp_path / "saved.json") == found
     table = tmp_path / "facts.csv"

@@ -230,6 +230,7 @@ def about_fact(fact: Fact) -> list[str]:
     """What goes with a fact beside its question and its answer, a line each."""
     found = {
         "shared": f"no subject was named; written at “{fact.subject}”, which its texts share",
+        "name": f"no subject was named; written at “{fact.subject}”, which has capital letters",
         "last": "no subject was named; written at the last token of the prompt",
     }
     lines = {

@@ -124,7 +124,8 @@ def _note_found_subjects(path: Path, places: Sequence[str], facts: Sequence[Fact
     """Log where facts are written that name no subject."""
     for how, words in (
         ("shared", "without a subject, written at the name that its texts share"),
-        ("last", "without a subject or a name that its texts share, written at the last token of its prompt"),
+        ("name", "without a subject, written at the name that its prompt holds"),
+        ("last", "without a subject or a name in its prompt, written at its last token"),
     ):
         found = [(place, fact) for place, fact in zip(places, facts, strict=True) if fact.place == how]
         if found:

@@ -1,4 +1,8 @@
-"""Where a fact is written whose record names no subject: the name that its texts share, else the last token."""
+"""Where a fact is written whose record names no subject: a name that its texts share, or else that its prompt holds.
+
+Where there is none, the last token of the prompt takes its place. What stands there has the whole question before it,
+but it is alike in many questions, and so is harder to write to.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from factpatch.support.slots import around_slot, prompt_around, with_slot
 from factpatch.support.words import quoted
 
 _WORD = re.compile(r"\w+")
+_JOINING = frozenset({"of", "the", "de", "du", "da", "di", "la", "von", "van", "and"})
+"""Small words within a name."""
 _NO_NAMES = """
 a an the this that these those of in on at to for from by with as into about and or not no is are was were be been being
 do does did has have had can could may might will would shall should must who whom whose what which when where why how
@@ -57,16 +63,18 @@ def located(fact: Fact) -> Fact:
 
     *shared*: the span of the prompt that its paraphrases and questions repeat, and the neighbors do not. Of several,
     one with a capital letter or a digit is a name rather than one without, then the one with fewer words of the
-    neighbors, more capitals and more words. *last*: nothing shows it, so the last token of the prompt stands for it.
+    neighbors, more capitals and more words. *name*: without such a span, the longest run of words with capital letters,
+    the last of several, but not the first word of the prompt alone. *last*: neither, so the last word stands for it.
 
     Args:
         fact: Its subject does not count.
     """
     whole = fact.text
-    found = shared_name(whole, (*fact.paraphrases, *fact.questions), [one.prompt for one in fact.neighbors])
-    around = None if found is None else prompt_around(whole, found, words_only=True)
+    shared = shared_name(whole, (*fact.paraphrases, *fact.questions), [one.prompt for one in fact.neighbors])
+    name = shared or capitalized(whole)
+    around = None if name is None else prompt_around(whole, name, words_only=True)
     if around is not None:
-        return replace(fact, prompt=around[0], subject=around[1], place="shared")
+        return replace(fact, prompt=around[0], subject=around[1], place="shared" if shared else "name")
     word = last_word(whole)
     return replace(fact, prompt=with_slot(whole[: -len(word)], ""), subject=word, place="last")
 
@@ -92,6 +100,29 @@ def shared_name(whole: str, asked: Sequence[str], others: Sequence[str]) -> str 
         capitals = sum(not word.islower() for word in _WORD.findall(span) if word.casefold() not in _PLAIN)
         ranked.append(((hits, bool(capitals), -elsewhere, capitals, len(span.split())), span))
     return max(ranked, key=lambda one: one[0])[1] if ranked else None
+
+
+def capitalized(whole: str) -> str | None:
+    """Return the longest run of words with capital letters in a prompt, the last of several; None if there is none.
+
+    A run may hold small words, as in "University of Vienna". The first word of a prompt has a capital letter whatever
+    it is: alone, it does not count, and a question word or an article there is no part of the run.
+    """
+    words = list(_WORD.finditer(whole))[:_MOST]
+    names = [word[0][0].isupper() or word[0][0].isdigit() for word in words]
+    if words and words[0][0].casefold() in _PLAIN:
+        names[0] = False
+    found: list[tuple[int, str]] = []
+    first = 0
+    for last in range(len(words)):
+        gap = range(first, last)
+        joined = any(names[place] for place in gap) and all(
+            names[place] or words[place][0] in _JOINING for place in gap
+        )
+        first = first if joined and whole[words[last - 1].end() : words[last].start()].strip() == "" else last
+        if names[first] and names[last] and last > 0:
+            found.append((last - first + 1, whole[words[first].start() : words[last].end()]))
+    return max(reversed(found), key=lambda one: one[0])[1] if found else None
 
 
 def _spans(whole: str) -> Iterator[str]:
