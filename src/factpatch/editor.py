@@ -287,13 +287,20 @@ class Editor(EditedModel):
             self._first_tokens[tokens] = self.prepared.memory(FIRST_LAYER).trace(keys, nothing)
         return [self._first_tokens[tokens]]
 
+    def _between(self, layer: int, rows: Rows) -> list[Traces]:
+        """What a layer preserves of the batch itself: the tokens of long answers between the anchors."""
+        keys = rows.between(self.lm, layer)
+        if keys is None:
+            return []
+        return [self.prepared.memory(layer).trace(keys.cpu(), keys.new_zeros(len(keys), self.lm.d_value).cpu())]
+
     @staged("solve")
     def _solve(self, step: Step, rows: Rows, keys: Tensor, residual: Tensor, facts: Sequence[Fact]) -> Shift:
         layer = step.layer
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
-        memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts)])
+        memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts), *self._between(layer, rows)])
         shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")

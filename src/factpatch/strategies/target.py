@@ -178,6 +178,13 @@ class Target(Wanted):
     """Where the prompt stands while the value is optimized and the key is read: prompt (bare), prefixes (behind
     generated texts), question ("Question: {}? Answer:"), chat (a user's turn), answered (a user's turn, and "The answer
     is"), or a template with {} for the prompt. See `factpatch.values.contexts`."""
+    chunk: int = field(default=0, metadata=LATER)
+    """Tokens of an answer that one δ decides; a longer answer has several, each at the token before its chunk, the
+    first at the subject. 0: one, however long the answer is. See `factpatch.values.chunks`; source: AnyEdit
+    (arXiv:2502.05628)."""
+    ahead: bool = field(default=False, metadata=LATER)
+    """Whether a δ is found for all later chunks of its answer too, not for its own alone. Source: µKE
+    (arXiv:2504.01196)."""
     forgotten: float = field(default=0.001, metadata=LATER)
     """Below this probability, in every context, an answer counts as forgotten where nothing is put in its place; see
     `Silence`."""
@@ -189,6 +196,8 @@ class Target(Wanted):
         for name in ("weight_decay", "kl_factor", "stop_loss", "enough_steps", "enough_predictions", "stride"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
+        if not self.chunk >= 0:
+            raise ValueError(f"chunk={self.chunk!r}: must be a number of tokens, or 0 for whole answers.")
         if not 0 < self.forgotten < 1:
             raise ValueError(f"forgotten={self.forgotten!r}: must be a probability between 0 and 1.")
 
@@ -305,7 +314,8 @@ class Silence(HiddenState):
     @classmethod
     def like(cls, target: Target) -> Silence:
         """With the settings of another target; the output of the layer, whatever that one optimizes."""
-        return cls(**{one.name: getattr(target, one.name) for one in fields(Target)})
+        # In chunks, the rest of an answer would have to be improbable after its beginning was said.
+        return cls(**{one.name: getattr(target, one.name) for one in fields(Target)} | {"chunk": 0})
 
     def asked(self, facts: Sequence[F]) -> Sequence[F]:
         return [replace(fact, target_new=fact.target_true, target_true=None, forget=None) for fact in facts]

@@ -149,6 +149,9 @@ class AnswerRows:
         """The negative gradient at the step's layer, (rows, d_value), times its share."""
         return -step.share * self._read(lm)[step.layer].slopes
 
+    def between(self, lm: LanguageModel, layer: int) -> None:
+        """None: every token of an answer is a row."""
+
     def _read(self, lm: LanguageModel) -> dict[int, Gradients]:
         if not self._found:
             self._found.update(read_gradients(lm, self.texts, self.layers, self.precision))

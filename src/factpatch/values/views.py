@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -32,6 +33,7 @@ from factpatch.model.precision import Precision
 from factpatch.model.tokens import tokenize
 from factpatch.strategies.spread import Step
 from factpatch.strategies.target import HiddenState, Silence, Target
+from factpatch.values.chunks import Anchors
 from factpatch.values.gradients import AnswerRows
 from factpatch.values.optimize import TargetValues
 from factpatch.values.reading import SubjectRows, read_keys, read_last, read_values
@@ -62,30 +64,34 @@ class Rows(Protocol):
     def residual(self, lm: LanguageModel, step: Step, wanted: WantedValues) -> Tensor:
         """How the outputs are to move in a step, (rows, d_value); `wanted` finds values where a row leads to one."""
 
+    def between(self, lm: LanguageModel, layer: int) -> Tensor | None:
+        """The keys of further tokens of the batch that are to keep their values, (n, d_key); None if there are none."""
+
 
 @dataclass(frozen=True)
 class View:
-    """Facts that share their contexts and what is optimized; each has a value and a key."""
+    """Facts that share their contexts and what is optimized: each has a value and a key, or one for each chunk."""
 
     facts: tuple[Fact, ...]
     contexts: tuple[str, ...]
     rows: tuple[int, ...]
-    """The places of these facts among all that the step writes."""
-    subjects: SubjectRows
+    """The places of these facts among all that the step writes; as many of each as its answer has chunks."""
+    anchors: Anchors
     target: Target
     """What is optimized."""
 
-    @classmethod
-    def of(
-        cls, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[int], contexts: Sequence[str], target: Target
-    ) -> View:
-        some = tuple(facts[row] for row in rows)
-        return cls(some, tuple(contexts), tuple(rows), SubjectRows.of(lm, some, contexts), target)
+    @property
+    def subjects(self) -> SubjectRows:
+        return self.anchors.subjects
+
+    @property
+    def fact_of_row(self) -> list[Fact]:
+        return [fact for fact, count in zip(self.facts, self.anchors.counts, strict=True) for _ in range(count)]
 
 
 @dataclass(frozen=True)
 class Views:
-    """What one step writes: one row for each fact, in their order."""
+    """What one step writes: one row for each fact, in their order, or one for each chunk of its answer."""
 
     parts: tuple[View, ...]
 
@@ -93,21 +99,43 @@ class Views:
     def of(
         cls, lm: LanguageModel, facts: Sequence[Fact], target: Target, within: Sequence[tuple[Sequence[int], Contexts]]
     ) -> Views:
-        """The views of some rows in some contexts, those apart whose answers are silenced."""
-        parts = []
-        for rows, contexts in within:
-            taught = [row for row in rows if facts[row].forget != "silence"]
-            silenced = [row for row in rows if facts[row].forget == "silence"]
+        """The views of some facts, by their places, in some contexts; those apart whose answers are silenced."""
+        parts: list[tuple[list[int], Contexts, Target, Anchors]] = []
+        for places, contexts in within:
+            taught = [place for place in places if facts[place].forget != "silence"]
+            silenced = [place for place in places if facts[place].forget == "silence"]
             for some, wanted in ((taught, target), (silenced, Silence.like(target))):
                 if some:
-                    parts.append(View.of(lm, facts, some, contexts, wanted))
-        return cls(tuple(parts))
+                    anchors = Anchors.of(lm, [facts[place] for place in some], contexts, wanted)
+                    parts.append((some, contexts, wanted, anchors))
+        counts: dict[int, int] = {}
+        for some, *_, anchors in parts:
+            counts |= zip(some, anchors.counts, strict=True)
+        order = sorted(counts)
+        starts = dict(zip(order, accumulate((counts[place] for place in order), initial=0), strict=False))
+        return cls(
+            tuple(
+                View(
+                    tuple(facts[place] for place in some),
+                    tuple(contexts),
+                    tuple(starts[place] + number for place in some for number in range(counts[place])),
+                    anchors,
+                    wanted,
+                )
+                for some, contexts, wanted, anchors in parts
+            )
+        )
 
     @property
     def facts(self) -> tuple[Fact, ...]:
         """The fact of each row."""
-        of_row = {row: fact for view in self.parts for row, fact in zip(view.rows, view.facts, strict=True)}
+        of_row = {row: fact for view in self.parts for row, fact in zip(view.rows, view.fact_of_row, strict=True)}
         return tuple(of_row[row] for row in sorted(of_row))
+
+    def between(self, lm: LanguageModel, layer: int) -> Tensor | None:
+        """The keys of tokens of long answers that are no anchors, (n, d_key); they are to keep their values."""
+        texts = [text for view in self.parts for text in view.anchors.between]
+        return read_last(lm, texts, layer, "down_projection", "inputs") if texts else None
 
     def keys(self, lm: LanguageModel, layer: int) -> Tensor:
         """The keys of all rows, (rows, d_key)."""
