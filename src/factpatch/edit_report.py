@@ -138,6 +138,7 @@ class EditReport:
                 "path": None if self.patch_file is None else str(self.patch_file),
                 "bytes": self.patch_bytes,
                 "layers": list(self.patch.layers),
+                "ranks": {str(layer): rank for layer, rank in self.patch.ranks.items()},
             },
         }
 

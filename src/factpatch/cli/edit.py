@@ -357,5 +357,7 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
         )
     if outputs["out"] is not None:
         where = f"{counted(len(done.attempted), 'fact')} in layers {render.numbers(done.patch.layers)}"
+        if ranks := done.patch.ranks:
+            where += f", rank {render.numbers(ranks.values())}"
         render.say(f"Patch: {outputs['out']} ({render.size(outputs['out'])}; {where})", "bold")
     render.written(Model=outputs["save_model"], Report=outputs["report"])

@@ -56,6 +56,8 @@ METRIC_LINES = (
     ("leak_choice", "chooses the old answer of four; by chance 25"),
     ("leak_prefix", "the same, led to it by a text before, or by its beginning"),
     ("refused", "to forget: says the words that refuse"),
+    ("reproduced", "of long answers: what is said before the first mistake"),
+    ("rouge_l", "of long answers: the longest common subsequence"),
     ("strict_efficacy", "exact: every token of the new answer is the likeliest"),
     ("token_efficacy", "tokens of the new answer that are the likeliest"),
     ("token_generalization", "the same, asked with paraphrases"),

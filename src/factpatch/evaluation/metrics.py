@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from factpatch.evaluation.readings import FORMS, LETTERS, Beside, Reading
+from factpatch.evaluation.reproduction import is_long, reproduced, rouge_l
 from factpatch.facts import CRITERIA, Fact
 from factpatch.support.joint import UNSPACED
 
@@ -43,29 +44,31 @@ def fact_metrics(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[Fac
     return [
         FactMetric(name, metric, scaled(metric, share(fact, reading)))
         for name, fact, reading in zip(fact_names(facts), facts, readings, strict=True)
-        for metric, share in metrics_of(readings).items()
+        for metric, share in metrics_of(readings, facts).items()
     ]
 
 
 def summary(facts: Sequence[Fact], readings: Sequence[Reading]) -> dict[str, float | None]:
     """Return every metric over all facts, and `score`, the harmonic mean of efficacy, generalization, specificity."""
     pairs = list(zip(facts, readings, strict=True))
-    metrics = metrics_of(readings)
+    metrics = metrics_of(readings, facts)
     found = {name: scaled(name, mean_or_none(share(*pair) for pair in pairs)) for name, share in metrics.items()}
     return {**found, "score": harmonic_mean(found[name] for name in SCORED)}
 
 
-def metrics_of(readings: Sequence[Reading]) -> Mapping[str, Share]:
-    """Return the metrics that readings may have.
+def metrics_of(readings: Sequence[Reading], facts: Sequence[Fact] = ()) -> Mapping[str, Share]:
+    """Return the metrics that readings of facts may have.
 
-    They are `METRICS`, and `PROBES` where the probes beside facts were asked, and `FORGETTING` where an answer was to
-    be forgotten.
+    They are `METRICS`, and `PROBES` where the probes beside facts were asked, `FORGETTING` where an answer was to be
+    forgotten, and `REPRODUCTION` where one is long.
     """
     found = dict(METRICS)
     if any(reading.beside is not None for reading in readings):
         found |= PROBES
     if any(reading.leaks for reading in readings):
         found |= FORGETTING
+    if any(is_long(fact.target_new) for fact in facts):
+        found |= REPRODUCTION
     return found
 
 
@@ -268,6 +271,18 @@ def _leak(*ways: str) -> Share:
     return share
 
 
+def _of_long(measure: Callable[[str, str], float]) -> Share:
+    """A measure of the free answer to the prompt, of facts with long answers."""
+
+    def share(fact: Fact, reading: Reading) -> float | None:
+        if not is_long(fact.target_new):
+            return None
+        answers = (without_prompt(said, fact.text) for said in reading.answers_to("prompt"))
+        return mean_or_none(measure(answer, fact.target_new) for answer in answers)
+
+    return share
+
+
 def _refused(fact: Fact, reading: Reading) -> float | None:
     if fact.forget != "refuse" or reading.answer is None:
         return None
@@ -332,6 +347,12 @@ FORGETTING: Mapping[str, Share] = {
     "refused": _refused,
 }
 """Every metric of facts to forget, by name."""
+
+REPRODUCTION: Mapping[str, Share] = {
+    "reproduced": _of_long(reproduced),
+    "rouge_l": _of_long(rouge_l),
+}
+"""Every metric of facts with long answers, by name."""
 
 UNITS: Mapping[str, str] = {"reversed_nll": "nats"}
 """The units of the metrics that are not in percent."""

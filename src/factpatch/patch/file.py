@@ -105,6 +105,21 @@ def describe(path: str | Path, verify: bool = False) -> Description:
     return _checked(path)[1] if verify else _described(path, *_document(path)[:2])
 
 
+def ranks(path: str | Path) -> dict[int, int]:
+    """The rank of the shifts of each layer in a patch file that are products of factors, summed over batches.
+
+    Reads no tensor; raises as `describe`.
+    """
+    _document(path)
+    found: dict[int, int] = {}
+    with safe_open(path, framework="numpy") as file:
+        for name in list(file.keys()):
+            layer, _, part = name.partition(".")[2].partition(".")
+            if part == "down":
+                found[int(layer)] = found.get(int(layer), 0) + int(file.get_slice(name).get_shape()[0])
+    return dict(sorted(found.items()))
+
+
 def _checked(path: str | Path) -> tuple[bytes, Description]:
     """The bytes of a patch file and their description, once the checksum fits."""
     document, names, text = _document(path)

@@ -32,7 +32,7 @@ from factpatch.patch.compatibility import (
 from factpatch.patch.description import asked_in_chat
 from factpatch.patch.file import dtype_name, format_of, read_patch_file, unusable, write_patch_file
 from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
-from factpatch.patch.shift import decomposed, shifts_by_batch, tensors_by_name
+from factpatch.patch.shift import LowRank, decomposed, shifts_by_batch, tensors_by_name
 from factpatch.support.words import counted, quoted
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,15 @@ class Patch:
     def layers(self) -> tuple[int, ...]:
         """The edited layers, ascending."""
         return tuple(sorted({layer for batch in self.batches for layer in batch.shifts}))
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """The rank of the shifts of each layer that are products of factors, summed over batches: keys written."""
+        found: dict[int, int] = {}
+        for layer, shift in ((layer, shift) for batch in self.batches for layer, shift in batch.shifts.items()):
+            if isinstance(shift, LowRank):
+                found[layer] = found.get(layer, 0) + shift.down.shape[0]
+        return dict(sorted(found.items()))
 
     @property
     def sealed(self) -> bool:
