@@ -490,7 +490,7 @@ def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -
     every = [(batch, place) for batch, facts in enumerate(batches) for place in range(len(facts))]
     found: set[tuple[int, int]] = set()
     for name in names:
-        places = [(i, j) for i, j in every if name in (batches[i][j], batches[i][j].id)]
+        places = [(i, j) for i, j in every if name in (batches[i][j], batches[i][j].id) or _asks(name, batches[i][j])]
         if len({batches[i][j].key for i, j in places}) > 1:
             shown = ", ".join(f"{i + 1}.{j + 1}" for i, j in places)
             raise ValueError(
@@ -507,6 +507,11 @@ def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -
     if not found:
         raise ValueError("fact=[]: name at least one fact.")
     return sorted(found)
+
+
+def _asks(name: Fact | str, held: Fact) -> bool:
+    """Whether a fact to forget is the given one, which an edit has completed."""
+    return isinstance(name, Fact) and name.forget == held.forget is not None and name.key == held.key
 
 
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:

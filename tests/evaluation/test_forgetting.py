@@ -19,7 +19,7 @@ from factpatch.evaluation.forgetting import REFUSALS, check_known, leak_count, r
 from factpatch.evaluation.metrics import fact_metrics, said, summary
 from factpatch.evaluation.readings import Answer, Leak, Probe, Reading, Score
 from factpatch.evaluation.verify import Verification, plain_summary
-from factpatch.facts import UNKNOWN, Neighbor
+from factpatch.facts import UNKNOWN, Neighbor, find_facts
 from factpatch.patch.file import describe
 
 FRANCE = Forget(
@@ -162,6 +162,7 @@ def test_an_edit_reports_what_it_made_the_model_forget() -> None:
     done = edit_and_report(made, [[fact]], progress=False, text="The Eiffel Tower is in Paris. " * 4)
     (edited,) = done.patch.facts
     assert edited.target_true
+    assert find_facts([[edited]], [fact]) == [(0, 0)]
     found = done.to_dict()
     (row,) = found["facts"]["rows"]
     assert (row["forget"], row["target_true"]) == ("silence", edited.target_true)
