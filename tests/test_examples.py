@@ -71,6 +71,12 @@ def test_a_table_of_the_paper_is_reproduced_and_found_again(tmp_path: Path, monk
     assert {"label", "metric", "value", "when"} <= set(results.rows.columns)
 
 
+def test_the_facts_to_forget_have_all_ways_to_ask() -> None:
+    facts = load_facts(EXAMPLES / "forget.json")
+    assert len(facts) == 10
+    assert all(fact.forget == "silence" and fact.target_true and fact.questions and fact.paraphrases for fact in facts)
+
+
 def test_the_long_answers_are_twenty_long_answers() -> None:
     facts = load_facts(EXAMPLES / "long_answers.json")
     assert len({fact.key for fact in facts}) == 20
