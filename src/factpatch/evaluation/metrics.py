@@ -59,13 +59,13 @@ def summary(facts: Sequence[Fact], readings: Sequence[Reading]) -> dict[str, flo
 def metrics_of(readings: Sequence[Reading], facts: Sequence[Fact] = ()) -> Mapping[str, Share]:
     """Return the metrics that readings of facts may have.
 
-    They are `METRICS`, and `PROBES` where the probes beside facts were asked, `FORGETTING` where an answer was to be
+    They are `METRICS`, and `PROBES` where the probes beside facts were asked, `FORGETTING` where an answer is to be
     forgotten, and `REPRODUCTION` where one is long.
     """
     found = dict(METRICS)
     if any(reading.beside is not None for reading in readings):
         found |= PROBES
-    if any(reading.leaks for reading in readings):
+    if any(fact.forget for fact in facts):
         found |= FORGETTING
     if any(is_long(fact.target_new) for fact in facts):
         found |= REPRODUCTION

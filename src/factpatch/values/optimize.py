@@ -120,14 +120,19 @@ def optimize_values(
             values, delta = _found(lm, one.rows, deltas, layer, target, seen, tokens_at_once, told)
             placed |= {(fact, number): delta[place] for place, fact in enumerate(one.facts)}
             found.append(values)
-        order = sorted(
-            (fact, number, place) for number, one in enumerate(rounds) for place, fact in enumerate(one.facts)
-        )
-        if len(rounds) == 1:
-            return found[0]
-        starts = list(accumulate((len(one.facts) for one in rounds), initial=0))
-        rows = torch.tensor([starts[number] + place for _, number, place in order])
-        return TargetValues.joined(found, lambda parts: torch.cat(parts)[rows.to(parts[0].device)])
+        return found[0] if len(found) == 1 else _by_fact(found, rounds)
+
+
+def _by_fact(found: Sequence[TargetValues], rounds: Sequence[Round]) -> TargetValues:
+    """Join what rounds have found, the chunks of a fact one after another."""
+    starts = accumulate((len(one.facts) for one in rounds), initial=0)
+    order = sorted(
+        (fact, number, start + place)
+        for number, (one, start) in enumerate(zip(rounds, starts, strict=False))
+        for place, fact in enumerate(one.facts)
+    )
+    rows = torch.tensor([row for *_, row in order])
+    return TargetValues.joined(found, lambda parts: torch.cat(parts)[rows.to(parts[0].device)])
 
 
 def _found(

@@ -49,6 +49,7 @@ PRESERVED = 512
 
 
 Contexts = Sequence[str]
+"""Templates, the bare prompt first."""
 
 
 class Rows(Protocol):
