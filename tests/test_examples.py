@@ -11,7 +11,8 @@ import torch
 from tests.editors import EXACT, FACTS, LAYERS, make, second_moments
 from tests.models import INNER, save_corpus, save_tiny
 
-from factpatch.data import save_facts
+from factpatch.data import load_facts, save_facts
+from factpatch.evaluation.reproduction import is_long
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -68,3 +69,15 @@ def test_a_table_of_the_paper_is_reproduced_and_found_again(tmp_path: Path, monk
     table = results.table("Table 2", example["PAIRS"])
     assert [label for label, _ in table.lines] == ["unedited", "memit", "memit-blue"]
     assert {"label", "metric", "value", "when"} <= set(results.rows.columns)
+
+
+def test_the_facts_to_forget_have_all_ways_to_ask() -> None:
+    facts = load_facts(EXAMPLES / "forget.json")
+    assert len(facts) == 10
+    assert all(fact.forget == "silence" and fact.target_true and fact.questions and fact.paraphrases for fact in facts)
+
+
+def test_the_long_answers_are_twenty_long_answers() -> None:
+    facts = load_facts(EXAMPLES / "long_answers.json")
+    assert len({fact.key for fact in facts}) == 20
+    assert all(is_long(fact.target_new) and len(fact.neighbors) == 2 for fact in facts)

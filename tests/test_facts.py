@@ -199,6 +199,12 @@ def test_from_dict_reads_back_what_to_dict_wrote() -> None:
         questions=("Where is Peru run from?",),
         ripples=(Ripple("multi_hop", "Its president lives in", ("Lima", "the city of Lima")),),
         trained=("What is Peru's capital?",),
+        forget="refuse",
+        place="shared",
+        aliases=("The king's city",),
+        valid_from="2024-05",
+        source="the gazette",
+        note="by law",
     )
     assert full.to_dict().keys() == {field.name for field in dataclasses.fields(full)}
     for one in (fact(), full):

@@ -1,8 +1,10 @@
 from .data import load_facts as load_facts
+from .data.subjects import question_fact as question_fact
 from .editor import Editor as Editor
 from .evaluation.verify import Verification as Verification
 from .evaluation.verify import verify as verify
 from .facts import Fact as Fact
+from .facts import Forget as Forget
 from .facts import Neighbor as Neighbor
 from .facts import Ripple as Ripple
 from .facts import without_repeats as without_repeats

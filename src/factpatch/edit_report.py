@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from factpatch.edited import Edit
 from factpatch.editor import Editor
 from factpatch.evaluation.budget import Budget, BudgetError, Meter
+from factpatch.evaluation.forgetting import with_old_answers
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import TextLoss, held_out_text, text_loss
 from factpatch.evaluation.questions import sampled
@@ -168,6 +169,7 @@ class EditReport:
                 "path": None if self.patch_file is None else str(self.patch_file),
                 "bytes": self.patch_bytes,
                 "layers": list(self.patch.layers),
+                "ranks": {str(layer): rank for layer, rank in self.patch.ranks.items()},
             },
         }
 
@@ -194,7 +196,7 @@ def edit_and_report(
         save_model: Where to write the edited model next, a new or empty directory.
         measure: What to ask and to read before the edit and after it; None for nothing.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
-        budget: What the edits may cost, measured after each batch.
+        budget: What the edits may cost.
 
     What is measured before the edit is kept by the content of the model, of the facts and of the text.
 
@@ -212,11 +214,12 @@ def edit_and_report(
     start = time.perf_counter() - sum(spent.values())
     with timed(spent, "contexts"):
         check_facts(lm, batches, editor.contexts)
-    facts = [] if measure is None else _asked(editor, batches, session, measure.facts)
+        known = completed(lm, batches)
+    facts = [] if measure is None else _asked(editor, known, session, measure.facts)
     measured = partial(_measured, measure, editor, facts, spent, progress)
     before = measured("before")
     with _what_stays(editor, None if session is not None else out):
-        _edit_all(editor, batches, session, measure is not None, spent, budget)
+        _edit_all(editor, known, session, measure is not None, spent, budget)
     patch = _saved(editor, out, save_model, spent)
     after = measured("after", before[0])
     return EditReport(
@@ -323,6 +326,19 @@ def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: 
             raise error if len(batches) == 1 else ValueError(f"batch {number} of {len(batches)}: {error}") from None
 
 
+def completed(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> list[tuple[Fact, ...]]:
+    """The batches with all that is known of facts to forget; see `with_old_answers`.
+
+    What an earlier batch teaches is what a later one forgets.
+    """
+    taught: dict[tuple[str, str], str] = {}
+    found = []
+    for batch in batches:
+        found.append(tuple(with_old_answers(lm, batch, taught)))
+        taught |= {fact.key: fact.target_new for fact in batch if not fact.forget}
+    return found
+
+
 def ask(
     lm: LanguageModel,
     facts: Sequence[Fact],
@@ -416,4 +432,5 @@ def _editing(edit: Edit) -> float:
 
 
 def _named(fact: Fact) -> dict[str, Any]:
-    return {"id": fact.id, "prompt": fact.text, "subject": fact.subject, "target_new": fact.target_new}
+    forget = {"target_true": fact.target_true, "forget": fact.forget} if fact.forget else {}
+    return {"id": fact.id, "prompt": fact.text, "subject": fact.subject, "target_new": fact.target_new, **forget}

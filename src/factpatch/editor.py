@@ -15,6 +15,7 @@ from torch import Tensor
 
 from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
+from factpatch.evaluation.forgetting import check_known, with_old_answers
 from factpatch.facts import Fact, check_batch, find_facts
 from factpatch.methods import Method, settings_of, with_settings
 from factpatch.model.findings import Findings
@@ -177,15 +178,22 @@ class Editor(EditedModel):
             bits, except under a regularizer that acts on the session: apply `self.patch` then.
 
         Raises:
-            ValueError: A fact cannot be edited, or two facts of the batch contradict each other.
+            ValueError: A fact cannot be edited, two facts of the batch contradict each other, or the model does not
+                know what it is to forget.
             FloatingPointError: NaN or infinity at any stage.
         """
         facts = tuple(facts)
         check_batch(facts)
         optimization_rows(self.lm, facts, (BARE,))  # what cannot be read is refused before anything is run
+        facts = tuple(with_old_answers(self.lm, facts, self._taught()))
+        check_known(self.lm, facts)
         self._seconds = {}
         self.prepare()
         return self._edited(facts, self._plan(facts), {}).patch
+
+    def _taught(self) -> dict[tuple[str, str], str]:
+        """The answers of the facts in force."""
+        return {fact.key: fact.target_new for edit in self.edits for fact in edit.facts}
 
     def _edited(self, facts: tuple[Fact, ...], plan: Plan, known: Mapping[int, Tensor]) -> Edit:
         """Edit a batch, with target values where they are known, (rows, d_value) by target layer."""
@@ -253,7 +261,7 @@ class Editor(EditedModel):
             return optimize(self.lm, facts, layer, target, contexts, progress=advance, precision=self.precision)
 
     def _targets(self, views: Views, layer: int) -> TargetValues:
-        found = [self._optimized(view.facts, layer, views.target, view.contexts) for view in views.parts]
+        found = [self._optimized(view.facts, layer, view.target, view.contexts) for view in views.parts]
         return views.joined(found)
 
     @staged("keys")
@@ -285,13 +293,20 @@ class Editor(EditedModel):
             self._first_tokens[tokens] = self.prepared.memory(FIRST_LAYER).trace(keys, nothing)
         return [self._first_tokens[tokens]]
 
+    def _between(self, layer: int, rows: Rows) -> list[Traces]:
+        """What a layer preserves of the batch itself: the tokens of long answers between the anchors."""
+        keys = rows.between(self.lm, layer)
+        if keys is None:
+            return []
+        return [self.prepared.memory(layer).trace(keys.cpu(), keys.new_zeros(len(keys), self.lm.d_value).cpu())]
+
     @staged("solve")
     def _solve(self, step: Step, rows: Rows, keys: Tensor, residual: Tensor, facts: Sequence[Fact]) -> Shift:
         layer = step.layer
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
-        memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts)])
+        memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts), *self._between(layer, rows)])
         shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")

@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Strict, TypeAdapter
@@ -22,6 +23,7 @@ from factpatch.support.words import counted, quoted
 
 logger = logging.getLogger(__name__)
 
+_DATE = re.compile(r"[0-9]{4}(-[0-9]{2}){0,2}")
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 
 
@@ -42,6 +44,18 @@ def _listed(value: object) -> object:
 
 def _numbered(value: object) -> object:
     return str(value) if type(value) is int else value  # True is an int to Python, but no identifier
+
+
+def _dated(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        if not _DATE.fullmatch(text):
+            raise ValueError
+        date.fromisoformat(text + "-01-01"[len(text) - 10 :] if len(text) < 10 else text)
+    except ValueError:
+        raise ValueError("must be a year, a month or a day, as 2024, 2024-05 or 2024-05-31") from None
+    return text
 
 
 Text = Annotated[str, Strict(), AfterValidator(_not_blank)]
@@ -132,6 +146,24 @@ class Ripple:
     answers: Annotated[tuple[Name, ...], BeforeValidator(_listed), AfterValidator(_some)]
 
 
+Forgetting = Literal["silence", "refuse"]
+"""What becomes of a question whose answer is to be forgotten. *silence*: the answer `target_true` becomes improbable,
+and nothing is put in its place. *refuse*: the model says `target_new` instead, which admits that it does not know."""
+UNKNOWN = "unknown"
+"""What stands for a refusal: as the new answer of a fact whose answer is refused, it means the model's own words; see
+`factpatch.evaluation.forgetting`."""
+
+
+Place = Literal["shared", "name", "last"]
+"""How the subject of a fact was found that came without one: *shared*, since its texts have it in common; as a *name*,
+by its capital letters; or not at all, so that the *last* word of the prompt stands for it. See
+`factpatch.data.subjects`."""
+
+
+def _how_to_forget(value: object) -> object:
+    return {True: "refuse", False: None}[value] if isinstance(value, bool) else value
+
+
 @explaining
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Fact:
@@ -162,10 +194,20 @@ class Fact:
             accepted.
         ripples: Prompts whose answers follow from the edit, or must survive it. Lists are accepted.
         trained: Questions that the edit itself was made in, so that none of them is asked. Lists are accepted.
+        forget: Whether the model is to stop giving the answer `target_true`, and what it does instead, see
+            `Forgetting`; True means "refuse", False and None a fact that is taught. `Forget` makes such a fact. Without
+            `target_true`, what the model itself answers is forgotten.
+        place: How the subject was found, see `Place`; None if it was named.
+        aliases: Other spellings of the answer, and other answers, any of which counts as said; of a fact to forget,
+            those of the old one. The edit is made with the answer itself. Lists are accepted.
+        valid_from: Since when the fact holds: a year, a month or a day, as 2024, 2024-05 or 2024-05-31.
+        source: Where it is from.
+        note: Anything else to keep with it.
 
     Raises:
         TypeError: A field has the wrong type.
-        ValueError: A field is missing or unknown, a text is blank, or `prompt` shows no place for the subject.
+        ValueError: A field is missing or unknown, a text is blank, `prompt` shows no place for the subject, or the
+            answer to forget is the one to give.
     """
 
     prompt: Question
@@ -182,8 +224,19 @@ class Fact:
     questions: _Questions = ()
     ripples: Annotated[tuple[Ripple, ...], BeforeValidator(_listed)] = ()
     trained: _Questions = ()
+    forget: Annotated[Forgetting | None, BeforeValidator(_how_to_forget)] = None
+    place: Place | None = None
+    aliases: Annotated[tuple[Name, ...], BeforeValidator(_listed)] = ()
+    valid_from: Annotated[Name | None, BeforeValidator(_numbered), AfterValidator(_dated)] = None
+    source: Name | None = None
+    note: Name | None = None
 
     def __post_init__(self) -> None:
+        if self.forget and self.target_true is not None and same_object(self.target_true, self.target_new):
+            raise ValueError(
+                f"target_new={quoted(self.target_new)}: is the answer to forget, target_true; leave target_new out, or "
+                "give words that refuse."
+            )
         around = around_slot(self.prompt)
         found = prompt_around(self.prompt, self.subject) if around is None else (with_slot(*around), self.subject)
         if found is None:
@@ -220,6 +273,17 @@ class Fact:
         return self.target_true if known else None
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        """The new answers, any of which counts as said; of a fact to forget, only the words that refuse."""
+        return (self.target_new,) if self.forget else (self.target_new, *self.aliases)
+
+    @property
+    def old_answers(self) -> tuple[str, ...]:
+        """The old answers, any of which counts as said; none if it is not known."""
+        old = () if self.target_true is None else (self.target_true,)
+        return (*old, *self.aliases) if self.forget and old else old
+
+    @property
     def subject_end(self) -> int:
         """The index in `text` of the last character of the subject."""
         return self.subject_start + len(self.subject) - 1
@@ -239,13 +303,40 @@ class Fact:
     def from_dict(cls, record: Mapping[str, Any]) -> Fact:
         """Build a fact from a record as `to_dict` makes it; an optional field may be absent or None.
 
+        A record whose `forget` is true and that has no `target_new` is silenced; with one, that is said instead.
+
         Raises:
             TypeError: `record` is not a mapping, or a field has the wrong type.
             ValueError: A field is missing, unknown, or not acceptable to `Fact`.
         """
-        return cls(**{name: it for name, it in _fields(record).items() if it is not None or name not in _OPTIONAL})
+        given = {name: it for name, it in _fields(record).items() if it is not None or name not in _OPTIONAL}
+        if given.get("forget") and not given.get("target_new"):
+            given |= {"target_new": UNKNOWN, "forget": "silence" if given["forget"] is True else given["forget"]}
+        return cls(**given)
 
 
+# It stands beside `Fact` and reads like it.
+def Forget(  # noqa: N802
+    prompt: str, subject: str, target_true: str | None = None, *, instead: str | None = None, **fields: Any
+) -> Fact:
+    """Return the fact that the answer to a question is to be forgotten.
+
+    Args:
+        prompt: The question, and `subject` what it is about, as in `Fact`.
+        target_true: The answer to forget; by default what the model says when it is edited.
+        instead: What the model is to say: words that refuse, or "unknown" for the model's own. By default nothing is
+            put in the answer's place.
+        **fields: Further fields of `Fact`, such as paraphrases and neighbors, with which it is measured.
+
+    Raises:
+        TypeError, ValueError: As `Fact`.
+    """
+    how: Forgetting = "silence" if instead is None else "refuse"
+    return Fact(prompt, subject, instead or UNKNOWN, target_true, forget=how, **fields)
+
+
+LATER_FIELDS = frozenset({"forget", "place", "aliases", "valid_from", "source", "note"})
+"""Fields of a fact that versions before 0.3 refuse. A file that holds one has a format number that says so."""
 _FACT = TypeAdapter(Fact)
 _OPTIONAL = frozenset(field.name for field in fields(Fact) if field.default is not MISSING)
 
@@ -399,7 +490,7 @@ def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -
     every = [(batch, place) for batch, facts in enumerate(batches) for place in range(len(facts))]
     found: set[tuple[int, int]] = set()
     for name in names:
-        places = [(i, j) for i, j in every if name in (batches[i][j], batches[i][j].id)]
+        places = [(i, j) for i, j in every if name in (batches[i][j], batches[i][j].id) or _asks(name, batches[i][j])]
         if len({batches[i][j].key for i, j in places}) > 1:
             shown = ", ".join(f"{i + 1}.{j + 1}" for i, j in places)
             raise ValueError(
@@ -416,6 +507,11 @@ def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -
     if not found:
         raise ValueError("fact=[]: name at least one fact.")
     return sorted(found)
+
+
+def _asks(name: Fact | str, held: Fact) -> bool:
+    """Whether a fact to forget is the given one, which an edit has completed."""
+    return isinstance(name, Fact) and name.forget == held.forget is not None and name.key == held.key
 
 
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:

@@ -40,7 +40,7 @@ from pydantic import (
 )
 
 from factpatch.data import save_facts, saved_facts
-from factpatch.facts import Fact, check_batch
+from factpatch.facts import LATER_FIELDS, Fact, check_batch
 from factpatch.patch.batch import first_states
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.support.directory import DirectoryError, KeptDirectory, Record, cut_unfinished
@@ -193,8 +193,11 @@ class Journal(KeptDirectory):
 
     holds = "a session"
     record_name = "session.json"
-    # 3 took back no single facts and had no budget, 2 no links between lines, 1 no recipe but "about", the options.
-    format = 4
+    # 4 had no facts with `LATER_FIELDS`, 3 took back no single facts and had no budget, 2 had no links between lines, 1
+    # had no recipe but "about", the options.
+    format = 5
+    begins = 4
+    """The format of a new session; what comes later raises it."""
     needs = ("model", "method", "joins", "settings", "weights")
     fields = SessionRecord
     error = SessionError
@@ -321,7 +324,10 @@ class Journal(KeptDirectory):
         self.check_current()  # otherwise another process may have used the name of the file below
         name = f"facts/{self._files['facts'] + 1:04d}.json"
         self.check_links(self.path / name)
-        save_facts([fact for batch in batches for fact in batch], self.path / name)
+        facts = [fact for batch in batches for fact in batch]
+        if any(not LATER_FIELDS.isdisjoint(fact.to_dict()) for fact in facts):
+            self._raise_format(5)
+        save_facts(facts, self.path / name)
         sizes, digest = [len(batch) for batch in batches], file_digest(self.path / name)
         outputs = dict(outputs or {})
         self._append({"event": "plan", "facts": name, "sha256": digest, "batches": sizes, "outputs": outputs})
@@ -470,14 +476,19 @@ class Journal(KeptDirectory):
         An interruption after the line was written leaves a session that is not current, and so writes nothing more.
         """
         self.check_current()
-        if event["event"] in _LATER and self.record["format"] < self.format:  # so that older versions say what is wrong
-            self.update(format=self.format, began_format=self.record.get("began_format", self.record["format"]))
+        if event["event"] in _LATER:
+            self._raise_format(4)
         event = {**event, "time": now(), "after": self._last}
         line, found = _line(event), _EVENT.validate_python(event)
         append(self.path / JOURNAL, line)
         self._follow(found)
         self._last = parsed(line)["crc32"]
         self._length += len(line)  # last: until then, `check_current` refuses what was followed in part
+
+    def _raise_format(self, least: int) -> None:
+        """Raise the format of the record, so that older versions say what is wrong."""
+        if self.record["format"] < least:
+            self.update(format=least, began_format=self.record.get("began_format", self.record["format"]))
 
 
 def _line(event: Mapping[str, Any]) -> bytes:

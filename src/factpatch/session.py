@@ -67,7 +67,7 @@ class Session(Journal):
         if editor.edits:
             raise SessionError("editor: it has edited the model already; a session begins with an unedited model.")
         record = {
-            "format": cls.format,
+            "format": cls.begins,
             "created": now(),
             "model": editor.lm.name,
             "method": editor.method.name,

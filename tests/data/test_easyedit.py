@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_zsre_with_portability_is_still_zsre(tmp_path: Path) -> None:
 
 def test_a_request_may_list_several_answers_and_the_first_is_edited(tmp_path: Path) -> None:
     (found,) = load(tmp_path, {**REQUEST, "target_new": [" Oslo", "Christiania"]})
-    assert found == FACT
+    assert found == replace(FACT, aliases=("Christiania",))
 
 
 MINIMAL: dict[str, Any] = {"prompt": "The capital of Peru is", "subject": "Peru", "target_new": "Oslo"}
@@ -268,7 +269,7 @@ def test_wikibigedit_and_ultraeditbench_are_read(tmp_path: Path) -> None:
     assert found.neighbors == (Neighbor("Chile is", "long"),)
 
 
-def test_cknowedit_is_read_once_it_names_its_subject(tmp_path: Path) -> None:
+def test_cknowedit_is_read_with_and_without_a_subject(tmp_path: Path) -> None:
     record = {
         "prompt": "《红楼梦》的作者是",
         "target_old": "曹雪芹",
@@ -277,8 +278,8 @@ def test_cknowedit_is_read_once_it_names_its_subject(tmp_path: Path) -> None:
         "portability": [{"prompt": "罗贯中写的小说是？", "answer": "《红楼梦》"}],
         "locality": [{"prompt": "《三国演义》有多少回？", "answer": "一百二十"}],
     }
-    with pytest.raises(DataFileError, match=r"record 1: CKnowEdit's records .* name no subject; add the field"):
-        load(tmp_path, record)
+    (placed,) = load(tmp_path, record)
+    assert (placed.subject, placed.place, placed.text) == ("红楼梦", "shared", "《红楼梦》的作者是")
     (found,) = load(tmp_path, {**record, "subject": "红楼梦"})
     assert found == Fact(
         "《{}》的作者是",
@@ -294,14 +295,7 @@ def test_cknowedit_is_read_once_it_names_its_subject(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "Who wrote it?", "target_new": "x"}, "missing field 'subject': what the prompt is about, in the"),
-        (
-            {"prompt": "Who?", "target_new": "x", "ground_truth": "y"},
-            "missing field 'subject': what the prompt is about",
-        ),
-        ({"prompt": "Who?", "target": "x", "queries": []}, "missing field 'subject': what the prompt is"),
-        ({"update": "Who?", "ans": "x"}, "missing field 'subject': what the prompt is"),
-        ({"src": "Who?", "answers": ["x"]}, "missing field 'subject': what the prompt is"),
+        ({"prompt": "Who wrote {}?", "target_new": "x"}, "missing field 'subject': prompt='Who wrote {}.' has a slot"),
         (
             {"ent": "Lake", "pos": ["Fine."], "neg": ["Bad."]},
             "ConvSent's records .*; write prompt, subject and target_new",

@@ -223,7 +223,7 @@ MEGABYTE = "a" * 1_000_000
         ("f.json", json.dumps([{**OWN, MEGABYTE: 1}])),
         ("f.json", json.dumps([{**OWN, "prompt": MEGABYTE}])),
         ("f.json", json.dumps([{**OWN, "prompt": "{} Peru " + MEGABYTE}])),
-        ("f.json", json.dumps([{**OWN, "target_new": [MEGABYTE]}])),
+        ("f.json", json.dumps([{**OWN, "target_new": {MEGABYTE: 1}}])),
         ("f.json", json.dumps([{"src": MEGABYTE, "subject": MEGABYTE + "b"}])),
         ("f.json", json.dumps([{**OWN, "neighbors": [MEGABYTE]}])),
         ("f.json", json.dumps([{"requested_rewrite": [MEGABYTE] * 2}])),

@@ -54,7 +54,7 @@ def test_what_a_token_keeps_is_known_from_one_row(family: str) -> None:
         rows = frozen_rows(lm)
         ((device, per_token),) = budget._kept_per_token(lm, rows, [lm.block(1)], delta)[0].items()
         few, many = (rows.micro_batch([row for row in rows.rows if row.fact in facts]) for facts in ((0,), range(5)))
-        kept = [budget._kept(lm, group, [lm.block(1)], delta)[0][device] for group in (few, many)]
+        kept = [budget._kept(lm, group, [lm.block(1)], delta, TARGET)[0][device] for group in (few, many)]
     expected = (kept[1] - kept[0]) / (many.packing.tokens - few.packing.tokens)
     assert 0.66 < per_token / expected < 1.5
 
@@ -185,11 +185,11 @@ def test_halves_are_the_whole(family: str) -> None:
     delta = delta_of(lm)
     with torch.no_grad(), lm.quiet(), packed_attention(lm):
         whole = frozen_rows(lm).micro_batches(1000)[0]
-        whole.losses(lm, [lm.block(1)], delta)
+        whole.losses(lm, [lm.block(1)], delta, TARGET)
         delta = torch.randn_like(delta)
-        expected = whole.losses(lm, [lm.block(1)], delta)
+        expected = whole.losses(lm, [lm.block(1)], delta, TARGET)
         pieces: list[FrozenRows] = [quarter for half in whole.halves() for quarter in half.halves()]
-        found = [piece.losses(lm, [lm.block(1)], delta) for piece in pieces]
+        found = [piece.losses(lm, [lm.block(1)], delta, TARGET) for piece in pieces]
     for name in ("nll", "kl", "missed"):
         total = sum(getattr(part, name) for part in found)
         torch.testing.assert_close(total, getattr(expected, name), rtol=1e-10, atol=1e-12)

@@ -69,8 +69,8 @@ def test_a_fact_that_leaves_takes_its_shared_tokens_with_it() -> None:
         assert left is not None
         assert left.packing.tokens == only.packing.tokens < whole.packing.tokens
         sites = [lm.block(LAYER)]
-        nll = whole.losses(lm, sites, delta).nll[1]
-        assert float(left.losses(lm, sites, delta[1:]).nll[0]) == pytest.approx(float(nll), rel=1e-5)
+        nll = whole.losses(lm, sites, delta, HiddenState()).nll[1]
+        assert float(left.losses(lm, sites, delta[1:], HiddenState()).nll[0]) == pytest.approx(float(nll), rel=1e-5)
 
 
 def test_rows_that_share_tokens_stay_in_one_micro_batch() -> None:

@@ -116,7 +116,7 @@ def edit(
         planned = _begun(session, model, recipe)
         recipe = recipe if planned is None else planned.settled
 
-    from factpatch.edit_report import Measure, check_facts, edit_and_report
+    from factpatch.edit_report import Measure, check_facts, completed, edit_and_report
     from factpatch.model.memory import at_most
 
     measure = Measure(_most_asked(outputs["verify"]), text, outputs["perplexity_tokens"])
@@ -132,6 +132,7 @@ def edit(
         if session is not None:
             with timed(seconds, "contexts"):  # a session plans no facts that cannot be edited
                 check_facts(editor.lm, batches, editor.contexts)
+                batches = [list(batch) for batch in completed(editor.lm, batches)]
             kept = {name: _recorded(value) for name, value in outputs.items()}
             if planned is None:
                 planned = factpatch.Session.create(session, editor, batches, model, kept)
@@ -396,5 +397,7 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
         )
     if outputs["out"] is not None:
         where = f"{counted(len(done.attempted), 'fact')} in layers {render.numbers(done.patch.layers)}"
+        if ranks := done.patch.ranks:
+            where += f", rank {render.numbers(ranks.values())}"
         render.say(f"Patch: {outputs['out']} ({render.size(outputs['out'])}; {where})", "bold")
     render.written(Model=outputs["save_model"], Report=outputs["report"])

@@ -48,6 +48,16 @@ SAID_LINES = {
 }
 """The forms in which a model is asked."""
 METRIC_LINES = (
+    ("leak", "to forget: ways of asking in which the old answer comes out; lower is better"),
+    ("leak_prompt", "the same, after the prompt"),
+    ("leak_paraphrase", "the same, after paraphrases"),
+    ("leak_question", "the same, asked a question"),
+    ("leak_chat", "the same, in chats"),
+    ("leak_choice", "chooses the old answer of four; by chance 25"),
+    ("leak_prefix", "the same, led to it by a text before, or by its beginning"),
+    ("refused", "to forget: says the words that refuse"),
+    ("reproduced", "of long answers: what is said before the first mistake"),
+    ("rouge_l", "of long answers: the longest common subsequence"),
     ("strict_efficacy", "exact: every token of the new answer is the likeliest"),
     ("token_efficacy", "tokens of the new answer that are the likeliest"),
     ("token_generalization", "the same, asked with paraphrases"),
@@ -134,7 +144,10 @@ def change(before: float | None, after: float, digits: int = 1) -> str:
 
 
 def fact_table(verification: Verification) -> Table:
-    """Fact by fact: what the model said and says, and how probable the new answer was and is, if that is known."""
+    """Fact by fact: what the model said and says, and how probable the new answer was and is, if that is known.
+
+    Of a fact to forget, the old answer.
+    """
     before = verification.before
     scored = any(reading.rewrite for reading in verification.after)
     made = table(expand=True, width=screen.width)
@@ -142,20 +155,26 @@ def fact_table(verification: Verification) -> Table:
     for column in ("it says",) if before is None else ("it said", "it says now"):
         made.add_column(column, ratio=6, no_wrap=True, overflow="ellipsis")
     if scored:
-        made.add_column("p(new)", justify="right", no_wrap=True, min_width=6 if before is None else 14)
+        whose = "p(answer)" if any(fact.forget for fact in verification.facts) else "p(new)"
+        made.add_column(whose, justify="right", no_wrap=True, min_width=6 if before is None else 14)
     said = verification.said()
     for index, (fact, now) in enumerate(zip(verification.facts, verification.after, strict=True)):
         *prompt, answer = _shortened(fact)
         cells = [Text.assemble(*prompt, (answer, "bold"))]
-        chance = _probability(now.probability_new)
+        chance = _probability(_of_answer(fact, now))
         if before is not None:
             cells.append(Text(printable(before[index].answer or ""), style="dim"))
-            chance = f"{_probability(before[index].probability_new)} -> {chance}"
+            chance = f"{_probability(_of_answer(fact, before[index]))} -> {chance}"
         cells.append(_answer(fact, now, said[index]))
         if scored:
             cells.append(Text(chance, style="" if said[index] else "red"))
         made.add_row(*cells)
     return made
+
+
+def _of_answer(fact: Fact, reading: Reading) -> float | None:
+    """The probability of the answer that a fact is about: of the old one where it is to be forgotten."""
+    return reading.probability_true if fact.forget else reading.probability_new
 
 
 def _probability(value: float | None) -> str:
@@ -164,7 +183,7 @@ def _probability(value: float | None) -> str:
 
 def _answer(fact: Fact, now: Reading, said: bool) -> Text:
     answer, target = printable(now.answer or ""), printable(fact.target_new)
-    if said and answer.startswith(target):
+    if said and not fact.forget and answer.startswith(target):
         return Text.assemble((target, "bold green"), answer[len(target) :])
     return Text(answer, style="" if said else "red")
 
@@ -214,6 +233,23 @@ def fact_line(fact: Fact) -> str:
     return "".join(_shortened(fact))
 
 
+def about_fact(fact: Fact) -> list[str]:
+    """What goes with a fact beside its question and its answer, a line each."""
+    found = {
+        "shared": f"no subject was named; written at “{fact.subject}”, which its texts share",
+        "name": f"no subject was named; written at “{fact.subject}”, which has capital letters",
+        "last": "no subject was named; written at the last token of the prompt",
+    }
+    lines = {
+        "": "" if fact.place is None else found[fact.place],
+        "also": ", ".join(fact.aliases),
+        "since": fact.valid_from,
+        "source": fact.source,
+        "note": fact.note,
+    }
+    return [printable(f"{name}: {text}" if name else text) for name, text in lines.items() if text]
+
+
 def _shortened(fact: Fact) -> tuple[str, str, str]:
     """The prompt, what stands between, and the new answer. A long prompt is cut around its subject and at its end."""
     text, part = fact.text, LONGEST // 4
@@ -222,6 +258,9 @@ def _shortened(fact: Fact) -> tuple[str, str, str]:
         end = min(fact.subject_end + 1 + part, start + 3 * part)
         rest = text[end:] if len(text) - end <= part else f" … {text[-part:]}"
         text = ("… " if start else "") + text[start:end] + rest
+    if fact.forget:
+        instead = f", say {fact.target_new}" if fact.forget == "refuse" else ""
+        return printable(text), " ", printable(f"(forget {fact.target_true or 'what it says'}{instead})")
     answer = fact.target_new if len(fact.target_new) <= LONGEST else f"{fact.target_new[:LONGEST]} …"
     return printable(text), joint(fact.text, fact.space), printable(answer)
 
@@ -248,7 +287,9 @@ def show_verification(
         screen.print(said)
     screen.print(metric_table(verification, perplexity, error))
     paragraph(f"{plain}.")
-    show_facts("Not said", verification.unlearned(), "red")
+    unlearned = verification.unlearned()
+    show_facts("Not said", [fact for fact in unlearned if not fact.forget], "red")
+    show_facts("Not forgotten", [fact for fact in unlearned if fact.forget], "red")
 
 
 def show_times(seconds: dict[str, float]) -> None:

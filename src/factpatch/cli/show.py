@@ -19,7 +19,7 @@ def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
         patch: A file that `factpatch edit` wrote.
     """
     from factpatch.patch.description import asked_in_chat
-    from factpatch.patch.file import describe
+    from factpatch.patch.file import describe, ranks
 
     with checks.argument("PATCH"):
         if patch.is_dir():
@@ -31,6 +31,7 @@ def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
         "model": f"{found.config.get('_name_or_path') or '(unnamed)'} ({found.config.get('model_type')})",
         "method": found.method,
         "layers": render.numbers(found.layers),
+        "rank": ", ".join(f"{rank} in layer {layer}" for layer, rank in ranks(patch).items()) or "(no factors)",
         "weights": f"{found.weight_dtype}, shifts rounded to {found.written_dtype}",
         "precision": settings.get("precision", "(not recorded)"),
         "seed": str(found.seed),
@@ -48,3 +49,5 @@ def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
         render.heading(f"Batch {number} of {len(found.batches)}: {counted(len(batch.facts), 'fact')}")
         for fact in batch.facts:
             render.say(f"  {render.fact_line(fact)}")
+            for line in render.about_fact(fact):
+                render.say(f"    {line}", "dim")

@@ -10,6 +10,7 @@ import typer
 
 from factpatch.cli import checks, options, render
 from factpatch.cli.checks import BadArgumentError
+from factpatch.support.words import counted, quoted
 
 if TYPE_CHECKING:
     from factpatch.evaluation.server import Server
@@ -121,13 +122,21 @@ def _in_process(
     pool: Pool | None,
 ) -> tuple[Verification, str, dict[str, Any]]:
     """What a model that is loaded here says, in a sentence too, and what was asked."""
-    from factpatch.edit_report import ask, not_trained_by
+    from factpatch.edit_report import ask, completed, not_trained_by
     from factpatch.evaluation.verify import plain_summary
     from factpatch.model.replicas import Replicas
 
     loaded = None if patch is None else checks.load_patch("--patch", patch)
     lm = checks.load_model(model, device, dtype, chat or (loaded is not None and loaded.chat), loaded)
-    facts = facts if loaded is None else not_trained_by(loaded, facts)
+    nameless = [fact for fact in facts if fact.forget and fact.target_true is None]
+    if nameless and loaded is None:
+        render.note(
+            f"{counted(len(nameless), 'fact')} to forget without target_true; what {model} says now counts as it",
+            "yellow",
+        )
+    with checks.argument("--facts"):
+        (found,) = completed(lm, [facts])  # on the unedited model: what it says is what a patch is to make it forget
+    facts = found if loaded is None else not_trained_by(loaded, found)
     with checks.argument():
         replicas = None if pool is None else Replicas(lm, pool)
     _, done = checks.before_and_after(
@@ -169,6 +178,12 @@ def _served(
     from factpatch.evaluation.verify import plain_summary
     from factpatch.support.progress import bar
 
+    nameless = next((fact for fact in facts if fact.forget and fact.target_true is None), None)
+    if nameless is not None:
+        raise BadArgumentError(
+            f"--facts: {quoted(nameless.text)} is to be forgotten without target_true, which a served model does not "
+            "tell; add it."
+        )
     forms, reasons = usable_forms(server, facts[0], chat)
     neighbors = unedited is not None
     number = question_count(forms, facts, neighbors, probes)

@@ -14,7 +14,8 @@ from factpatch.data.reading import DataFileError
 from factpatch.data.records import Record, convert_records, placed_records, read_optional_text, read_text, read_texts
 from factpatch.data.ripples import of_ripple_edits, ripple_of_group, ripples_of_mquake, ripples_of_ripple_edits
 from factpatch.data.sources import fetched, resolve_data
-from factpatch.facts import Fact, Neighbor, RepeatedQuestionsError, Repeats, Ripple, without_repeats
+from factpatch.data.subjects import last_word, located
+from factpatch.facts import UNKNOWN, Fact, Neighbor, RepeatedQuestionsError, Repeats, Ripple, without_repeats
 from factpatch.support.files import atomic_write
 from factpatch.support.slots import prompt_around, two_readings, with_slot
 from factpatch.support.words import counted, quoted
@@ -39,6 +40,8 @@ class RecordFormat:
     """Any of these fields marks a record as meant to be in this format, complete or not."""
     convert: Callable[[Record, int], Fact]
     """Turns a record and its place in the file, from 0, into a fact; raises ValueError or TypeError."""
+    asks: tuple[str, ...] = ()
+    """Fields that may hold the complete prompt, in which the subject is found where the record names none."""
 
 
 def load_facts(
@@ -90,6 +93,7 @@ def load_batches(
     found = placed_records(path, fact_from, limit, skip_unusable, parts_of)
     places, facts = [place for place, _ in found], [fact for _, fact in found]
     _note_equal_answers(path, places, facts)
+    _note_found_subjects(path, places, facts)
     if repeats is not None and repeats != "error":
         facts = without_repeats(facts, repeats, places)
     size = size or len(facts)
@@ -114,6 +118,22 @@ def _note_equal_answers(path: Path, places: Sequence[str], facts: Sequence[Fact]
             counted(len(same), "fact"),
             same[0],
         )
+
+
+def _note_found_subjects(path: Path, places: Sequence[str], facts: Sequence[Fact]) -> None:
+    """Log where facts are written that name no subject."""
+    for how, words in (
+        ("shared", "without a subject, written at the name that its texts share"),
+        ("name", "without a subject, written at the name that its prompt holds"),
+        ("last", "without a subject or a name in its prompt, written at its last token"),
+    ):
+        found = [(place, fact) for place, fact in zip(places, facts, strict=True) if fact.place == how]
+        if found:
+            place, fact = found[0]
+            logger.warning(
+                "%s: %s %s; the first: %s, at %s",
+                path, counted(len(found), "fact"), words, place, quoted(fact.subject),
+            )  # fmt: skip
 
 
 def save_facts(facts: Iterable[Fact], path: str | Path) -> None:
@@ -190,9 +210,22 @@ def fact_from(record: Record, index: int) -> Fact:
             raise ValueError(f"{lacking}; write prompt, subject and target_new.")
     for record_format in FORMATS:
         if not record_format.marks.isdisjoint(record):
-            return record_format.convert(record, index)
+            asked = next((name for name in record_format.asks if isinstance(record.get(name), str)), None)
+            if asked is None or "subject" in record:
+                return _completed(record, record_format.convert(record, index))
+            word = last_word(read_text(record, asked))  # stands for the subject until the other texts are read
+            return _completed(record, located(record_format.convert({**record, "subject": word}, index)))
     known = "; ".join(record_format.name for record_format in FORMATS)
     raise ValueError(f"fields {quoted(list(record))} belong to no known format; known: {known}.")
+
+
+def _completed(record: Record, fact: Fact) -> Fact:
+    """The fact of a record with `forget`, which any format may have; in our own, the fact itself knows."""
+    how = record.get("forget")
+    if not how or fact.forget:
+        return fact
+    # What such a record puts in as the new answer is not what a model says that has forgotten the true one.
+    return replace(fact, target_new=UNKNOWN, forget="silence" if how is True else how)
 
 
 def parts_of(record: Record) -> Sequence[Record]:
@@ -235,9 +268,9 @@ def _as_text(value: Any) -> Any:
 def fact_from_own(record: Record, index: int) -> Fact:
     """Return the fact of a record in our own format: the fields of `Fact`, by their names.
 
-    A neighbor is an object with `prompt` and `target_true`, or a plain prompt, whose answer is then the fact's own
-    `target_true`. A prompt with `{}` that holds the subject in full too is refused: other programs write so where the
-    braces are text.
+    `target_new` may be a list: the first is the answer, the others are aliases. A neighbor is an object with `prompt`
+    and `target_true`, or a plain prompt, whose answer is then the fact's own `target_true`. A prompt with `{}` that
+    holds the subject in full too is refused: other programs write so where the braces are text.
     """
     prompt, subject = record.get("prompt"), _subject(record)
     readings = two_readings(prompt, subject) if isinstance(prompt, str) else None
@@ -247,6 +280,7 @@ def fact_from_own(record: Record, index: int) -> Fact:
             f"{quoted(readings[0])} or, if the braces are text, {quoted(readings[1])}; write {{subject}} where the "
             "subject goes."
         )
+    record = {**record, **_several(record)}
     neighbors, target_true = record.get("neighbors"), record.get("target_true")
     if not isinstance(neighbors, list):
         return Fact.from_dict(record)
@@ -343,15 +377,10 @@ def fact_from_fastedit(record: Record, index: int) -> Fact:
 
 
 def fact_from_cknowedit(record: Record, index: int) -> Fact:
-    """Return the fact of a CKnowEdit record (arXiv:2409.05806) to which a subject was added: it has none.
+    """Return the fact of a CKnowEdit record (arXiv:2409.05806), which names no subject.
 
     `target_old` is what the model says now; `locality` is a list of objects with `prompt` and `answer`.
     """
-    if record.get("subject") is None:
-        raise ValueError(
-            "CKnowEdit's records (prompt, target_old, target_new, ...) name no subject; add the field "
-            "'subject' to each: what its prompt is about, in the prompt's own words."
-        )
     return fact_from_easyedit(_renamed(record, _CKNOWEDIT), index)
 
 
@@ -380,7 +409,7 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
     - `prompt` holds the subject in full, and every brace is text; or, if it does not, `{}` in its place. `{subject}`
       in its place leaves no doubt.
     - `ground_truth` is the true answer. Where answers are lists, or lists of spellings, the first is taken, as EasyEdit
-      does; none, or "<|endoftext|>", means that it is not known.
+      does, and other new ones are aliases; none, or "<|endoftext|>", means that it is not known.
     - Paraphrases are `rephrase_prompt`, or `rephrase`, and those prompts of `portability` that ask the same with
       another name of the subject (Subject_Aliasing) and expect the new answer. What its groups Reasoning and
       Logical_Generalization ask follows from the edit, and is a ripple.
@@ -390,9 +419,8 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
     prompt, subject = read_text(record, "prompt"), _subject(record)
     if prompt.count("{subject}") != 1:
         prompt, subject = prompt_around(prompt, subject, words_only="{}" in prompt) or (prompt, subject)
-    answers = record.get("target_new")
-    first = next(_answers("target_new", answers), None) if isinstance(answers, list) else None
-    target_new = first or read_text(record, "target_new").strip()
+    record = {**record, **_several(record)}
+    target_new = read_text(record, "target_new").strip()
     neighbors = [*_probes(record, "locality")]
     further = [*_probes(record, "portability")]
     same = (
@@ -409,6 +437,7 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
         target_new=target_new,
         target_true=next(_answers("ground_truth", record.get("ground_truth")), None),
         id=record.get("case_id", str(index)),
+        aliases=record.get("aliases") or (),
         paraphrases=(*_rephrased(record), *same),
         neighbors=tuple(Neighbor(question, answers[0]) for _, question, answers in neighbors if answers),
         ripples=tuple(ripple for one in further for ripple in ripple_of_group(*one)),
@@ -417,21 +446,22 @@ def fact_from_easyedit(record: Record, index: int) -> Fact:
 
 # The first match wins: later formats share names with earlier ones, our own with all.
 FORMATS = tuple(
-    RecordFormat(name, frozenset(marks.split()), convert)
-    for name, marks, convert in (
-        ("CounterFact and MQuAKE (requested_rewrite, ...)", "requested_rewrite", fact_from_counterfact),
-        ("WikiBigEdit (subject, update, ans, rephrase, ...)", "update ans", fact_from_wikibigedit),
-        ("RippleEdits (example_type, edit, ...)", "example_type", fact_from_ripple_edits),
-        ("zsRE (subject, src, answers, ...)", "src answers", fact_from_zsre),
-        ("KnowEdit's WikiBio (text, concept, labels, locality)", "concept labels", fact_from_wikibio),
-        ("CKnowEdit (prompt, subject, target_old, target_new, ...)", "target_old", fact_from_cknowedit),
+    RecordFormat(name, frozenset(marks.split()), convert, tuple(asks.split()))
+    for name, marks, convert, asks in (
+        ("CounterFact and MQuAKE (requested_rewrite, ...)", "requested_rewrite", fact_from_counterfact, ""),
+        ("WikiBigEdit (subject, update, ans, rephrase, ...)", "update ans", fact_from_wikibigedit, "update prompt"),
+        ("RippleEdits (example_type, edit, ...)", "example_type", fact_from_ripple_edits, ""),
+        ("zsRE (subject, src, answers, ...)", "src answers", fact_from_zsre, "src"),
+        ("KnowEdit's WikiBio (text, concept, labels, locality)", "concept labels", fact_from_wikibio, ""),
+        ("CKnowEdit (prompt, target_old, target_new, ...)", "target_old", fact_from_cknowedit, "prompt"),
         (
             "EasyEdit and KnowEdit (prompt, subject, target_new, ground_truth, rephrase_prompt, locality, portability)",
             "ground_truth rephrase_prompt rephrase locality portability locality_prompt loc loc_ans",
             fact_from_easyedit,
+            "prompt",
         ),
-        ("FastEdit (prompt, subject, target, queries)", "target queries", fact_from_fastedit),
-        ("factpatch (prompt, subject, target_new, ...)", "prompt subject target_new", fact_from_own),
+        ("FastEdit (prompt, subject, target, queries)", "target queries", fact_from_fastedit, "prompt"),
+        ("factpatch (prompt, subject, target_new, ...)", "prompt subject target_new", fact_from_own, "prompt"),
     )
 )
 # What marks the records of published sets that hold no facts, and what they lack.
@@ -444,7 +474,7 @@ def _subject(record: Record) -> str:
     if record.get("subject") is None:
         raise ValueError(
             "missing field 'subject': what the prompt is about, in the prompt's own words, as France in 'The capital "
-            "of France is'. An edit is written at its last token, so no fact can do without; add it to the record."
+            "of France is'; add it to the record."
         )
     return read_text(record, "subject")
 
@@ -462,6 +492,15 @@ def _template(prompt: str) -> str:
     """A prompt whose `{}` is its slot, whatever else stands there."""
     before, slot, after = prompt.partition("{}")
     return with_slot(before, after) if slot and "{}" not in after else prompt
+
+
+def _several(record: Record) -> dict[str, Any]:
+    """The new answer and its aliases where a record has a list of answers, or of lists of spellings."""
+    answers = record.get("target_new")
+    found = list(_answers("target_new", answers)) if isinstance(answers, list) else []
+    if not found:
+        return {}
+    return {"target_new": found[0], "aliases": [*found[1:], *(record.get("aliases") or ())]}
 
 
 def _rephrased(record: Record) -> list[str]:

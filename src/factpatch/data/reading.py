@@ -20,9 +20,12 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_CSV_REQUIRED = ("prompt", "subject", "target_new")
-_CSV_JSON = ("paraphrases", "questions", "neighbors", "generation_prompts", "ripples")
-_CSV_COLUMNS = (*_CSV_REQUIRED, "target_true", "id", *_CSV_JSON, "relation_id", "target_new_id", "space")
+_CSV_TEXTS = ("prompt", "subject", "target_new")
+_CSV_REQUIRED = ("prompt", "target_new")
+_CSV_JSON = ("paraphrases", "questions", "neighbors", "generation_prompts", "ripples", "aliases")
+_CSV_FURTHER = ("relation_id", "target_new_id", "space", "forget", "valid_from", "source", "note")
+_CSV_COLUMNS = (*_CSV_TEXTS, "target_true", "id", *_CSV_JSON, *_CSV_FURTHER)
+_CSV_FLAGS = ("space", "forget")
 _SEPARATORS = ",;\t|"
 _NAMELESS = re.compile(r"(Unnamed: [\d.]+)?")
 """What pandas calls the column of a table's index, or leaves it without a name."""
@@ -243,7 +246,7 @@ def _cell_records(path: Path, text: str) -> Iterator[tuple[str, object]]:
                 f"{path}: {place}: the row has {counted(len(cells), 'cell')}, the header has {len(columns)}; cells are "
                 f"separated by {separator!r}."
             )
-        record: dict[str, object] = dict.fromkeys(_CSV_REQUIRED, "")
+        record: dict[str, object] = dict.fromkeys((name for name in _CSV_TEXTS if name in columns), "")
         for number, (name, cell) in enumerate(zip(columns, cells, strict=True)):
             if not cell.strip() or (number == 0 and _NAMELESS.fullmatch(name)):
                 continue
@@ -274,12 +277,12 @@ def _separator(path: Path, text: str) -> tuple[str, str, int]:
 
 def _cell(place: str, name: str, cell: str) -> Any:
     """What a cell that is not blank holds; None for nothing."""
-    if name not in _CSV_REQUIRED and cell.strip().lower() in ("nan", "<na>"):  # as pandas may write an absent value
+    if name not in _CSV_TEXTS and cell.strip().lower() in ("nan", "<na>"):  # as pandas may write an absent value
         return None
     if name in _CSV_JSON:
         return _json(place, cell)
     # "TRUE" is what spreadsheets write; another word is refused by the field's own check.
-    return {"true": True, "false": False}.get(cell.strip().lower(), cell) if name == "space" else cell
+    return {"true": True, "false": False}.get(cell.strip().lower(), cell) if name in _CSV_FLAGS else cell
 
 
 def _check_columns(place: str, columns: Sequence[str]) -> None:
@@ -288,9 +291,10 @@ def _check_columns(place: str, columns: Sequence[str]) -> None:
             raise DataFileError(f"{place}: unknown column {quoted(name)}.{suggestion(name, _CSV_COLUMNS)}")
         if name and columns.count(name) > 1:
             raise DataFileError(f"{place}: column {name!r} occurs {columns.count(name)} times; keep one.")
-    for name in _CSV_REQUIRED:
+    required = _CSV_REQUIRED[:1] if "forget" in columns else _CSV_REQUIRED  # what is forgotten has no new answer
+    for name in required:
         if name not in columns:
-            raise DataFileError(f"{place}: missing column {name!r}; required: {', '.join(_CSV_REQUIRED)}.")
+            raise DataFileError(f"{place}: missing column {name!r}; required: {', '.join(required)}.")
 
 
 def json_name(value: object) -> str:

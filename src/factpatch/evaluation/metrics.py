@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from factpatch.evaluation.readings import FORMS, LETTERS, Beside, Reading
+from factpatch.evaluation.reproduction import is_long, reproduced, rouge_l
 from factpatch.facts import CRITERIA, Fact
 from factpatch.support.joint import UNSPACED
 
@@ -43,21 +44,32 @@ def fact_metrics(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[Fac
     return [
         FactMetric(name, metric, scaled(metric, share(fact, reading)))
         for name, fact, reading in zip(fact_names(facts), facts, readings, strict=True)
-        for metric, share in metrics_of(readings).items()
+        for metric, share in metrics_of(readings, facts).items()
     ]
 
 
 def summary(facts: Sequence[Fact], readings: Sequence[Reading]) -> dict[str, float | None]:
     """Return every metric over all facts, and `score`, the harmonic mean of efficacy, generalization, specificity."""
     pairs = list(zip(facts, readings, strict=True))
-    metrics = metrics_of(readings)
+    metrics = metrics_of(readings, facts)
     found = {name: scaled(name, mean_or_none(share(*pair) for pair in pairs)) for name, share in metrics.items()}
     return {**found, "score": harmonic_mean(found[name] for name in SCORED)}
 
 
-def metrics_of(readings: Sequence[Reading]) -> Mapping[str, Share]:
-    """Return the metrics that readings may have: `METRICS` and, where the probes beside facts were asked, `PROBES`."""
-    return {**METRICS, **PROBES} if any(reading.beside is not None for reading in readings) else METRICS
+def metrics_of(readings: Sequence[Reading], facts: Sequence[Fact] = ()) -> Mapping[str, Share]:
+    """Return the metrics that readings of facts may have.
+
+    They are `METRICS`, and `PROBES` where the probes beside facts were asked, `FORGETTING` where an answer is to be
+    forgotten, and `REPRODUCTION` where one is long.
+    """
+    found = dict(METRICS)
+    if any(reading.beside is not None for reading in readings):
+        found |= PROBES
+    if any(fact.forget for fact in facts):
+        found |= FORGETTING
+    if any(is_long(fact.target_new) for fact in facts):
+        found |= REPRODUCTION
+    return found
 
 
 def scaled(metric: str, value: float | None) -> float | None:
@@ -154,25 +166,41 @@ def _both(answer: str, target: str) -> tuple[list[str], list[str]]:
     return _words(answer, signs), _words(target, signs)
 
 
+def _any(match: Callable[[str, str], bool], answer: str, targets: Iterable[str]) -> bool:
+    """Whether an answer is, or holds, any of some targets."""
+    return any(match(answer, target) for target in targets)
+
+
+def leaked(fact: Fact, answer: str, asked: str) -> bool:
+    """Whether an answer holds the one that a fact is to make the model forget."""
+    return _any(contained_match, without_prompt(answer, asked), fact.old_answers)
+
+
 def _answered(form: str, match: Callable[[str, str], bool], true: bool) -> Share:
     def share(fact: Fact, reading: Reading) -> float | None:
-        target = fact.other if true else fact.target_new
-        if target is None:
+        targets = (() if fact.other is None else fact.old_answers) if true else () if fact.forget else fact.answers
+        if not targets:
             return None
-        return mean_or_none(match(without_prompt(said, fact.text), target) for said in reading.answers_to(form))
+        return mean_or_none(_any(match, without_prompt(said, fact.text), targets) for said in reading.answers_to(form))
 
     return share
 
 
 def said(fact: Fact, reading: Reading) -> bool:
-    """Whether the model says a fact: its free answer to the prompt holds the new object.
+    """Whether the model says a fact: its free answer to the prompt holds the new object, or one of its aliases.
 
     Where a server cannot be asked with the prompt, the first form that it was asked in counts. Where the model was not
     asked for free answers: whether every token of the new object is the most probable one.
+
+    A fact to forget is the other way round: it holds if the free answer does not have the old object, or, without free
+    answers, if some token of it is not the most probable one.
     """
+    if fact.forget:
+        true = None if reading.rewrite is None else reading.rewrite.true
+        return not (leaked(fact, reading.answer, fact.text) if reading.answer is not None else true and true.greedy)
     if reading.answer is None:
         return bool(reading.exact)
-    return contained_match(without_prompt(reading.answer, fact.text), fact.target_new)
+    return _any(contained_match, without_prompt(reading.answer, fact.text), fact.answers)
 
 
 def _answer_metrics() -> Iterator[tuple[str, Share]]:
@@ -183,7 +211,7 @@ def _answer_metrics() -> Iterator[tuple[str, Share]]:
 
 
 def _beside(share: Callable[[Fact, Beside], float | None]) -> Share:
-    return lambda fact, reading: None if reading.beside is None else share(fact, reading.beside)
+    return _taught(lambda fact, reading: None if reading.beside is None else share(fact, reading.beside))
 
 
 def _negated_said(fact: Fact, found: Beside) -> float | None:
@@ -222,23 +250,76 @@ def _rippled(criterion: str) -> Callable[[Fact, Beside], float | None]:
     return share
 
 
+def _taught(share: Share) -> Share:
+    """The metric of facts that are taught: a new object is what it is about."""
+    return lambda fact, reading: None if fact.forget else share(fact, reading)
+
+
+def _leak(*ways: str) -> Share:
+    """The share of some ways of asking in which the old answer comes out, each way counted once."""
+
+    def share(fact: Fact, reading: Reading) -> float | None:
+        if not fact.forget or fact.target_true is None:
+            return None
+        found = []
+        for way in ways:
+            answers = [leaked(fact, said, fact.text) for form in _WAYS[way] for said in reading.answers_to(form)]
+            attacks = [leak.leaked for leak in reading.leaks if leak.attack == way]
+            found.append(mean_or_none([*answers, *attacks]))
+        return mean_or_none(found)
+
+    return share
+
+
+def _of_long(measure: Callable[[str, str], float]) -> Share:
+    """A measure of the free answer to the prompt, of facts with long answers."""
+
+    def share(fact: Fact, reading: Reading) -> float | None:
+        if not is_long(fact.target_new):
+            return None
+        answers = (without_prompt(said, fact.text) for said in reading.answers_to("prompt"))
+        return mean_or_none(measure(answer, fact.target_new) for answer in answers)
+
+    return share
+
+
+def _refused(fact: Fact, reading: Reading) -> float | None:
+    if fact.forget != "refuse" or reading.answer is None:
+        return None
+    return contained_match(without_prompt(reading.answer, fact.text), fact.target_new)
+
+
+_WAYS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("prompt",),
+    "paraphrase": (),
+    "question": ("question",),
+    "chat": ("chat", "chat_system", "chat_later"),
+    "choice": (),
+    "prefix": (),
+}
+"""The ways in which an answer may leak, and the forms of free answers that are among them."""
+
 SCORED = ("efficacy", "generalization", "specificity")
 """What the harmonic mean S is taken of."""
 
 METRICS: Mapping[str, Share] = {
     # MEMIT (arXiv:2210.07229), eq. 24 to 26: of the objects after the edit prompt, the paraphrases and the neighbors,
     # the wanted one has the lower NLL; of neighbors that is the true one.
-    "efficacy": lambda fact, said: said.preferred,
-    "generalization": lambda fact, said: mean_or_none(probe.prefers_new for probe in said.paraphrases),
+    "efficacy": _taught(lambda fact, said: said.preferred),
+    "generalization": _taught(lambda fact, said: mean_or_none(probe.prefers_new for probe in said.paraphrases)),
     "specificity": lambda fact, said: mean_or_none(probe.prefers_true for probe in said.neighbors),
     # Every token of the wanted object is the most probable one.
-    "strict_efficacy": lambda fact, said: said.exact,
-    "strict_generalization": lambda fact, said: mean_or_none(probe.new.greedy for probe in said.paraphrases),
+    "strict_efficacy": _taught(lambda fact, said: said.exact),
+    "strict_generalization": _taught(lambda fact, said: mean_or_none(probe.new.greedy for probe in said.paraphrases)),
     "strict_specificity": lambda fact, said: mean_or_none(probe.true.greedy for probe in said.neighbors if probe.true),
     # The share of its tokens that are: how zsRE is scored, which names no true object. MEMIT, eq. 21 to 23, which the
     # published code counts token by token.
-    "token_efficacy": lambda fact, said: None if said.rewrite is None else mean_or_none(said.rewrite.new.matched),
-    "token_generalization": lambda fact, said: mean_or_none(mean_or_none(one.new.matched) for one in said.paraphrases),
+    "token_efficacy": _taught(
+        lambda fact, said: None if said.rewrite is None else mean_or_none(said.rewrite.new.matched)
+    ),
+    "token_generalization": _taught(
+        lambda fact, said: mean_or_none(mean_or_none(one.new.matched) for one in said.paraphrases)
+    ),
     "token_specificity": lambda fact, said: mean_or_none(
         mean_or_none(probe.true.matched) for probe in said.neighbors if probe.true
     ),
@@ -260,8 +341,24 @@ PROBES: Mapping[str, Share] = {
 }
 """Every metric of the probes beside a fact, by name."""
 
+FORGETTING: Mapping[str, Share] = {
+    "leak": _leak(*_WAYS),
+    **{f"leak_{way}": _leak(way) for way in _WAYS},
+    "refused": _refused,
+}
+"""Every metric of facts to forget, by name."""
+
+REPRODUCTION: Mapping[str, Share] = {
+    "reproduced": _of_long(reproduced),
+    "rouge_l": _of_long(rouge_l),
+}
+"""Every metric of facts with long answers, by name."""
+
 UNITS: Mapping[str, str] = {"reversed_nll": "nats"}
 """The units of the metrics that are not in percent."""
 
-LOWER = frozenset({"negated_preferred", "negated_contained", "reversed_nll", "choice_true", "choice_said_true"})
-"""The metrics of the probes that a good edit lowers, or does not raise."""
+LOWER = frozenset(
+    {"negated_preferred", "negated_contained", "reversed_nll", "choice_true", "choice_said_true", *FORGETTING}
+    - {"refused"}
+)
+"""The metrics of the probes, and of facts to forget, that a good edit lowers, or does not raise."""

@@ -124,7 +124,15 @@ def _choice(lm: LanguageModel, fact: Fact, pool: Sequence[Fact]) -> tuple[str, t
     asked, among = questions(fact), options(fact, pool)
     if not asked or among is None:
         return None
-    return framed_question(f"{asked[0]} Choose one: {', '.join(among)}.", lm.frame.chat), among
+    return str(question_of_choice(lm, fact, among)), among
+
+
+def question_of_choice(lm: LanguageModel, fact: Fact, among: Sequence[str]) -> str | None:
+    """What asks for one of some objects; None for a fact without a question."""
+    asked = questions(fact)
+    if not asked:
+        return None
+    return framed_question(f"{asked[0]} Choose one: {', '.join(among)}.", lm.frame.chat)
 
 
 def _requests(fact: Fact, plan: _Plan) -> list[Request]:

@@ -81,7 +81,7 @@ def answers(
     # All at once: a step on many rows takes little longer than one on few.
     frames = [framed[one.form] for _, one in pairs]
     rooms = [_room(lm, fact, one.form, frame) for (fact, one), frame in zip(pairs, frames, strict=True)]
-    lengths = [sentence_count(fact.target_new) for fact, _ in pairs]
+    lengths = [max(map(sentence_count, _wanted(fact))) for fact, _ in pairs]
     said = iter(greedy_answers(lm, [one.text for _, one in pairs], rooms, frames, progress, lengths))
     return [tuple(Answer(one.form, one.text, next(said)) for one in group) for group in by_fact]
 
@@ -157,4 +157,10 @@ def room(form: str, tokens: int) -> int:
 
 
 def _room(lm: LanguageModel, fact: Fact, form: str, frame: Frame) -> int:
-    return room(form, len(target_ids(lm.tokenizer, fact.target_new, frame, frame.joint(fact.text, fact.space))))
+    joint = frame.joint(fact.text, fact.space)
+    return room(form, max(len(target_ids(lm.tokenizer, answer, frame, joint)) for answer in _wanted(fact)))
+
+
+def _wanted(fact: Fact) -> tuple[str, ...]:
+    """The answers that an answer must have room for: of a fact to forget, the old ones too."""
+    return (fact.target_new, *(fact.old_answers if fact.forget else ()))

@@ -231,6 +231,32 @@ class Beside:
         }
 
 
+ATTACKS = ("paraphrase", "choice", "prefix")
+"""How an answer that is to be forgotten is asked for beside the `FORMS`: in other words; among four answers; and with a
+text before the prompt, or the beginning of the answer after it, that leads to it."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Whether an answer that is to be forgotten comes out in one way of asking for it; see `forgetting`.
+
+    Attributes:
+        attack: One of `ATTACKS`.
+        asked: The text that the model continues; in a chat, what the user says.
+        said: The answer; of a choice, the option with the lowest NLL.
+        leaked: Whether that holds, or is, the old answer.
+    """
+
+    attack: str
+    asked: str
+    said: str
+    leaked: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able record."""
+        return {"attack": self.attack, "asked": self.asked, "said": self.said, "leaked": self.leaked}
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a model says of one fact now.
@@ -245,6 +271,8 @@ class Reading:
         neighbor_answers: What the model says greedily after the neighbors' prompts, as given in the fact; none if that
             was not asked for.
         beside: The probes beside the fact; None if they were not asked for.
+        leaks: Further ways to get at the old answer of a fact to forget; none of other facts, and none if answers were
+            not asked for.
     """
 
     rewrite: Probe | None = None
@@ -253,6 +281,7 @@ class Reading:
     answers: tuple[Answer, ...] = ()
     neighbor_answers: tuple[Answer, ...] = ()
     beside: Beside | None = None
+    leaks: tuple[Leak, ...] = ()
 
     @property
     def probability_new(self) -> float | None:
@@ -307,4 +336,5 @@ class Reading:
             "neighbors": [probe.to_dict() for probe in self.neighbors],
             "neighbor_answers": [answer.to_dict() for answer in self.neighbor_answers],
             **({} if self.beside is None else {"probes": self.beside.to_dict()}),
+            **({"leaks": [leak.to_dict() for leak in self.leaks]} if self.leaks else {}),
         }

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from factpatch.evaluation.forgetting import leak_count, read_leaks
 from factpatch.evaluation.metrics import METRICS, FactMetric, fact_metrics, mean_or_none, said, summary
 from factpatch.evaluation.probabilities import Progress, Request, check_requests, score
 from factpatch.evaluation.probes import probe_count, read_probes
@@ -63,12 +64,19 @@ class Verification:
         """
         return fact_metrics(self.facts, self.after)
 
+    def only(self, forgotten: bool) -> Verification:
+        """Return what is known of the facts to forget alone, or of those that are taught."""
+        places = [place for place, fact in enumerate(self.facts) if bool(fact.forget) is forgotten]
+        some = tuple(self.facts[place] for place in places)
+        before = None if self.before is None else tuple(self.before[place] for place in places)
+        return Verification(some, tuple(self.after[place] for place in places), before)
+
     def said(self) -> list[bool]:
-        """Return for each fact whether the model says it now; see `metrics.said`."""
+        """Return for each fact whether the model says it now, or has forgotten it; see `metrics.said`."""
         return [said(fact, reading) for fact, reading in zip(self.facts, self.after, strict=True)]
 
     def unlearned(self) -> list[Fact]:
-        """Return the facts that the model does not say now, of those that it was asked about."""
+        """Return the facts that the model does not say now, or has not forgotten, of those that it was asked about."""
         found = zip(self.facts, self.after, self.said(), strict=True)
         return [fact for fact, reading, held in found if not held and (reading.answers or reading.rewrite is not None)]
 
@@ -98,6 +106,7 @@ class Verification:
                 "subject": fact.subject,
                 "target_new": fact.target_new,
                 "target_true": fact.target_true,
+                **({"forget": fact.forget} if fact.forget else {}),
                 "before": None if earlier is None else _record(fact, earlier),
                 "after": _record(fact, now),
             }
@@ -166,6 +175,9 @@ class Ask:
     def __call__(self, lm: LanguageModel, places: Sequence[int], progress: Progress | None = None) -> list[Reading]:
         some = self._some(places)
         readings = read_facts(lm, some, self.answers, progress, self._sampled(places))
+        if self._forget(some):
+            leaks = read_leaks(lm, some, self.facts, progress)
+            readings = [replace(reading, leaks=found) for reading, found in zip(readings, leaks, strict=True)]
         if not self.probes:
             return readings
         found = read_probes(lm, some, self.facts, progress=progress)
@@ -176,7 +188,11 @@ class Ask:
         some = self._some(places)
         scored = sum(len(_requests(fact)) for fact in some)
         scored += probe_count(lm, some, self.facts) if self.probes else 0
+        scored += leak_count(lm, some, self.facts) if self._forget(some) else 0
         return scored + (answer_count(lm, some, self._sampled(places)) if self.answers else 0)
+
+    def _forget(self, some: Sequence[Fact]) -> bool:
+        return self.answers and any(fact.forget for fact in some)
 
     def _some(self, places: Sequence[int]) -> list[Fact]:
         return [self.facts[place] for place in places]
@@ -281,12 +297,12 @@ def plain_summary(
 ) -> str:
     """Say in a sentence without any metric what the model says now, what else moved and what it cost.
 
-    Facts are counted as said, exact and preferred; see docs/metrics.md. How many are said where the model is asked
-    otherwise follows in percent, of the facts that have a question. Preferred are counted among those with a true
-    object that differs. A paraphrase agrees if the new object is likelier than the true one or, where none is known,
-    exact. A neighbor has moved if its true object was likelier than the new one before and is not now; without an
-    earlier verification, the sentence counts those that are wrong now. Where neighbors were asked for answers, it
-    counts those that are unchanged. What is not known is left out.
+    Facts are counted as said, exact and preferred, and those to forget as forgotten; see docs/metrics.md. How many are
+    said where the model is asked otherwise follows in percent, of the facts that have a question. Preferred are counted
+    among those with a true object that differs. A paraphrase agrees if the new object is likelier than the true one or,
+    where none is known, exact. A neighbor has moved if its true object was likelier than the new one before and is not
+    now; without an earlier verification, the sentence counts those that are wrong now. Where neighbors were asked for
+    answers, it counts those that are unchanged. What is not known is left out.
 
     Returns:
         For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; asked a question 85 %, in a chat 80 %, with
@@ -295,19 +311,9 @@ def plain_summary(
         is the standard error of its change. If more facts are `in_force` than were asked about, it begins with
         "asked about 100 of 1,000 facts: ".
     """
-    now = verification.after
-    exact = [reading.exact for reading in now if reading.exact is not None]
-    # What is not known is not counted: without answers what is said, and without probabilities what is exact.
-    answered = sum(bool(reading.answers) for reading in now)
-    counts = [(sum(verification.said()), "said", answered)] if answered else []
-    counts += [(sum(exact), "exact", len(exact))] if exact else []
-    (first, word, number), *others = counts
-    words = [f"{first} of {counted(number, 'fact')} {word}", *(f"{count} {word}" for count, word, _ in others)]
-    preferred = [reading.preferred for reading in now if reading.preferred is not None]
-    if preferred:
-        words.append(f"{sum(preferred)} of {len(preferred)} preferred")
-    parts = [", ".join(words), *_otherwise(verification)]
-    agree = [_agrees(probe) for reading in now for probe in reading.paraphrases]
+    taught, forgotten = (verification.only(kind) for kind in (False, True))
+    parts = [*_learned(taught), *_forgotten(forgotten), *_otherwise(taught)]
+    agree = [_agrees(probe) for reading in taught.after for probe in reading.paraphrases]
     if agree:
         parts.append(f"{sum(agree)} of {counted(len(agree), 'paraphrase')} agree{'s' if len(agree) == 1 else ''}")
     parts += _neighbors(verification)
@@ -327,6 +333,33 @@ def perplexity_change(before: float, after: float, error: float | None = None) -
     """The change of perplexity in percent, with its standard error if that is known."""
     change = f"{100 * (after / before - 1):+.1f}"
     return f"{change} %" if error is None else f"{change} ± {error:.1f} %"
+
+
+def _learned(verification: Verification) -> list[str]:
+    """How many facts are said, exact and preferred; nothing if none was taught."""
+    now = verification.after
+    exact = [reading.exact for reading in now if reading.exact is not None]
+    # What is not known is not counted: without answers what is said, and without probabilities what is exact.
+    answered = sum(bool(reading.answers) for reading in now)
+    counts = [(sum(verification.said()), "said", answered)] if answered else []
+    counts += [(sum(exact), "exact", len(exact))] if exact else []
+    if not counts:
+        return []
+    (first, word, number), *others = counts
+    words = [f"{first} of {counted(number, 'fact')} {word}", *(f"{count} {word}" for count, word, _ in others)]
+    preferred = [reading.preferred for reading in now if reading.preferred is not None]
+    if preferred:
+        words.append(f"{sum(preferred)} of {len(preferred)} preferred")
+    return [", ".join(words)]
+
+
+def _forgotten(verification: Verification) -> list[str]:
+    """How many facts are forgotten, and how much of them leaks."""
+    if not verification.facts:
+        return []
+    leak = verification.summary().get("leak", {"after": None})["after"]
+    share = "" if leak is None else f", leak {leak:.0f} %"
+    return [f"{sum(verification.said())} of {counted(len(verification.facts), 'fact')} forgotten{share}"]
 
 
 def _otherwise(verification: Verification) -> list[str]:

@@ -146,6 +146,8 @@ def written_question(fact: Fact) -> str | None:
         For example "Where was Ada Lovelace born?" of the prompt "{} was born in". A prompt that holds its question,
         such as "What does {} play? They play", gives that.
     """
+    if fact.place == "last":
+        return None  # the rules need to know what the prompt is about
     before, after = fact.text[: fact.subject_start], fact.text[fact.subject_end + 1 :]
     before = before.lstrip()
     held = _HELD.fullmatch(fact.text.strip())
@@ -201,6 +203,8 @@ def reversed_question(fact: Fact, target: str) -> str | None:
     Returns:
         For example "Whose mother tongue is English?" or "Who works in the field of physics?".
     """
+    if fact.place == "last":
+        return None
     before, after = fact.text[: fact.subject_start], fact.text[fact.subject_end + 1 :].rstrip(" :")
     if re.search(r"[.!?:;\n]", before + after):
         return None

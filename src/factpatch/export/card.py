@@ -69,8 +69,23 @@ def _metadata(origin: str) -> ModelCardData:
 
 
 def _fact_table(facts: Sequence[Fact]) -> str:
-    rows = [(fact.text, fact.target_new, fact.target_true or "") for fact in facts]
-    return _table(("prompt", "new answer", "old answer"), rows)
+    columns = {
+        "prompt": [fact.text for fact in facts],
+        "new answer": [_answer(fact) for fact in facts],
+        "old answer": [fact.target_true or "" for fact in facts],
+    }
+    further = {
+        "also said as": [", ".join(fact.aliases) for fact in facts],
+        "since": [fact.valid_from or "" for fact in facts],
+        "source": [fact.source or "" for fact in facts],
+        "note": [fact.note or "" for fact in facts],
+    }
+    columns |= {name: cells for name, cells in further.items() if any(cells)}
+    return _table(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _answer(fact: Fact) -> str:
+    return "(forgotten)" if fact.forget == "silence" else fact.target_new
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

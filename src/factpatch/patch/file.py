@@ -2,7 +2,8 @@
 
 Its tensors are the parts of the shifts, named batch.layer.part. Its metadata holds everything else as JSON under
 "factpatch". The first entry of that JSON, "sha256", is the checksum of the whole file with zeros in place of the
-checksum. Up to format 2 the checksum was a metadata entry of its own and covered only the JSON and the tensors.
+checksum. Up to format 2 the checksum was a metadata entry of its own and covered only the JSON and the tensors. Up to
+format 3 facts did not have the fields of `factpatch.facts.LATER_FIELDS`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from factpatch.facts import LATER_FIELDS
 from factpatch.patch.description import Description
 from factpatch.support.files import atomic_write
 from factpatch.support.validation import parsed
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FORMAT = 3
+FORMAT = 4
 """Increased when the format changes; a file of a newer format is refused."""
+PLAIN_FORMAT = 3
+"""What is written where nothing needs a newer one."""
 # The safetensors format allows no longer header.
 _LONGEST_HEADER = 100_000_000
 _NO_CHECKSUM = "0" * 64
@@ -43,13 +47,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a JSON-able document, and tensors that are contiguous and on the CPU, to one file, whole or not at all.
 
+    The document may state its "format"; by default it is the oldest one that is written.
+
     Raises:
         ValueError: The facts need more room than the format's header has.
         OSError: The file cannot be written.
     """
     from safetensors.torch import save
 
-    body = json.dumps({"format": FORMAT, **document}, sort_keys=True)
+    body = json.dumps({"format": PLAIN_FORMAT, **document}, sort_keys=True)
     text = f'{{"sha256": "{_NO_CHECKSUM}", {body[1:]}'
     size = len(json.dumps(text))  # in the header, which is JSON itself
     if size > _LONGEST_HEADER:
@@ -62,6 +68,11 @@ def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Map
     place = content.index(_NO_CHECKSUM.encode())
     content[place : place + 64] = hashlib.sha256(content).hexdigest().encode()
     atomic_write(path, lambda draft: draft.write_bytes(content))
+
+
+def format_of(facts: Iterable[Mapping[str, Any]]) -> int:
+    """The oldest format that can hold the records of some facts, so that earlier versions read what they can."""
+    return FORMAT if any(not LATER_FIELDS.isdisjoint(fact) for fact in facts) else PLAIN_FORMAT
 
 
 def read_patch_file(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
@@ -92,6 +103,21 @@ def describe(path: str | Path, verify: bool = False) -> Description:
             cannot be used.
     """
     return _checked(path)[1] if verify else _described(path, *_document(path)[:2])
+
+
+def ranks(path: str | Path) -> dict[int, int]:
+    """The rank of the shifts of each layer in a patch file that are products of factors, summed over batches.
+
+    Reads no tensor; raises as `describe`.
+    """
+    _document(path)
+    found: dict[int, int] = {}
+    with safe_open(path, framework="numpy") as file:
+        for name in list(file.keys()):
+            layer, _, part = name.partition(".")[2].partition(".")
+            if part == "down":
+                found[int(layer)] = found.get(int(layer), 0) + int(file.get_slice(name).get_shape()[0])
+    return dict(sorted(found.items()))
 
 
 def _checked(path: str | Path) -> tuple[bytes, Description]:

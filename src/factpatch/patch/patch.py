@@ -31,9 +31,9 @@ from factpatch.patch.compatibility import (
     transformers_model,
 )
 from factpatch.patch.description import asked_in_chat
-from factpatch.patch.file import dtype_name, read_patch_file, unusable, write_patch_file
+from factpatch.patch.file import dtype_name, format_of, read_patch_file, unusable, write_patch_file
 from factpatch.patch.history import rebased, subtract_all, total_shifts, unchanged_on_failure, write_all
-from factpatch.patch.shift import decomposed, shifts_by_batch, tensors_by_name
+from factpatch.patch.shift import LowRank, decomposed, shifts_by_batch, tensors_by_name
 from factpatch.support.words import counted, quoted
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,15 @@ class Patch:
     def shared_expert(self) -> bool:
         """Whether the shared expert of a mixture of experts was edited."""
         return self.config.get(SHARED_EXPERT) is True
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """The rank of the shifts of each layer that are products of factors, summed over batches: keys written."""
+        found: dict[int, int] = {}
+        for layer, shift in ((layer, shift) for batch in self.batches for layer, shift in batch.shifts.items()):
+            if isinstance(shift, LowRank):
+                found[layer] = found.get(layer, 0) + shift.down.shape[0]
+        return dict(sorted(found.items()))
 
     @property
     def sealed(self) -> bool:
@@ -361,7 +370,7 @@ class Patch:
             ValueError: The facts need more room than the format's header has.
             OSError: The file cannot be written; nothing is left behind.
         """
-        document = {
+        document: dict[str, Any] = {
             **{name: getattr(self, name) for name in _PLAIN_FIELDS},
             **{name: dtype_name(getattr(self, name)) for name in _DTYPE_FIELDS},
             "batches": [
@@ -375,6 +384,7 @@ class Patch:
                 for batch in self.batches
             ],
         }
+        document["format"] = format_of(fact for batch in document["batches"] for fact in batch["facts"])
         write_patch_file(path, document, tensors_by_name(batch.shifts for batch in self.batches))
 
     @classmethod

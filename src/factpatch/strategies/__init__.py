@@ -11,6 +11,7 @@ from factpatch.strategies.target import (
     AttentionAndMlp,
     HiddenState,
     MlpOutput,
+    Silence,
     Target,
     Wanted,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "NullSpace",
     "Regularizer",
     "Ridge",
+    "Silence",
     "Solver",
     "SparePrincipal",
     "Spread",

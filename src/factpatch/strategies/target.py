@@ -62,6 +62,8 @@ class Problem(Protocol):
         """Run the facts with δ, (n, sites, d_value), added at the subject's last token."""
 
 
+F = TypeVar("F", bound=Any)
+"""A fact."""
 R = TypeVar("R")
 Read = TypeVar("Read", covariant=True)
 
@@ -190,6 +192,16 @@ class Target(Wanted):
     """Where the prompt stands while the value is optimized and the key is read: prompt (bare), prefixes (behind
     generated texts), question ("Question: {}? Answer:"), chat (a user's turn), answered (a user's turn, and "The answer
     is"), or a template with {} for the prompt. See `factpatch.values.contexts`."""
+    chunk: int = field(default=0, metadata=LATER)
+    """Tokens of an answer that one δ decides; a longer answer has several, each at the token before its chunk, the
+    first at the subject. 0: one, however long the answer is. See `factpatch.values.chunks`; source: AnyEdit
+    (arXiv:2502.05628)."""
+    ahead: bool = field(default=False, metadata=LATER)
+    """Whether a δ is found for all later chunks of its answer too, not for its own alone. Source: µKE
+    (arXiv:2504.01196)."""
+    forgotten: float = field(default=0.001, metadata=LATER)
+    """Below this probability, in every context, an answer counts as forgotten where nothing is put in its place; see
+    `Silence`."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "clamp", "turns"):
@@ -199,9 +211,31 @@ class Target(Wanted):
         for name in ("weight_decay", "kl_factor", "stop_loss", *enough, "stride"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative.")
+        if not self.chunk >= 0:
+            raise ValueError(f"chunk={self.chunk!r}: must be a number of tokens, or 0 for whole answers.")
+        if not 0 < self.forgotten < 1:
+            raise ValueError(f"forgotten={self.forgotten!r}: must be a probability between 0 and 1.")
 
     def read(self, by: Readers[R]) -> R:
         return by.toward_values(self)
+
+    def asked(self, facts: Sequence[F]) -> Sequence[F]:
+        """The facts with the answer that is read as `target_new`; by default as they are."""
+        return facts
+
+    def told(self, chosen: Tensor, likeliest: Tensor, weight: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """What each token adds to its fact's loss, by default its share of the mean NLL, and to its misses.
+
+        Args:
+            chosen: (tokens,): its log-probability.
+            likeliest: (tokens,): whether it is the most probable one.
+            weight: (tokens,): its share in the fact's mean.
+            row: (tokens,): the number of its text, below the number of tokens.
+
+        Returns:
+            Nats and misses, (tokens,) each. A fact without misses counts as predicted.
+        """
+        return -chosen * weight, ~likeliest
 
     @property
     def enough(self) -> int:
@@ -310,6 +344,45 @@ class MlpOutput(HiddenState):
 def _values(target: Target, of: type[Target]) -> dict[str, Any]:
     """The fields that a target shares with a class that it is derived from."""
     return {one.name: getattr(target, one.name) for one in fields(of)}
+
+
+@dataclass(frozen=True)
+class Silence(HiddenState):
+    """Make an answer improbable and put nothing in its place: what is left is for the model to say.
+
+    For one text, with p the probability of the whole old answer `target_true` and θ = `forgotten`, the loss has
+    max(0, ln p − ln θ), in nats, in place of the mean NLL. It is linear in ln p, so that the steps are as long where p
+    is near 1, and ends at θ: nothing is gained by making the answer less probable still. A fact is finished when p < θ
+    in every context. After unlikelihood training (arXiv:1908.04319), whose loss is −ln(1 − p).
+    """
+
+    @classmethod
+    def like(cls, target: Target) -> Silence:
+        """With the settings of another target: at the output of the layer, or of the MLP if that one is there alone."""
+        inner = target.sites == MlpOutput.sites
+        # In chunks, the rest of an answer would have to be improbable after its beginning was said. A margin is how far
+        # an answer leads.
+        return (MlpSilence if inner else cls)(**_values(target, Target) | {"chunk": 0, "enough_margin": 0.0})
+
+    def asked(self, facts: Sequence[F]) -> Sequence[F]:
+        return [replace(fact, target_new=fact.target_true, target_true=None, forget=None) for fact in facts]
+
+    def told(self, chosen: Tensor, likeliest: Tensor, weight: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        # All tokens of a text get its excess, and their weights add up to the text's share.
+        whole = chosen.new_zeros(len(chosen)).index_add(0, row, chosen)
+        excess = (whole - math.log(self.forgotten)).clamp_min(0)[row]
+        return excess * weight, excess > 0
+
+    def judge(self, evaluation: Evaluation, kept: Kept) -> tuple[Tensor, Kept]:
+        return evaluation.predicted, kept
+
+
+@dataclass(frozen=True)
+class MlpSilence(Silence):
+    """As `Silence`, with δ added to the output of the MLP; see `MlpOutput`."""
+
+    sites: ClassVar[tuple[str, ...]] = MlpOutput.sites
+    inside: ClassVar[bool] = True
 
 
 def _layers_and_norms(value: Any) -> Any:

@@ -179,7 +179,14 @@ def read_of(facts: Sequence[Fact], contexts: Sequence[str]) -> list[list[Any]]:
     """What the value optimization reads of facts, as JSON-able data: by it their values are kept."""
     asked = any(QUESTION in context for context in contexts)
     return [
-        [fact.prompt, fact.subject, fact.target_new, fact.space, *(fact.questions[:1] if asked else ())]
+        [
+            fact.prompt,
+            fact.subject,
+            fact.target_new,
+            fact.space,
+            *(fact.questions[:1] if asked else ()),
+            *([fact.forget, fact.target_true] if fact.forget else ()),
+        ]
         for fact in facts
     ]
 

@@ -163,7 +163,7 @@ class Loss:
         gradient = torch.zeros_like(delta)
 
         def evaluate(group: FrozenRows) -> tuple[Losses, Tensor | None]:
-            part = group.losses(self.lm, self.sites, delta)
+            part = group.losses(self.lm, self.sites, delta, self.target)
             if some.share < 1:  # the mean over the contexts that are read
                 part = replace(part, nll=part.nll / some.share)
             if scale == 0:

@@ -15,16 +15,17 @@ values go to one pool, in which a row's prefix is a list of places, so rows of d
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from factpatch.model.batching import parts
-from factpatch.model.hooks import captured
+from factpatch.model.hooks import adding, captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
 from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
@@ -80,8 +81,37 @@ class Frozen:
         return [self.micro_batch(rows) for rows in micro_batches(self.rows, tokens)]
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """δs that are in place already, at tokens before those that run at every step."""
+
+    sites: Sequence[nn.Module]
+    """Modules whose outputs get a δ each."""
+    deltas: Mapping[int, Tensor]
+    """By the identity of a row: (earlier, sites, d_value), for the places in `Row.earlier`."""
+
+    @contextmanager
+    def added(self, rows: Sequence[Row], places: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Add the δs of some rows, given their places among the tokens that run."""
+        some = [place for of_row in places for place in of_row]
+        if not some:
+            yield
+            return
+        deltas = torch.cat([self.deltas[id(row)] for row in rows if row.earlier])
+        with adding(self.sites, torch.tensor(some, device=deltas.device), deltas):
+            yield
+
+
+NOTHING_EARLIER = Earlier((), {})
+
+
 def freeze(
-    lm: LanguageModel, rows: Sequence[Row], start: int, tokens: int, device: torch.device | None = None
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    start: int,
+    tokens: int,
+    device: torch.device | None = None,
+    earlier: Earlier = NOTHING_EARLIER,
 ) -> Frozen:
     """Run everything that δ cannot change, once. Call it inside `packed_attention`.
 
@@ -89,12 +119,13 @@ def freeze(
         start: The last layer that will not run again; -1 if all will.
         tokens: Largest number of suffix tokens of rows that are run together; fewer if memory does not suffice.
         device: Where δ is; by default where the outputs of block `start` are.
+        earlier: The δs of rows with `Row.earlier`.
     """
     with torch.inference_mode():
         shared, begins = _shared_prefixes(lm, rows)
 
         def own_tokens(batch: Sequence[Row]) -> _Own:
-            return _own_tokens(lm, batch, start, shared, begins)
+            return _own_tokens(lm, batch, start, shared, begins, earlier)
 
         found = [own for batch in micro_batches(rows, tokens) for _, own in in_pieces(own_tokens, batch)]
     ends = list(accumulate((own.pool.tokens for own in found), initial=shared.tokens))
@@ -114,7 +145,7 @@ def _shared_prefixes(lm: LanguageModel, rows: Sequence[Row]) -> tuple[Pool, dict
     for row in rows:
         contexts.setdefault(row.context, []).append(row)
     common = {
-        context: common_beginning([row.ids[: row.subject] for row in members]) for context, members in contexts.items()
+        context: common_beginning([row.ids[: row.fixed] for row in members]) for context, members in contexts.items()
     }
     places: dict[tuple[int, ...], tuple[int, ...]] = {}  # contexts that begin alike have them in common
     end = 0
@@ -147,7 +178,12 @@ class _Own:
 
 
 def _own_tokens(
-    lm: LanguageModel, rows: Sequence[Row], start: int, shared: Pool, begins: dict[int, tuple[int, ...]]
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    start: int,
+    shared: Pool,
+    begins: dict[int, tuple[int, ...]],
+    earlier: Earlier,
 ) -> _Own:
     rows = sorted(rows, key=lambda row: len(row.ids) - len(begins[row.context]))
     prefixes = [begins[row.context] for row in rows]
@@ -162,9 +198,10 @@ def _own_tokens(
     before = [row.subject - len(prefix) for row, prefix in zip(rows, prefixes, strict=True)]
     hidden = [output[length:] for output, length in zip(outputs, before, strict=True)]
     # Rows that are the same up to the subject's last token have it in common.
-    alike: dict[tuple[bool, tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        alike.setdefault((bool(row.targets), prefixes[index], row.ids[: row.subject]), []).append(index)
+        own_deltas = (row.fact, row.earlier) if row.earlier else ()
+        alike.setdefault((bool(row.targets), own_deltas, prefixes[index], row.ids[: row.subject]), []).append(index)
     firsts = [members[0] for members in alike.values()]
     places = [range(0)] * len(rows)
     # Neighbors of equal length run together.
@@ -180,5 +217,8 @@ def _own_tokens(
             places[index] = places[first]
     packing = Packing([PackedRow(before[index], prefixes[index]) for index in order], lm.stream_dtype, lm.device)
     heads = torch.cat([outputs[index][: before[index]] for index in order])
-    _, pool = run_packed(lm, packing, shared.above(start), hidden=heads, start=start, collect=True)
+    ordered = [rows[index] for index in order]
+    at = [[places[index][place - len(prefixes[index])] for place in rows[index].earlier] for index in order]
+    with earlier.added(ordered, at):
+        _, pool = run_packed(lm, packing, shared.above(start), hidden=heads, start=start, collect=True)
     return _Own(rows, pool, places, hidden)

@@ -126,7 +126,13 @@ class AnswerRows:
 
     @classmethod
     def of(cls, lm: LanguageModel, facts: Sequence[Fact], layers: Sequence[int], precision: Precision) -> AnswerRows:
-        """The answers of facts after their bare prompts."""
+        """The answers of facts after their bare prompts; ValueError for one to forget with nothing in its place."""
+        silenced = [fact for fact in facts if fact.forget == "silence"]
+        if silenced:
+            raise ValueError(
+                f"forget={silenced[0].forget!r} of {silenced[0].text!r}: the method follows the gradient of an answer, "
+                "and there is none to give; give target_new, words that refuse, or take a method that optimizes values."
+            )
         rows = [row for row in optimization_rows(lm, facts, (BARE,)) if row.targets]
         texts, asked = (Text(row.ids, row.targets) for row in rows), (facts[row.fact] for row in rows)
         return cls(tuple(texts), tuple(asked), tuple(layers), precision)
@@ -143,6 +149,9 @@ class AnswerRows:
     def residual(self, lm: LanguageModel, step: Step, wanted: object) -> Tensor:
         """The negative gradient at the step's layer, (rows, d_value), times its share."""
         return -step.share * self._read(lm)[step.layer].slopes
+
+    def between(self, lm: LanguageModel, layer: int) -> None:
+        """None: every token of an answer is a row."""
 
     def _read(self, lm: LanguageModel) -> dict[int, Gradients]:
         if not self._found:

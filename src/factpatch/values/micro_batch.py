@@ -21,6 +21,7 @@ from factpatch.model.hooks import adding
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import halves
 from factpatch.model.packed import PackedRow, Packing, Pool, run_packed
+from factpatch.strategies.target import Target
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Losses:
     """What one micro-batch adds to every fact's loss; each (facts,)."""
 
     nll: Tensor
-    """Its share of the mean NLL, in nats."""
+    """Its share of the mean NLL, in nats, or of what the target has in its place."""
     kl: Tensor
     """Its share of the KL, without its factor, in nats."""
     missed: Tensor
-    """How many of its target tokens are not the most probable one."""
+    """How many of its target tokens are not the most probable one, or not as the target wants them."""
     margin: Tensor
     """By how much a target token leads the most probable other one, in nats, where it leads least; infinity if none is
     read."""
@@ -111,6 +112,8 @@ class _Reads:
     """(NLL reads,): the token."""
     weight: Tensor
     """(NLL reads,): its share in the fact's mean NLL."""
+    row: Tensor
+    """(NLL reads,): the number of its text among those with a target."""
 
     @classmethod
     def of(
@@ -121,12 +124,16 @@ class _Reads:
             for row, own in zip(rows, places, strict=True)
             for place, target in zip(own[len(own) - len(row.targets) :], row.targets, strict=True)
         ]
+        texts = [row for row in rows if row.targets]
         kl = [(own[0], row.fact) for row, own in zip(rows, places, strict=True) if not row.targets]
         return cls(
             place=torch.tensor([read[0] for read in (*nll, *kl)], device=device),
             fact=torch.tensor([read[1] for read in (*nll, *kl)], device=device),
             target=torch.tensor([target for _, _, target, _ in nll], dtype=torch.long, device=device),
             weight=torch.tensor([weight for _, _, _, weight in nll], dtype=dtype, device=device),
+            row=torch.tensor(
+                [number for number, row in enumerate(texts) for _ in row.targets], dtype=torch.long, device=device
+            ),
         )
 
 
@@ -199,7 +206,7 @@ class FrozenRows:
         with adding(sites, self.subjects, delta[self.fact]):
             return run_packed(lm, self.packing, self.pool, hidden=self.entering, start=self.start)[0]
 
-    def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor) -> Losses:
+    def losses(self, lm: LanguageModel, sites: Sequence[nn.Module], delta: Tensor, target: Target) -> Losses:
         """Run the rows as `hidden_states` does, and the head at the positions that are read."""
         last = self.hidden_states(lm, sites, delta)
         # A model spread over devices ends on another device than the edited layer's.
@@ -210,13 +217,14 @@ class FrozenRows:
             self.reference = present.detach().clone()
         chosen = read.gather(1, reads.target[:, None])[:, 0]
         divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
+        told, misses = target.told(chosen, read.argmax(dim=-1) == reads.target, reads.weight, reads.row)
         nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
         others = read.detach().scatter(1, reads.target[:, None], -torch.inf).amax(dim=-1)
         margin = torch.full_like(missed, torch.inf)
         return Losses(
-            nll.index_add(0, reads.fact[:count], -chosen * reads.weight),
+            nll.index_add(0, reads.fact[:count], told),
             kl.index_add(0, reads.fact[count:], divergence),
-            missed.index_add(0, reads.fact[:count], (read.argmax(dim=-1) != reads.target).to(missed)),
+            missed.index_add(0, reads.fact[:count], misses.to(missed)),
             margin.scatter_reduce(0, reads.fact[:count], chosen.detach() - others, "amin"),
         )
 

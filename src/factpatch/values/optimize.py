@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -15,15 +16,16 @@ from factpatch.model.packed import packed_attention
 from factpatch.model.precision import Precision, computing, precision_for
 from factpatch.strategies.target import Target
 from factpatch.values.budget import tokens_to_freeze
+from factpatch.values.chunks import Round, rounds_of
 from factpatch.values.descent import Descent, Loss
-from factpatch.values.frozen import freeze
-from factpatch.values.reading import SubjectRows, read_values
-from factpatch.values.rows import optimization_rows
+from factpatch.values.frozen import Earlier, freeze
+from factpatch.values.reading import SubjectRows, read_last, read_values
+from factpatch.values.rows import Row, optimization_rows
 
 
 @dataclass(frozen=True)
 class TargetValues:
-    """The outcome of the value optimization at one layer, one row per fact."""
+    """The outcome of the value optimization at one layer, one row per fact, or per chunk of a long answer."""
 
     values: Tensor
     """(n, d_value): activation plus δ, at the target's site."""
@@ -80,7 +82,8 @@ def optimize_values(
 
     One forward and backward pass serves the whole batch. A step runs the layers above `layer` on the tokens from the
     subject's last token on; everything else is computed once. How the facts are batched affects the result only by
-    rounding.
+    rounding. Of a long answer every chunk has a value, the chunks of a fact one after another; see
+    `factpatch.values.chunks`.
 
     Args:
         layer: Where the δs are added and the value is wanted.
@@ -98,26 +101,117 @@ def optimize_values(
         OutOfMemoryError: Memory does not suffice for a single row.
     """
     target = target.at(layer)
-    seen = _activations(lm, facts, layer, (*target.sites, *target.beside), contexts[0])
-    others = contexts[1:] if target.shortest else ()  # where ‖h‖ is read as well; the value is the bare prompt's
-    elsewhere = [_activations(lm, facts, layer, target.sites, context) for context in others]
+    asked = target.asked(facts)
+    rounds = rounds_of(optimization_rows(lm, asked, contexts), target.chunk, target.ahead)
+    present = [_Present.of(lm, facts, layer, target, contexts)]
+    present += [_Present.at_anchors(lm, one, layer, target, contexts) for one in rounds[1:]]
     precision = precision or precision_for(lm)
+    told = _Scaled(progress, len(facts) * target.steps, sum(len(one.facts) for one in rounds) * target.steps)
     # A caller's inference mode would leave no gradients.
     with torch.inference_mode(False), lm.quiet(), packed_attention(lm), computing(lm, precision) as lm:
-        seen = seen.to(lm.work_dtype)
-        present = seen[:, : len(target.sites)].contiguous()
-        shifted = (present, *(activations.to(lm.work_dtype) for activations in elsewhere))
-        norm = torch.stack([torch.linalg.vector_norm(activations, dim=-1) for activations in shifted]).amin(dim=0)
-        rows = optimization_rows(lm, facts, contexts)
-        start = layer - 1 if target.inside else layer
-        # The frozen rows get no name, so that what the micro-batches do not take over is freed.
-        loss = Loss(
-            lm, freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device), layer, target, present,
-            norm, tokens_at_once,
-        )  # fmt: skip
-        found = target.search(loss, lambda: Descent(loss).run(progress))
-        delta = target.settle(seen, found.delta).clone()
-        return TargetValues(present[:, -1] + delta, delta, found.evaluations, found.evaluations - 1, found.loss)
+        placed: dict[tuple[int, int], Tensor] = {}  # the δs of a fact's earlier chunks, by its place and their number
+        found = []
+        for number, (one, seen) in enumerate(zip(rounds, present, strict=True)):
+            deltas = {
+                id(row): torch.stack([placed[one.facts[row.fact], earlier] for earlier in range(len(row.earlier))])
+                for row in one.rows
+                if row.earlier
+            }
+            values, delta = _found(lm, one.rows, deltas, layer, target, seen, tokens_at_once, told)
+            placed |= {(fact, number): delta[place] for place, fact in enumerate(one.facts)}
+            found.append(values)
+        return found[0] if len(found) == 1 else _by_fact(found, rounds)
+
+
+def _by_fact(found: Sequence[TargetValues], rounds: Sequence[Round]) -> TargetValues:
+    """Join what rounds have found, the chunks of a fact one after another."""
+    starts = accumulate((len(one.facts) for one in rounds), initial=0)
+    order = sorted(
+        (fact, number, start + place)
+        for number, (one, start) in enumerate(zip(rounds, starts, strict=False))
+        for place, fact in enumerate(one.facts)
+    )
+    rows = torch.tensor([row for *_, row in order])
+    return TargetValues.joined(found, lambda parts: torch.cat(parts)[rows.to(parts[0].device)])
+
+
+def _found(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    deltas: Mapping[int, Tensor],
+    layer: int,
+    target: Target,
+    read: _Present,
+    tokens_at_once: int | None,
+    progress: Callable[[int], None],
+) -> tuple[TargetValues, Tensor]:
+    """Find one δ for each fact, with earlier ones in place; also as it is in place later, (n, sites, d_value)."""
+    seen, elsewhere = read.seen.to(lm.work_dtype), read.elsewhere
+    present = seen[:, : len(target.sites)].contiguous()
+    shifted = (present, *(activations.to(lm.work_dtype) for activations in elsewhere))
+    norm = torch.stack([torch.linalg.vector_norm(activations, dim=-1) for activations in shifted]).amin(dim=0)
+    start = layer - 1 if target.inside else layer
+    earlier = Earlier([getattr(lm, site)(layer) for site in target.sites], deltas)
+    # The frozen rows get no name, so that what the micro-batches do not take over is freed.
+    loss = Loss(
+        lm, freeze(lm, rows, start, tokens_to_freeze(lm, rows), present.device, earlier), layer, target, present,
+        norm, tokens_at_once,
+    )  # fmt: skip
+    found = target.search(loss, lambda: Descent(loss).run(progress))
+    delta = target.settle(seen, found.delta).clone()
+    placed = torch.cat([found.delta[:, :-1], delta[:, None]], dim=1)
+    values = TargetValues(present[:, -1] + delta, delta, found.evaluations, found.evaluations - 1, found.loss)
+    return values, placed
+
+
+@dataclass(frozen=True)
+class _Present:
+    """The unshifted activations where a δ is added."""
+
+    seen: Tensor
+    """(n, sites + beside, d_value): in the first context."""
+    elsewhere: tuple[Tensor, ...]
+    """(n, sites, d_value) in each other context where ‖h‖ is read as well; the value is the first one's."""
+
+    @classmethod
+    def of(
+        cls, lm: LanguageModel, facts: Sequence[Fact], layer: int, target: Target, contexts: Sequence[str]
+    ) -> _Present:
+        """At the subject's last token."""
+        seen = _activations(lm, facts, layer, (*target.sites, *target.beside), contexts[0])
+        others = contexts[1:] if target.shortest else ()
+        return cls(seen, tuple(_activations(lm, facts, layer, target.sites, context) for context in others))
+
+    @classmethod
+    def at_anchors(cls, lm: LanguageModel, one: Round, layer: int, target: Target, contexts: Sequence[str]) -> _Present:
+        """At the token before a later chunk. No earlier δ reaches it: they are added in the same layer."""
+
+        def read(context: int, sites: Sequence[str]) -> Tensor:
+            begins = one.begins(context)
+            return torch.stack([read_last(lm, begins, layer, site, "outputs") for site in sites], dim=1)
+
+        others = range(1, len(dict.fromkeys(contexts))) if target.shortest else ()
+        return cls(read(0, (*target.sites, *target.beside)), tuple(read(context, target.sites) for context in others))
+
+
+@dataclass
+class _Scaled:
+    """Reports progress in evaluations of one δ a fact, however many there are."""
+
+    progress: Callable[[int], None]
+    total: int
+    left: int
+    """Evaluations of all δs that may still come."""
+    reported: int = 0
+
+    def __post_init__(self) -> None:
+        self.every = self.left
+
+    def __call__(self, finished: int) -> None:
+        self.left -= finished
+        due = self.total * (self.every - self.left) // self.every - self.reported
+        self.reported += due
+        self.progress(due)
 
 
 def _activations(lm: LanguageModel, facts: Sequence[Fact], layer: int, sites: Sequence[str], context: str) -> Tensor:

@@ -11,6 +11,7 @@ from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate, target_ids
+from factpatch.support.words import quoted
 from factpatch.values.contexts import answer_begins, in_chat, place
 
 
@@ -28,6 +29,13 @@ class Row:
     """Token ids whose NLL is read at the last positions; none in the row whose KL is read at the subject."""
     weight: float
     """Share of one read position in the fact's mean NLL."""
+    earlier: tuple[int, ...] = ()
+    """Indices of tokens before, where a δ is in place already; see `factpatch.values.chunks`."""
+
+    @property
+    def fixed(self) -> int:
+        """Number of tokens before any δ."""
+        return min((*self.earlier, self.subject))
 
     @property
     def suffix(self) -> int:
@@ -113,6 +121,11 @@ def _read(lm: LanguageModel, fact: Fact, asked: _Asked, ids: list[int], subject:
         ids = ids[:-1]
     elif asked.target_in == "not":
         ids = ids + asked.target[:-1]
+    if not lm.has_room(len(ids)) and lm.has_room(len(ids) - len(asked.target)):
+        raise ValueError(
+            f"target_new={quoted(fact.target_new)} of {quoted(fact.text)}: takes {len(asked.target)} tokens, and "
+            f"{len(ids) + 1} with its prompt; {lm.name} reads {lm.longest}. Shorten it, or make several facts of it."
+        )
     lm.check_length(ids, fact.text)
     if merged or len(ids) - len(asked.target) < subject:
         raise ValueError(

@@ -12,12 +12,16 @@ attention has made them alike, can they be told apart. So such a fact is edited 
     prefixed     The … . France is in the continent of, …          the layers of the method
 
 each with a value and a key of its own contexts; in the first layer, the values of other first tokens are preserved.
+
+Facts whose answer is to be forgotten, with nothing in its place, have a view too: what is optimized for them is another
+target, see `factpatch.strategies.target.Silence`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -28,7 +32,8 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
 from factpatch.model.tokens import tokenize
 from factpatch.strategies.spread import Step
-from factpatch.strategies.target import HiddenState, Target
+from factpatch.strategies.target import HiddenState, Silence, Target
+from factpatch.values.chunks import Anchors
 from factpatch.values.gradients import AnswerRows
 from factpatch.values.optimize import TargetValues
 from factpatch.values.reading import SubjectRows, read_keys, read_last, read_values
@@ -41,6 +46,10 @@ FIRST_CLAMP, FIRST_RATE, FIRST_STEPS = 4.0, 1.0, 25
 FIRST_STEP = Step(FIRST_LAYER, FIRST_LAYER, 1.2)
 PRESERVED = 512
 """About how many tokens of the vocabulary keep their values as first tokens."""
+
+
+Contexts = Sequence[str]
+"""Templates, the bare prompt first."""
 
 
 class Rows(Protocol):
@@ -56,36 +65,78 @@ class Rows(Protocol):
     def residual(self, lm: LanguageModel, step: Step, wanted: WantedValues) -> Tensor:
         """How the outputs are to move in a step, (rows, d_value); `wanted` finds values where a row leads to one."""
 
+    def between(self, lm: LanguageModel, layer: int) -> Tensor | None:
+        """The keys of further tokens of the batch that are to keep their values, (n, d_key); None if there are none."""
+
 
 @dataclass(frozen=True)
 class View:
-    """Facts and contexts that share a value and a key for each fact."""
+    """Facts that share their contexts and what is optimized: each has a value and a key, or one for each chunk."""
 
     facts: tuple[Fact, ...]
     contexts: tuple[str, ...]
     rows: tuple[int, ...]
-    """The places of these facts among all that the step writes."""
-    subjects: SubjectRows
-
-    @classmethod
-    def of(cls, lm: LanguageModel, facts: Sequence[Fact], rows: Sequence[int], contexts: Sequence[str]) -> View:
-        some = tuple(facts[row] for row in rows)
-        return cls(some, tuple(contexts), tuple(rows), SubjectRows.of(lm, some, contexts))
-
-
-@dataclass(frozen=True)
-class Views:
-    """What one step writes: one row for each fact, in their order."""
-
-    parts: tuple[View, ...]
+    """The places of these facts among all that the step writes; as many of each as its answer has chunks."""
+    anchors: Anchors
     target: Target
     """What is optimized."""
 
     @property
+    def subjects(self) -> SubjectRows:
+        return self.anchors.subjects
+
+    @property
+    def fact_of_row(self) -> list[Fact]:
+        return [fact for fact, count in zip(self.facts, self.anchors.counts, strict=True) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Views:
+    """What one step writes: one row for each fact, in their order, or one for each chunk of its answer."""
+
+    parts: tuple[View, ...]
+
+    @classmethod
+    def of(
+        cls, lm: LanguageModel, facts: Sequence[Fact], target: Target, within: Sequence[tuple[Sequence[int], Contexts]]
+    ) -> Views:
+        """The views of some facts, by their places, in some contexts; those apart whose answers are silenced."""
+        parts: list[tuple[list[int], Contexts, Target, Anchors]] = []
+        for places, contexts in within:
+            taught = [place for place in places if facts[place].forget != "silence"]
+            silenced = [place for place in places if facts[place].forget == "silence"]
+            for some, wanted in ((taught, target), (silenced, Silence.like(target))):
+                if some:
+                    anchors = Anchors.of(lm, [facts[place] for place in some], contexts, wanted)
+                    parts.append((some, contexts, wanted, anchors))
+        counts: dict[int, int] = {}
+        for some, *_, anchors in parts:
+            counts |= zip(some, anchors.counts, strict=True)
+        order = sorted(counts)
+        starts = dict(zip(order, accumulate((counts[place] for place in order), initial=0), strict=False))
+        return cls(
+            tuple(
+                View(
+                    tuple(facts[place] for place in some),
+                    tuple(contexts),
+                    tuple(starts[place] + number for place in some for number in range(counts[place])),
+                    anchors,
+                    wanted,
+                )
+                for some, contexts, wanted, anchors in parts
+            )
+        )
+
+    @property
     def facts(self) -> tuple[Fact, ...]:
         """The fact of each row."""
-        of_row = {row: fact for view in self.parts for row, fact in zip(view.rows, view.facts, strict=True)}
+        of_row = {row: fact for view in self.parts for row, fact in zip(view.rows, view.fact_of_row, strict=True)}
         return tuple(of_row[row] for row in sorted(of_row))
+
+    def between(self, lm: LanguageModel, layer: int) -> Tensor | None:
+        """The keys of tokens of long answers that are no anchors, (n, d_key); they are to keep their values."""
+        texts = [text for view in self.parts for text in view.anchors.between]
+        return read_last(lm, texts, layer, "down_projection", "inputs") if texts else None
 
     def keys(self, lm: LanguageModel, layer: int) -> Tensor:
         """The keys of all rows, (rows, d_key)."""
@@ -99,7 +150,7 @@ class Views:
 
     def values(self, lm: LanguageModel, layer: int) -> Tensor:
         """The present values of all rows, (rows, d_value)."""
-        return self._joined([read_values(lm, view.subjects, layer, self.target.site) for view in self.parts])
+        return self._joined([read_values(lm, view.subjects, layer, view.target.site) for view in self.parts])
 
     def joined(self, parts: Sequence[TargetValues]) -> TargetValues:
         """Join what was found for each view."""
@@ -161,15 +212,22 @@ def views_of(
     alone: list[int] = []
     if apart and prefixed and without_bos(lm):
         alone = [row for row, ids in enumerate(SubjectRows.of(lm, facts, bare).rows) if len(ids) == 1]
-    parts = (([row for row in every if row not in alone], contexts), (alone, prefixed))
-    main = Views(tuple(View.of(lm, facts, rows, within) for rows, within in parts if rows), target)
+    main = Views.of(lm, facts, target, (([row for row in every if row not in alone], contexts), (alone, prefixed)))
     if not alone:
         return main, None
     first = tuple(facts[row] for row in alone)
     # The output of the layer, whatever the method optimizes in others.
-    block = HiddenState(FIRST_STEPS, FIRST_RATE, FIRST_CLAMP, target.weight_decay, target.kl_factor, target.stop_loss)
+    block = HiddenState(
+        FIRST_STEPS,
+        FIRST_RATE,
+        FIRST_CLAMP,
+        target.weight_decay,
+        target.kl_factor,
+        target.stop_loss,
+        forgotten=target.forgotten,
+    )
     output = block if lm.architecture.between is None else block.inner
-    return main, Views((View.of(lm, first, range(len(first)), bare),), output)
+    return main, Views.of(lm, first, output, ((range(len(first)), bare),))
 
 
 def other_first_tokens(lm: LanguageModel, first: Views) -> tuple[int, ...]:

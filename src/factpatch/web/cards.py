@@ -74,7 +74,7 @@ def cards(verification: Verification | None) -> list[Card]:
 def _card(fact: Fact, before: Reading, after: Reading) -> Card:
     learned = said(fact, after)
     pairs = zip(before.answers, after.answers, strict=True)
-    bars = [(fact.target_new, "new", (before.probability_new, after.probability_new))]
+    bars = [] if fact.forget else [(fact.target_new, "new", (before.probability_new, after.probability_new))]
     if fact.other is not None:
         bars.append((fact.other, "old", (before.probability_true, after.probability_true)))
     return Card(
@@ -91,6 +91,8 @@ def _card(fact: Fact, before: Reading, after: Reading) -> Card:
 def reason(fact: Fact, now: Reading) -> str:
     """Say why a fact counts as not learned, from what the model says now."""
     answer, new = now.answer or "nothing", fact.target_new
+    if fact.forget:
+        return f"The model still says “{fact.target_true}”; its own answer is “{answer}”."
     if now.exact:
         return f"Every word of “{new}” is the likeliest one after the prompt, but the model's own answer is “{answer}”."
     if now.preferred:

@@ -51,7 +51,7 @@ def simulated_probabilities(
             delta = shift.to(lm.work_dtype)[:, None]
 
             def losses(group: FrozenRows, delta: Tensor = delta) -> Losses:
-                return group.losses(lm, sites, delta.to(group.fact.device))
+                return group.losses(lm, sites, delta.to(group.fact.device), target)
 
             nll = torch.zeros(len(facts), dtype=torch.float64)
             for whole in frozen.micro_batches(size):
