@@ -131,11 +131,11 @@ def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() 
 
 
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
-    every = {"target.turns": 1, "target.enough_margin": 0}
+    every = {"target.enough_margin": 0}
     adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False, **every}
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
     common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3, "target.shortest": True}
-    common |= {"target.turns": 2, "target.enough_margin": 1.0}
+    common |= {"target.enough_margin": 1.0}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
     weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}

@@ -98,9 +98,9 @@ STRATEGIES = ("target", "spread", "solver", "regularizer")
 EFFORTS: dict[str, dict[str, Any]] = {
     # docs/performance.md has the trials.
     "quick": {
-        "target.stride": 0.45,
-        "target.steps": 6,
-        "target.enough_steps": 0,
+        "target.stride": 0.3,
+        "target.steps": 8,
+        "target.enough_steps": 6,
         "target.enough_margin": 1.0,
         "target.turns": 2,
     },
