@@ -347,6 +347,7 @@ def chosen(preset: Preset, method: str | None, depth: int = 20, **fields: Any) -
     """What a recipe comes to for a model that the preset fits."""
     config = SimpleNamespace(**asdict(preset.match))
     lm: Any = SimpleNamespace(name="mine", num_layers=depth, config=config, check_layers=lambda layers: layers)
+    lm.architecture = SimpleNamespace(between=None)
     return choose(Recipe(method=method or METHODS["memit"], preset=preset, **fields), lm)
 
 
