@@ -170,3 +170,13 @@ def test_how_much_of_a_long_answer_is_said() -> None:
     assert found["reproduced"] == pytest.approx(50)
     assert found["rouge_l"] == pytest.approx(100 * 30 / 45)
     assert "reproduced" not in summary([short], readings[1:])
+
+
+def test_no_delta_is_longer_than_at_the_subject_it_may_be() -> None:
+    lm = tiny("llama", dtype=torch.float64)
+    target = HiddenState(**{**QUICK, "steps": 8, "learning_rate": 5.0, "clamp": 0.5}, chunk=3)  # type: ignore[arg-type]
+    found = optimize_values(lm, [LONG], 1, target, CONTEXTS)
+    at_subject = (found.values - found.delta)[0].norm()
+    lengths = found.delta.norm(dim=-1)
+    assert bool((lengths <= 0.5 * at_subject * (1 + 1e-9)).all())
+    assert bool((lengths > 0.4 * at_subject).any())
