@@ -19,7 +19,7 @@ from factpatch.evaluation.reproduction import is_long, reproduced, rouge_l
 from factpatch.model.hooks import adding
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies import AttentionAndMlp, HiddenState, Target
-from factpatch.values.chunks import Anchors, anchors_of, chunk_counts, rounds_of
+from factpatch.values.chunks import Anchors, anchors_of, rounds_of, sinks_of, starts_of
 from factpatch.values.optimize import optimize_values
 from factpatch.values.reading import SubjectRows
 from factpatch.values.rows import Row, optimization_rows
@@ -33,25 +33,29 @@ QUICK = {"steps": 4, "learning_rate": 0.3, "clamp": 2.0, "weight_decay": 0.0, "k
 def test_a_row_is_split_at_its_chunks() -> None:
     row = Row(0, 0, (1, 2, 3, 10, 11, 12, 13), 1, (10, 11, 12, 13, 14), 0.2)  # 3 is the prompt's last token
     kl = Row(0, -1, (1, 2), 1, (), 0.0)
-    assert chunk_counts([row, kl], 2) == [3]
-    assert anchors_of(row, 3, 2) == (1, 4, 6)
-    first, second, third = rounds_of([row, kl], 2, ahead=False)
+    starts = starts_of([row, kl], 2, {})
+    assert starts == [(0, 2, 4)]
+    assert anchors_of(row, starts[0]) == (1, 4, 6)
+    first, second, third = rounds_of([row, kl], starts, ahead=False)
     assert first.rows == (replace(row, ids=(1, 2, 3, 10), targets=(10, 11), weight=0.5), kl)
     assert second.rows == (
         replace(row, ids=(1, 2, 3, 10, 11, 12), subject=4, targets=(12, 13), weight=0.5, earlier=(1,)),
     )
     assert third.rows == (replace(row, subject=6, targets=(14,), weight=1.0, earlier=(1, 4)),)
     assert third.begins(0) == [(1, 2, 3, 10, 11, 12, 13)]
-    ahead = rounds_of([row, kl], 2, ahead=True)
+    ahead = rounds_of([row, kl], starts, ahead=True)
     assert [one.rows[0].targets for one in ahead] == [(10, 11, 12, 13, 14), (12, 13, 14), (14,)]
     assert [one.rows[0].subject for one in ahead] == [1, 4, 6]
-    (whole,) = rounds_of([row, kl], 0, ahead=False)
+    (whole,) = rounds_of([row, kl], starts_of([row, kl], 0, {}), ahead=False)
     assert whole.rows == (row, kl)
     # A context in which the answer has fewer tokens.
     shorter = replace(row, context=1, ids=row.ids[:-2], targets=row.targets[:-2])
-    rounds = rounds_of([row, shorter, kl], 2, ahead=False)
+    rounds = rounds_of([row, shorter, kl], starts, ahead=False)
     assert [len([one for one in part.rows if one.targets]) for part in rounds] == [2, 2, 1]
-    assert anchors_of(shorter, 3, 2) == (1, 4, 4)
+    assert anchors_of(shorter, starts[0]) == (1, 4, 4)
+    # A chunk begins sooner where its anchor would be one to avoid, unless all before it are.
+    assert starts_of([row, kl], 2, {0: {4}}) == [(0, 1, 4)]
+    assert starts_of([row, kl], 2, {0: {3, 4}}) == [(0, 2, 4)]
 
 
 def nll_of_chunks(
@@ -59,10 +63,11 @@ def nll_of_chunks(
 ) -> Tensor:
     """The mean NLL of each chunk over contexts, read from whole texts with δ, (chunks, d_value), at the anchors."""
     rows = [row for row in optimization_rows(lm, [fact], contexts) if row.targets]
-    (count,) = chunk_counts(rows, target.chunk)
+    (starts,) = starts_of(rows, target.chunk, sinks_of(lm, rows, target.chunk))
+    count = len(starts)
     found = torch.zeros(count, dtype=torch.float64)
     for row in rows:
-        anchors = anchors_of(row, count, target.chunk)
+        anchors = anchors_of(row, starts)
         for chunk in range(count):
             # Later δs are not there yet.
             with ExitStack() as stack:
@@ -71,8 +76,8 @@ def nll_of_chunks(
                 stack.enter_context(torch.no_grad())
                 said = lm.log_probabilities(lm.body(input_ids=torch.tensor([row.ids]))[0])
             scores = said[-len(row.targets) :].gather(1, torch.tensor(row.targets)[:, None])[:, 0]
-            end = None if target.ahead else (chunk + 1) * target.chunk
-            found[chunk] -= scores[chunk * target.chunk : end].mean() * row.weight * len(row.targets)
+            end = None if target.ahead else (*starts, None)[chunk + 1]
+            found[chunk] -= scores[starts[chunk] : end].mean() * row.weight * len(row.targets)
     return found
 
 
@@ -107,7 +112,8 @@ def test_keys_are_read_at_the_anchors_and_between_them() -> None:
     (row, *_) = optimization_rows(lm, [LONG], CONTEXTS)
     found = Anchors.of(lm, [LONG], CONTEXTS, HiddenState(chunk=5))
     (count,) = found.counts
-    anchors = anchors_of(row, count, 5)
+    (starts,) = starts_of([row], 5, sinks_of(lm, [row], 5))
+    anchors = anchors_of(row, starts)
     assert found.subjects.bare() == [list(row.ids[: place + 1]) for place in anchors]
     assert len(found.subjects.rows) == count * len(CONTEXTS)
     assert len(found.between) == len(row.ids) - row.subject - count
@@ -170,3 +176,13 @@ def test_how_much_of_a_long_answer_is_said() -> None:
     assert found["reproduced"] == pytest.approx(50)
     assert found["rouge_l"] == pytest.approx(100 * 30 / 45)
     assert "reproduced" not in summary([short], readings[1:])
+
+
+def test_no_delta_is_longer_than_at_the_subject_it_may_be() -> None:
+    lm = tiny("llama", dtype=torch.float64)
+    target = HiddenState(**{**QUICK, "steps": 8, "learning_rate": 5.0, "clamp": 0.5}, chunk=3)  # type: ignore[arg-type]
+    found = optimize_values(lm, [LONG], 1, target, CONTEXTS)
+    at_subject = (found.values - found.delta)[0].norm()
+    lengths = found.delta.norm(dim=-1)
+    assert bool((lengths <= 0.5 * at_subject * (1 + 1e-9)).all())
+    assert bool((lengths > 0.4 * at_subject).any())

@@ -11,15 +11,20 @@ chunks too, µKE (arXiv:2504.01196).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies.target import Target
 from factpatch.values.contexts import BARE
-from factpatch.values.reading import SubjectRows
+from factpatch.values.reading import SubjectRows, read_last
 from factpatch.values.rows import Row, optimization_rows
+
+LOW = 10
+"""In which layer sinks are told apart: after this part of all."""
+TIMES = 3
+"""How many times as long as the median an activation of a sink is at least; in SmolLM2-135M they have six times."""
 
 
 @dataclass(frozen=True)
@@ -38,61 +43,84 @@ class Round:
         return [found.get((fact, context), found[fact, 0]) for fact in range(len(self.facts))]
 
 
-def chunk_counts(rows: Sequence[Row], size: int) -> list[int]:
-    """How many chunks the answer of each fact has, given its rows; a chunk has `size` tokens in the first context.
+def starts_of(rows: Sequence[Row], size: int, avoid: Mapping[int, Collection[int]]) -> list[tuple[int, ...]]:
+    """Where the chunks of each fact's answer begin, in tokens of the answer in the first context.
 
     Args:
-        size: 0 for one chunk, however long.
+        rows: As `factpatch.values.rows.optimization_rows` makes them.
+        size: Tokens of a chunk, or somewhat more where the one after it begins sooner; 0 for one chunk, however long.
+        avoid: Places in a fact's row that are no anchors, if a token before them can be one; see `sinks_of`.
     """
-    tokens = {row.fact: len(row.targets) for row in rows if row.context == 0}
-    return [-(-tokens[fact] // size) if size else 1 for fact in sorted(tokens)]
+    found = []
+    for row in (row for row in rows if row.context == 0):
+        starts = [0]
+        for start in range(size, len(row.targets), size) if size else ():
+            sooner = range(start, starts[-1], -1)
+            fitting = (one for one in sooner if _answer(row) + one - 1 not in avoid.get(row.fact, ()))
+            starts.append(next(fitting, start))
+        found.append(tuple(starts))
+    return found
 
 
-def rounds_of(rows: Sequence[Row], size: int, ahead: bool) -> list[Round]:
+def sinks_of(lm: LanguageModel, rows: Sequence[Row], size: int) -> dict[int, set[int]]:
+    """The places in the rows of long answers at which activations are many times as long as elsewhere, by fact.
+
+    All later tokens attend to such a token, and its key is short: what is written there moves everything else. They are
+    told apart in a low layer, which edits of the usual layers do not change.
+    """
+    found: dict[int, set[int]] = {}
+    for row in (row for row in rows if row.context == 0 and 0 < size < len(row.targets)):
+        texts = [row.ids[: place + 1] for place in range(row.subject, len(row.ids))]
+        lengths = read_last(lm, texts, lm.num_layers // LOW, "block", "outputs").norm(dim=-1)
+        long = (lengths > TIMES * lengths.median()).nonzero()[:, 0].tolist()
+        found[row.fact] = {row.subject + place for place in long}
+    return found
+
+
+def rounds_of(rows: Sequence[Row], starts: Sequence[Sequence[int]], ahead: bool) -> list[Round]:
     """Split the rows of a batch into rounds: in round j those of the facts that have a chunk j.
 
     Args:
         rows: As `factpatch.values.rows.optimization_rows` makes them.
-        size: Tokens of a chunk; 0 for one round.
+        starts: Where the chunks of each fact begin.
         ahead: Whether a δ is found for all later chunks too.
     """
-    counts = chunk_counts(rows, size)
-    if max(counts) == 1:
-        return [Round(tuple(range(len(counts))), tuple(rows))]
+    if max(map(len, starts)) == 1:
+        return [Round(tuple(range(len(starts))), tuple(rows))]
     found = []
-    for number in range(max(counts)):
-        facts = [fact for fact, count in enumerate(counts) if count > number]
+    for number in range(max(map(len, starts))):
+        facts = [fact for fact, some in enumerate(starts) if len(some) > number]
         places = {fact: place for place, fact in enumerate(facts)}
         some = [
             replace(part, fact=places[row.fact])
             for row in rows
             if row.fact in places
-            for part in _chunks(row, number, size, ahead or number == counts[row.fact] - 1)
+            for part in _chunks(row, number, starts[row.fact], ahead)
         ]
         found.append(Round(tuple(facts), tuple(some)))
     return found
 
 
-def _chunks(row: Row, number: int, size: int, rest: bool) -> list[Row]:
-    """The row of a chunk, of all from it on if `rest`; none where the answer has fewer in the row's context.
+def _chunks(row: Row, number: int, starts: Sequence[int], ahead: bool) -> list[Row]:
+    """The row of a chunk, with `ahead` of all from it on; none where the answer has fewer in the row's context.
 
     The KL is read at the subject, so only the first δ has one.
     """
     if not row.targets:
         return [row] if number == 0 else []
-    if number * size >= len(row.targets):
+    begin = starts[number]
+    if begin >= len(row.targets):
         return []
-    targets = row.targets[number * size :] if rest else row.targets[number * size : (number + 1) * size]
-    anchors = anchors_of(row, number + 1, size)
-    end = _answer(row) + number * size + len(targets) - 1  # the last token is predicted and never read
+    targets = row.targets[begin:] if ahead else row.targets[begin : (*starts, None)[number + 1]]
+    anchors = anchors_of(row, starts[: number + 1])
+    end = _answer(row) + begin + len(targets) - 1  # the last token is predicted and never read
     weight = row.weight * len(row.targets) / len(targets)
     return [replace(row, ids=row.ids[:end], subject=anchors[-1], targets=targets, weight=weight, earlier=anchors[:-1])]
 
 
-def anchors_of(row: Row, count: int, size: int) -> tuple[int, ...]:
-    """The places of the first anchors in a row; its last token where its answer is shorter than the first context's."""
-    later = (min(_answer(row) + number * size, len(row.ids)) - 1 for number in range(1, count))
-    return (row.subject, *later)
+def anchors_of(row: Row, starts: Sequence[int]) -> tuple[int, ...]:
+    """The places of anchors in a row; its last token where its answer is shorter than the first context's."""
+    return (row.subject, *(min(_answer(row) + start, len(row.ids)) - 1 for start in starts[1:]))
 
 
 def _answer(row: Row) -> int:
@@ -116,20 +144,21 @@ class Anchors:
         """Tokenize facts; a short answer has its one anchor at the subject's last token."""
         size = target.chunk
         rows = [row for row in optimization_rows(lm, target.asked(facts), contexts) if row.targets] if size else []
-        counts = chunk_counts(rows, size) if size else [1] * len(facts)
+        starts = starts_of(rows, size, sinks_of(lm, rows, size)) if size else [(0,)] * len(facts)
+        counts = tuple(map(len, starts))
         if max(counts) == 1:
-            return cls(SubjectRows.of(lm, facts, contexts), tuple(counts))
+            return cls(SubjectRows.of(lm, facts, contexts), counts)
         places = {context: place for place, context in enumerate(dict.fromkeys(contexts))}
         of = {(row.fact, row.context): row for row in rows}
         cut: list[list[int]] = []
         between: list[tuple[int, ...]] = []
         for fact, count in enumerate(counts):
             within = [of[fact, places[context]] for context in contexts]
-            anchors = [anchors_of(row, count, size) for row in within]
+            anchors = [anchors_of(row, starts[fact]) for row in within]
             cut += [
                 list(row.ids[: ends[n] + 1]) for n in range(count) for row, ends in zip(within, anchors, strict=True)
             ]
             first = within[0]
             others = sorted(set(range(first.subject, len(first.ids))) - set(anchors[0])) if count > 1 else []
             between += [first.ids[: place + 1] for place in others]
-        return cls(SubjectRows(cut, len(contexts), contexts[0] == BARE), tuple(counts), tuple(between))
+        return cls(SubjectRows(cut, len(contexts), contexts[0] == BARE), counts, tuple(between))

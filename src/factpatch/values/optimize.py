@@ -16,7 +16,7 @@ from factpatch.model.packed import packed_attention
 from factpatch.model.precision import Precision, computing, precision_for
 from factpatch.strategies.target import Target
 from factpatch.values.budget import tokens_to_freeze
-from factpatch.values.chunks import Round, rounds_of
+from factpatch.values.chunks import Round, rounds_of, sinks_of, starts_of
 from factpatch.values.descent import Descent, Loss
 from factpatch.values.frozen import Earlier, freeze
 from factpatch.values.reading import SubjectRows, read_last, read_values
@@ -102,7 +102,8 @@ def optimize_values(
     """
     target = target.at(layer)
     asked = target.asked(facts)
-    rounds = rounds_of(optimization_rows(lm, asked, contexts), target.chunk, target.ahead)
+    rows = optimization_rows(lm, asked, contexts)
+    rounds = rounds_of(rows, starts_of(rows, target.chunk, sinks_of(lm, rows, target.chunk)), target.ahead)
     present = [_Present.of(lm, facts, layer, target, contexts)]
     present += [_Present.at_anchors(lm, one, layer, target, contexts) for one in rounds[1:]]
     precision = precision or precision_for(lm)
@@ -111,13 +112,17 @@ def optimize_values(
     with torch.inference_mode(False), lm.quiet(), packed_attention(lm), computing(lm, precision) as lm:
         placed: dict[tuple[int, int], Tensor] = {}  # the δs of a fact's earlier chunks, by its place and their number
         found = []
+        # Some tokens in a text, to which all later ones attend, are many times as long as others. A δ of their length
+        # would move everything else, so none is longer than it may be at its fact's subject.
+        longest = present[0].norm(lm, len(target.sites))
         for number, (one, seen) in enumerate(zip(rounds, present, strict=True)):
             deltas = {
                 id(row): torch.stack([placed[one.facts[row.fact], earlier] for earlier in range(len(row.earlier))])
                 for row in one.rows
                 if row.earlier
             }
-            values, delta = _found(lm, one.rows, deltas, layer, target, seen, tokens_at_once, told)
+            norm = torch.minimum(seen.norm(lm, len(target.sites)), longest[list(one.facts)])
+            values, delta = _found(lm, one.rows, deltas, layer, target, seen.seen, norm, tokens_at_once, told)
             placed |= {(fact, number): delta[place] for place, fact in enumerate(one.facts)}
             found.append(values)
         return found[0] if len(found) == 1 else _by_fact(found, rounds)
@@ -141,15 +146,14 @@ def _found(
     deltas: Mapping[int, Tensor],
     layer: int,
     target: Target,
-    read: _Present,
+    seen: Tensor,
+    norm: Tensor,
     tokens_at_once: int | None,
     progress: Callable[[int], None],
 ) -> tuple[TargetValues, Tensor]:
     """Find one δ for each fact, with earlier ones in place; also as it is in place later, (n, sites, d_value)."""
-    seen, elsewhere = read.seen.to(lm.work_dtype), read.elsewhere
+    seen = seen.to(lm.work_dtype)
     present = seen[:, : len(target.sites)].contiguous()
-    shifted = (present, *(activations.to(lm.work_dtype) for activations in elsewhere))
-    norm = torch.stack([torch.linalg.vector_norm(activations, dim=-1) for activations in shifted]).amin(dim=0)
     start = layer - 1 if target.inside else layer
     earlier = Earlier([getattr(lm, site)(layer) for site in target.sites], deltas)
     # The frozen rows get no name, so that what the micro-batches do not take over is freed.
@@ -181,6 +185,13 @@ class _Present:
         seen = _activations(lm, facts, layer, (*target.sites, *target.beside), contexts[0])
         others = contexts[1:] if target.shortest else ()
         return cls(seen, tuple(_activations(lm, facts, layer, target.sites, context) for context in others))
+
+    def norm(self, lm: LanguageModel, sites: int) -> Tensor:
+        """The shortest ‖h‖ of all contexts that count, (n, sites)."""
+        shifted = (
+            activations.to(lm.work_dtype) for activations in (self.seen[:, :sites].contiguous(), *self.elsewhere)
+        )
+        return torch.stack([torch.linalg.vector_norm(activations, dim=-1) for activations in shifted]).amin(dim=0)
 
     @classmethod
     def at_anchors(cls, lm: LanguageModel, one: Round, layer: int, target: Target, contexts: Sequence[str]) -> _Present:
