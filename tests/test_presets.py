@@ -11,6 +11,7 @@ from tests.models import tiny
 
 from factpatch import METHODS, Recipe, Ridge
 from factpatch.methods import Method, settings_of, with_settings
+from factpatch.model.architectures import ARCHITECTURES
 from factpatch.presets.preset import (
     Match,
     Preset,
@@ -346,8 +347,10 @@ def test_a_model_without_a_preset_gets_the_nearest_one_without_its_corpus() -> N
 def chosen(preset: Preset, method: str | None, depth: int = 20, **fields: Any) -> Choice:
     """What a recipe comes to for a model that the preset fits."""
     config = SimpleNamespace(**asdict(preset.match))
-    lm: Any = SimpleNamespace(name="mine", num_layers=depth, config=config, check_layers=lambda layers: layers)
-    lm.architecture = SimpleNamespace(between=None)
+    lm: Any = SimpleNamespace(
+        name="mine", num_layers=depth, config=config, architecture=ARCHITECTURES["llama"],
+        check_layers=lambda layers: layers,
+    )  # fmt: skip
     return choose(Recipe(method=method or METHODS["memit"], preset=preset, **fields), lm)
 
 

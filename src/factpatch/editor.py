@@ -33,6 +33,7 @@ from factpatch.pool import Pool
 from factpatch.recipe import Recipe, check_spread, choose, shared_expert_of
 from factpatch.statistics.prepared import Prepared
 from factpatch.statistics.reference_values import reference_values
+from factpatch.strategies.experts import UnknownExpert
 from factpatch.strategies.memory import Memory, Traces
 from factpatch.strategies.regularizer import Acts
 from factpatch.strategies.spread import Spread, Step
@@ -307,7 +308,10 @@ class Editor(EditedModel):
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
         memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts), *self._between(layer, rows)])
-        shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
+        try:
+            shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
+        except UnknownExpert as error:
+            raise ValueError(f"layer {layer}: {error}") from error
         if not shift.is_finite():
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
         return shift

@@ -367,7 +367,15 @@ def test_methods_lists_every_method_and_setting(run: Run) -> None:
 
 def test_models_lists_models_and_families(run: Run) -> None:
     result = run.ok("models")
-    for name in ("smollm2-135m", "gpt_neox", "gemma2", "no: this family"):
+    for name in (
+        "smollm2-135m",
+        "gpt_neox",
+        "gemma2",
+        "mixtral",
+        "hidden_size_per_layer_input",
+        "llava",
+        "model.text_model",
+    ):
         assert name in result.output
 
 

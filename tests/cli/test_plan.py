@@ -36,9 +36,9 @@ def test_plan_takes_rates_in_the_units_of_its_options(run: Run, model_directory:
     assert found == [2e12, 1e12, 50e9, 12.5e9]
 
 
-def test_plan_counts_a_mixture_of_experts_and_says_that_it_cannot_be_edited(run: Run) -> None:
+def test_plan_counts_a_mixture_of_experts_and_says_how(run: Run) -> None:
     shown = " ".join(run.ok("plan", "--like", "mixtral-8x7b", "--workers", 2).output.split())
-    assert "8 experts, which cannot be edited yet" in shown
+    assert "8 experts: what is planned is an edit of a dense model of that size" in shown
     assert "93.4 GB" in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.models import SENTENCES, save_corpus, save_tiny, tiny, tiny_model, ti
 from tests.test_more_families import FACTS, editor_of, logits, nll, unit_moment
 from torch import Tensor
 
-from factpatch import Editor, NullSpace, Patch, Ridge
+from factpatch import METHODS, Editor, NullSpace, Patch, Ridge
 from factpatch.edit_report import edit_and_report
 from factpatch.evaluation.routing import read_routes, rerouted
 from factpatch.model.experts import Routed
@@ -20,7 +21,9 @@ from factpatch.recipe import RecipeError
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
 from factpatch.strategies import MlpOutput
-from factpatch.strategies.experts import ORDER, RoutedKeys
+from factpatch.strategies.experts import ORDER, RoutedKeys, Systems
+from factpatch.strategies.least_squares import EarlierKeys, System
+from factpatch.strategies.memory import Memory
 
 EXPERTS, WIDTH, VALUE, FACTS_IN_BATCH = 5, 12, 7, 4
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
@@ -136,10 +139,20 @@ def test_a_fact_sent_to_an_expert_of_which_nothing_is_known_is_refused(
     moments[3] = torch.eye(WIDTH)
     counts = torch.tensor([100, 0, 100, 11, 0])
     with pytest.raises(ValueError, match=r"expert 3, .* 11 tokens, fewer than a key has dimensions \(12\)"):
-        Ridge().memory(moments, counts).solve(wide(keys, gates), residual)
-    Ridge().memory(moments, torch.tensor([100, 0, 100, 12, 0])).solve(wide(keys, gates), residual)
+        RoutedKeys(Systems(Ridge().prepare, moments, counts), 1).solve(wide(keys, gates), residual)
+    counts[3] = 12
+    RoutedKeys(Systems(Ridge().prepare, moments, counts), 1).solve(wide(keys, gates), residual)
     with pytest.raises(ValueError, match="keys have width 12, but the second moments are of 5 experts and 12 each"):
         Ridge().memory(moments).solve(keys[:, 0], residual)
+
+
+@dataclass(frozen=True)
+class Alone(Ridge):
+    """A solver with a memory of its own, as others may add."""
+
+    def memory(self, second_moment: Tensor | None) -> Memory:
+        assert second_moment is not None
+        return EarlierKeys(System(second_moment.double()))
 
 
 # --- in a model
@@ -242,6 +255,30 @@ def test_an_edit_reports_how_many_tokens_are_sent_elsewhere() -> None:
     report = edit_and_report(editor_of("mixtral"), [FACTS], text=" ".join(SENTENCES), progress=False)
     assert report.rerouted is not None
     assert report.to_dict()["rerouted"] == report.rerouted
+
+
+def test_a_fact_is_refused_with_its_layer_where_the_corpus_says_too_little_of_its_expert(tmp_path: Path) -> None:
+    editor = Editor(
+        tiny_model("olmoe"), tiny_tokenizer(), method="memit-blue", critical_layers=[1, 2], contexts=("{}",),
+        corpus=str(save_corpus(tmp_path / "corpus.txt")), corpus_tokens=130, settings={"solver.weight": 1},
+    )  # fmt: skip
+    original = editor.lm.weight(1).clone()
+    with pytest.raises(
+        ValueError, match=r"layer 1: corpus: the router sends a fact to expert \d, .*Give a longer text"
+    ):
+        editor.edit(FACTS)
+    assert torch.equal(editor.lm.weight(1), original)
+
+
+def test_a_solver_that_knows_nothing_of_experts_is_refused() -> None:
+    method = replace(METHODS["memit-blue"], solver=Alone())
+    moments = {1: torch.eye(64).expand(4, -1, -1)}
+    editor = Editor(
+        tiny_model("mixtral"), tiny_tokenizer(), method=method, critical_layers=[1], contexts=("{}",),
+        second_moments=moments,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="solver=Alone: it cannot solve for the experts of layer 1"):
+        editor.edit(FACTS)
 
 
 @pytest.mark.parametrize("method", ["rect", "prune-blue", "ultraedit", "pmet-blue", "alphaedit-sphere-blue"])

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def models() -> None:
-    """List the embedded models and the supported architectures."""
-    from factpatch.model.architectures import ARCHITECTURES
+    """List the embedded models, the supported architectures, and models of images and text."""
+    from factpatch.model.architectures import ARCHITECTURES, TEXT_MODELS
     from factpatch.model.embedded import EMBEDDED
 
     embedded = ((model.name, model.requirement, model.license, model.source) for model in EMBEDDED.values())
@@ -21,6 +21,7 @@ def models() -> None:
     )
     render.screen.print(render.table("embedded model", "from", "license", "source", rows=embedded))
     render.screen.print(render.table("architecture", "edited weight", "editable", rows=families))
+    render.screen.print(render.table("model of images and text", "its text model", rows=TEXT_MODELS.items()))
 
 
 def _editable(row: Architecture) -> str:

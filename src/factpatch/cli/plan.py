@@ -106,8 +106,8 @@ def _show(costs: Costs) -> None:
     )
     if shape.experts:
         render.paragraph(
-            f"A mixture of {shape.experts} experts, which cannot be edited yet: sizes are of all experts of a layer, "
-            f"times of the {shape.passed} that a token passes and of one solve a layer."
+            f"A mixture of {shape.experts} experts: what is planned is an edit of a dense model of that size. Sizes "
+            f"are of all experts of a layer, times of the {shape.passed} that a token passes and of one solve a layer."
         )
     if machines.gpus_per_worker > 1:
         render.paragraph(

@@ -20,8 +20,9 @@ from factpatch.presets.preset import Preset
 from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.gradients import warm
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
+from factpatch.strategies.experts import RoutedKeys
 from factpatch.strategies.memory import Memory
-from factpatch.strategies.solver import WRITTEN, LeastSquares, Solver
+from factpatch.strategies.solver import WRITTEN, Solver
 from factpatch.support.progress import bar
 from factpatch.values.reading import SubjectRows, read_keys
 
@@ -114,10 +115,17 @@ class Prepared:
             self.moments.pop(layer, None)  # only now, so that it survives an error for the next attempt
 
     def _made(self, layer: int) -> Memory:
-        moment, counts = self.moments.get(layer), self.counts.get(layer)
-        if counts is None or not isinstance(self.solver, LeastSquares):
-            return self.solver.memory(moment)
-        return self.solver.memory(moment, counts)
+        moment = self.moments.get(layer)
+        made = self.solver.memory(moment)
+        if self.solver.reads_corpus and moment is not None and moment.dim() == 3:
+            if not isinstance(made, RoutedKeys):
+                raise ValueError(
+                    f"solver={type(self.solver).__name__}: it cannot solve for the experts of layer {layer}. Choose "
+                    "another method, such as memit-blue, or edit the shared expert (shared_expert=True), if the model "
+                    "has one."
+                )
+            made.systems.counts = self.counts.get(layer)
+        return made
 
     def _warm(self, memories: Mapping[int, Memory]) -> None:
         """Let memories learn from ordinary text, as the unedited model reads it."""

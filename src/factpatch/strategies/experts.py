@@ -32,6 +32,10 @@ ORDER = 0
 """The seed of the order in which the experts are passed over: the bits of a memory depend on its traces alone."""
 
 
+class UnknownExpert(ValueError):  # noqa: N818 (it is the expert that is unknown)
+    """A fact is routed to an expert of which the text for second moments says too little."""
+
+
 class Systems:
     """The systems of a layer's experts, each made when a fact is first routed to that expert.
 
@@ -51,14 +55,14 @@ class Systems:
         """The system of an expert before anything is edited.
 
         Raises:
-            ValueError: The text that second moments were read of says too little about the expert.
+            UnknownExpert: The text that second moments were read of says too little about the expert.
         """
         if expert not in self._made:
             self._check(expert)
             try:
                 self._made[expert] = self.prepare(self.moments[expert])
             except ValueError as error:
-                raise ValueError(f"expert {expert}: {error}") from error
+                raise UnknownExpert(f"expert {expert}: {error}") from error
         return self._made[expert]
 
     def parts(self, keys: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -85,7 +89,7 @@ class Systems:
                 if not count
                 else f"{count} tokens, fewer than a key has dimensions ({self.moments.shape[1]})"
             )
-            raise ValueError(
+            raise UnknownExpert(
                 f"corpus: the router sends a fact to expert {expert}, and of the text for second moments {seen}, so "
                 "that nothing is known of what must not change there. Give a longer text, or one like what the facts "
                 "are about (corpus=, corpus_tokens=; --corpus, --corpus-tokens)."

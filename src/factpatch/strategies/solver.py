@@ -86,20 +86,15 @@ class LeastSquares(Solver):
     passes: int = PASSES
     """Of a mixture of experts: how often the experts are passed over; see `factpatch.strategies.experts`."""
 
-    def memory(self, second_moment: Tensor | None, counts: Tensor | None = None) -> Memory:
-        """As in `Solver`; of a layer of experts, the second moments of all of them, (experts, d_key, d_key).
-
-        Args:
-            second_moment: C₀.
-            counts: (experts,): how many tokens of the text each expert saw; None if nobody knows.
-        """
+    def memory(self, second_moment: Tensor | None) -> Memory:
+        """As in `Solver`; of a layer of experts, `RoutedKeys` of all their second moments, (experts, d_key, d_key)."""
         from factpatch.strategies.experts import RoutedKeys, Systems
         from factpatch.strategies.least_squares import EarlierKeys
 
         if second_moment is None:
             raise ValueError(f"second_moment=None: {type(self).__name__} needs the second moment of the layer's keys.")
         if second_moment.dim() == 3:
-            return RoutedKeys(Systems(self.prepare, second_moment, counts), self.passes)
+            return RoutedKeys(Systems(self.prepare, second_moment), self.passes)
         return EarlierKeys(self.prepare(second_moment))
 
     def heights(self, second_moment: Tensor, keys: Tensor) -> Tensor:
