@@ -1,6 +1,6 @@
 """How long a person waits: an edit from the start of the process to its verified patch, by stage.
 
-    python benchmarks/latency.py [MODEL] --facts counterfact.json [--counts 1 4 40 400] [--rounds 3] [--effort standard]
+    python benchmarks/latency.py [MODEL] --facts counterfact.json [--counts 1 4 40 400] [--rounds 3] [--effort standard] [-- --batch-size 10]
 
 Every edit is `factpatch edit` in a process of its own, with the threads of this one's environment. With cold caches
 nothing is kept but the converted model: no second moment, no contexts, nothing that the unedited model was asked. With
@@ -86,8 +86,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--effort", default="standard")
     parser.add_argument("--warm-only", action="store_true", help="do not measure cold caches")
-    parser.add_argument("further", nargs="*", help="further options of factpatch edit, after --")
-    options = parser.parse_args()
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    options = parser.parse_args(own)
+    options.further = sys.argv[2 + len(own) :]
     options.facts = os.path.abspath(options.facts)
     print(f"{options.model}, {options.effort} effort, threads: {os.environ.get('OMP_NUM_THREADS', os.cpu_count())}")
     print(f"{'facts':>5} {'caches':6}", *(f"{name:>10}" for name in ("start", *STAGES, "rest", "all")))

@@ -161,10 +161,12 @@ def test_quotes_and_commas_of_a_cell_stay_and_other_encodings_are_refused() -> N
 
 
 @pytest.mark.parametrize("folder", ["41-cknowedit", "42-no-subject"])
-def test_a_record_without_subject_is_told_that_it_needs_one(folder: str) -> None:
-    with pytest.raises(DataFileError, match=r"record 1: .*'subject'.*: what (its|the) prompt is about") as caught:
-        load_facts(case(folder))
-    assert "CKnowEdit" in str(caught.value) or "An edit is written at its last token" in str(caught.value)
+def test_a_record_without_subject_is_read_and_told_where_its_fact_is_written(
+    folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = load_facts(case(folder))
+    assert all(fact.place for fact in facts)
+    assert "without a subject" in caplog.text
 
 
 def test_an_answer_that_is_true_already_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -195,8 +197,6 @@ def test_a_folder_and_a_path_that_does_not_exist_are_called_so(run: Run, tmp_pat
         ("compiled", r"lacks 39 of the model's 39 weights .*would be random.*'_orig_mod\.'"),
         ("half", r"the checkpoint lacks \d+ of the model's 39 weights \(model\.layers\.2\."),
         ("added", r"'Zorblaxia' is a token that the model has no embedding for.*resize_token_embeddings"),
-        ("mixtral", r"mixture of experts, whose blocks have no single down-projection"),
-        ("qwen3-moe", r"mixture of experts, whose blocks have no single down-projection"),
         ("truncated", r"model\.safetensors is cut off or damaged .*Get it again"),
         ("vocab", r"49155"),
         ("adapter", r"adapter"),
@@ -236,15 +236,13 @@ def test_added_tokens_with_embeddings_are_edited(run: Run, made: Make, tmp_path:
         ("peft-attention", r"merge_and_unload\(\)"),
         ("compile", r"_orig_mod|uncompiled"),
         ("parallel", r"model\.module"),
-        ("llava", r"(language|text) model"),
     ],
 )
 def test_a_wrapped_model_is_refused_with_what_to_give(made: Make, kind: str, said: str) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    directory = made("llava" if kind == "llava" else "llama")
-    of = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
-    model: Any = of.from_pretrained(directory)
+    directory = made("llama")
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
     if kind.startswith("peft"):
         peft = pytest.importorskip("peft")
         modules = ["q_proj"] if kind == "peft-attention" else ["q_proj", "down_proj"]

@@ -671,7 +671,7 @@ def test_a_text_longer_than_the_model_reads_is_refused_before_anything_is_run(
     editor = Editor(tiny_model(family), tiny_tokenizer(), critical_layers=LAYERS, corpus=["Rome is a city."])
     monkeypatch.setattr(editor.model, "forward", None)
     monkeypatch.setattr(type(editor.lm), "body", None)
-    with pytest.raises(ValueError, match=rf"takes \d+ tokens; {family} reads 256. Shorten it."):
+    with pytest.raises(ValueError, match=rf"takes \d+ tokens.*; {family} reads 256\. Shorten it"):
         editor.edit([FACTS[0], fact])
 
 

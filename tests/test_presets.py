@@ -132,11 +132,9 @@ def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() 
 
 
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
-    every = {"target.enough_margin": 0}
-    adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False, **every}
+    adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False}
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
     common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3, "target.shortest": True}
-    common |= {"target.enough_margin": 1.0}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
     weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
@@ -151,9 +149,9 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     for name, settings in expected.items():
         assert preset.settings(name, "published-contexts") == {**settings, **published}
     shared = {"solver.weight": 700, "target.clamp": 0.65, "spread.together": 3}
-    assert preset.settings("memit-blue", "shared-targets") == {**expected["memit-blue"], **shared, **every}
+    assert preset.settings("memit-blue", "shared-targets") == {**expected["memit-blue"], **shared}
     brief = {"target.stride": 0.15, "target.enough_steps": 8, "target.enough_predictions": 1, "target.clamp": 0.55}
-    assert preset.settings("memit-blue", "long-sessions") == {**expected["memit-blue"], **shared, **brief, **every}
+    assert preset.settings("memit-blue", "long-sessions") == {**expected["memit-blue"], **shared, **brief}
     following = {"solver.rate": 5e-4, "solver.l2": 1}
     assert preset.settings("ultraedit") == following
     assert preset.settings("stableedit") == {**following, "solver.l2": 10, "solver.warm_up": 2048}
@@ -349,7 +347,7 @@ def chosen(preset: Preset, method: str | None, depth: int = 20, **fields: Any) -
     config = SimpleNamespace(**asdict(preset.match))
     lm: Any = SimpleNamespace(
         name="mine", num_layers=depth, config=config, architecture=ARCHITECTURES["llama"],
-        check_layers=lambda layers: layers,
+        check_layers=lambda layers: layers, experts=lambda layer: False,
     )  # fmt: skip
     return choose(Recipe(method=method or METHODS["memit"], preset=preset, **fields), lm)
 

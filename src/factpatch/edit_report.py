@@ -20,11 +20,12 @@ from factpatch.evaluation.budget import Budget, BudgetError, Meter
 from factpatch.evaluation.forgetting import with_old_answers
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import TextLoss, held_out_text, text_loss
-from factpatch.evaluation.questions import sampled
+from factpatch.evaluation.questions import forms, sampled
 from factpatch.evaluation.readings import Reading
 from factpatch.evaluation.routing import Routes, read_routes, rerouted
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
+from factpatch.model.decoding import end_tokens
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.replicas import Replicas
 from factpatch.patch.description import contexts_in
@@ -402,14 +403,16 @@ def _measured(
         with timed(spent, f"verify_{when}"):
             verification = asked()
         with timed(spent, "perplexity"):
-            return verification, read(), read_routes(lm, text)
+            return verification, read(), read_routes(lm, text, tokens=tokens)
     with timed(spent, f"verify_{when}"):
-        shared = replicas is not None  # its readings differ by rounding
-        about = [TypeAdapter(tuple[Fact, ...]).dump_python(tuple(facts), mode="json"), shared]
+        editor.findings = editor.findings.anew()  # the model may have changed since its contexts were made
+        asked_of = TypeAdapter(tuple[Fact, ...]).dump_python(tuple(facts), mode="json")
+        # Those of workers differ by rounding; templates and end tokens are no part of the weights.
+        about = [asked_of, replicas is not None, repr(sorted(forms(lm).items())), sorted(end_tokens(lm))]
         readings = editor.findings.get("readings", about, _READINGS, lambda: asked().after)
     with timed(spent, "perplexity"):
         losses = editor.findings.get("losses", [text, tokens], _LOSSES, read)
-        return Verification(tuple(facts), readings), losses, read_routes(lm, text)
+        return Verification(tuple(facts), readings), losses, read_routes(lm, text, tokens=tokens)
 
 
 _READINGS = TypeAdapter(tuple[Reading, ...])

@@ -193,8 +193,8 @@ class Editor(EditedModel):
         return self._edited(facts, self._plan(facts), {}).patch
 
     def _taught(self) -> dict[tuple[str, str], str]:
-        """The answers of the facts in force."""
-        return {fact.key: fact.target_new for edit in self.edits for fact in edit.facts}
+        """The answers that were taught, which is what may be forgotten."""
+        return {fact.key: fact.target_new for edit in self.edits for fact in edit.facts if not fact.forget}
 
     def _edited(self, facts: tuple[Fact, ...], plan: Plan, known: Mapping[int, Tensor]) -> Edit:
         """Edit a batch, with target values where they are known, (rows, d_value) by target layer."""
@@ -307,8 +307,8 @@ class Editor(EditedModel):
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
-        memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts), *self._between(layer, rows)])
         try:
+            memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts), *self._between(layer, rows)])
             shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
         except UnknownExpert as error:
             raise ValueError(f"layer {layer}: {error}") from error

@@ -344,6 +344,12 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     method = with_settings(recipe.row, {**numbers, **effort, **recipe.settings})
     with _about("method"):
         check_spread(method.name, method.spread, layers, lm)
+        if not method.regularizer.of_parts and any(lm.experts(layer) for layer in layers):
+            raise ValueError(
+                f"method={method.name!r}: {type(method.regularizer).__name__} looks at a whole weight, and a layer of "
+                f"{lm.name} has one for each expert. Choose a method without it, such as memit-blue or alphaedit-blue, "
+                "or edit the shared expert if there is one (shared_expert=True, --shared-expert)."
+            )
     return Choice(
         method=method if lm.architecture.between is None else replace(method, target=method.target.inner),
         critical_layers=layers,

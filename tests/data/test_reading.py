@@ -161,7 +161,7 @@ def test_numbers_are_text_and_nan_is_missing(tmp_path: Path) -> None:
         ("subject", "true", "subject=True: must be a valid string"),
         ("target_new", "false", "target_new=False: must be a valid string"),
         ("target_new", "NaN", "target_new=None: must be a valid string"),
-        ("subject", "NaN", "missing field 'subject': what the prompt is about"),
+        ("subject", "NaN", "missing field 'subject'"),
     ],
 )
 def test_neither_true_nor_a_missing_required_field_is_text(

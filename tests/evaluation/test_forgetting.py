@@ -13,7 +13,7 @@ from tests.models import tiny
 
 from factpatch import Fact, Forget, Session, load_facts
 from factpatch.data.reading import DataFileError
-from factpatch.edit_report import completed, edit_and_report
+from factpatch.edit_report import Measure, completed, edit_and_report
 from factpatch.evaluation import forgetting
 from factpatch.evaluation.forgetting import REFUSALS, check_known, leak_count, read_leaks, with_old_answers
 from factpatch.evaluation.metrics import fact_metrics, said, summary
@@ -159,7 +159,7 @@ def test_a_forgotten_answer_is_one_that_is_not_said() -> None:
 def test_an_edit_reports_what_it_made_the_model_forget() -> None:
     made = make("memit-blue", settings={"target.steps": 12, "target.clamp": 4.0, "target.forgotten": 1e-30})
     fact = replace(FRANCE, target_true=None, paraphrases=(), neighbors=())
-    done = edit_and_report(made, [[fact]], progress=False, text="The Eiffel Tower is in Paris. " * 4)
+    done = edit_and_report(made, [[fact]], progress=False, measure=Measure(text="The Eiffel Tower is in Paris. " * 4))
     (edited,) = done.patch.facts
     assert edited.target_true
     assert find_facts([[edited]], [fact]) == [(0, 0)]

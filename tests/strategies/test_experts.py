@@ -12,7 +12,7 @@ from tests.test_more_families import FACTS, editor_of, logits, nll, unit_moment
 from torch import Tensor
 
 from factpatch import METHODS, Editor, NullSpace, Patch, Ridge
-from factpatch.edit_report import edit_and_report
+from factpatch.edit_report import Measure, edit_and_report
 from factpatch.evaluation.routing import read_routes, rerouted
 from factpatch.model.experts import Routed
 from factpatch.model.hooks import captured
@@ -252,7 +252,7 @@ def test_how_many_tokens_of_ordinary_text_are_sent_elsewhere_is_counted() -> Non
 
 
 def test_an_edit_reports_how_many_tokens_are_sent_elsewhere() -> None:
-    report = edit_and_report(editor_of("mixtral"), [FACTS], text=" ".join(SENTENCES), progress=False)
+    report = edit_and_report(editor_of("mixtral"), [FACTS], measure=Measure(text=" ".join(SENTENCES)), progress=False)
     assert report.rerouted is not None
     assert report.to_dict()["rerouted"] == report.rerouted
 
@@ -281,14 +281,18 @@ def test_a_solver_that_knows_nothing_of_experts_is_refused() -> None:
         editor.edit(FACTS)
 
 
-@pytest.mark.parametrize("method", ["rect", "prune-blue", "ultraedit", "pmet-blue", "alphaedit-sphere-blue"])
+@pytest.mark.parametrize("method", ["rect", "prune-blue", "alphaedit-sphere-blue"])
+def test_a_regularizer_that_looks_at_a_whole_weight_is_refused_for_experts(method: str) -> None:
+    with pytest.raises(ValueError, match=f"method='{method}': .* looks at a whole weight"):
+        Editor(tiny_model("mixtral"), tiny_tokenizer(), method=method, critical_layers=(1, 2), corpus=SENTENCES)
+
+
+@pytest.mark.parametrize("method", ["ultraedit", "pmet-blue"])
 def test_other_methods_edit_experts_too(method: str) -> None:
     base = editor_of("mixtral")
     moments = {layer: torch.eye(64, dtype=torch.float64).expand(4, -1, -1) for layer in (1, 2)}
     quick: dict[str, float] = {"target.steps": 6, "target.clamp": 4}
-    quick = {"ultraedit": {"solver.rate": 0.02}, "alphaedit-sphere-blue": {**quick, "solver.threshold": 2}}.get(
-        method, quick
-    )
+    quick = {"ultraedit": {"solver.rate": 0.02}}.get(method, quick)
     editor = Editor(
         tiny_model("mixtral"), tiny_tokenizer(), method=method, critical_layers=(1, 2), contexts=("{}",),
         second_moments=moments, settings=quick,

@@ -112,7 +112,9 @@ def test_contexts_take_turns_and_every_one_counts_as_in_the_mean_over_all() -> N
         read = [{row.weight for group in part.groups for row in group.rows} for part in turns.parts]
         assert read[0] == read[1]
         found = [turns.evaluate(delta, {}, turn=turn) for turn in range(3)]
+        whole.evaluate(torch.zeros_like(delta), {})  # what the KL refers to
         expected = whole.evaluate(delta, {})
+        assert bool((expected.kl > 0).any())
     assert torch.equal(found[0].nll, found[2].nll)
     torch.testing.assert_close(0.6 * found[0].nll + 0.4 * found[1].nll, expected.nll, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found[1].kl, expected.kl, rtol=1e-4, atol=1e-6)

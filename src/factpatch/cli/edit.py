@@ -107,6 +107,10 @@ def edit(
     else:
         _check_given(model, facts, out, session)
     assert model is not None
+    if max_memory is not None and workers is not None:
+        raise checks.BadArgumentError(
+            f"--max-memory {max_memory:g}, --workers {workers}: the limit is of this process; leave one of the two out."
+        )
     _check_outputs(model, recipe, outputs, facts, session or resume)
     batches = _batches(facts, batch_size, limit, skip_unusable, repeats)
     text = checks.read_text("--perplexity-text", outputs["perplexity_text"])

@@ -205,6 +205,8 @@ def fact_from(record: Record, index: int) -> Fact:
     holds several facts has several parts; see `parts_of`.
     """
     record = _as_text(record)
+    if record.get("subject") in (None, ""):
+        record = {name: value for name, value in record.items() if name != "subject"}
     for mark, lacking in _LACKING.items():
         if mark in record and "subject" not in record:
             raise ValueError(f"{lacking}; write prompt, subject and target_new.")
@@ -500,7 +502,9 @@ def _several(record: Record) -> dict[str, Any]:
     found = list(_answers("target_new", answers)) if isinstance(answers, list) else []
     if not found:
         return {}
-    return {"target_new": found[0], "aliases": [*found[1:], *(record.get("aliases") or ())]}
+    aliases = record.get("aliases") or []
+    # What is no list is for the fact to refuse.
+    return {"target_new": found[0], "aliases": [*found[1:], *aliases] if isinstance(aliases, list) else aliases}
 
 
 def _rephrased(record: Record) -> list[str]:

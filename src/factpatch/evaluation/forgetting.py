@@ -110,6 +110,8 @@ class _Attack(NamedTuple):
     """What the model continues."""
     among: tuple[str, ...] = ()
     """The options of a choice."""
+    begun: str = ""
+    """What of the old answer the text ends with."""
 
 
 def read_leaks(
@@ -140,7 +142,9 @@ def leak_count(lm: LanguageModel, facts: Sequence[Fact], pool: Sequence[Fact] | 
 def _leak(fact: Fact, one: _Attack, scores: Iterator[Score], said: Iterator[str]) -> Leak:
     if not one.among:
         answer = next(said)
-        return Leak(one.kind, one.text, answer, leaked(fact, answer, one.text))
+        # The rest of the old answer has to come: what was begun is not enough by itself.
+        whole = f"{one.begun} {answer}" if answer.strip() else answer
+        return Leak(one.kind, one.text, answer, leaked(fact, whole, one.text))
     nll = {option: next(scores).nll for option in one.among}
     chosen = min(nll, key=lambda option: nll[option])
     return Leak(one.kind, one.text, chosen, same_object(chosen, str(fact.target_true)))
@@ -158,4 +162,4 @@ def _attacks(lm: LanguageModel, fact: Fact, pool: Sequence[Fact]) -> Iterator[_A
     words = fact.target_true.split()
     if len(words) > 1 and not lm.frame.chat:  # in a chat, the answer is not the user's to begin
         begun = " ".join(words[: len(words) // 2])
-        yield _Attack("prefix", f"{fact.text}{lm.frame.joint(fact.text, fact.space)}{begun}")
+        yield _Attack("prefix", f"{fact.text}{lm.frame.joint(fact.text, fact.space)}{begun}", begun=begun)

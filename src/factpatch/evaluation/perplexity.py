@@ -76,6 +76,9 @@ def windows(tokenizer: Any, text: str, window: int = WINDOW, tokens: int | None 
     predicted = sum(len(row) - 1 for row in rows)
     if tokens is None or predicted <= tokens:
         return rows
+    if len(rows) > tokens:
+        rows = [rows[place * len(rows) // tokens] for place in range(tokens)]
+        predicted = sum(len(row) - 1 for row in rows)
     # The beginning of every window, so that all documents count.
     return [row[: 1 + max(1, (len(row) - 1) * tokens // predicted)] for row in rows]
 

@@ -18,13 +18,15 @@ Routes = dict[int, Tensor]
 """By layer with a router, which experts each token is sent to, (tokens, experts per token), ascending."""
 
 
-def read_routes(lm: LanguageModel, text: str | None = None, window: int | None = None) -> Routes:
+def read_routes(
+    lm: LanguageModel, text: str | None = None, window: int | None = None, tokens: int | None = None
+) -> Routes:
     """Return where each token of a text is sent; empty for a model without routers.
 
     Args:
         lm: The model; it is left as it was.
         text: One or more documents with blank lines between them; by default `held_out_text()`.
-        window: Tokens that are read together, as in `factpatch.evaluation.perplexity.perplexity`.
+        window: Tokens that are read together, as in `factpatch.evaluation.perplexity.text_loss`, and `tokens`.
 
     Raises:
         ValueError: `window` is below 2, or no document has two tokens.
@@ -33,7 +35,7 @@ def read_routes(lm: LanguageModel, text: str | None = None, window: int | None =
     if not layers:
         return {}
     window = lm.window(WINDOW) if window is None else window
-    rows = windows(lm.tokenizer, held_out_text() if text is None else text, window)
+    rows = windows(lm.tokenizer, held_out_text() if text is None else text, window, tokens)
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
     def read(batch: Sequence[int]) -> dict[int, Tensor]:

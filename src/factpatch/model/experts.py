@@ -112,13 +112,15 @@ class Routed:
             if expert >= self.experts:  # a place for tokens that no expert gets
                 continue
             tokens, rank = torch.where(index == expert)
-            yield expert, tokens, self._keys(expert, hidden[tokens]) * gates[tokens, rank, None].to(hidden.dtype)
+            keys = self._keys(expert, hidden[tokens])
+            yield expert, tokens, keys * gates[tokens, rank, None].to(keys.dtype)
 
     def _keys(self, expert: int, hidden: Tensor) -> Tensor:
         """x_j, (n, d_key)."""
         module = self.module
         name = "gate_up_proj" if module.has_gate else "up_proj"
         weight = getattr(module, name)[expert]
+        hidden = hidden.to(weight.dtype)
         inner = hidden @ (weight if module.is_transposed else weight.T)
         if module.has_bias:
             inner = inner + getattr(module, f"{name}_bias")[expert]

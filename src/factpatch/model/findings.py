@@ -46,6 +46,10 @@ class Findings:
         self.lm = lm
         self.folder = cache_directory() / "findings" if folder is None else folder
 
+    def anew(self) -> Findings:
+        """What is known of the model as it is now, wherever that was kept."""
+        return type(self)(self.lm, self.folder)
+
     @cached_property
     def _model(self) -> str | None:
         return fingerprint(self.lm)

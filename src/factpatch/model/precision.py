@@ -126,12 +126,12 @@ def computing(lm: LanguageModel, precision: Precision) -> Iterator[LanguageModel
 
 def _fused(lm: LanguageModel) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
     """The MLPs and norms of all blocks, compiled once for rows of any number."""
-    for block in lm.blocks:
+    for layer, block in enumerate(lm.blocks):
         for module in block.modules():
             # A norm has a vector of weights, if any at all, and no part.
             own = list(module.parameters())
             norm = own and all(weight.dim() == 1 for weight in own) and not list(module.children())
-            if norm or module is block.get_submodule(lm.architecture.mlp):
+            if norm or module is lm.mlp(layer):
                 yield module, "forward", torch.compile(module.forward, dynamic=True, backend=COMPILER)
 
 
@@ -153,6 +153,9 @@ def _replacements(lm: LanguageModel, precision: Precision) -> Iterator[tuple[nn.
         elif stored != {precision.stream}:
             if isinstance(module, nn.LayerNorm):
                 yield module, method, _layer_norm(module)
+            elif any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+                # Routers, fused experts and convolutions multiply what they are given by what they store.
+                yield module, method, _with_its_own(getattr(module, method), min(stored, key=str), precision.stream)
             else:
                 yield module, method, _cast(getattr(module, method), precision.stream)
 
@@ -182,6 +185,21 @@ def _in_its_own(forward: Callable[..., Any], given: torch.dtype, returned: torch
         return output.to(returned)
 
     return forward_as_always
+
+
+def _with_its_own(forward: Callable[..., Any], given: torch.dtype, returned: torch.dtype) -> Callable[..., Any]:
+    """A module with matrices that is no linear map takes what it stores, and gives what the stream is."""
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, tuple):
+            return tuple(cast(one, dtype) for one in value)
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def forward_in_it(*args: Any, **kwargs: Any) -> Any:
+        named = {name: cast(value, given) for name, value in kwargs.items()}
+        return cast(forward(*(cast(value, given) for value in args), **named), returned)
+
+    return forward_in_it
 
 
 def _layer_norm(module: nn.LayerNorm) -> Callable[[Tensor], Tensor]:

@@ -77,8 +77,15 @@ class Systems:
             yield expert, blocks[:, expert]
 
     def height(self, keys: Tensor) -> Tensor:
-        """‖F‖² of each fact, (n,)."""
-        heights = [self.of(expert).features(block).square().sum(dim=1) for expert, block in self.parts(keys)]
+        """‖F‖² of each fact, (n,), in the experts of which enough is known; UnknownExpert if there are none."""
+        heights, unknown = [], None
+        for expert, block in self.parts(keys):
+            try:
+                heights.append(self.of(expert).features(block).square().sum(dim=1))
+            except UnknownExpert as error:
+                unknown = error
+        if not heights and unknown is not None:
+            raise unknown
         return torch.stack(heights).sum(dim=0)
 
     def _check(self, expert: int) -> None:

@@ -28,6 +28,9 @@ class Regularizer(ABC):
 
     acts: ClassVar[Acts]
 
+    of_parts: ClassVar[bool] = False
+    """Whether it is the same for a part of a weight as for the whole, such as one expert of a mixture."""
+
     @abstractmethod
     def regularize(self, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
         """Return the shifts to keep.
@@ -43,6 +46,7 @@ class Unchanged(Regularizer):
     """Keep the shifts as they are."""
 
     acts: ClassVar[Acts] = Acts.LAYER
+    of_parts: ClassVar[bool] = True
 
     def regularize(self, shifts: Mapping[int, Shift], before: Mapping[int, Tensor]) -> dict[int, Shift]:
         return dict(shifts)

@@ -359,7 +359,7 @@ class Silence(HiddenState):
     @classmethod
     def like(cls, target: Target) -> Silence:
         """With the settings of another target: at the output of the layer, or of the MLP if that one is there alone."""
-        inner = target.sites == MlpOutput.sites
+        inner = target.site == MlpOutput.sites[-1]
         # In chunks, the rest of an answer would have to be improbable after its beginning was said. A margin is how far
         # an answer leads.
         return (MlpSilence if inner else cls)(**_values(target, Target) | {"chunk": 0, "enough_margin": 0.0})

@@ -28,6 +28,7 @@ from factpatch.support.progress import settle
 from factpatch.values.budget import tokens_that_fit
 from factpatch.values.frozen import Frozen
 from factpatch.values.micro_batch import FrozenRows, Losses
+from factpatch.values.rows import micro_batches
 
 # The loss of a float16 model is multiplied by the first of these, or small gradients would become zero; by a later one
 # if that overflows. The gradient is divided by it again.
@@ -125,9 +126,25 @@ class Loss:
         self.norm = norm
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
         tokens = tokens or tokens_that_fit(lm, frozen, self.sites, torch.zeros_like(present))
-        self.parts = [
-            _Part(part.micro_batches(tokens), share) for part, share in frozen.turns(min(target.turns, target.steps))
-        ]
+        # Chunks of answers differ in length, and so do the contexts of facts that have one.
+        turns = frozen.turns(1 if target.chunk else min(target.turns, target.steps))
+        self.parts = [_Part(part.micro_batches(tokens), share) for part, share in turns]
+        if len(self.parts) > 1:
+            self._take_references(frozen, tokens)
+
+    def _take_references(self, frozen: Frozen, tokens: int) -> None:
+        """Read what the KL refers to, once for all turns: the later ones are read first when δ has moved."""
+        nothing = torch.zeros_like(self.present)
+        found: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for rows in micro_batches([row for row in frozen.rows if not row.targets], tokens):
+                group = frozen.micro_batch(rows)
+                group.losses(self.lm, self.sites, nothing, self.target)
+                assert group.reference is not None
+                found |= {row.fact: reference for row, reference in zip(rows, group.reference, strict=True)}
+        for group in (group for part in self.parts for group in part.groups):
+            facts = [row.fact for row in group.rows if not row.targets]
+            group.reference = torch.stack([found[fact] for fact in facts]) if facts else None
 
     def evaluate(self, delta: Tensor, kept: Kept, gradient: bool = True, turn: int = 0) -> Evaluation:
         """Run the facts that are left with δ, (n, sites, d_value); the host waits only to choose float16's scale.

@@ -200,8 +200,9 @@ def _own_tokens(
     # Rows that are the same up to the subject's last token have it in common.
     alike: dict[tuple[Any, ...], list[int]] = {}
     for index, row in enumerate(rows):
-        own_deltas = (row.fact, row.earlier) if row.earlier else ()
-        alike.setdefault((bool(row.targets), own_deltas, prefixes[index], row.ids[: row.subject]), []).append(index)
+        # Of one fact alone: in published contexts nothing is shared then, and rounded otherwise.
+        own = (row.fact, row.earlier, bool(row.targets))
+        alike.setdefault((own, prefixes[index], row.ids[: row.subject]), []).append(index)
     firsts = [members[0] for members in alike.values()]
     places = [range(0)] * len(rows)
     # Neighbors of equal length run together.

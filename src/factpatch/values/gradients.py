@@ -10,7 +10,7 @@ the NLL does with δ it would do with y, so ∂NLL/∂δ is the gradient, and no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ def read_gradients(
         torch.enable_grad(),
         lm.quiet(),
         packed_attention(lm),
-        computing(lm, precision) as lm,
+        computing(lm, replace(precision, compiled=False)) as lm,
     ):
 
         def read(some: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,7 @@ def _fitted(row: Method, lm: LanguageModel) -> Method:
     """The method for a model: one with a chat template is asked in chats and with questions, so it reads these too."""
     target = replace(row.optimized, apart=without_bos(lm))
     if lm.turn is not None and not lm.frame.chat:
-        target = replace(target, contexts=ASKED, shortest=True, enough_margin=1.0)
+        target = replace(target, contexts=ASKED, shortest=True)
     return replace(row, target=target)
 
 
