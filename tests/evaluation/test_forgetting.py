@@ -184,3 +184,10 @@ def test_what_older_versions_cannot_read_has_a_newer_format(tmp_path: Path) -> N
         fresh = make("memit-blue", dtype=torch.float32)
         again.attach(fresh)
         assert fresh.patch.facts == made.patch.facts
+
+
+def test_an_answer_that_was_begun_leaks_when_its_rest_follows() -> None:
+    fact = Forget("The head of {} is", "Apple", "Tim Cook")
+    attack = forgetting._Attack("prefix", "The head of Apple is Tim", begun="Tim")
+    for answer, comes_out in (("Cook, since 2011.", True), ("Burton.", False), ("", False)):
+        assert forgetting._leak(fact, attack, iter(()), iter([answer])).leaked is comes_out

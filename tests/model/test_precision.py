@@ -23,6 +23,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import PRECISIONS, computing, precision_for
 from factpatch.strategies import HiddenState, Target
 from factpatch.values.optimize import TargetValues, optimize_values
+from factpatch.values.reading import SubjectRows, read_keys
 
 STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ONCE = HiddenState(steps=1)
@@ -266,10 +267,7 @@ def test_a_pytorch_that_does_not_know_its_cpu_is_not_asked(monkeypatch: Any) -> 
     assert not precision_module._has_no_short_products()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_compiled_parts_give_the_same_values_and_are_gone_afterwards(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_parts_give_the_same_values_and_are_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     # What is compiled runs step by step here: code for this machine takes a minute to make.
     monkeypatch.setattr(precision_module, "COMPILER", "aot_eager")
     compiled: list[nn.Module] = []
@@ -280,11 +278,22 @@ def test_compiled_parts_give_the_same_values_and_are_gone_afterwards(
         return compile_(forward, **options)
 
     monkeypatch.setattr(torch, "compile", counting)
-    lm = tiny(family)
+    lm = tiny("llama")
     expected = found(lm)
     precision = replace(precision_for(lm), compiled=True)
     values = optimize_values(lm, FACTS, 1, TARGET, CONTEXTS, precision=precision)
     assert {lm.mlp(layer) for layer in range(lm.num_layers)} < {*compiled}
     assert len(compiled) == 3 * lm.num_layers  # the MLP and two norms of each block
     torch.testing.assert_close(values.values, expected.values, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in vars(module) for module in lm.model.modules())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_routers_and_experts_that_are_stored_in_16_bits_compute_in_them(family: str) -> None:
+    lm = tiny(family, dtype=torch.bfloat16)
+    values = optimize_values(lm, FACTS[:2], 1, HiddenState(steps=3, learning_rate=0.3), CONTEXTS)
+    assert values.values.dtype == torch.float32
+    assert bool(torch.isfinite(values.values).all())
+    keys = read_keys(lm, SubjectRows.of(lm, FACTS[:2], CONTEXTS), 1)
+    assert bool(keys.any())
     assert not any("forward" in vars(module) for module in lm.model.modules())
