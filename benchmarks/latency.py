@@ -1,6 +1,8 @@
 """How long a person waits: an edit from the start of the process to its verified patch, by stage.
 
-    python benchmarks/latency.py [MODEL] --facts counterfact.json [--counts 1 4 40 400] [--rounds 3] [--effort standard] [-- --batch-size 10]
+    python benchmarks/latency.py [MODEL] --facts counterfact.json [--counts 1 4 40 400] [--rounds 3] [--effort quick] [-- FURTHER]
+
+What stands after -- are further options of factpatch edit, such as --batch-size 10.
 
 Every edit is `factpatch edit` in a process of its own, with the threads of this one's environment. With cold caches
 nothing is kept but the converted model: no second moment, no contexts, nothing that the unedited model was asked. With
