@@ -1,6 +1,6 @@
 """How long a person waits: an edit from the start of the process to its verified patch, by stage.
 
-    python benchmarks/latency.py [MODEL] --facts counterfact.json [--counts 1 4 40 400] [--rounds 3] [--effort quick] [-- FURTHER]
+    python benchmarks/latency.py [MODEL] --facts FILE [--counts 1 4 40] [--rounds 3] [--effort quick] [-- FURTHER]
 
 What stands after -- are further options of factpatch edit, such as --batch-size 10.
 
