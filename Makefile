@@ -13,12 +13,13 @@ ADDRESS ?=
 # llama.cpp, prebuilt for this platform, for the tests that serve a model with it.
 ENGINES = @fugood/llama.node@1.7.15 @fugood/node-llama-$(shell node -p 'process.platform + "-" + process.arch')@1.7.15
 
-.PHONY: help install demo test engines hostile lint check format docs reports dist clean
+.PHONY: help install demo test test-long engines hostile lint check format docs reports dist clean
 
 help:
 	@echo "make install  make .venv, with all that the other targets need"
 	@echo "make demo     install, then edit the embedded model and undo the edit"
-	@echo "make test     install, then run all tests"
+	@echo "make test     install, then run the tests"
+	@echo "make test-long  run all tests, those too that take half a minute each"
 	@echo "make engines  install llama.cpp with npm, for the tests that are skipped without it"
 	@echo "make hostile  try altered files, kills, full disks and broken models (half an hour)"
 	@echo "make lint     lint, format and types"
@@ -47,6 +48,9 @@ demo: $(VENV)/.installed
 # As many tests at a time as there are cores, each on one thread; tests of one file run in one process, to share fixtures.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 10
+
+test-long: export FACTPATCH_LONG = 1
+test-long: test
 
 engines:
 	npm install --prefix build/engines --omit=optional --no-audit --no-fund $(ENGINES)

@@ -18,6 +18,7 @@ from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_director
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_lora_adapter_of_an_edit_is_served_on_the_unedited_model(tmp_path: Path) -> None:
     pytest.importorskip("peft")

@@ -419,6 +419,7 @@ def possible() -> dict[tuple[Any, ...], list[str]]:
     return found
 
 
+@pytest.mark.long
 def test_whatever_follows_an_interruption_anywhere_is_a_history_that_can_be(
     directory: Path, possible: dict[tuple[Any, ...], list[str]], tmp_path: Path
 ) -> None:

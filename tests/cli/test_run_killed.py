@@ -121,6 +121,7 @@ def outcome(directory: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_ten_moments_ends_as_one_that_is_not(
     nursery: Nursery, config_file: Path, tmp_path: Path

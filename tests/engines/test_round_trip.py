@@ -77,6 +77,7 @@ def test_the_adapter_says_the_facts_on_the_quantized_model_and_leaves_it_as_it_w
     assert edited.unchanged_neighbors() == (1, 1)
 
 
+@pytest.mark.long
 def test_the_merged_model_says_the_facts_too(trip: Trip) -> None:
     assert trip.merged.stat().st_size < 1.06 * trip.base.stat().st_size
     with serving(trip.merged) as url:

@@ -227,6 +227,7 @@ def test_the_browser_asks_no_other_machine(served: Served, visit: Visit, chromiu
     assert not [problem for problem in problems if "Content Security Policy" in problem]
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_in_an_edit_resumes_it_to_the_same_bits(
     web_model: Path, web_recipe: Recipe, make_room: Callable[..., Room], serve: Callable[..., Served], visit: Visit,
     tmp_path: Path,

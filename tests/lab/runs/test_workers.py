@@ -125,6 +125,7 @@ def test_lines_have_the_same_files_with_two_processes_and_one_that_dies(
     assert not list((directory.path / "targets").glob("*.lock"))
 
 
+@pytest.mark.long
 def test_a_driver_that_is_killed_leaves_no_worker_and_the_run_ends_as_another(
     config: RunConfig, expected: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -190,6 +191,7 @@ def test_relative_paths_start_where_the_command_does(
     assert Path.cwd() == folder
 
 
+@pytest.mark.long
 def test_a_run_that_begins_with_workers_keeps_to_their_threads_and_others_to_their_own(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
