@@ -30,7 +30,6 @@ from factpatch.model.loading import load_language_model
 from factpatch.model.precision import PRECISIONS, precision_for
 from factpatch.model.tokens import tokenize
 from factpatch.statistics.corpus import corpus_from
-from factpatch.strategies.target import PUBLISHED
 from factpatch.values.optimize import optimize_values
 
 ROWS = ("values", "batch", "evaluation", "statistics", "solve", "stream", "precisions")
@@ -127,13 +126,14 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.facts = load_facts(options.facts, options.limit)
-        self.repeat, self.precision = options.repeat, options.precision
+        self.repeat, self.precision, self.effort = options.repeat, options.precision, options.effort
         self.lm = load_language_model(options.model, dtype=options.dtype, device=options.device)
         self.model, self.tokenizer = self.lm.model.eval().requires_grad_(False), self.lm.tokenizer
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        published = {"target.contexts": PUBLISHED, "target.step": 0, "target.steps": options.steps}
-        self.editor = Editor(self.lm, method="memit-blue", settings=published, progress=False)
+        self.editor = Editor(
+            self.lm, method="memit-blue", effort="published", settings={"target.steps": options.steps}, progress=False
+        )
         method = self.editor.method
         assert isinstance(method.solver, Ridge)
         self.settings = plain.Settings(
@@ -177,7 +177,7 @@ class Bench:
             return found
 
         def ours() -> Any:
-            targets = self._edit(self.precision).edits[0].targets
+            targets = self._edit(self.precision, self.effort).edits[0].targets
             restored()
             return {layer: (at.values.cpu(), at.evaluations.tolist()) for layer, at in targets.items()}
 
@@ -188,11 +188,13 @@ class Bench:
         # Nearly all of its operations are those of the values row, and the plain side would run for as long again.
         return in_turns("batch", Side(ours), Side(plainly), self.repeat, compare, count=False)
 
-    def _edit(self, precision: str | None) -> Editor:
+    def _edit(self, precision: str | None, effort: str = "published") -> Editor:
         """Edit the facts, and leave them in the model."""
+        published = {"method": self.editor.method, "contexts": self.settings.contexts}
+        chosen = published if effort == "published" else {"method": "memit-blue", "effort": effort}
         editor = Editor(
-            self.lm, method=self.editor.method, contexts=self.settings.contexts, second_moments=self.moments,
-            critical_layers=self.settings.critical_layers, precision=precision, progress=False,
+            self.lm, **chosen, second_moments=self.moments, critical_layers=self.settings.critical_layers,
+            precision=precision, progress=False,
         )  # fmt: skip
         editor.edit(self.facts)
         return editor
@@ -278,6 +280,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--effort", default="published", help="of our side of the batch; the other is always published")
     parser.add_argument("--dtype", default=None)
     parser.add_argument("--device", default=None)
     parser.add_argument("--precision", choices=PRECISIONS, help="of our side; the model's by default")
