@@ -399,20 +399,19 @@ def _measured(
         with bar("measuring perplexity", 1, progress):
             return text_loss(lm, text, tokens=tokens)
 
-    if earlier is not None:
-        with timed(spent, f"verify_{when}"):
-            verification = asked()
-        with timed(spent, "perplexity"):
-            return verification, read(), read_routes(lm, text, tokens=tokens)
+    findings = editor.findings.anew()  # the model may have changed since its contexts were made
     with timed(spent, f"verify_{when}"):
-        editor.findings = editor.findings.anew()  # the model may have changed since its contexts were made
-        asked_of = TypeAdapter(tuple[Fact, ...]).dump_python(tuple(facts), mode="json")
-        # Those of workers differ by rounding; templates and end tokens are no part of the weights.
-        about = [asked_of, replicas is not None, repr(sorted(forms(lm).items())), sorted(end_tokens(lm))]
-        readings = editor.findings.get("readings", about, _READINGS, lambda: asked().after)
+        if earlier is None:
+            asked_of = TypeAdapter(tuple[Fact, ...]).dump_python(tuple(facts), mode="json")
+            # Those of workers differ by rounding; templates and end tokens are no part of the weights.
+            about = [asked_of, replicas is not None, repr(sorted(forms(lm).items())), sorted(end_tokens(lm))]
+            readings = findings.get("readings", about, _READINGS, lambda: asked().after)
+            verification = Verification(tuple(facts), readings)
+        else:
+            verification = asked()
     with timed(spent, "perplexity"):
-        losses = editor.findings.get("losses", [text, tokens], _LOSSES, read)
-        return Verification(tuple(facts), readings), losses, read_routes(lm, text, tokens=tokens)
+        losses = findings.get("losses", [text, tokens], _LOSSES, read) if earlier is None else read()
+        return verification, losses, read_routes(lm, text, tokens=tokens)
 
 
 _READINGS = TypeAdapter(tuple[Reading, ...])

@@ -155,7 +155,7 @@ def _replacements(lm: LanguageModel, precision: Precision) -> Iterator[tuple[nn.
                 yield module, method, _layer_norm(module)
             elif any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
                 # Routers, fused experts and convolutions multiply what they are given by what they store.
-                yield module, method, _with_its_own(getattr(module, method), min(stored, key=str), precision.stream)
+                yield module, method, _in_its_own(getattr(module, method), min(stored, key=str), precision.stream)
             else:
                 yield module, method, _cast(getattr(module, method), precision.stream)
 
@@ -176,19 +176,8 @@ def _product(module: nn.Linear | Conv1D, precision: Precision) -> Callable[[Tens
     return forward
 
 
-def _in_its_own(forward: Callable[..., Any], given: torch.dtype, returned: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """A quantized layer, whose kernels take and give one dtype only."""
-
-    def forward_as_always(hidden: Tensor) -> Tensor:
-        output = forward(hidden.to(given))
-        assert isinstance(output, Tensor)
-        return output.to(returned)
-
-    return forward_as_always
-
-
-def _with_its_own(forward: Callable[..., Any], given: torch.dtype, returned: torch.dtype) -> Callable[..., Any]:
-    """A module with matrices that is no linear map takes what it stores, and gives what the stream is."""
+def _in_its_own(forward: Callable[..., Any], given: torch.dtype, returned: torch.dtype) -> Callable[..., Any]:
+    """A module that takes and gives one dtype only: a quantized layer's kernels, or matrices in no linear map."""
 
     def cast(value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, tuple):
