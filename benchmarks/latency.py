@@ -42,25 +42,9 @@ def edit(cache: Path, options: argparse.Namespace, count: int, folder: Path) -> 
     """One edit in a process of its own: seconds by column."""
     report = folder / "report.json"
     command = [
-        sys.executable,
-        "-m",
-        "factpatch",
-        "edit",
-        options.model,
-        "--facts",
-        options.facts,
-        "--limit",
-        str(count),
-    ]
-    command += [
-        "--out",
-        str(folder / "p.safetensors"),
-        "--report",
-        str(report),
-        "--effort",
-        options.effort,
-        *options.further,
-    ]
+        sys.executable, "-m", "factpatch", "edit", options.model, "--facts", options.facts, "--limit", str(count),
+        "--effort", options.effort, "--out", str(folder / "p.safetensors"), "--report", str(report), *options.further,
+    ]  # fmt: skip
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "FACTPATCH_CACHE": str(cache)})
     whole = time.perf_counter() - start
@@ -100,13 +84,13 @@ def main() -> None:
             rounds: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
             for _ in range(options.rounds):
                 cache = folder / "cache"
-                if not options.warm_only or not cache.exists():
+                if not options.warm_only:
                     rounds["cold"].append(edit(fresh_cache(cache), options, count, folder))
                 elif not rounds["warm"]:
-                    edit(cache, options, count, folder)
+                    edit(fresh_cache(cache), options, count, folder)
                 rounds["warm"].append(edit(cache, options, count, folder))
             for kind, found in rounds.items():
-                if found and not (kind == "cold" and options.warm_only):
+                if found:
                     columns = (f"{median(one[name] for one in found):10.2f}" for name in found[0])
                     print(f"{count:5} {kind:6}", *columns, flush=True)
     print(f"largest process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6:.2f} GB")

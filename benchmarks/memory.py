@@ -217,14 +217,12 @@ def plan(options: argparse.Namespace, facts: Sequence[Fact], tokenizer: Any, con
             with watch.during("activations of a micro-batch"):
                 descent.step()
                 descent.step()
-        pool = descent.loss.parts[0].groups[0].pool
-        kept = (
-            size([*pool.keys.values(), *pool.values.values()]),
-            size([one.hidden for one in descent.loss.parts[0].groups]),
-        )
-        tokens = max(group.packing.tokens for group in descent.loss.parts[0].groups)
+        groups = descent.loss.parts[0].groups
+        pool = groups[0].pool
+        kept = size([*pool.keys.values(), *pool.values.values()]), size([one.hidden for one in groups])
+        tokens = max(group.packing.tokens for group in groups)
         with watch.during("keys of the facts"):
-            del descent, pool
+            del descent, groups, pool
             read_keys(lm, SubjectRows.of(lm, facts, contexts), layer)
         del copies
     return Planned(lm.d_key, lm.d_value, tokens, len(rows), kept, watch.peak)
