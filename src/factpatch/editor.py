@@ -17,7 +17,7 @@ from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
 from factpatch.evaluation.forgetting import check_known, with_old_answers
 from factpatch.facts import Fact, check_batch, find_facts
-from factpatch.methods import Method, settings_of, with_settings
+from factpatch.methods import EFFORTS, Method, settings_of, with_settings
 from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
@@ -117,7 +117,8 @@ class Editor(EditedModel):
         self._given = frozenset(second_moments or ())
         self._contexts = None if contexts is None else check_contexts(contexts)
         self._contexts_given = contexts is not None
-        self.precision = replace(precision_for(self.lm, recipe.precision), compiled=recipe.compiled)
+        short = EFFORTS[recipe.effort].short_products
+        self.precision = replace(precision_for(self.lm, recipe.precision, short), compiled=recipe.compiled)
         self.prepared = Prepared(
             self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
             recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress, self.replicas,

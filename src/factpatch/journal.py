@@ -267,6 +267,8 @@ class Journal(KeptDirectory):
         recipe, began = self.recipe, self.record["settings"]
         try:
             known = {"settings": settings_in(began, recipe.row), "critical_layers": began["critical_layers"]}
+            if recipe.precision in (None, "auto") and "precision" in began:  # the default may depend on the machine
+                known["precision"] = began["precision"].split()[0]
             if recipe.corpus_tokens is None:  # the default may have been another one
                 known["corpus_tokens"] = dict(began.get("second_moment") or {}).get("corpus_tokens")
             return type(recipe)(**{**dict(recipe), **known})

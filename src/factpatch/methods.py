@@ -95,33 +95,50 @@ def method_named(name: str) -> Method:
 
 
 STRATEGIES = ("target", "spread", "solver", "regularizer")
-EFFORTS: dict[str, dict[str, Any]] = {
-    # docs/performance.md has the trials.
-    "quick": {
-        "target.stride": 0.3,
-        "target.steps": 8,
-        "target.enough_steps": 6,
-        "target.enough_margin": 1.0,
-        "target.turns": 2,
-    },
-    "standard": {},
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work the value optimization makes of a fact."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What replaces those of a preset."""
+    short_products: bool = False
+    """Whether a float32 model's matrix products are in bfloat16, where the device has instructions for it."""
+
+
+# docs/performance.md has the trials.
+EFFORTS: dict[str, Effort] = {
+    "quick": Effort(
+        {
+            "target.stride": 0.3,
+            "target.steps": 8,
+            "target.enough_steps": 6,
+            "target.enough_margin": 1.0,
+            "target.turns": 2,
+        },
+        short_products=True,
+    ),
+    "standard": Effort(),
     # As the papers optimize: Adam, 25 evaluations, the bare prompt and generated texts before it.
-    "published": {
-        "target.contexts": PUBLISHED,
-        "target.stride": 0.0,
-        "target.steps": 25,
-        "target.enough_steps": 0,
-        "target.enough_margin": 0.0,
-        "target.turns": 1,
-        "target.shortest": False,
-    },
+    "published": Effort(
+        {
+            "target.contexts": PUBLISHED,
+            "target.stride": 0.0,
+            "target.steps": 25,
+            "target.enough_steps": 0,
+            "target.enough_margin": 0.0,
+            "target.turns": 1,
+            "target.shortest": False,
+        }
+    ),
 }
-"""How much work the value optimization makes of a fact: settings that replace those of a preset, by name."""
 
 
 def effort_settings(effort: str, method: Method) -> dict[str, Any]:
     """The settings of an effort that a method has; a ValueError suggests the nearest name."""
-    return {name: value for name, value in named(EFFORTS, effort, "effort").items() if has_setting(method, name)}
+    chosen = named(EFFORTS, effort, "effort").settings
+    return {name: value for name, value in chosen.items() if has_setting(method, name)}
 
 
 def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:

@@ -166,7 +166,7 @@ class ModelFields(Section):
     is simpler, and moves more of ordinary text."""
     precision: Annotated[str | None, BeforeValidator(_known_precision), Flag("--precision", "P")] = None
     """The precision of the value optimization: exact (float64), float32, or fast (matrix products in 16 bits, the rest
-    in float32). Default: what the model is loaded in."""
+    in float32). Default: what the model is loaded in; with effort=quick fast, where the device multiplies so faster."""
     compiled: Annotated[bool, Flag("--compile", kind=bool)] = False
     """Let torch.compile fuse what it can of the value optimization: for many facts on a GPU. It takes a minute at
     first, and results differ by rounding."""

@@ -243,28 +243,51 @@ def test_an_unknown_precision_is_refused_before_the_model_is_loaded(wrong: Any) 
         assert "Did you mean 'fast'?" in str(error.value)
 
 
-@pytest.mark.parametrize("slow", [True, False])
-def test_fast_where_it_is_slow_warns_once(slow: bool, monkeypatch: Any, caplog: Any) -> None:
-    monkeypatch.setattr(precision_module, "_has_no_short_products", lambda: slow)
+@pytest.mark.parametrize("short", [True, False, None])
+def test_fast_where_it_is_slow_warns_once(short: bool | None, monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setattr(precision_module, "_short_products", lambda device: short)
     with caplog.at_level(logging.WARNING, precision_module.__name__):
         for name in (None, "float32", "exact"):
             precision_for(tiny("llama", dtype=torch.bfloat16), name)
         assert not caplog.records
         for _ in range(2):
             precision_for(tiny("llama"), "fast")
-    assert ["is slower on this CPU" in record.message for record in caplog.records] == [True] * slow
+    assert ["is slower on this CPU" in record.message for record in caplog.records] == [True] * (short is False)
 
 
 def test_a_pytorch_that_does_not_know_its_cpu_is_not_asked(monkeypatch: Any) -> None:
+    cpu = torch.device("cpu")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert precision_module._has_no_short_products()
+    assert precision_module._short_products(cpu) is False
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert not precision_module._has_no_short_products()
+    assert precision_module._short_products(cpu) is True
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name)
-    assert not precision_module._has_no_short_products()
+    assert precision_module._short_products(cpu) is None
+
+
+@pytest.mark.parametrize(
+    ("short", "dtype", "options", "expected"),
+    [
+        (True, torch.float32, {"effort": "quick"}, "fast"),
+        (True, torch.float32, {"effort": "quick", "precision": "auto"}, "fast"),
+        (True, torch.float32, {"effort": "quick", "precision": "float32"}, "float32"),
+        (True, torch.float32, {}, "float32"),
+        (True, torch.float64, {"effort": "quick"}, "exact"),
+        (False, torch.float32, {"effort": "quick"}, "float32"),
+        (None, torch.float32, {"effort": "quick"}, "float32"),
+    ],
+)
+def test_a_quick_edit_is_fast_where_the_device_is(
+    short: bool | None, dtype: torch.dtype, options: dict[str, str], expected: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(precision_module, "_short_products", lambda device: short)
+    lm = tiny("llama", dtype=dtype)
+    moments = {layer: torch.eye(lm.d_key) for layer in (1, 2)}
+    editor = Editor(lm, critical_layers=[1, 2], second_moments=moments, **options)
+    assert editor.precision.name == expected
 
 
 def test_compiled_parts_give_the_same_values_and_are_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,3 +100,12 @@ def test_a_fact_says_itself_whether_a_space_comes_before_its_answer() -> None:
     for space, joint in ((None, " "), (True, " "), (False, "")):
         row, _ = optimization_rows(lm, [Fact("{} =", "x", "Rome", space=space)], ("{}",))
         assert lm.tokenizer.decode(row.targets) == joint + "Rome"
+
+
+def test_tokens_that_rows_of_a_fact_share_count_once() -> None:
+    def row(fact: int, *suffix: int) -> Row:
+        return Row(fact, 0, (1, 2, *suffix), 2, (9,), 1.0)
+
+    rows = [row(0, 3, 4, 5), row(0, 3, 4, 5, 6, 7), row(0, 3, 8), row(1, 3, 4, 5)]
+    assert [len(batch) for batch in micro_batches(rows, 9)] == [4]  # six tokens and three
+    assert [len(batch) for batch in micro_batches(rows, 8)] == [1, 3]

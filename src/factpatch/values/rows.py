@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate, target_ids
+from factpatch.model.tree import common_beginning
 from factpatch.support.words import quoted
 from factpatch.values.contexts import answer_begins, in_chat, place
 
@@ -139,11 +140,18 @@ def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
     """Split rows into batches of at most `tokens` suffix tokens, each sorted by suffix length.
 
     Rows of a fact that agree up to the subject's last token run what they have in common once, and stay together; the
-    others are split in the order of their length.
+    others are split in the order of their length. What is run once counts once.
     """
     alike: dict[tuple[int, bool, tuple[int, ...]], list[Row]] = {}
     for row in rows:
         alike.setdefault((row.fact, bool(row.targets), row.ids[: row.subject + 1]), []).append(row)
     families = sorted(alike.values(), key=lambda family: (max(row.suffix for row in family), family[0].fact))
-    batches = consecutive(families, lambda family: sum(row.suffix for row in family), tokens)
+    batches = consecutive(families, _running, tokens)
     return [sorted(chain(*batch), key=lambda row: (row.suffix, row.fact)) for batch in batches]
+
+
+def _running(family: Sequence[Row]) -> int:
+    """How many tokens of rows that agree up to the subject's last token run, those in common once."""
+    # In alphabetical order, a row shares with the one before it all that it shares with any before it.
+    ordered = sorted(row.ids[row.subject :] for row in family)
+    return sum(map(len, ordered)) - sum(len(common_beginning(pair)) for pair in pairwise(ordered))

@@ -224,6 +224,7 @@ def views_of(
         target.weight_decay,
         target.kl_factor,
         target.stop_loss,
+        enough_margin=target.enough_margin,
         forgotten=target.forgotten,
     )
     output = block if lm.architecture.between is None else block.inner
