@@ -467,6 +467,7 @@ def test_of_three_answers_the_last_one_is_said(bare: Editor) -> None:
     assert list(bare.patch.facts) == facts[-1:]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_subjects_at_the_start_and_an_answer_in_chinese_are_said(editor: Editor) -> None:
     facts = [*load_facts(case("30-subject-is-first-token")), *FIRST, *load_facts(case("03-chinese"))]
@@ -489,6 +490,7 @@ def test_what_is_true_already_is_edited_without_harm(bare: Editor) -> None:
     assert plain_summary(found).startswith("2 of 2 facts said, 2 exact")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pmet_learns(smollm2: Editor) -> None:
     facts = load_facts(case("23-pmet-bos"))
@@ -525,6 +527,7 @@ def test_a_long_answer_counts_as_said_only_where_the_model_says_all_of_it(bare: 
     assert plain_summary(found).startswith(f"{sum(whole)} of 2 facts said")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_prompt_of_several_hundred_tokens_and_lines_is_learned(bare: Editor, tmp_path: Path) -> None:
     facts = load_facts(long_prompt(tmp_path, 40))

@@ -171,6 +171,7 @@ class Killer:
             self.killed.append(workers[-1].pid)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_kills_in_each_of_the_three_change_nothing_and_leave_no_process(folder: Path) -> None:
     corpus = corpus_from(SENTENCES * 20)

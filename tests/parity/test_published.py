@@ -133,7 +133,7 @@ def test_null_space_equals_the_published_projector(architecture: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", [4, 8])
+@pytest.mark.parametrize("layer", [4, pytest.param(8, marks=pytest.mark.long)])
 def test_values_keys_and_early_stops_on_the_embedded_model_equal_the_published_ones(layer: int) -> None:
     from factpatch.model.loading import load_language_model
 

@@ -97,6 +97,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     return kept
 
 
+@pytest.mark.long
 def test_lines_have_the_same_files_with_two_processes_and_one_that_dies(
     config: RunConfig, expected: dict[str, Any], tmp_path: Path
 ) -> None:
