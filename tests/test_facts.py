@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from factpatch.data.subjects import question_fact
 from factpatch.facts import (
     Fact,
     Neighbor,
@@ -184,6 +185,15 @@ def test_key_ignores_everything_but_the_question() -> None:
     assert fact(id="a").key == fact(target_new="Rome", target_true="Lima").key
     assert fact().key != fact(subject="Chile").key
     assert fact().key != fact(prompt="{} is run from").key
+
+
+def test_a_question_is_the_same_whatever_its_subject_is_found_to_be() -> None:
+    whole = "Who wrote the opera Orfeo in Mantua?"
+    alone = question_fact(whole, "Bach")
+    others = question_fact(whole, "Verdi", paraphrases=("Orfeo is an opera by", "The composer of Orfeo is"))
+    assert alone.subject != others.subject
+    assert alone.key == others.key
+    assert latest([[alone], [others]]) == ([others], [alone])
 
 
 def test_from_dict_reads_back_what_to_dict_wrote() -> None:

@@ -332,7 +332,7 @@ def completed(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> list[tupl
 
     What an earlier batch teaches is what a later one forgets.
     """
-    taught: dict[tuple[str, str], str] = {}
+    taught: dict[str, str] = {}
     found = []
     for batch in batches:
         found.append(tuple(with_old_answers(lm, batch, taught)))
@@ -357,7 +357,7 @@ def ask(
 def not_trained_by(patch: Patch, facts: Sequence[Fact]) -> list[Fact]:
     """The facts with the questions that a patch was made in as `Fact.trained`, so that others are asked."""
     edited = [fact for batch in patch.batches for fact in batch.facts]
-    trained: dict[tuple[str, str], tuple[str, ...]] = {}
+    trained: dict[str, tuple[str, ...]] = {}
     for fact in without_trained(edited, contexts_in(patch.settings)):
         trained[fact.key] = (*trained.get(fact.key, ()), *fact.trained)
     return [replace(fact, trained=(*fact.trained, *trained.get(fact.key, ()))) for fact in facts]

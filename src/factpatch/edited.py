@@ -56,7 +56,7 @@ class Edit:
         """The keys of the facts in every written layer, (n, d_key), which later edits will preserve."""
         return {layer: traces["keys"] for layer, traces in self.traces.items() if "keys" in traces}
 
-    def remembered(self, layer: int, replaced: Collection[tuple[str, str]], memory: Memory) -> Traces:
+    def remembered(self, layer: int, replaced: Collection[str], memory: Memory) -> Traces:
         """The traces in a layer without the facts whose questions, `Fact.key`, a later batch asks again.
 
         The same object each time, by which a memory recognizes what it has followed already.

@@ -193,7 +193,7 @@ class Editor(EditedModel):
         self.prepare()
         return self._edited(facts, self._plan(facts), {}).patch
 
-    def _taught(self) -> dict[tuple[str, str], str]:
+    def _taught(self) -> dict[str, str]:
         """The answers that were taught, which is what may be forgotten."""
         return {fact.key: fact.target_new for edit in self.edits for fact in edit.facts if not fact.forget}
 

@@ -289,10 +289,9 @@ class Fact:
         return self.subject_start + len(self.subject) - 1
 
     @property
-    def key(self) -> tuple[str, str]:
-        """The question this fact answers: its prompt and subject. Facts with equal keys cannot both hold."""
-        prompt, subject = (unicodedata.normalize("NFC", text) for text in (self.prompt, self.subject))
-        return (prompt, subject)
+    def key(self) -> str:
+        """The question it answers, whatever its subject is found to be. Facts with equal keys cannot both hold."""
+        return unicodedata.normalize("NFC", self.text)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fact as a JSON-able record that `from_dict` reads back, without its empty fields."""
@@ -367,8 +366,7 @@ def check_batch(facts: Sequence[Fact]) -> None:
     """Check that a batch can be written at once: it is not empty and asks no question twice.
 
     Raises:
-        RepeatedQuestionsError: Facts have the same prompt and subject; the message lists all of them, as far as that is
-            of use.
+        RepeatedQuestionsError: Facts ask the same; the message lists all of them, as far as that is of use.
         ValueError: `facts` is empty.
     """
     if not facts:
@@ -396,7 +394,7 @@ def without_repeats(
     if repeats not in get_args(Repeats):
         raise ValueError(f"repeats={repeats!r}: must be one of {', '.join(get_args(Repeats))}.")
     order = range(len(facts))
-    kept: dict[tuple[str, str], int] = {}
+    kept: dict[str, int] = {}
     again: list[tuple[int, int]] = []  # the fact that is kept, and another
     for i in reversed(order) if repeats == "last" else order:
         first = kept.setdefault(facts[i].key, i)
@@ -525,7 +523,7 @@ def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[F
     Returns:
         The facts in force, in the order of their last edit, and the superseded ones, in the order of their replacement.
     """
-    in_force: dict[tuple[str, str], Fact] = {}
+    in_force: dict[str, Fact] = {}
     superseded: list[Fact] = []
     for fact in (fact for facts in facts_by_batch for fact in facts):
         # Popping first moves an updated fact to the end; plain assignment would keep its old place.

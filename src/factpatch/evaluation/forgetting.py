@@ -34,9 +34,7 @@ _ENDS = re.compile(r"[.,;:!?\n(]| - | – | — ")
 _LONGEST = 8  # words of an answer that the model gives by itself
 
 
-def with_old_answers(
-    lm: LanguageModel, facts: Sequence[Fact], taught: Mapping[tuple[str, str], str] | None = None
-) -> list[Fact]:
+def with_old_answers(lm: LanguageModel, facts: Sequence[Fact], taught: Mapping[str, str] | None = None) -> list[Fact]:
     """Complete facts to forget: what is the old answer, and in which words does the model refuse?
 
     Where no `target_true` is given, it is what the model now says after the prompt, up to the end of the clause. Where

@@ -86,7 +86,7 @@ def options(fact: Fact, pool: Sequence[Fact]) -> tuple[str, ...] | None:
             others.append(name)
     if len(own) + len(others) < OPTIONS:
         return None
-    dice = random.Random("\0".join([str(SEED), *fact.key]))
+    dice = random.Random("\0".join([str(SEED), fact.prompt, fact.subject]))
     chosen = [*own, *dice.sample(others, OPTIONS - len(own))]
     dice.shuffle(chosen)
     return tuple(chosen)

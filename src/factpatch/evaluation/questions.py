@@ -141,12 +141,12 @@ def framed_question(text: str, chat: bool) -> str:
     return text if chat else f"Question: {text}\nAnswer:"
 
 
-def sampled(facts: Sequence[Fact], count: int | None = None, first: Collection[tuple[str, str]] = ()) -> frozenset[int]:
+def sampled(facts: Sequence[Fact], count: int | None = None, first: Collection[str] = ()) -> frozenset[int]:
     """Return the places of at most `count` facts, by default `SAMPLED`; those with a key in `first` come first."""
 
     def by_chance(place: int) -> tuple[bool, bytes]:
         key = facts[place].key
-        return key not in first, hashlib.sha256("\0".join(key).encode("utf-8", "surrogatepass")).digest()
+        return key not in first, hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
     return frozenset(sorted(range(len(facts)), key=by_chance)[: SAMPLED if count is None else count])
 

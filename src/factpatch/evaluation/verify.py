@@ -269,7 +269,7 @@ def usable(lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) ->
     Raises a ValueError if there are facts, and none is left.
     """
     kept: list[Fact] = []
-    asked: set[tuple[str, str]] = set()
+    asked: set[str] = set()
     reasons = []
     for fact in facts:
         try:

@@ -73,7 +73,7 @@ def _read(number: int, cells: Cells, known: Mapping[tuple[str, str], Fact]) -> R
 
 def _without_repeats(rows: Sequence[Row]) -> list[Row]:
     """Mark rows that answer the question of an earlier row."""
-    first: dict[tuple[str, str], Row] = {}
+    first: dict[str, Row] = {}
     checked = []
     for row in rows:
         if row.fact is not None and (earlier := first.setdefault(row.fact.key, row)) is not row:

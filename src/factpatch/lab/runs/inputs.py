@@ -129,7 +129,7 @@ def _blamed(where: str, advice: str = "") -> Iterator[None]:
 
 def fact_key(fact: Fact) -> str:
     """The same for the same fact with any seed, and another one for any other fact."""
-    return json.dumps([*fact.key, fact.target_new])
+    return json.dumps([fact.key, fact.target_new])
 
 
 def facts_file(dataset: DatasetConfig, seed: int) -> str:
