@@ -88,6 +88,7 @@ _STATES = {
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
 _SCALED = {**_LIKE_LLAMA, "residual_multiplier": 0.5, "logits_scaling": 2.0}
+_SHARPER = {"logits_scaling": 0.5}
 _LATENT = {
     **_MANY_KEYS,
     "num_key_value_heads": HEADS,
@@ -157,6 +158,7 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2": {**_LIKE_LLAMA, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"] * 2},
     "olmo_hybrid": _STATES,
     "qwen3_5_text": _STATES,
+    "afmoe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "num_dense_layers": 1},
     "deepseek_v2": {**_LATENT, **_ROUTED, "n_routed_experts": 4, "first_k_dense_replace": 1},
     "deepseek_v3": {**_LATENT, **_ROUTED, "n_routed_experts": 4, "first_k_dense_replace": 1, **_GROUPS},
     "dots1": {
@@ -170,9 +172,15 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {**_LIKE_LLAMA, **_ROUTED, "moe_num_experts": 4, "moe_k": 2},
     "exaone_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, **_GROUPS},
     "flex_olmo": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4},
+    "flint": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
     "glm4_moe": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
     "gpt_oss": {**_WITH_HEADS, **_ROUTED, "num_local_experts": 4},
     "hunyuan_v1_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "moe_topk": 2},
+    "glm4_moe_lite": {**_LATENT, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
+    "hy_v3": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "router_scaling_factor": 1.0},
+    "laguna": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
+    "mellum": {**_WITH_HEADS, **_ROUTED, "num_experts": 4},
+    "mimo_v2_flash": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, "v_head_dim": WIDTH // HEADS, **_GROUPS},
     "minimax_m2": {**_WITH_HEADS, **_ROUTED, "num_local_experts": 4},
     "mixtral": {**_LIKE_LLAMA, **_ROUTED, "num_local_experts": 4},
     "olmoe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4},
@@ -180,6 +188,25 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
     "qwen3_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4},
     "solar_open": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
+    "jamba": {
+        **_LIKE_LLAMA,
+        "num_experts": 4,
+        "mamba_d_state": 4,
+        "use_mamba_kernels": False,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    },
+    "lfm2_moe": {
+        **_LIKE_LLAMA,
+        **_ROUTED,
+        "num_experts": 4,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"] * 2,
+    },
+    "minimax": {**_WITH_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2, "mlp_beta_factor": 0.5},
+    "granitemoe": {**_SCALED, **_SHARPER, "num_local_experts": 4},
+    "granitemoe_swa": {**_SCALED, **_SHARPER, "num_local_experts": 4},
+    "granitemoeshared": {**_SCALED, **_SHARPER, "num_local_experts": 4, "shared_intermediate_size": INNER},
     "qwen3_next": {**_STATES, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
     "qwen3_5_moe_text": {**_STATES, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
 }

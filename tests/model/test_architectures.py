@@ -148,7 +148,6 @@ def test_a_model_without_weights_is_refused() -> None:
     [
         ("dbrx", "mixture of experts"),
         ("jetmoe", "mixture of experts"),
-        ("granitemoe", "mixture of experts"),
         ("mllama", "vision-language model"),
         ("paligemma", "vision-language model"),
         ("glm4v", "vision-language model"),

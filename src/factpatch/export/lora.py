@@ -61,7 +61,7 @@ def write_lora(
     )
     # peft would make it a set, which is saved in random order
     config.target_modules = list(modules.values())
-    if EDITED_AT in model_config:
+    if experts or EDITED_AT in model_config:
         # By its parameter, whether fused or not: in families with experts, peft takes any module called down_proj for
         # one of the experts that transformers had apart in older versions.
         names = {layer: FUSED if layer in experts else "weight" for layer in modules}

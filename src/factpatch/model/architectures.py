@@ -198,6 +198,14 @@ def _of_experts(model_type: str, shared: SharedExpert | None = None, **others: A
     return Architecture(model_type, "model.layers", path, "mlp", "self_attn", shared=shared, **others)
 
 
+def _granite_of_experts(model_type: str, shared: SharedExpert | None = None) -> Architecture:
+    path = "block_sparse_moe"
+    return Architecture(
+        model_type, "model.layers", f"{path}.experts", path, "self_attn",
+        between=_FACTOR, logits=Logits(over="logits_scaling"), shared=shared,
+    )  # fmt: skip
+
+
 def _mixed(model_type: str, down_projection: str, mlp: str, mixers: str, **others: Any) -> Architecture:
     """A row of a family in which some blocks have a state, or a convolution, in place of attention."""
     return Architecture(model_type, "model.layers", down_projection, mlp, mixers, whole=mixers, **others)
@@ -205,6 +213,7 @@ def _mixed(model_type: str, down_projection: str, mlp: str, mixers: str, **other
 
 _NORM = Between("a norm")
 _FACTOR = Between("a factor")
+_BESIDE = SharedExpert("shared_mlp.output_linear", "shared_mlp", _FACTOR)
 _CAPPED = Logits(cap="final_logit_softcapping")
 _BY_TOKEN = Refusal(
     "each layer adds an embedding of the token itself, which a pass from the middle of the model does not know",
@@ -299,15 +308,22 @@ ARCHITECTURES: dict[str, Architecture] = {
         _mixed("olmo_hybrid", "mlp.down_proj", "mlp", "self_attn|linear_attn", between=_NORM),
         _mixed("qwen3_5_text", "mlp.down_proj", "mlp", "self_attn|linear_attn", gguf="qwen35"),
         # Mixtures of experts.
+        _of_experts("afmoe", _SHARED, between=_NORM),
         _of_experts("deepseek_v2", _SHARED),
         _of_experts("deepseek_v3", _SHARED),
         _of_experts("dots1", _SHARED),
         _of_experts("ernie4_5_moe", _SHARED),
         _of_experts("exaone_moe", _SHARED),
         _of_experts("flex_olmo", between=_NORM),
+        _of_experts("flint", _shared_at("mlp.shared_expert")),
         _of_experts("glm4_moe", _SHARED),
+        _of_experts("glm4_moe_lite", _SHARED),
         _of_experts("gpt_oss"),
         _of_experts("hunyuan_v1_moe", _shared_at("mlp.shared_mlp")),
+        _of_experts("hy_v3", _SHARED),
+        _of_experts("laguna", _SHARED),
+        _of_experts("mellum"),
+        _of_experts("mimo_v2_flash"),
         _of_experts("minimax_m2"),
         _of_experts("mixtral"),
         _of_experts("olmoe"),
@@ -315,6 +331,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         _of_experts("qwen2_moe", _GATED),
         _of_experts("qwen3_moe"),
         _of_experts("solar_open", _SHARED),
+        _mixed("jamba", "feed_forward.experts|feed_forward.down_proj", "feed_forward", "self_attn|mamba"),
+        _mixed("lfm2_moe", "feed_forward.experts|feed_forward.w2", "feed_forward", "self_attn|conv"),
+        _mixed("minimax", "mlp.experts", "mlp", "self_attn", between=_FACTOR),
+        _granite_of_experts("granitemoe"),
+        _granite_of_experts("granitemoe_swa", _BESIDE),
+        _granite_of_experts("granitemoeshared", _BESIDE),
         _mixed("qwen3_next", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED),
         _mixed("qwen3_5_moe_text", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED),
     )
