@@ -462,12 +462,16 @@ class LanguageModel:
         assert isinstance(hidden, Tensor)
         return hidden
 
-    def log_probabilities(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Apply the head to (positions, d_value) hidden states: (positions, vocabulary), in the work dtype."""
-        logits = self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
         if self.architecture.logits is not None:
             logits = self.architecture.logits.of(logits, self.config)
-        return torch.log_softmax(logits.to(self.work_dtype), dim=-1)
+        return logits.to(self.work_dtype)
+
+    def log_probabilities(self, hidden: Tensor) -> Tensor:
+        """As `logits`, with the logarithm of the softmax."""
+        return torch.log_softmax(self.logits(hidden), dim=-1)
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -91,13 +91,28 @@ class _Group:
     """The largest of them; -1 without a prefix."""
     mask: Tensor
     """(bundles, 1, length, longest prefix + length), additive."""
-    _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _moved: dict[tuple[torch.device, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return prefix and mask on a device: a model that is spread over several moves them to each once."""
-        if device not in self._moved:
-            self._moved[device] = self.prefix.to(device), self.mask.to(device)
-        return self._moved[device]
+    def on(self, device: torch.device, known: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the prefix's places in a pool of `known` tokens, those in the sequence, and the mask of both and of
+        the tokens themselves, on a device: a model that is spread over several moves them to each once."""
+        if (device, known) not in self._moved:
+            pooled, live, mask = self._apart(known)
+            self._moved[device, known] = pooled.to(device), live.to(device), mask.to(device)
+        return self._moved[device, known]
+
+    def _apart(self, known: int) -> tuple[Tensor, Tensor, Tensor]:
+        none = self.prefix[:, :0]
+        if self.last_place < known:
+            return self.prefix, none, self.mask
+        if not known:
+            return none, self.prefix, self.mask
+        width = self.prefix.shape[1]
+        real = (self.mask[:, 0, :, :width] == 0).any(dim=1)
+        parts = [_some(self, real & inside) for inside in (self.prefix < known, self.prefix >= known)]
+        (pooled, first), (live, second) = parts
+        mask = torch.cat([first, second, self.mask[..., width:]], dim=-1)
+        return pooled, (live - known).clamp_min(0), mask
 
     def bundles_of(self, tokens: Tensor) -> Tensor:
         """Return (heads, tokens, d_head) of this group as (bundles, heads, length, d_head)."""
@@ -155,6 +170,16 @@ def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dty
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
     last_place = max((place for own in places for place in own), default=-1)
     return _Group(len(bundles), length, prefix.to(device), last_place, mask[:, None].to(device))
+
+
+def _some(group: _Group, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Some places of each prefix, (bundles, longest) of booleans, in their order and padded, with their mask."""
+    longest = int(chosen.sum(dim=1).max())
+    order = torch.argsort((~chosen).to(torch.uint8), dim=1, stable=True)[:, :longest]
+    real = chosen.gather(1, order)
+    mask = group.mask[..., : chosen.shape[1]].gather(3, order[:, None, None].expand(-1, 1, group.length, -1))
+    least = torch.finfo(mask.dtype).min
+    return group.prefix.gather(1, order).where(real, 0), mask.masked_fill(~real[:, None, None], least)
 
 
 def _keep_apart(bundle: Sequence[PackedRow], places: Sequence[int], seen: Tensor) -> None:
@@ -497,27 +522,13 @@ def _attend(
     outputs = []
     for group, part in zip(now.packing.groups, parts, strict=True):
         own = [group.bundles_of(tokens) for tokens in part]
-        places, mask = group.on(key.device)
-        if places.shape[1]:
-            for index, side, present in ((1, now.pool.keys, key[0]), (2, now.pool.values, value[0])):
-                known = side.get(layer, present[:, :0])
-                before = _places(known, present, places, group.last_place)
-                own[index] = torch.cat([before.transpose(0, 1), own[index]], dim=2)
+        pooled, live, mask = group.on(key.device, now.pool.tokens)
+        for index, side, present in ((1, now.pool.keys, key[0]), (2, now.pool.values, value[0])):
+            # The pool, which can be large, is not joined with the sequence: no gradient goes to it.
+            before = [side[layer][:, pooled]] if pooled.shape[1] else []
+            before += [present[:, live]] if live.shape[1] else []
+            if before:
+                own[index] = torch.cat([*(tokens.transpose(0, 1) for tokens in before), own[index]], dim=2)
         found = inner(module, *own, mask, **options)[0]
         outputs.append(found.flatten(0, 1))
     return torch.cat(outputs)[None], None
-
-
-def _places(known: Tensor, present: Tensor, places: Tensor, last: int) -> Tensor:
-    """Take places of the pool and of the sequence after it; `last` is the largest.
-
-    The pool, which can be large, is not joined with the sequence: no gradient goes to it.
-    """
-    tokens = known.shape[1]
-    if last < tokens:
-        return known[:, places]
-    if not tokens:
-        return present[:, places]
-    live = places >= tokens
-    earlier, own = known[:, places.where(~live, 0)], present[:, (places - tokens).clamp_min(0)]
-    return torch.where(live[..., None], own, earlier)

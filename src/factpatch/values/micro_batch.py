@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,35 @@ class _Reads:
         )
 
 
+class _LogProbabilities(torch.autograd.Function):
+    """log_softmax, of which a loss reads one token of the first rows and the whole of the others.
+
+    Its gradient is zero but for these tokens, and made in one table; autograd would make five of that width.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the log-probabilities of the first rows' targets, all of the others, and a table without gradient.
+
+        Args:
+            logits: (rows, vocabulary)
+            target: (first rows,): the tokens.
+        """
+        table = torch.log_softmax(logits, dim=-1)
+        ctx.save_for_backward(table, target)
+        ctx.mark_non_differentiable(table)
+        return table[: len(target)].gather(1, target[:, None])[:, 0], table[len(target) :].clone(), table
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        table, target = ctx.saved_tensors
+        of_chosen, of_rest, _ = slopes
+        gradient = table.exp().mul_(-torch.cat([of_chosen, of_rest.sum(dim=-1)])[:, None])
+        gradient[: len(target)].scatter_add_(1, target[:, None], of_chosen[:, None])
+        gradient[len(target) :] += of_rest
+        return gradient, None
+
+
 @dataclass
 class FrozenRows:
     """The tokens of rows from the subject's last one on, ready to run in the layers above `start`.
@@ -210,16 +239,16 @@ class FrozenRows:
         """Run the rows as `hidden_states` does, and the head at the positions that are read."""
         last = self.hidden_states(lm, sites, delta)
         # A model spread over devices ends on another device than the edited layer's.
-        log_probabilities = lm.log_probabilities(last[self.reads.place.to(last.device)]).to(delta.device)
         reads, count = self.reads, len(self.reads.target)
-        read, present = log_probabilities[:count], log_probabilities[count:]
+        logits = lm.logits(last[reads.place.to(last.device)]).to(delta.device)
+        chosen, present, table = _LogProbabilities.apply(logits, reads.target)  # type: ignore[no-untyped-call]
+        read = table[:count]
         if self.reference is None:
             self.reference = present.detach().clone()
-        chosen = read.gather(1, reads.target[:, None])[:, 0]
         divergence = (present.exp() * (present - self.reference)).sum(dim=-1)
         told, misses = target.told(chosen, read.argmax(dim=-1) == reads.target, reads.weight, reads.row)
         nll, kl, missed = (delta.new_zeros(len(delta)) for _ in range(3))
-        others = read.detach().scatter(1, reads.target[:, None], -torch.inf).amax(dim=-1)
+        others = read.scatter(1, reads.target[:, None], -torch.inf).amax(dim=-1)
         margin = torch.full_like(missed, torch.inf)
         return Losses(
             nll.index_add(0, reads.fact[:count], told),
