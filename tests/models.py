@@ -178,7 +178,6 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "moe_topk": 2},
     "glm4_moe_lite": {**_LATENT, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
     "hy_v3": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "router_scaling_factor": 1.0},
-    "laguna": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
     "mellum": {**_WITH_HEADS, **_ROUTED, "num_experts": 4},
     "mimo_v2_flash": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, "v_head_dim": WIDTH // HEADS, **_GROUPS},
     "minimax_m2": {**_WITH_HEADS, **_ROUTED, "num_local_experts": 4},

@@ -64,7 +64,7 @@ class Measure:
 
     facts: int | None = None
     """How many facts to ask about at most; by default all. Of more, those of the new batches come first, drawn by their
-    prompts and subjects alone."""
+    texts alone."""
     text: str | None = None
     """What to measure perplexity on; by default the package's held-out text."""
     tokens: int | None = None

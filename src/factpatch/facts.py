@@ -380,7 +380,7 @@ def without_repeats(
     """Keep one fact for every question, and log what was dropped: exact duplicates, and other answers.
 
     Args:
-        facts: They answer the same question where their prompts and subjects are the same.
+        facts: They answer the same question where their texts are the same.
         repeats: Which of them to keep; or "error", to refuse them.
         places: What messages call each fact; by default its index and its id.
 

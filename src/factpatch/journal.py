@@ -262,12 +262,13 @@ class Journal(KeptDirectory):
         Raises:
             SessionError: As `recipe`; or a setting cannot be used.
         """
-        from factpatch.methods import settings_in
+        from factpatch.methods import EFFORTS, settings_in
 
         recipe, began = self.recipe, self.record["settings"]
         try:
             known = {"settings": settings_in(began, recipe.row), "critical_layers": began["critical_layers"]}
-            if recipe.precision in (None, "auto") and "precision" in began:  # the default may depend on the machine
+            short = EFFORTS[recipe.effort].short_products  # then the default depends on the machine
+            if short and recipe.precision in (None, "auto"):
                 known["precision"] = began["precision"].split()[0]
             if recipe.corpus_tokens is None:  # the default may have been another one
                 known["corpus_tokens"] = dict(began.get("second_moment") or {}).get("corpus_tokens")

@@ -307,9 +307,15 @@ def test_other_methods_edit_experts_too(method: str) -> None:
 # --- the shared expert
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_a_family_without_the_shared_expert_that_others_have_is_refused() -> None:
+    lm = LanguageModel(tiny_model("granitemoe_swa"), tiny_tokenizer())
+    with pytest.raises(ValueError, match=r"has no shared_mlp.output_linear, so there is no expert that every token"):
+        lm.with_shared_expert()
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "afmoe"])
 def test_the_shared_expert_is_edited_in_place_of_the_others(family: str, tmp_path: Path) -> None:
-    """That of Qwen has a gate before the residual stream; the first layer of DeepSeek is dense."""
+    """After that of Qwen comes a gate, after AFMoE's a norm; the first layer of DeepSeek is dense."""
     layers = (1, 2)
     lm = LanguageModel(tiny_model(family), tiny_tokenizer())
     shared = lm.with_shared_expert()
@@ -318,7 +324,7 @@ def test_the_shared_expert_is_edited_in_place_of_the_others(family: str, tmp_pat
         lm.model, lm.tokenizer, method="memit-blue", critical_layers=layers, contexts=("{}",), second_moments=moments,
         shared_expert=True, settings={"target.steps": 8, "target.clamp": 8, "solver.weight": 0.001},
     )  # fmt: skip
-    assert isinstance(editor.method.target, MlpOutput) == (family == "qwen2_moe")
+    assert isinstance(editor.method.target, MlpOutput) == (family != "deepseek_v3")
     before, original = [nll(lm.model, fact) for fact in FACTS], tiny_model(family).state_dict()
     patch = editor.edit(FACTS)
     assert all(nll(lm.model, fact) < then for fact, then in zip(FACTS, before, strict=True))
@@ -362,7 +368,7 @@ def test_dense_layers_of_a_mixture_are_edited_and_exported_beside_layers_of_expe
 def test_a_family_without_a_shared_expert_says_so() -> None:
     with pytest.raises(RecipeError, match=r"shared_expert=True: model_type='mixtral' has no expert that every token"):
         Editor(tiny_model("mixtral"), tiny_tokenizer(), shared_expert=True)
-    with pytest.raises(RecipeError, match="families that have one: deepseek_v2, deepseek_v3"):
+    with pytest.raises(RecipeError, match="families that have one: afmoe, deepseek_v2, deepseek_v3"):
         Editor(tiny_model("llama"), tiny_tokenizer(), shared_expert=True)
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def options(fact: Fact, pool: Sequence[Fact]) -> tuple[str, ...] | None:
             others.append(name)
     if len(own) + len(others) < OPTIONS:
         return None
-    dice = random.Random("\0".join([str(SEED), fact.prompt, fact.subject]))
+    dice = random.Random(unicodedata.normalize("NFC", "\0".join([str(SEED), fact.prompt, fact.subject])))
     chosen = [*own, *dice.sample(others, OPTIONS - len(own))]
     dice.shuffle(chosen)
     return tuple(chosen)

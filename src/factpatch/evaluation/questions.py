@@ -112,7 +112,7 @@ def asked(
     """Return for each fact the texts that ask about it, in the order of the forms.
 
     A fact is asked with its prompt once, and with all of its questions in each other form; after an earlier turn with
-    its first question only, and of more than `SAMPLED` facts only so many, chosen by their prompts and subjects alone:
+    its first question only, and of more than `SAMPLED` facts only so many, chosen by their texts alone:
     the same before and after an edit, and whichever other facts there are, as far as that is possible. A fact without a
     question is asked with its prompt only.
 

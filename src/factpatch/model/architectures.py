@@ -308,7 +308,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _mixed("olmo_hybrid", "mlp.down_proj", "mlp", "self_attn|linear_attn", between=_NORM),
         _mixed("qwen3_5_text", "mlp.down_proj", "mlp", "self_attn|linear_attn", gguf="qwen35"),
         # Mixtures of experts.
-        _of_experts("afmoe", _SHARED, between=_NORM),
+        _of_experts("afmoe", _shared_at("mlp.shared_experts", _NORM), between=_NORM),
         _of_experts("deepseek_v2", _SHARED),
         _of_experts("deepseek_v3", _SHARED),
         _of_experts("dots1", _SHARED),
@@ -321,7 +321,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         _of_experts("gpt_oss"),
         _of_experts("hunyuan_v1_moe", _shared_at("mlp.shared_mlp")),
         _of_experts("hy_v3", _SHARED),
-        _of_experts("laguna", _SHARED),
         _of_experts("mellum"),
         _of_experts("mimo_v2_flash"),
         _of_experts("minimax_m2"),

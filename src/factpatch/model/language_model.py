@@ -141,7 +141,12 @@ def _edited_modules(model: Any, shared_expert: bool) -> dict[int, tuple[str, nn.
     found = {}
     for layer, (name, block) in enumerate(model.get_submodule(row.blocks).named_children()):
         path = first_path(block, row.down_projection)
-        found[layer] = f"{row.blocks}.{name}.{path}", block.get_submodule(path)
+        try:
+            found[layer] = f"{row.blocks}.{name}.{path}", block.get_submodule(path)
+        except AttributeError:
+            # Families leave their shared expert out where its width is zero.
+            advice = ", so there is no expert that every token passes. Leave shared_expert out" if shared_expert else ""
+            raise ValueError(f"model={type(model).__name__}: block {name} has no {path}{advice}.") from None
     return found
 
 
@@ -443,6 +448,7 @@ class LanguageModel:
         view = copy(self)
         view.architecture, view.shared_expert = self.architecture.of_shared_expert(), True
         view.__dict__.pop("_key_sizes", None)
+        _edited_modules(self.model, shared_expert=True)
         return view
 
     def with_stream(self, dtype: torch.dtype) -> LanguageModel:

@@ -146,7 +146,7 @@ class Packing:
         remaining = iter(rows)
         bundles = [tuple(islice(remaining, count)) for count in together or [1] * len(self.rows)]
         by_length = groupby(bundles, lambda bundle: sum(row.tokens for row in bundle))
-        self.groups = [_group(length, list(members), dtype, device) for length, members in by_length]
+        self.groups = [_group(length, list(members), dtype) for length, members in by_length]
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
         """Return the arguments of a forward pass over these tokens, except its mask, on a device; moved there once."""
@@ -157,7 +157,7 @@ class Packing:
         return self._inputs[device]
 
 
-def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dtype, device: torch.device) -> _Group:
+def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dtype) -> _Group:
     places = [tuple(dict.fromkeys(chain.from_iterable(row.prefix for row in bundle))) for bundle in bundles]
     longest = max(map(len, places))
     prefix = torch.tensor([[*own, *[0] * (longest - len(own))] for own in places], dtype=torch.long)
@@ -169,7 +169,7 @@ def _group(length: int, bundles: Sequence[Sequence[PackedRow]], dtype: torch.dty
             _keep_apart(bundle, own, seen)
     mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
     last_place = max((place for own in places for place in own), default=-1)
-    return _Group(len(bundles), length, prefix.to(device), last_place, mask[:, None].to(device))
+    return _Group(len(bundles), length, prefix, last_place, mask[:, None])
 
 
 def _some(group: _Group, chosen: Tensor) -> tuple[Tensor, Tensor]:

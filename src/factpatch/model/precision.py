@@ -79,7 +79,7 @@ def precision_for(lm: LanguageModel, name: str | None = None, short: bool = Fals
     check_precision(name)
     if name == AUTO:
         name = None
-    if name is None and short and lm.dtype == torch.float32 and _short_products(lm.device):
+    if name is None and short and lm.dtype == torch.float32 and not lm.quantized and _short_products(lm.device):
         name = "fast"
     if name == "exact" and lm.quantized:
         raise ValueError(

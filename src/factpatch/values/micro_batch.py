@@ -154,15 +154,18 @@ class _LogProbabilities(torch.autograd.Function):
         table = torch.log_softmax(logits, dim=-1)
         ctx.save_for_backward(table, target)
         ctx.mark_non_differentiable(table)
+        ctx.set_materialize_grads(False)
         return table[: len(target)].gather(1, target[:, None])[:, 0], table[len(target) :].clone(), table
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor, None]:
         table, target = ctx.saved_tensors
-        of_chosen, of_rest, _ = slopes
+        count = len(target)
+        of_chosen = table.new_zeros(count) if slopes[0] is None else slopes[0]
+        of_rest = torch.zeros_like(table[count:]) if slopes[1] is None else slopes[1]
         gradient = table.exp().mul_(-torch.cat([of_chosen, of_rest.sum(dim=-1)])[:, None])
-        gradient[: len(target)].scatter_add_(1, target[:, None], of_chosen[:, None])
-        gradient[len(target) :] += of_rest
+        gradient[:count].scatter_add_(1, target[:, None], of_chosen[:, None])
+        gradient[count:] += of_rest
         return gradient, None
 
 

@@ -140,7 +140,7 @@ class InPrompt(Rival):
     """No change of the model: the nearest facts stand before every prompt, each as "New fact: PROMPT TARGET.".
 
     Of the facts whose subject stands in the prompt, near are those with a similar TF-IDF vector of words. A fact
-    replaces the earlier one with the same prompt and subject. Source: in-context editing with retrieval, as in
+    replaces the earlier one with the same text. Source: in-context editing with retrieval, as in
     IKE (arXiv:2305.12740), without its demonstrations.
     """
 
