@@ -865,12 +865,12 @@ def test_a_session_may_begin_without_facts(tmp_path: Path, plain: Callable[..., 
 def test_a_quick_session_keeps_the_precision_of_the_machine_that_began_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for short, name in ((True, "fast"), (False, "float32")):
-        monkeypatch.setattr("factpatch.model.precision._short_products", lambda device, short=short: short)
-        editor = Editor(
-            tiny("llama"), method="memit-blue", effort="quick", critical_layers=LAYERS, second_moments=moments()
-        )
-        Session.create(tmp_path / name, editor, source="tiny")
-        assert Session(tmp_path / name).settled.precision == name
-        Session.create(tmp_path / f"{name}-standard", make(), source="tiny")
-        assert Session(tmp_path / f"{name}-standard").settled.precision is None
+    def settled(effort: str, short: bool) -> str | None:
+        monkeypatch.setattr("factpatch.model.precision._short_products", lambda device: short)
+        options: dict[str, Any] = {"critical_layers": LAYERS, "second_moments": moments()}
+        editor = Editor(tiny("llama"), method="memit-blue", effort=effort, **options)
+        Session.create(tmp_path / f"{effort}-{short}", editor, source="tiny")
+        return Session(tmp_path / f"{effort}-{short}").settled.precision
+
+    assert [settled("quick", short) for short in (True, False)] == ["fast", "float32"]
+    assert settled("standard", short=True) is None
