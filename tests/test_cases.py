@@ -515,6 +515,7 @@ def test_a_fact_is_as_probable_alone_as_beside_others(editor: Editor) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_long_answer_counts_as_said_only_where_the_model_says_all_of_it(bare: Editor) -> None:
     facts = [*load_facts(case("25-convsent")), *load_facts(case("02-wikibio"))]
     for row, fact in zip(optimization_rows(bare.lm, facts, ("{}",))[::2], facts, strict=True):

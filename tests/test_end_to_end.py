@@ -112,6 +112,7 @@ def test_a_fact_edited_in_a_chat_is_what_the_assistant_says(model_directory: Pat
     assert "Madrid" in said()
 
 
+@pytest.mark.long
 def test_the_example_of_the_readme_prints_what_it_says(
     model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path)
 
 
-@pytest.mark.parametrize(("part", "scale"), SAMPLE, ids=[part for part, _ in SAMPLE])
+@pytest.mark.parametrize(
+    ("part", "scale"),
+    [
+        pytest.param(part, scale, id=part, marks=[pytest.mark.long] if part == "sessions:journals" else [])
+        for part, scale in SAMPLE
+    ],
+)
 def test_a_sample_of_hostile_input_shows_no_defect(place: Place, part: str, scale: float) -> None:
     place.scale = scale
     tally = tried(part, place)
