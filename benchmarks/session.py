@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +21,6 @@ import torch
 from factpatch import Editor, Fact, load_facts
 from factpatch.facts import without_repeats
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.precision import Precision
 from factpatch.strategies.target import Target
 from factpatch.values.optimize import TargetValues
 from factpatch.values.reading import SubjectRows, read_values
@@ -36,11 +35,9 @@ def random_values(
     layer: int,
     target: Target,
     contexts: Sequence[str],
-    *,
-    progress: Callable[[int], None] = lambda finished: None,
-    precision: Precision | None = None,
+    **options: object,
 ) -> TargetValues:
-    """In place of `optimize_values`."""
+    """In place of `optimize_values`, whose progress and precision mean nothing here."""
     present = read_values(lm, SubjectRows.of(lm, facts, contexts[:1]), layer, target.site)
     dice = torch.Generator().manual_seed(layer)
     away = torch.randn(present.shape, generator=dice).to(present)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 
 from factpatch.facts import Fact
 from factpatch.model.batching import consecutive
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tokens import locate, target_ids
-from factpatch.model.tree import common_beginning
+from factpatch.model.tree import Tree
 from factpatch.support.words import quoted
 from factpatch.values.contexts import answer_begins, in_chat, place
 
@@ -152,6 +152,4 @@ def micro_batches(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
 
 def _running(family: Sequence[Row]) -> int:
     """How many tokens of rows that agree up to the subject's last token run, those in common once."""
-    # In alphabetical order, a row shares with the one before it all that it shares with any before it.
-    ordered = sorted(row.ids[row.subject :] for row in family)
-    return sum(map(len, ordered)) - sum(len(common_beginning(pair)) for pair in pairwise(ordered))
+    return len(Tree(row.ids[row.subject :] for row in family).ids)
