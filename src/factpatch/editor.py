@@ -21,7 +21,7 @@ from factpatch.methods import EFFORTS, Method, settings_of, with_settings
 from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
-from factpatch.model.precision import precision_for
+from factpatch.model.precision import precision_for, sharing_copies
 from factpatch.model.quantized import check_gradients
 from factpatch.model.replicas import Replicas
 from factpatch.model.weights import changed_layers, matrices
@@ -212,15 +212,16 @@ class Editor(EditedModel):
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
-        for step, rows in plan:
-            layer = step.layer
-            residuals[layer] = self._read_residual(step, rows, values, targets)
-            keys = self._read_keys(rows, layer)
-            solved = self._solve(step, rows, keys, residuals[layer], facts)
-            shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
-            if self.recipe.remember_keys:
-                traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
-            self._write(draft.write, {layer: shifts[layer]})
+        with sharing_copies():
+            for step, rows in plan:
+                layer = step.layer
+                residuals[layer] = self._read_residual(step, rows, values, targets)
+                keys = self._read_keys(rows, layer)
+                solved = self._solve(step, rows, keys, residuals[layer], facts)
+                shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
+                if self.recipe.remember_keys:
+                    traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
+                self._write(draft.write, {layer: shifts[layer]})
         if self.method.regularizer.acts is Acts.BATCH:
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)

@@ -134,6 +134,33 @@ def test_fast_multiplies_matrices_in_16_bits_and_computes_everything_else_in_flo
     assert elsewhere <= PRODUCTS | MOVES
 
 
+def test_optimizations_of_an_edit_share_their_copies_of_weights_but_of_one_that_was_written() -> None:
+    lm = tiny("llama")
+    precision = precision_for(lm, "fast")
+    ids = torch.arange(2, 12)[None]
+
+    def read() -> tuple[Tensor, dict[int, Tensor]]:
+        """The last hidden states, and the copies that have been made."""
+        with lm.quiet(), computing(lm, precision) as seen:
+            last = seen.body(input_ids=ids)[0]
+        return last, {name: copy for (name, _), (_, _, copy) in (precision_module._kept_copies.get() or {}).items()}
+
+    alone, none = read()
+    assert not none
+    with torch.inference_mode(), precision_module.sharing_copies():
+        first, made = read()
+        again, kept = read()
+        with torch.no_grad():
+            lm.weight(1).mul_(2)
+        written, new = read()
+    assert torch.equal(first, alone)
+    assert torch.equal(again, first)
+    assert made
+    assert all(kept[name] is copy for name, copy in made.items())
+    assert [name for name, copy in made.items() if new[name] is not copy] == [id(lm.down_projection(1).weight)]
+    assert torch.equal(written, read()[0])
+
+
 @pytest.mark.parametrize(
     ("stored", "name", "products"),
     [

@@ -170,7 +170,7 @@ def test_keys_scores_and_answers_come_through_with_little_memory(monkeypatch: py
 def test_a_row_that_does_not_fit_says_what_to_do_and_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny("llama")
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
-    monkeypatch.setattr(optimize, "read_values", lambda *arguments: torch.ones(len(FACTS), lm.d_value))
+    monkeypatch.setattr(optimize, "read_last", lambda lm, rows, *where: torch.ones(len(rows), lm.d_value))
     Scarce(0, monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"single text.*bfloat16"):
         optimize_values(lm, FACTS, 1, TARGET, CONTEXTS)

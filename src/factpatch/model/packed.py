@@ -91,15 +91,20 @@ class _Group:
     """The largest of them; -1 without a prefix."""
     mask: Tensor
     """(bundles, 1, length, longest prefix + length), additive."""
-    _moved: dict[tuple[torch.device, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _moved: dict[tuple[torch.device, int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
-    def on(self, device: torch.device, known: int) -> tuple[Tensor, Tensor, Tensor]:
+    def on(self, device: torch.device, known: int, shared: int = 1) -> tuple[Tensor, Tensor, Tensor]:
         """Return the prefix's places in a pool of `known` tokens, those in the sequence, and the mask of both and of
-        the tokens themselves, on a device: a model that is spread over several moves them to each once."""
-        if (device, known) not in self._moved:
+        the tokens themselves, on a device: a model that is spread over several moves them to each once.
+
+        Args:
+            shared: How many query heads are the tokens of one head; each has the same mask.
+        """
+        if (device, known, shared) not in self._moved:
             pooled, live, mask = self._apart(known)
-            self._moved[device, known] = pooled.to(device), live.to(device), mask.to(device)
-        return self._moved[device, known]
+            mask = mask.to(device).repeat(1, 1, shared, 1)
+            self._moved[device, known, shared] = pooled.to(device), live.to(device), mask
+        return self._moved[device, known, shared]
 
     def _apart(self, known: int) -> tuple[Tensor, Tensor, Tensor]:
         none = self.prefix[:, :0]
@@ -445,13 +450,16 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """The function that transformers' attention modules call."""
-    return _attend(_shared_heads, module, query, key, value, **options)
+    return _attend(_shared_heads, module, query, key, value, query.shape[1] // key.shape[1], **options)
 
 
 def _shared_heads(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any
 ) -> tuple[Tensor, Any]:
-    """Let query heads that share a key attend as further tokens of one head: no key is repeated, and products grow."""
+    """Let query heads that share a key attend as further tokens of one head: no key is repeated, and products grow.
+
+    `mask` is that of these tokens.
+    """
     beyond_sdpa = any(options.get(name) is not None for name in ("softcap", "s_aux"))
     attends = _written_out if beyond_sdpa else ALL_ATTENTION_FUNCTIONS["sdpa"]
     bundles, heads, length, _ = query.shape
@@ -460,7 +468,7 @@ def _shared_heads(
         return attends(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
     folded = query.reshape(bundles, key.shape[1], shared * length, -1)
     # In place of the module, one that has as many keys as queries.
-    found = attends(SimpleNamespace(), folded, key, value, mask.repeat(1, 1, shared, 1), **options)[0]
+    found = attends(SimpleNamespace(), folded, key, value, mask, **options)[0]
     apart = found.reshape(bundles, shared, length, key.shape[1], -1).permute(0, 2, 3, 1, 4)
     return apart.reshape(bundles, length, heads, -1), None
 
@@ -500,13 +508,20 @@ AttentionInterface.register(_NAME, _attention)
 
 
 def _attend(
-    inner: Callable[..., tuple[Tensor, Any]], module: Any, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    inner: Callable[..., tuple[Tensor, Any]],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    shared: int = 1,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Let each row attend to its prefix in the pool and to itself.
 
     Args:
         inner: Attends, with (bundles, heads, tokens, d_head) to (bundles, tokens, heads, d_head).
         query, key, value: (1, heads, tokens, d_head) of all rows.
+        shared: How often `inner` needs the mask's rows, one for each query head of a key.
 
     Returns:
         (1, tokens, heads, d_head)
@@ -522,7 +537,7 @@ def _attend(
     outputs = []
     for group, part in zip(now.packing.groups, parts, strict=True):
         own = [group.bundles_of(tokens) for tokens in part]
-        pooled, live, mask = group.on(key.device, now.pool.tokens)
+        pooled, live, mask = group.on(key.device, now.pool.tokens, shared)
         for index, side, present in ((1, now.pool.keys, key[0]), (2, now.pool.values, value[0])):
             # The pool, which can be large, is not joined with the sequence: no gradient goes to it.
             before = [side[layer][:, pooled]] if pooled.shape[1] else []

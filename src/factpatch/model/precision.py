@@ -6,6 +6,7 @@ import logging
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -167,17 +168,47 @@ def _replacements(lm: LanguageModel, precision: Precision) -> Iterator[tuple[nn.
                 yield module, method, _cast(getattr(module, method), precision.stream)
 
 
+_Copies = dict[tuple[int, torch.dtype], tuple[Tensor, int, Tensor]]
+"""By a weight's identity and a dtype: the weight, the number of its writes when it was cast, and the copy."""
+_kept_copies: ContextVar[_Copies | None] = ContextVar("kept copies", default=None)
+
+
+@contextmanager
+def sharing_copies() -> Iterator[None]:
+    """Let all `computing` inside share their cast copies of weights, which then live until this context ends.
+
+    A weight that is written meanwhile is cast again.
+    """
+    token = _kept_copies.set({})
+    try:
+        yield
+    finally:
+        _kept_copies.reset(token)
+
+
+def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A cast copy, or one that is there already."""
+    known = _kept_copies.get()
+    if known is None or weight.is_inference():  # whose writes are not counted
+        return weight.detach().to(dtype)
+    name = id(weight), dtype
+    _, writes, copy = known.get(name, (weight, -1, weight))
+    if writes != weight._version:
+        copy = weight.detach().to(dtype)
+        known[name] = weight, weight._version, copy
+    return copy
+
+
 def _product(module: nn.Linear | Conv1D, precision: Precision) -> Callable[[Tensor], Tensor]:
-    def parameters() -> tuple[Tensor, Tensor | None]:
-        weight = module.weight.detach().to(precision.products)
+    def parameters(weight: Tensor) -> tuple[Tensor, Tensor | None]:
         bias = None if module.bias is None else module.bias.detach().to(precision.products)
         return (weight.T if isinstance(module, Conv1D) else weight), bias
 
     copied = module.weight.dtype != precision.products and not module.weight.is_meta
-    kept = parameters() if copied else None
+    kept = parameters(_copy(module.weight, precision.products)) if copied else None
 
     def forward(hidden: Tensor) -> Tensor:
-        weight, bias = kept or parameters()
+        weight, bias = kept or parameters(module.weight.detach().to(precision.products))
         return F.linear(hidden.to(precision.products), weight, bias).to(precision.stream)
 
     return forward

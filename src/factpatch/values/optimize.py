@@ -19,7 +19,7 @@ from factpatch.values.budget import tokens_to_freeze
 from factpatch.values.chunks import Round, rounds_of, sinks_of, starts_of
 from factpatch.values.descent import Descent, Loss
 from factpatch.values.frozen import Earlier, freeze
-from factpatch.values.reading import SubjectRows, read_last, read_values
+from factpatch.values.reading import SubjectRows, read_last
 from factpatch.values.rows import Row, optimization_rows
 
 
@@ -182,9 +182,11 @@ class _Present:
         cls, lm: LanguageModel, facts: Sequence[Fact], layer: int, target: Target, contexts: Sequence[str]
     ) -> _Present:
         """At the subject's last token."""
-        seen = _activations(lm, facts, layer, (*target.sites, *target.beside), contexts[0])
-        others = contexts[1:] if target.shortest else ()
-        return cls(seen, tuple(_activations(lm, facts, layer, target.sites, context) for context in others))
+        everywhere = _activations(lm, facts, layer, target.sites, contexts if target.shortest else contexts[:1])
+        seen = [everywhere[0]]
+        if target.beside:
+            seen += _activations(lm, facts, layer, target.beside, contexts[:1])
+        return cls(torch.cat(seen, dim=1), tuple(everywhere[1:]))
 
     def norm(self, lm: LanguageModel, sites: int) -> Tensor:
         """The shortest ‖h‖ of all contexts that count, (n, sites)."""
@@ -225,7 +227,10 @@ class _Scaled:
         self.progress(due)
 
 
-def _activations(lm: LanguageModel, facts: Sequence[Fact], layer: int, sites: Sequence[str], context: str) -> Tensor:
-    """The unshifted activations in a context, (n, sites, d_value)."""
-    subjects = SubjectRows.of(lm, facts, (context,))
-    return torch.stack([read_values(lm, subjects, layer, site) for site in sites], dim=1)
+def _activations(
+    lm: LanguageModel, facts: Sequence[Fact], layer: int, sites: Sequence[str], contexts: Sequence[str]
+) -> Tensor:
+    """The unshifted activations, (contexts, n, sites, d_value)."""
+    rows = SubjectRows.of(lm, facts, contexts).rows
+    read = torch.stack([read_last(lm, rows, layer, site, "outputs") for site in sites], dim=1)
+    return read.view(len(facts), len(contexts), *read.shape[1:]).transpose(0, 1)
