@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from tests.models import tiny_model, tiny_tokenizer
 
 from factpatch.model.architectures import ARCHITECTURES
 
-NAMES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
+NAMES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2",
+    "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+}  # fmt: skip
 """What llama.cpp calls a family, said here a second time so that a test can compare."""
 
 
@@ -35,7 +39,7 @@ def write_gguf(
     _describe(writer, config, alignment)
     _add_tokenizer(writer, tiny_tokenizer() if tokenizer is None else tokenizer, config.vocab_size)
     names = gguf.get_tensor_name_map(_architecture(NAMES[config.model_type]), config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _apart(model):
         written = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert written is not None, name
         data = _as_converted(name, tensor.detach().float(), config).contiguous().numpy()
@@ -46,6 +50,20 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _apart(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of a model; those of experts as checkpoints have them, gate and up projection apart."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith("experts.gate_up_proj"):
+            for part, half in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
+                yield name.replace("gate_up_proj", f"{part}_proj.weight"), half
+        elif name.endswith("experts.down_proj"):
+            yield f"{name}.weight", tensor
+        elif name.endswith("shared_expert_gate.weight"):
+            yield name, tensor[0]
+        else:
+            yield name, tensor
 
 
 def _architecture(name: str) -> Any:
@@ -59,6 +77,12 @@ def _describe(writer: GGUFWriter, config: Any, alignment: int | None) -> None:
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(getattr(config, "intermediate_size", None) or config.n_inner)
+    if hasattr(config, "num_experts"):
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if hasattr(config, "shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(0)

@@ -185,7 +185,7 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "olmoe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4},
     "phimoe": {**_LIKE_LLAMA, **_ROUTED, "num_local_experts": 4},
     "qwen2_moe": {**_LIKE_LLAMA, **_ROUTED, "num_experts": 4, "shared_expert_intermediate_size": INNER},
-    "qwen3_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4},
+    "qwen3_moe": {**_WITH_HEADS, **_ROUTED, "num_experts": 4, "norm_topk_prob": True},
     "solar_open": {**_WITH_HEADS, **_ROUTED, "n_routed_experts": 4, **_GROUPS},
     "jamba": {
         **_LIKE_LLAMA,

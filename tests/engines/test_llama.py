@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,6 +15,8 @@ from tests.engines.llama import serving
 from tests.ggufs import write_gguf
 from tests.helpers import shared
 from tests.models import SENTENCES, tiny_model, tiny_tokenizer
+from tests.test_more_families import FACTS as EXPERTS_FACTS
+from tests.test_more_families import editor_of
 
 from factpatch import Fact, Neighbor, Verification, load_facts
 from factpatch.evaluation.questions import answers
@@ -21,8 +24,10 @@ from factpatch.evaluation.readings import FORMS
 from factpatch.evaluation.served import usable_forms, verify_served
 from factpatch.evaluation.server import ENGINES, Server, ServerError
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_gguf
+from factpatch.model.gguf import open_gguf
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
+from factpatch.patch.merge import merge_gguf
 
 FACTS = [
     Fact(
@@ -116,14 +121,43 @@ def test_a_tiny_model_says_the_same_in_llama_cpp_and_in_pytorch_with_its_adapter
 
 def test_a_tiny_model_finds_a_text_as_probable_in_llama_cpp_as_in_pytorch(lm: LanguageModel, url: str) -> None:
     off = {"lora": [{"id": 0, "scale": 0.0}]}
-    found = requests.post(f"{url}/likelihood", json={"text": SENTENCES[4], **off}, timeout=60).json()
+    there, here = likelihoods(url, lm, **off)
+    assert there == pytest.approx(here, abs=0.02)
+
+
+def likelihoods(url: str, lm: LanguageModel, **options: Any) -> tuple[list[float], list[float]]:
+    """The NLL of the tokens of a sentence, in nats, in llama.cpp and in PyTorch, where llama.cpp says it."""
+    found = requests.post(f"{url}/likelihood", json={"text": SENTENCES[4], **options}, timeout=60).json()
     ids = lm.tokenizer(SENTENCES[4])["input_ids"]
     assert found["tokens"] == ids
     with torch.no_grad():
         logs = torch.log_softmax(lm.model(input_ids=torch.tensor([ids])).logits[0], -1)
     pairs = [(nll, -logs[at, ids[at + 1]].item()) for at, nll in enumerate(found["nlls"]) if nll is not None]
     assert len(pairs) >= 0.7 * len(found["nlls"])
-    assert [nll for nll, _ in pairs] == pytest.approx([nll for _, nll in pairs], abs=0.02)
+    return [nll for nll, _ in pairs], [nll for _, nll in pairs]
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+def test_an_edited_mixture_finds_a_text_as_probable_in_llama_cpp_with_its_adapter_and_merged(
+    family: str, tmp_path: Path
+) -> None:
+    editor = editor_of(family)
+    base = write_gguf(tmp_path / "base.gguf", editor.model, "F32")
+    unedited = load_language_model(base)
+    patch = editor.edit(EXPERTS_FACTS)
+    patch.to_gguf_lora(tmp_path / "lora.gguf")
+    merge_gguf(patch, open_gguf(base), tmp_path / "merged.gguf")
+    with serving(base, tmp_path / "lora.gguf", cache="f32") as url:
+        there, before = likelihoods(url, unedited, lora=[{"id": 0, "scale": 0.0}])
+        assert there == pytest.approx(before, abs=0.02)
+        adapted, here = likelihoods(url, editor.lm)
+        assert adapted == pytest.approx(here, abs=0.02)
+    with serving(tmp_path / "merged.gguf", cache="f32") as url:
+        assert likelihoods(url, editor.lm)[0] == pytest.approx(here, abs=0.02)
+    assert max(abs(one - other) for one, other in zip(here, before, strict=True)) > 0.1
+    # And back: what was merged is read as the edited model.
+    merged = load_language_model(tmp_path / "merged.gguf")
+    torch.testing.assert_close(merged.weight(1), editor.lm.weight(1), rtol=0, atol=1e-6)
 
 
 def test_a_model_without_a_chat_template_is_asked_in_the_other_forms(tmp_path: Path) -> None:

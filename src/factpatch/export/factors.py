@@ -122,6 +122,15 @@ def low_rank(
     return LowRankFactors(parts, needed, ranks, dtype)
 
 
+def of_each_expert(down: Tensor, up: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """The factors of each expert of a layer, (experts, rank, d_key) and (experts, d_value, rank), given those of all.
+
+    All experts have the same `up`: Δ is [Δ_1 … Δ_E] = up · [down_1 … down_E].
+    """
+    apart = down.reshape(len(down), experts, -1).transpose(0, 1).contiguous()
+    return apart, up.expand(experts, *up.shape).contiguous()
+
+
 def check_energy(energy: float | None) -> None:
     """Raise ValueError unless this is a share of the squared singular values, or None."""
     if energy is not None and not 0 < energy <= 1:

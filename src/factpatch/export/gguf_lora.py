@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from factpatch.export.factors import LowRankFactors
+from factpatch.export.factors import LowRankFactors, of_each_expert
 from factpatch.export.origin import base_name, hub_id, origin_of
+from factpatch.model.architectures import experts_of
 from factpatch.model.gguf_names import gguf_architecture, gguf_names
 from factpatch.support.files import atomic_write
 
@@ -16,7 +17,8 @@ def write_gguf_lora(factors: LowRankFactors, model_config: Mapping[str, Any], pa
     """Write shifts as a LoRA adapter for llama.cpp; the same factors give the same bytes.
 
     llama.cpp adds α/r · B A x to what the base's weight makes of x, with r from the shape of each B; here α = r for all
-    layers, so that nothing is scaled. The base's weights stay as they are, in whatever type they are stored.
+    layers, so that nothing is scaled. The base's weights stay as they are, in whatever type they are stored. Of experts
+    each has its own A and B, (experts, r, d_key) and (experts, d_value, r), and adds to what it makes of its tokens.
 
     Args:
         factors: Δ by layer; B is `up` and A is `down`, written in float32.
@@ -30,6 +32,7 @@ def write_gguf_lora(factors: LowRankFactors, model_config: Mapping[str, Any], pa
     from gguf import GGUFType, GGUFWriter, Keys
 
     architecture, names = gguf_architecture(model_config), gguf_names(model_config, factors.ranks)
+    experts = experts_of(model_config)
     name, origin = base_name(model_config), hub_id(origin_of(model_config))
 
     def write(draft: Path) -> None:
@@ -43,8 +46,11 @@ def write_gguf_lora(factors: LowRankFactors, model_config: Mapping[str, Any], pa
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, float(factors.rank))
         for layer, tensor in names.items():
-            writer.add_tensor(f"{tensor}.lora_a", factors.down(layer).float().numpy())
-            writer.add_tensor(f"{tensor}.lora_b", factors.up(layer).float().numpy())
+            down, up = factors.down(layer).float(), factors.up(layer).float()
+            if layer in experts:
+                down, up = of_each_expert(down, up, experts[layer])
+            writer.add_tensor(f"{tensor}.lora_a", down.numpy())
+            writer.add_tensor(f"{tensor}.lora_b", up.numpy())
         try:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()

@@ -43,7 +43,7 @@ def write_gguf_model(
 
     Args:
         file: The model as it is.
-        replaced: By name, (rows, columns) in float32.
+        replaced: By name, in float32, in the order of the file.
         types: By name, a key of `TENSOR_TYPES`.
         path: A file; one that is there is replaced.
 

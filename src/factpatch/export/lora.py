@@ -10,9 +10,9 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from factpatch.export.factors import LowRankFactors
+from factpatch.export.factors import LowRankFactors, of_each_expert
 from factpatch.export.origin import known_base
-from factpatch.model.architectures import EDITED_AT, EXPERTS_OF, architecture_of
+from factpatch.model.architectures import EDITED_AT, architecture_of, experts_of
 from factpatch.model.experts import FUSED
 from factpatch.model.language_model import projection_name
 from factpatch.support.files import atomic_directory
@@ -49,7 +49,7 @@ def write_lora(
     lora_config = _config_class()
     architecture = architecture_of(SimpleNamespace(**model_config))
     modules = {layer: projection_name(model_config, layer) for layer in factors.ranks}
-    experts = {int(layer): count for layer, count in model_config.get(EXPERTS_OF, {}).items()}
+    experts = experts_of(model_config)
     config = lora_config(
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -71,22 +71,14 @@ def write_lora(
     for layer, module in modules.items():
         down, up = factors.down(layer), factors.up(layer)
         if layer in experts:
-            down, up = _for_experts(down, up, experts[layer])
+            # For a fused parameter peft wants (experts · rank, d_key) and (d_value, rank · experts).
+            each_down, each_up = of_each_expert(down, up, experts[layer])
+            down, up = each_down.flatten(0, 1), each_up.permute(1, 2, 0).flatten(1)
         tensors[f"base_model.model.{module}.lora_A.weight"] = down
         tensors[f"base_model.model.{module}.lora_B.weight"] = up
     with atomic_directory(directory) as draft:
         config.save_pretrained(str(draft))
         save_file(tensors, draft / WEIGHTS, {"format": "pt"})
-
-
-def _for_experts(down: Tensor, up: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """The factors as peft has them for a fused parameter: (experts · rank, d_key) and (d_value, rank · experts).
-
-    All experts have the same `up`: Δ is [Δ_1 … Δ_E] = up · [down_1 … down_E].
-    """
-    rank = len(down)
-    apart = down.reshape(rank, experts, -1).transpose(0, 1)
-    return apart.flatten(0, 1).contiguous(), up[:, :, None].expand(-1, -1, experts).flatten(1).contiguous()
 
 
 def _config_class() -> Any:

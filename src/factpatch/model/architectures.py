@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -192,17 +193,21 @@ _SHARED = _shared_at("mlp.shared_experts")
 _GATED = _shared_at("mlp.shared_expert", Between("a gate"))
 
 
-def _of_experts(model_type: str, shared: SharedExpert | None = None, **others: Any) -> Architecture:
+def _of_experts(
+    model_type: str, gguf: str | None = None, shared: SharedExpert | None = None, **others: Any
+) -> Architecture:
     """A row of a family with experts in place of the MLP, in all blocks or in some; see `factpatch.model.experts`."""
     path = "mlp.experts|mlp.down_proj"
-    return Architecture(model_type, "model.layers", path, "mlp", "self_attn", shared=shared, **others)
+    return Architecture(model_type, "model.layers", path, "mlp", "self_attn", gguf=gguf, shared=shared, **others)
 
 
-def _granite_of_experts(model_type: str, shared: SharedExpert | None = None) -> Architecture:
+def _granite_of_experts(
+    model_type: str, gguf: str | None = None, shared: SharedExpert | None = None
+) -> Architecture:
     path = "block_sparse_moe"
     return Architecture(
         model_type, "model.layers", f"{path}.experts", path, "self_attn",
-        between=_FACTOR, logits=Logits(over="logits_scaling"), shared=shared,
+        between=_FACTOR, logits=Logits(over="logits_scaling"), gguf=gguf, shared=shared,
     )  # fmt: skip
 
 
@@ -308,36 +313,36 @@ ARCHITECTURES: dict[str, Architecture] = {
         _mixed("olmo_hybrid", "mlp.down_proj", "mlp", "self_attn|linear_attn", between=_NORM),
         _mixed("qwen3_5_text", "mlp.down_proj", "mlp", "self_attn|linear_attn", gguf="qwen35"),
         # Mixtures of experts.
-        _of_experts("afmoe", _shared_at("mlp.shared_experts", _NORM), between=_NORM),
-        _of_experts("deepseek_v2", _SHARED),
-        _of_experts("deepseek_v3", _SHARED),
-        _of_experts("dots1", _SHARED),
-        _of_experts("ernie4_5_moe", _SHARED),
-        _of_experts("exaone_moe", _SHARED),
+        _of_experts("afmoe", "afmoe", _shared_at("mlp.shared_experts", _NORM), between=_NORM),
+        _of_experts("deepseek_v2", "deepseek2", _SHARED),
+        _of_experts("deepseek_v3", "deepseek2", _SHARED),
+        _of_experts("dots1", "dots1", _SHARED),
+        _of_experts("ernie4_5_moe", "ernie4_5-moe", _SHARED),
+        _of_experts("exaone_moe", "exaone-moe", _SHARED),
         _of_experts("flex_olmo", between=_NORM),
-        _of_experts("flint", _shared_at("mlp.shared_expert")),
-        _of_experts("glm4_moe", _SHARED),
-        _of_experts("glm4_moe_lite", _SHARED),
-        _of_experts("gpt_oss"),
-        _of_experts("hunyuan_v1_moe", _shared_at("mlp.shared_mlp")),
-        _of_experts("hy_v3", _SHARED),
+        _of_experts("flint", shared=_shared_at("mlp.shared_expert")),
+        _of_experts("glm4_moe", "glm4moe", _SHARED),
+        _of_experts("glm4_moe_lite", shared=_SHARED),
+        _of_experts("gpt_oss", "gpt-oss"),
+        _of_experts("hunyuan_v1_moe", "hunyuan-moe", _shared_at("mlp.shared_mlp")),
+        _of_experts("hy_v3", shared=_SHARED),
         _of_experts("mellum"),
-        _of_experts("mimo_v2_flash"),
-        _of_experts("minimax_m2"),
-        _of_experts("mixtral"),
-        _of_experts("olmoe"),
-        _of_experts("phimoe"),
-        _of_experts("qwen2_moe", _GATED),
-        _of_experts("qwen3_moe"),
-        _of_experts("solar_open", _SHARED),
-        _mixed("jamba", "feed_forward.experts|feed_forward.down_proj", "feed_forward", "self_attn|mamba"),
-        _mixed("lfm2_moe", "feed_forward.experts|feed_forward.w2", "feed_forward", "self_attn|conv"),
+        _of_experts("mimo_v2_flash", "mimo2"),
+        _of_experts("minimax_m2", "minimax-m2"),
+        _of_experts("mixtral", "llama"),
+        _of_experts("olmoe", "olmoe"),
+        _of_experts("phimoe", "phimoe"),
+        _of_experts("qwen2_moe", "qwen2moe", _GATED),
+        _of_experts("qwen3_moe", "qwen3moe"),
+        _of_experts("solar_open", shared=_SHARED),
+        _mixed("jamba", "feed_forward.experts|feed_forward.down_proj", "feed_forward", "self_attn|mamba", gguf="jamba"),
+        _mixed("lfm2_moe", "feed_forward.experts|feed_forward.w2", "feed_forward", "self_attn|conv", gguf="lfm2moe"),
         _mixed("minimax", "mlp.experts", "mlp", "self_attn", between=_FACTOR),
-        _granite_of_experts("granitemoe"),
-        _granite_of_experts("granitemoe_swa", _BESIDE),
-        _granite_of_experts("granitemoeshared", _BESIDE),
-        _mixed("qwen3_next", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED),
-        _mixed("qwen3_5_moe_text", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED),
+        _granite_of_experts("granitemoe", "granitemoe"),
+        _granite_of_experts("granitemoe_swa", shared=_BESIDE),
+        _granite_of_experts("granitemoeshared", "granitemoe", _BESIDE),
+        _mixed("qwen3_next", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED, gguf="qwen3next"),
+        _mixed("qwen3_5_moe_text", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED, gguf="qwen35moe"),
     )
 }  # fmt: skip
 
@@ -370,6 +375,11 @@ OTHER_KINDS = (
         "its blocks have a state in place of attention and MLP. Choose a transformer",
     ),
 )  # fmt: skip
+
+
+def experts_of(model_config: Mapping[str, Any]) -> dict[int, int]:
+    """How many experts each layer of a mixture has, given the config that a patch records; empty for other models."""
+    return {int(layer): count for layer, count in model_config.get(EXPERTS_OF, {}).items()}
 
 
 def register_architecture(row: Architecture) -> None:

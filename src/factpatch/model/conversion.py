@@ -24,6 +24,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from factpatch.model.architectures import architecture_of
+from factpatch.model.experts import is_experts
 from factpatch.model.gguf import GGUFFile, check_sizes
 from factpatch.model.gguf_names import tensor_names
 from factpatch.support.words import counted, quoted
@@ -54,6 +55,8 @@ _ALSO_READ = {
     "context_length": "max_position_embeddings",
     "feed_forward_length": "n_inner",
     "attention.key_length": "head_dim",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
 # Kinds of vocabulary that llama.cpp begins every text of with a BOS, where the file does not say.
 _BEGIN_WITH_BOS = ("llama", "llama-bpe", "llama3", "llama-v3", "tekken")
@@ -118,11 +121,6 @@ def _parsed_once(file: GGUFFile, place: Path) -> Iterator[None]:
 
 
 def _config(file: GGUFFile, place: Path) -> Any:
-    if file.field("{arch}.expert_count", 0):
-        raise ValueError(
-            f"{file.path} is a mixture of experts, whose blocks have no single down-projection that every fact passes. "
-            "Choose a dense model."
-        )
     check_sizes(file)
     try:
         config = AutoConfig.from_pretrained(place.parent, gguf_file=place.name, trust_remote_code=False)
@@ -136,7 +134,13 @@ def _config(file: GGUFFile, place: Path) -> Any:
     # The weights are plain from here on.
     plain = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
     config = type(config).from_dict(plain)
-    architecture_of(config)  # before anything is dequantized
+    row = architecture_of(config)  # before anything is dequantized
+    if file.field("{arch}.expert_count", 0) and "experts" not in row.down_projection:
+        raise ValueError(
+            f"{file.path} is a mixture of experts, which transformers takes for a dense model of type "
+            f"{row.model_type!r}. Edit the model that it was made from, and export the patch for this file: factpatch "
+            "export PATCH --to gguf-lora."
+        )
     for name, attribute in _ALSO_READ.items():
         value = file.field(f"{{arch}}.{name}")
         if value is not None and hasattr(config, attribute):
@@ -234,28 +238,29 @@ def _quiet_transformers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor of a GGUF file goes in a model of transformers."""
+    """A weight of a model of transformers, and how it is made of the tensors of a GGUF file."""
 
-    name: str
-    """Its name there."""
+    there: tuple[str, ...]
+    """The tensors, which lie side by side in the weight, along the dimension before its last."""
     shape: torch.Size
     steps: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
     """What takes it from the order of llama.cpp to that of transformers."""
 
 
 def _places(file: GGUFFile, model: nn.Module) -> dict[str, _Place]:
-    """For each tensor to read its place in the model, which is on the meta device."""
+    """The weights of a model, which is on the meta device, by name."""
     places: dict[str, _Place] = {}
     table = tensor_names(file.architecture, cast(Any, model.config).num_hidden_layers)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     for name, weight in model.state_dict().items():
         if name in tied:
             continue
-        there = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        if there is None or there not in file.tensors:
-            raise ValueError(f"{file.path} lacks the weight {there or name}, so it is no whole {file.architecture}.")
-        places[there] = _Place(name, weight.shape, _steps(file, model, name, there))
-    unused = sorted(file.tensors.keys() - places.keys() - {_ROPE})
+        parts = [table.get_name(part, try_suffixes=(".weight", ".bias")) or part for part in _parts(model, name)]
+        if lacking := [part for part in parts if part not in file.tensors]:
+            raise ValueError(f"{file.path} lacks the weight {lacking[0]}, so it is no whole {file.architecture}.")
+        places[name] = _Place(tuple(parts), weight.shape, _steps(file, model, name, parts[0]))
+    used = {there for place in places.values() for there in place.there}
+    unused = sorted(file.tensors.keys() - used - {_ROPE})
     if unused:
         raise ValueError(
             f"{file.path} holds {counted(len(unused), 'weight')} that transformers has no place for, such as "
@@ -263,6 +268,27 @@ def _places(file: GGUFFile, model: nn.Module) -> dict[str, _Place]:
             "was made from."
         )
     return places
+
+
+def _parts(model: nn.Module, name: str) -> list[str]:
+    """The names of the weights that one is made of: those of experts are fused in transformers, without an ending.
+
+    Raises:
+        ValueError: They are in another order than that of their names.
+    """
+    module, _, last = name.rpartition(".")
+    experts = model.get_submodule(module)
+    if not is_experts(experts):
+        return [name]
+    if cast(Any, experts).is_transposed:
+        raise ValueError(
+            f"{name}: {type(model).__name__} keeps its experts in an order of its own. Edit the model that the file was "
+            "made from, and export the patch for this file: factpatch export PATCH --to gguf-lora."
+        )
+    return [f"{module}.{part}.weight" for part in _FUSED.get(last, (last,))]
+
+
+_FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def _steps(file: GGUFFile, model: nn.Module, name: str, there: str) -> list[Callable[[Tensor], Tensor]]:
@@ -298,8 +324,7 @@ def _write_weights(file: GGUFFile, places: dict[str, _Place], destination: Path,
         name = WEIGHTS if len(shards) == 1 else _SHARD.format(number, len(shards))
         # Dequantizing is NumPy's work on one tensor after another; several run side by side.
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            read = threads.map(lambda there: _read(file, there, places[there], dtype), shard)
-            tensors = {places[there].name: weight for there, weight in zip(shard, read, strict=True)}
+            tensors = dict(zip(shard, threads.map(lambda one: _read(file, places[one], dtype), shard), strict=True))
         save_file(tensors, destination / name, {"format": "pt"})
         index |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
@@ -309,26 +334,29 @@ def _write_weights(file: GGUFFile, places: dict[str, _Place], destination: Path,
 
 
 def _shards(places: dict[str, _Place], dtype: torch.dtype) -> list[list[str]]:
-    """The tensors of each file, in the order of the GGUF file's table."""
+    """The weights of each file, in the order of the model."""
     shards: list[list[str]] = [[]]
     size = 0
-    for there, place in places.items():
+    for name, place in places.items():
         added = place.shape.numel() * dtype.itemsize
         if shards[-1] and size + added > _SHARD_BYTES:
             shards.append([])
             size = 0
-        shards[-1].append(there)
+        shards[-1].append(name)
         size += added
     return shards
 
 
-def _read(file: GGUFFile, there: str, place: _Place, dtype: torch.dtype) -> Tensor:
-    weight = torch.from_numpy(np.require(file.dequantized(there), requirements="W"))
+def _read(file: GGUFFile, place: _Place, dtype: torch.dtype) -> Tensor:
+    parts = [torch.from_numpy(np.require(file.dequantized(there), requirements="W")) for there in place.there]
+    weight = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
     for step in place.steps:
         weight = step(weight)
+    if place.shape == (1, *weight.shape):  # a gate that a shared expert has
+        weight = weight[None]
     if weight.shape != place.shape:
         raise ValueError(
-            f"{file.path}: {there} is of shape {tuple(weight.shape)}, where its metadata ask for {tuple(place.shape)}. "
+            f"{file.path}: {place.there[0]} is of shape {tuple(weight.shape)}, where its metadata ask for {tuple(place.shape)}. "
             "Get the file again."
         )
     return weight.to(dtype).contiguous()

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from factpatch.model.architectures import ARCHITECTURES, EXPERTS_OF, architecture_of
+from factpatch.model.architectures import ARCHITECTURES, architecture_of, experts_of
 from factpatch.model.language_model import projection_name
 
 if TYPE_CHECKING:
     from gguf import TensorNameMap
+
+_EXPERTS = "model.layers.{}.mlp.experts.down_proj"
+"""By which the tables know the down-projections of all families' experts."""
 
 
 def gguf_architecture(model_config: Mapping[str, Any]) -> str:
@@ -20,11 +23,6 @@ def gguf_architecture(model_config: Mapping[str, Any]) -> str:
         ValueError: llama.cpp has no such models, or the family is unknown.
     """
     row = architecture_of(SimpleNamespace(**model_config))
-    if model_config.get(EXPERTS_OF):
-        raise ValueError(
-            f"model_type={row.model_type!r}: this is a mixture of experts, for which nothing is written for llama.cpp "
-            "and Ollama. Serve the edit as an adapter for peft (--to peft) or as a whole model (--to safetensors)."
-        )
     if row.gguf is None:
         can = ", ".join(sorted(name for name, other in ARCHITECTURES.items() if other.gguf))
         raise ValueError(
@@ -52,7 +50,8 @@ def tensor_names(architecture: str, layers: int) -> TensorNameMap:
 def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[int, str]:
     """The names of the down-projections' weights of some layers in a GGUF file, such as blk.4.ffn_down.weight.
 
-    In a GGUF file they are stored as (d_value, d_key), whichever way transformers stores them.
+    In a GGUF file they are stored as (d_value, d_key), whichever way transformers stores them; those of experts as
+    (experts, d_value, d_key).
 
     Raises:
         ValueError: As from `gguf_architecture`, or the `gguf` package does not know the tensors of the family.
@@ -62,6 +61,7 @@ def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[i
     known = tensor_names(name, max(layers, default=-1) + 1)
     # llama.cpp has a text model in a file of its own.
     paths = {layer: projection_name(model_config, layer, within=False) for layer in layers}
+    paths |= {layer: _EXPERTS.format(layer) for layer in experts_of(model_config) if layer in paths}
     names = {layer: known.get_name(path) for layer, path in paths.items()}
     for layer, found in names.items():
         if found is None:

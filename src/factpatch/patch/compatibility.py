@@ -191,6 +191,8 @@ def check_base(
 def gguf_weights(config: Mapping[str, Any], file: GGUFFile, layers: Sequence[int]) -> dict[int, Tensor]:
     """The editable weights of some layers of a GGUF model, dequantized: (d_value, d_key) in float32.
 
+    Of experts they are (d_value, experts, d_key), as `in_gguf` takes them back.
+
     Raises:
         PatchMismatchError: It is of another architecture than `config`, or has fewer layers.
         ValueError: llama.cpp has no models of that family.
@@ -208,7 +210,12 @@ def gguf_weights(config: Mapping[str, Any], file: GGUFFile, layers: Sequence[int
             f"that the patch was made on{_made_for(config)}."
         )
     # Copies: of a tensor in float32 the reader shows the file itself, which cannot be written to.
-    return {layer: torch.tensor(file.dequantized(names[layer])) for layer in layers}
+    return {layer: in_gguf(torch.tensor(file.dequantized(names[layer]))) for layer in layers}
+
+
+def in_gguf(weight: Tensor) -> Tensor:
+    """Between a weight here, (d_value, d_key) or (d_value, experts, d_key), and in a GGUF file, experts first."""
+    return weight.transpose(0, 1) if weight.dim() == 3 else weight
 
 
 def _made_for(config: Mapping[str, Any]) -> str:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from factpatch.export.gguf_model import TENSOR_TYPES, write_gguf_model, written_types
 from factpatch.model.gguf_names import gguf_names
-from factpatch.model.weights import changed_layers, snapshot
+from factpatch.model.weights import changed_layers, matrix_shape, snapshot
 from factpatch.patch.batch import first_states, last_states
-from factpatch.patch.compatibility import PatchMismatchError, check_base, gguf_weights
+from factpatch.patch.compatibility import PatchMismatchError, check_base, gguf_weights, in_gguf
 from factpatch.patch.history import write_all
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class MergedTensor:
 
 
 def fitting_gguf_weights(patch: Patch, file: GGUFFile, rebase: bool = False) -> dict[int, Tensor]:
-    """The dequantized weights of a GGUF model that a patch edits, (d_value, d_key) in float32.
+    """The dequantized weights of a GGUF model that a patch edits, in float32, as `gguf_weights` returns them.
 
     Args:
         file: The model, not edited.
@@ -47,10 +47,10 @@ def fitting_gguf_weights(patch: Patch, file: GGUFFile, rebase: bool = False) -> 
     """
     weights = gguf_weights(patch.config, file, patch.layers)
     for layer, shift in (item for batch in patch.batches for item in batch.shifts.items()):
-        if shift.shape != tuple(weights[layer].shape):
+        if shift.shape != (shape := matrix_shape(weights[layer])):
             raise PatchMismatchError(
-                f"{file.path}: layer {layer} has a weight of shape {tuple(weights[layer].shape)}, and the patch shifts "
-                f"one of shape {shift.shape}. Give the model that the patch was made on."
+                f"{file.path}: layer {layer} has a weight of shape {shape}, and the patch shifts one of shape "
+                f"{shift.shape}. Give the model that the patch was made on."
             )
     stored = {layer: weight.to(patch.weight_dtype) for layer, weight in weights.items()}
     if patch.sealed and not changed_layers(stored, last_states(patch.batches), patch.layers):
@@ -96,7 +96,7 @@ def write_merged(
     types = written_types(file, names.values(), tensor_type)
     before = snapshot(weights)
     write_all(weights, patch.batches, patch.written_dtype)
-    write_gguf_model(file, {names[layer]: weight for layer, weight in weights.items()}, types, path)
+    write_gguf_model(file, {names[layer]: in_gguf(weight) for layer, weight in weights.items()}, types, path)
     merged = []
     for layer, weight in weights.items():
         lost = weight.to(TENSOR_TYPES[types[names[layer]]]).float() - weight
