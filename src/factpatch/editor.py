@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, replace
 from typing import Any
@@ -212,7 +212,8 @@ class Editor(EditedModel):
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
-        with sharing_copies():
+        several = self.method.target.has_values and len({step.target_layer for step, _ in plan}) > 1
+        with sharing_copies() if several else nullcontext():
             for step, rows in plan:
                 layer = step.layer
                 residuals[layer] = self._read_residual(step, rows, values, targets)

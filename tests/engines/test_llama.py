@@ -155,9 +155,6 @@ def test_an_edited_mixture_finds_a_text_as_probable_in_llama_cpp_with_its_adapte
     with serving(tmp_path / "merged.gguf", cache="f32") as url:
         assert likelihoods(url, editor.lm)[0] == pytest.approx(here, abs=0.02)
     assert max(abs(one - other) for one, other in zip(here, before, strict=True)) > 0.1
-    # And back: what was merged is read as the edited model.
-    merged = load_language_model(tmp_path / "merged.gguf")
-    torch.testing.assert_close(merged.weight(1), editor.lm.weight(1), rtol=0, atol=1e-6)
 
 
 def test_a_model_without_a_chat_template_is_asked_in_the_other_forms(tmp_path: Path) -> None:

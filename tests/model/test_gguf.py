@@ -17,13 +17,15 @@ from tests.models import SENTENCES, TURN, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from factpatch import Editor
+from factpatch import Editor, Fact
 from factpatch.model import conversion
 from factpatch.model.conversion import convert
 from factpatch.model.gguf import find_gguf, open_gguf
 from factpatch.model.kept import kept_digest
 from factpatch.model.loading import load_language_model
 from factpatch.model.source import model_source
+from factpatch.patch.compatibility import PatchMismatchError
+from factpatch.patch.merge import merge_gguf
 
 ROPE = "rope_freqs.weight"
 
@@ -365,7 +367,26 @@ def test_a_file_may_leave_out_the_heads_of_keys_and_not_have_several_numbers(tmp
 
 def test_a_mixture_of_experts_is_refused_as_one(tmp_path: Path) -> None:
     path = altered(write_gguf(tmp_path / "m.gguf"), "experts.gguf", {"llama.expert_count": 8})
-    assert "is a mixture of experts" in refused(path)
+    assert "of the architecture 'llama', and only qwen2moe and qwen3moe are read from GGUF" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_a_merged_mixture_is_read_as_the_edited_model(kind: str, tmp_path: Path) -> None:
+    base = write_gguf(tmp_path / "base.gguf", tiny_model("qwen3_moe"), kind)
+    lm = load_language_model(base)
+    moments = {layer: torch.eye(lm.key_width(layer)).double().expand(4, -1, -1) for layer in (1, 2)}
+    editor = Editor(
+        lm.model, lm.tokenizer, method="memit-blue", critical_layers=(1, 2), contexts=("{}",), second_moments=moments,
+        settings={"target.steps": 4, "target.clamp": 4, "solver.weight": 0.01},
+    )  # fmt: skip
+    original = lm.weight(1).clone()
+    patch = editor.edit([Fact("People speak of {}", "Messi", "capital")])
+    merge_gguf(patch, open_gguf(base), tmp_path / "merged.gguf", "f32")
+    merged = load_language_model(tmp_path / "merged.gguf")
+    assert all(torch.equal(merged.weight(layer), lm.weight(layer)) for layer in (1, 2))
+    assert not torch.equal(lm.weight(1), original)
+    with pytest.raises(PatchMismatchError, match="holds this patch already"):
+        merge_gguf(patch, open_gguf(tmp_path / "merged.gguf"), tmp_path / "again.gguf")
 
 
 def test_the_digests_of_several_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from factpatch import METHODS, Editor, NullSpace, Patch, Ridge
 from factpatch.edit_report import Measure, edit_and_report
 from factpatch.evaluation.routing import read_routes, rerouted
 from factpatch.model.experts import Routed
+from factpatch.model.gguf_names import gguf_names
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel, editable_names
 from factpatch.recipe import RecipeError
@@ -339,6 +340,7 @@ def test_the_shared_expert_is_edited_in_place_of_the_others(family: str, tmp_pat
     Patch.load(tmp_path / "p.safetensors").apply(fresh)
     torch.testing.assert_close(logits(fresh), expected)
     patch.remove(fresh, base=tiny_model(family))
+    assert set(gguf_names(patch.config, layers).values()) == {f"blk.{at}.ffn_down_shexp.weight" for at in layers}
     peft = pytest.importorskip("peft")
     patch.to_lora(tmp_path / "lora")
     adapted = peft.PeftModel.from_pretrained(fresh, str(tmp_path / "lora")).eval()

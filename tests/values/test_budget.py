@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -17,6 +18,7 @@ from factpatch.evaluation.probabilities import score
 from factpatch.model import decoding, packed, tree
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.packed import packed_attention
+from factpatch.model.precision import PRECISIONS, computing
 from factpatch.strategies import HiddenState, Target
 from factpatch.values import budget, frozen, micro_batch, optimize
 from factpatch.values.frozen import Frozen, freeze
@@ -43,6 +45,23 @@ def test_a_machine_with_memory_takes_the_most_that_pay() -> None:
         tokens = budget.tokens_that_fit(lm, frozen_rows(lm), [lm.block(1)], delta_of(lm))
     assert tokens == budget.MOST_TOKENS["cpu"]
     assert budget.tokens_to_freeze(lm, optimization_rows(lm, FACTS, CONTEXTS)) == budget.MOST_TOKENS_TO_FREEZE
+
+
+def test_what_is_measured_leaves_no_graph_that_holds_the_weights() -> None:
+    lm = tiny("llama")
+    with lm.quiet(), packed_attention(lm), computing(lm, PRECISIONS["fast"]) as seen:
+        rows = frozen_rows(seen)
+        budget.tokens_that_fit(seen, rows, [lm.block(1)], delta_of(lm))
+        casts = {id(one): weakref.ref(one) for one in _in_closures(lm.down_projection(2).forward)}
+    gc.collect()
+    assert casts
+    assert not [cast for cast in casts.values() if cast() is not None]
+
+
+def _in_closures(function: Any) -> list[Tensor]:
+    """The tensors that a function holds, such as the copies of weights that `computing` makes."""
+    held = (cell.cell_contents for cell in function.__closure__ or ())
+    return [one for found in held if isinstance(found, tuple) for one in found if isinstance(one, Tensor)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

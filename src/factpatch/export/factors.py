@@ -87,7 +87,11 @@ class LowRankFactors:
 
 
 def low_rank(
-    parts: Mapping[int, Decomposition], dtype: torch.dtype, rank: int | None = None, energy: float | None = None
+    parts: Mapping[int, Decomposition],
+    dtype: torch.dtype,
+    rank: int | None = None,
+    energy: float | None = None,
+    experts: Mapping[int, int] | None = None,
 ) -> LowRankFactors:
     """Choose how many singular values of each shift to keep; where some are cut, the errors are logged.
 
@@ -98,6 +102,7 @@ def low_rank(
         dtype: What the factors are to be rounded to.
         rank: The largest rank to keep; by default the one that is exact up to rounding.
         energy: In place of `rank`: the least share to keep of the sum of a layer's squared singular values.
+        experts: How many experts a layer has, of a mixture: an adapter has factors for each.
 
     Raises:
         ValueError: `rank` is below 1, `energy` is no share, or both are given; or neither is given, and exact factors
@@ -112,7 +117,7 @@ def low_rank(
     # No format has a rank of 0, which a shift of zeros would have.
     needed = {layer: max(1, int((values > eps * values[0]).sum())) for layer, (_, values, _) in parts.items()}
     if rank is None and energy is None:
-        _check_low_rank(parts, needed)
+        _check_low_rank(parts, needed, experts or {})
         return LowRankFactors(parts, needed, needed, dtype)
     ranks = {}
     for layer, (_, singular, _) in parts.items():
@@ -148,9 +153,9 @@ def _relative_error(singular: Tensor, rank: int) -> float:
     return float(singular[rank:].norm()) / norm if norm else 0.0
 
 
-def _check_low_rank(parts: Mapping[int, Decomposition], needed: Mapping[int, int]) -> None:
+def _check_low_rank(parts: Mapping[int, Decomposition], needed: Mapping[int, int], experts: Mapping[int, int]) -> None:
     """Raise ValueError if the exact factors of a layer are larger than its weight."""
-    shapes = {layer: (len(left), right.shape[1]) for layer, (left, _, right) in parts.items()}
+    shapes = {layer: (len(left), right.shape[1] // experts.get(layer, 1)) for layer, (left, _, right) in parts.items()}
     # Up to this rank the factors are smaller than the weights.
     limit = min(math.prod(shape) // sum(shape) for shape in shapes.values())
     if all(count * sum(shapes[layer]) <= math.prod(shapes[layer]) for layer, count in needed.items()):

@@ -69,6 +69,7 @@ ENGINES = (
             "ollama run {name}",
             "factpatch verify {name} --engine ollama --facts FACTS",
         ),
+        about="if Ollama says that it takes no adapters for this model, merge the edit: --to gguf",
     ),
     Engine(
         "vLLM",

@@ -201,9 +201,7 @@ def _of_experts(
     return Architecture(model_type, "model.layers", path, "mlp", "self_attn", gguf=gguf, shared=shared, **others)
 
 
-def _granite_of_experts(
-    model_type: str, gguf: str | None = None, shared: SharedExpert | None = None
-) -> Architecture:
+def _granite_of_experts(model_type: str, gguf: str | None = None, shared: SharedExpert | None = None) -> Architecture:
     path = "block_sparse_moe"
     return Architecture(
         model_type, "model.layers", f"{path}.experts", path, "self_attn",
@@ -214,6 +212,11 @@ def _granite_of_experts(
 def _mixed(model_type: str, down_projection: str, mlp: str, mixers: str, **others: Any) -> Architecture:
     """A row of a family in which some blocks have a state, or a convolution, in place of attention."""
     return Architecture(model_type, "model.layers", down_projection, mlp, mixers, whole=mixers, **others)
+
+
+def _with_states_and_experts(model_type: str, gguf: str) -> Architecture:
+    path = "mlp.experts|mlp.down_proj"
+    return _mixed(model_type, path, "mlp", "self_attn|linear_attn", shared=_GATED, gguf=gguf)
 
 
 _NORM = Between("a norm")
@@ -322,10 +325,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         _of_experts("flex_olmo", between=_NORM),
         _of_experts("flint", shared=_shared_at("mlp.shared_expert")),
         _of_experts("glm4_moe", "glm4moe", _SHARED),
-        _of_experts("glm4_moe_lite", shared=_SHARED),
+        _of_experts("glm4_moe_lite", "deepseek2", _SHARED),
         _of_experts("gpt_oss", "gpt-oss"),
         _of_experts("hunyuan_v1_moe", "hunyuan-moe", _shared_at("mlp.shared_mlp")),
-        _of_experts("hy_v3", shared=_SHARED),
+        _of_experts("hy_v3", shared=_SHARED),  # llama.cpp runs it, and the gguf package has no name for it yet
         _of_experts("mellum"),
         _of_experts("mimo_v2_flash", "mimo2"),
         _of_experts("minimax_m2", "minimax-m2"),
@@ -334,15 +337,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         _of_experts("phimoe", "phimoe"),
         _of_experts("qwen2_moe", "qwen2moe", _GATED),
         _of_experts("qwen3_moe", "qwen3moe"),
-        _of_experts("solar_open", shared=_SHARED),
+        _of_experts("solar_open", "glm4moe", _SHARED),
         _mixed("jamba", "feed_forward.experts|feed_forward.down_proj", "feed_forward", "self_attn|mamba", gguf="jamba"),
         _mixed("lfm2_moe", "feed_forward.experts|feed_forward.w2", "feed_forward", "self_attn|conv", gguf="lfm2moe"),
         _mixed("minimax", "mlp.experts", "mlp", "self_attn", between=_FACTOR),
         _granite_of_experts("granitemoe", "granitemoe"),
         _granite_of_experts("granitemoe_swa", shared=_BESIDE),
         _granite_of_experts("granitemoeshared", "granitemoe", _BESIDE),
-        _mixed("qwen3_next", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED, gguf="qwen3next"),
-        _mixed("qwen3_5_moe_text", "mlp.experts|mlp.down_proj", "mlp", "self_attn|linear_attn", shared=_GATED, gguf="qwen35moe"),
+        _with_states_and_experts("qwen3_next", "qwen3next"),
+        _with_states_and_experts("qwen3_5_moe_text", "qwen35moe"),
     )
 }  # fmt: skip
 
@@ -392,7 +395,9 @@ def same_layout(one: str, other: str) -> bool:
     first, second = ARCHITECTURES.get(one), ARCHITECTURES.get(other)
     if first is None or second is None or first.gguf is None:
         return one == other
-    layouts = [(row.gguf, row.blocks, row.down_projection, row.transposed) for row in (first, second)]
+    layouts = [
+        (row.gguf, row.blocks, row.down_projection, row.transposed, row.shared is None) for row in (first, second)
+    ]
     return layouts[0] == layouts[1]
 
 

@@ -58,6 +58,8 @@ _ALSO_READ = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }
+# Mixtures that transformers reads and whose other weights the tables of the gguf package name as it does.
+_MIXTURES = ("qwen2moe", "qwen3moe")
 # Kinds of vocabulary that llama.cpp begins every text of with a BOS, where the file does not say.
 _BEGIN_WITH_BOS = ("llama", "llama-bpe", "llama3", "llama-v3", "tekken")
 
@@ -65,7 +67,7 @@ _BEGIN_WITH_BOS = ("llama", "llama-bpe", "llama3", "llama-v3", "tekken")
 def convert(file: GGUFFile, destination: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the model of a GGUF file, dequantized, and its tokenizer into a directory.
 
-    At most `_SHARD_BYTES` of weights and one tensor are in memory at a time.
+    At most `_SHARD_BYTES` of weights and one weight, twice if it is made of several tensors, are in memory at a time.
 
     Args:
         file: The GGUF file.
@@ -121,6 +123,12 @@ def _parsed_once(file: GGUFFile, place: Path) -> Iterator[None]:
 
 
 def _config(file: GGUFFile, place: Path) -> Any:
+    if file.field("{arch}.expert_count", 0) and file.architecture not in _MIXTURES:
+        raise ValueError(
+            f"{file.path} is a mixture of experts of the architecture {file.architecture!r}, and only "
+            f"{' and '.join(_MIXTURES)} are read from GGUF. Edit the model that it was made from, and export the patch "
+            "for this file: factpatch export PATCH --to gguf-lora."
+        )
     check_sizes(file)
     try:
         config = AutoConfig.from_pretrained(place.parent, gguf_file=place.name, trust_remote_code=False)
@@ -134,13 +142,7 @@ def _config(file: GGUFFile, place: Path) -> Any:
     # The weights are plain from here on.
     plain = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
     config = type(config).from_dict(plain)
-    row = architecture_of(config)  # before anything is dequantized
-    if file.field("{arch}.expert_count", 0) and "experts" not in row.down_projection:
-        raise ValueError(
-            f"{file.path} is a mixture of experts, which transformers takes for a dense model of type "
-            f"{row.model_type!r}. Edit the model that it was made from, and export the patch for this file: factpatch "
-            "export PATCH --to gguf-lora."
-        )
+    architecture_of(config)  # before anything is dequantized
     for name, attribute in _ALSO_READ.items():
         value = file.field(f"{{arch}}.{name}")
         if value is not None and hasattr(config, attribute):
@@ -271,24 +273,14 @@ def _places(file: GGUFFile, model: nn.Module) -> dict[str, _Place]:
 
 
 def _parts(model: nn.Module, name: str) -> list[str]:
-    """The names of the weights that one is made of: those of experts are fused in transformers, without an ending.
-
-    Raises:
-        ValueError: They are in another order than that of their names.
-    """
+    """The names of the weights that one is made of: those of experts are fused in transformers, without an ending."""
     module, _, last = name.rpartition(".")
-    experts = model.get_submodule(module)
-    if not is_experts(experts):
+    if not is_experts(model.get_submodule(module)):
         return [name]
-    if cast(Any, experts).is_transposed:
-        raise ValueError(
-            f"{name}: {type(model).__name__} keeps its experts in an order of its own. Edit the model that the file was "
-            "made from, and export the patch for this file: factpatch export PATCH --to gguf-lora."
-        )
-    return [f"{module}.{part}.weight" for part in _FUSED.get(last, (last,))]
+    return [f"{module}.{part}.weight" for part in _PARTS_OF.get(last, (last,))]
 
 
-_FUSED = {"gate_up_proj": ("gate_proj", "up_proj")}
+_PARTS_OF = {"gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def _steps(file: GGUFFile, model: nn.Module, name: str, there: str) -> list[Callable[[Tensor], Tensor]]:
@@ -356,7 +348,7 @@ def _read(file: GGUFFile, place: _Place, dtype: torch.dtype) -> Tensor:
         weight = weight[None]
     if weight.shape != place.shape:
         raise ValueError(
-            f"{file.path}: {place.there[0]} is of shape {tuple(weight.shape)}, where its metadata ask for {tuple(place.shape)}. "
-            "Get the file again."
+            f"{file.path}: {place.there[0]} is of shape {tuple(weight.shape)}, where its metadata ask for "
+            f"{tuple(place.shape)}. Get the file again."
         )
     return weight.to(dtype).contiguous()

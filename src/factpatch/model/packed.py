@@ -102,7 +102,8 @@ class _Group:
         """
         if (device, known, shared) not in self._moved:
             pooled, live, mask = self._apart(known)
-            mask = mask.to(device).repeat(1, 1, shared, 1)
+            mask = mask.to(device)
+            mask = mask.repeat(1, 1, shared, 1) if shared > 1 else mask
             self._moved[device, known, shared] = pooled.to(device), live.to(device), mask
         return self._moved[device, known, shared]
 

@@ -119,11 +119,11 @@ def _warn_of_slow_products() -> None:
 def computing(lm: LanguageModel, precision: Precision) -> Iterator[LanguageModel]:
     """Let a model compute in a precision, whatever it is stored in. Its parameters stay, its methods are restored.
 
-    Where products are in another dtype than their weights, cast copies of the weights live as long as the context: of
-    all blocks and the head, so that a float32 model takes half as much memory again for fast, and twice for exact.
-    Weights that accelerate offloads are not kept; they are cast whenever they are brought in. A module that is stored
-    in the very dtypes asked for is left alone. The layers of a quantized model compute as always, in what the model
-    runs in. Gradients reach activations, not parameters.
+    Where products are in another dtype than their weights, cast copies of the weights live as long as the context, or
+    as that of `sharing_copies` around it: of all blocks and the head, so that a float32 model takes half as much memory
+    again for fast, and twice for exact. Weights that accelerate offloads are not kept; they are cast whenever they are
+    brought in. A module that is stored in the very dtypes asked for is left alone. The layers of a quantized model
+    compute as always, in what the model runs in. Gradients reach activations, not parameters.
 
     Yields:
         The same model, seen with hidden states in this precision.
@@ -189,7 +189,8 @@ def sharing_copies() -> Iterator[None]:
 def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """A cast copy, or one that is there already."""
     known = _kept_copies.get()
-    if known is None or weight.is_inference():  # whose writes are not counted
+    # Of inference tensors writes are not counted; what is no parameter may be made anew each time.
+    if known is None or weight.is_inference() or not isinstance(weight, nn.Parameter):
         return weight.detach().to(dtype)
     name = id(weight), dtype
     _, writes, copy = known.get(name, (weight, -1, weight))

@@ -214,7 +214,7 @@ def gguf_weights(config: Mapping[str, Any], file: GGUFFile, layers: Sequence[int
 
 
 def in_gguf(weight: Tensor) -> Tensor:
-    """Between a weight here, (d_value, d_key) or (d_value, experts, d_key), and in a GGUF file, experts first."""
+    """Swap the first two dimensions of experts' weights, which are (d_value, experts, d_key) here; of others, none."""
     return weight.transpose(0, 1) if weight.dim() == 3 else weight
 
 

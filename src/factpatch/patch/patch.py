@@ -17,7 +17,7 @@ from factpatch.export.factors import LowRankFactors, low_rank
 from factpatch.export.gguf_lora import write_gguf_lora
 from factpatch.export.lora import write_lora
 from factpatch.facts import Fact, latest
-from factpatch.model.architectures import SHARED_EXPERT
+from factpatch.model.architectures import SHARED_EXPERT, experts_of
 from factpatch.model.language_model import described_config, editable_names, editable_weights
 from factpatch.model.weights import changed_layers, restore, snapshot
 from factpatch.patch.algebra import check_summable, same_model, shrunk, summed
@@ -315,7 +315,7 @@ class Patch:
             FloatingPointError: A shift is not finite.
         """
         parts = {layer: decomposed(shift) for layer, shift in total_shifts(self.batches).items()}
-        return low_rank(parts, dtype or self.written_dtype, rank, energy)
+        return low_rank(parts, dtype or self.written_dtype, rank, energy, experts_of(self.config))
 
     def to_lora(
         self,

@@ -86,12 +86,12 @@ def _kept(
 ) -> tuple[dict[torch.device, int], torch.device]:
     """The bytes that autograd keeps of a pass, by device, and the device of the last hidden states."""
     saved: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved.append(tensor)
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    # A node of the graph holds these hooks and what they return. Were that its own output, or a list with it, neither
+    # would ever be freed, nor the weights that the graph holds.
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor.detach()), lambda nothing: nothing
+    )
+    with torch.enable_grad(), hooks:
         last = group.hidden_states(lm, sites, delta.detach().requires_grad_())
     return _sizes(saved), last.device
 
