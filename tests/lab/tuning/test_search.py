@@ -26,6 +26,7 @@ from factpatch.model.language_model import LanguageModel
 from factpatch.model.weights import content_hash
 from factpatch.presets.preset import Match, Preset, load_preset, preset_for, save_preset
 from factpatch.statistics.corpus import corpus_from
+from factpatch.strategies import NullSpace
 from factpatch.support.files import plain
 from factpatch.values.contexts import ASKED
 
@@ -292,6 +293,22 @@ def test_a_preset_says_that_the_shipped_text_is_good_enough_if_it_was_used(
         bench.corpus = corpus
         shipped.append(preset_from(bench, chosen, 640, "here").shipped_corpus)
     assert shipped == [False, True, False]
+
+
+def test_methods_with_the_same_solver_and_layers_look_at_their_spectra_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Workbench(tiny("llama"), "memit-blue", CORPUS, probes(3))
+    asked: list[tuple[NullSpace, int]] = []
+    scaled = NullSpace.scaled
+
+    def counted(solver: NullSpace, moments: Any, *rest: Any) -> NullSpace:
+        asked.append((solver, len(moments)))
+        return scaled(solver, moments, *rest)
+
+    monkeypatch.setattr(NullSpace, "scaled", counted)
+    rows = preset_from(bench, Candidate((1, 2, 3), (), 0.75), 640, "here").methods
+    assert sorted(count for _, count in asked) == [2, 3]  # with BLUE and without it
+    assert rows["alphaedit"] == rows["alphaedit-sphere"]
+    assert rows["alphaedit"] != rows["alphaedit-blue"]
 
 
 def test_a_trial_measures_the_edit_that_an_editor_makes() -> None:

@@ -29,6 +29,7 @@ from factpatch.model.replicas import Replicas
 from factpatch.pool import Local
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import SecondMoment
+from factpatch.strategies.solver import Solver
 from factpatch.strategies.target import PUBLISHED
 from factpatch.values.contexts import check_contexts, contexts_named
 from factpatch.values.optimize import TargetValues, optimize_values
@@ -113,6 +114,7 @@ class Workbench:
         self.replicas = replicas
         self.moments: dict[tuple[int, int], Tensor] = {}
         self.keys: dict[int, Tensor] = {}
+        self.solvers: dict[tuple[Solver, tuple[int, ...], int, float], Solver] = {}
         self.held: dict[int, int] = {}  # how many tokens were there, of those that were asked for
         named = self.method.target.contexts
         self.contexts = contexts_named(lm, named, seed) if contexts is None else check_contexts(contexts)
@@ -146,9 +148,11 @@ class Workbench:
         method = method or self.method
         method = with_settings(method, {name: value for name, value in candidate.target if has_setting(method, name)})
         layers = sorted({step.layer for step in method.spread.steps(candidate.critical_layers)})
-        moments = self.read(layers, tokens)
-        solver = method.solver.scaled([moments[layer] for layer in layers], self.read_keys(layers), candidate.written)
-        return replace(method, solver=solver)
+        asked = method.solver, tuple(layers), tokens, candidate.written
+        if asked not in self.solvers:  # the spectrum of a matrix takes minutes, and many methods have the same solver
+            moments, keys = self.read(layers, tokens), self.read_keys(layers)
+            self.solvers[asked] = method.solver.scaled([moments[layer] for layer in layers], keys, candidate.written)
+        return replace(method, solver=self.solvers[asked])
 
     def unchanged(self, facts: Sequence[Fact]) -> dict[str, float]:
         """Efficacy, generalization and specificity of the unedited model."""
