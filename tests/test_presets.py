@@ -131,6 +131,12 @@ def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() 
     assert (gpt2["target"]["enough_predictions"], gpt2["solver"]["norm_weight"]) == (4, 10)
 
 
+def test_an_assumed_preset_leaves_out_what_failed_on_other_models() -> None:
+    own, assumed = PRESETS["SmolLM2-135M"], preset_for(tiny("qwen2"))
+    assert assumed.assumed
+    assert own.settings("memit-blue").keys() - assumed.settings("memit-blue").keys() == {"target.apart"}
+
+
 def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False}
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}

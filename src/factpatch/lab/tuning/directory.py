@@ -134,10 +134,9 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
 def _read(method: Method) -> dict[str, Any]:
     """How a method reads texts, apart from what is searched."""
     target = method.optimized
-    found: dict[str, Any] = {"target.apart": target.apart}
-    if target.contexts != PUBLISHED:
-        found |= {"target.contexts": list(target.contexts), "target.shortest": target.shortest}
-    return found
+    if target.contexts == PUBLISHED:
+        return {}
+    return {"target.contexts": list(target.contexts), "target.shortest": target.shortest}
 
 
 def _rounded(value: Any) -> Any:

@@ -28,7 +28,6 @@ from factpatch.statistics.corpus import Corpus, corpus_from
 from factpatch.statistics.second_moment import no_corpus
 from factpatch.values.contexts import ASKED, contexts_named
 from factpatch.values.shared import SharedTargets
-from factpatch.values.views import without_bos
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +129,9 @@ def _text_from(corpus: Corpus | str | Path | None, lm: LanguageModel) -> Corpus:
 
 def _fitted(row: Method, lm: LanguageModel) -> Method:
     """The method for a model: one with a chat template is asked in chats and with questions, so it reads these too."""
-    target = replace(row.optimized, apart=without_bos(lm))
-    if lm.turn is not None and not lm.frame.chat:
-        target = replace(target, contexts=ASKED, shortest=True)
-    return replace(row, target=target)
+    if lm.turn is None or lm.frame.chat:
+        return row
+    return replace(row, target=replace(row.optimized, contexts=ASKED, shortest=True))
 
 
 @dataclass
