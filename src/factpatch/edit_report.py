@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -106,13 +107,19 @@ class EditReport:
 
     @property
     def attempted(self) -> list[Fact]:
-        """All facts that were edited, in order."""
-        return [fact for batch in self.patch.batches for fact in batch.facts]
+        """All facts that were edited, in order; one that was edited again, once."""
+        return list(dict.fromkeys(fact for batch in self.patch.batches for fact in batch.facts))
 
     @property
     def superseded(self) -> list[Fact]:
         """The facts that a later batch replaced."""
         return latest(batch.facts for batch in self.patch.batches)[1]
+
+    @property
+    def mended(self) -> list[Fact]:
+        """The facts in force that were edited more than once."""
+        edits = Counter(fact for batch in self.patch.batches for fact in batch.facts)
+        return [fact for fact in self.patch.facts if edits[fact] > 1]
 
     @property
     def similar(self) -> list[tuple[Fact, Fact]]:
@@ -162,6 +169,7 @@ class EditReport:
                 "batches": [count for batch in self.patch.batches for count in batch.edits],
                 "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
             },
+            "mended": [_named(fact) for fact in self.mended],
             "superseded": [_named(fact) for fact in self.superseded],
             "similar": [[_named(fact) for fact in pair] for pair in self.similar],
             "unlearned": [_named(fact) for fact in self.unlearned],
@@ -186,6 +194,7 @@ def edit_and_report(
     seconds: Mapping[str, float] | None = None,
     progress: bool = True,
     budget: Budget | None = None,
+    mend: int = 0,
 ) -> EditReport:
     """Edit a model in place, one batch after another, and measure before and after.
 
@@ -198,6 +207,7 @@ def edit_and_report(
         measure: What to ask and to read before the edit and after it; None for nothing.
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
         budget: What the edits may cost.
+        mend: How many times to edit again, after the last batch, what the model does not hold; see `Editor.lost`.
 
     What is measured before the edit is kept by the content of the model, of the facts and of the text.
 
@@ -220,7 +230,7 @@ def edit_and_report(
     measured = partial(_measured, measure, editor, facts, spent, progress)
     before = measured("before")
     with _what_stays(editor, None if session is not None else out):
-        _edit_all(editor, known, session, measure is not None, spent, budget)
+        _edit_all(editor, known, session, measure is not None, spent, budget, mend)
     patch = _saved(editor, out, save_model, spent)
     after = measured("after", before[0])
     return EditReport(
@@ -284,21 +294,29 @@ def _edit_all(
     ask: bool,
     spent: dict[str, float],
     budget: Budget | None,
+    mend: int,
 ) -> None:
     """Edit one batch after another; a session continues after the batches that it has finished."""
     meter = None if budget is None else Meter(budget, editor.lm)
     if session is None:
-        for batch in batches:
+        for batch in chain.from_iterable(_rounds(editor, batches, mend)):
             editor.edit(batch)
             _check(editor, meter)
     else:
         with timed(spent, "replay"):
             session.attach(editor)
-        while session.waiting:
-            session.edit(editor, ask, meter)
+        session.mend(editor, mend, ask, meter)
     for seconds in (*(edit.seconds for edit in editor.edits), {} if meter is None else meter.seconds):
         for stage, took in seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took
+
+
+def _rounds(editor: Editor, batches: Sequence[Sequence[Fact]], mend: int) -> Iterator[Sequence[Sequence[Fact]]]:
+    """The batches of each round: the given ones, then what is lost after those, until nothing is."""
+    yield batches
+    while mend > 0 and (lost := editor.lost()):
+        mend -= 1
+        yield lost
 
 
 def _check(editor: Editor, meter: Meter | None) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
 from factpatch.evaluation.forgetting import check_known, with_old_answers
-from factpatch.facts import Fact, check_batch, find_facts
+from factpatch.evaluation.verify import read_facts
+from factpatch.facts import Fact, check_batch, find_facts, latest
 from factpatch.methods import EFFORTS, Method, settings_of, with_settings
+from factpatch.model.batching import parts
 from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
@@ -192,6 +194,26 @@ class Editor(EditedModel):
         self._seconds = {}
         self.prepare()
         return self._edited(facts, self._plan(facts), {}).patch
+
+    def lost(self) -> list[Sequence[Fact]]:
+        """The facts in force that the model does not hold, in batches as large as the largest edit.
+
+        A token of their answer is not the likeliest after the prompt: a later batch has moved it, or their own did not
+        suffice. Facts to forget are not asked about.
+        """
+        taught = [fact for fact in latest(edit.facts for edit in self.edits)[0] if not fact.forget]
+        bare = [replace(fact, paraphrases=(), neighbors=()) for fact in taught]
+        held = read_facts(self.lm, bare, answers=False)
+        lost = [fact for fact, reading in zip(taught, held, strict=True) if not reading.exact]
+        return parts(lost, max((len(edit.facts) for edit in self.edits), default=1))
+
+    def mend(self) -> list[Patch]:
+        """Edit the facts again that are `lost`; return a patch for each batch, none if all of them hold.
+
+        To write little at first and again what that does not hold costs ordinary text less than to write all facts so
+        firmly that none is lost; see docs/results.md. Each of the batches preserves what holds.
+        """
+        return [self.edit(facts) for facts in self.lost()]
 
     def _taught(self) -> dict[str, str]:
         """The answers that were taught, which is what may be forgotten."""

@@ -515,7 +515,8 @@ def _asks(name: Fact | str, held: Fact) -> bool:
 def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[Fact]]:
     """Sort the facts of successive batches into those in force and those that a later fact has replaced.
 
-    A fact replaces the earlier one with the same `key`, also where both have the same target.
+    A fact replaces the earlier one with the same `key`, also where both have the same target. One that is edited again,
+    unchanged, replaces nothing.
 
     Args:
         facts_by_batch: The batches in the order in which they were edited.
@@ -528,7 +529,7 @@ def latest(facts_by_batch: Iterable[Sequence[Fact]]) -> tuple[list[Fact], list[F
     for fact in (fact for facts in facts_by_batch for fact in facts):
         # Popping first moves an updated fact to the end; plain assignment would keep its old place.
         replaced = in_force.pop(fact.key, None)
-        if replaced is not None:
+        if replaced not in (None, fact):
             superseded.append(replaced)
         in_force[fact.key] = fact
     return list(in_force.values()), superseded

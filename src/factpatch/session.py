@@ -165,6 +165,23 @@ class Session(Journal):
             raise
         return patch
 
+    def mend(self, editor: Editor, rounds: int, ask: bool = True, meter: Meter | None = None) -> None:
+        """Edit what is pending, and then again the facts that are lost, until none is or so many rounds are done.
+
+        Each round is planned with the number of those left, `outputs["mend"]`, for the process that resumes it. Call it
+        inside `locked`, with an editor that is attached. See `Editor.mend`.
+
+        Raises:
+            As `edit`; batches of the round may then be pending.
+        """
+        while True:
+            while self.waiting:
+                self.edit(editor, ask, meter)
+            if rounds <= 0 or not (lost := editor.lost()):
+                return
+            rounds -= 1
+            self.plan(lost, {**self.outputs, "mend": rounds})
+
     def undo_fact(self, editor: Editor, *which: Fact | str, ask: bool = True) -> TakenBack:
         """Take single facts back, as `Editor.undo_fact` does. Call it inside `locked`, with an editor that is attached.
 

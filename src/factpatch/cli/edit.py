@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 _LIMIT = (float, int, NoneType)
 _ASKED = 100
 """About how many facts the model is asked at most by default: asking takes a third of the time that editing does."""
-_KINDS = {"perplexity_tokens": (int, NoneType), "max_perplexity": _LIMIT, "min_capability": _LIMIT}
+_KINDS = {
+    "mend": (int, NoneType),
+    "perplexity_tokens": (int, NoneType),
+    "max_perplexity": _LIMIT,
+    "min_capability": _LIMIT,
+}
 """Of what type an output may be in a plan, unless it is a text."""
 
 
@@ -47,6 +52,7 @@ def edit(
     skip_unusable: options.SkipUnusable = False,
     repeats: options.Repeats = "error",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    mend: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
     session: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     save_model: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
@@ -76,6 +82,7 @@ def edit(
     Args:
         out: Where to write the patch. Required unless --session or --resume is given.
         batch_size: Edit N facts at a time, in the order of the file. Default: all at once.
+        mend: After the last batch, edit again the facts whose answer is not the likeliest then, up to N times.
         session: Record every batch in this directory as soon as it is edited: a new directory, or a session to extend.
         resume: Continue an interrupted session. It knows its model, facts and settings; only outputs and a budget may
             be given.
@@ -94,7 +101,7 @@ def edit(
     """
     outputs: dict[str, Any] = {
         "out": out, "save_model": save_model, "report": report, "perplexity_text": perplexity_text,
-        "verify": _verify(verify, no_verify), "perplexity_tokens": perplexity_tokens,
+        "verify": _verify(verify, no_verify), "perplexity_tokens": perplexity_tokens, "mend": mend,
         "max_perplexity": max_perplexity, "min_capability": min_capability,
         "capability_data": capability_data, "capability_tasks": capability_tasks,
     }  # fmt: skip
@@ -153,6 +160,7 @@ def edit(
             measure=None if outputs["verify"] == "none" else measure,
             seconds=seconds,
             budget=budget,
+            mend=outputs["mend"] or 0,
         )
         asked = {"corpus": recipe.corpus, "corpus_tokens": recipe.corpus_tokens}
         if planned is None:
@@ -390,6 +398,8 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
     if done.rerouted is not None:
         render.say(f"Sent to other experts: {100 * done.rerouted:.2f} % of the tokens and layers of ordinary text")
     render.show_facts("Replaced by a later fact, so not asked about", done.superseded, "yellow")
+    if done.mended:
+        render.say(f"Edited again, since they did not hold: {counted(len(done.mended), 'fact')}")
     if done.similar:
         render.say(f"Probably the same question in other words: {counted(len(done.similar), 'pair')}", "yellow")
     for pair in done.similar:

@@ -29,6 +29,8 @@ class MethodConfig(MethodFields):
     """One of `factpatch.METHODS`, or a rival: one of `factpatch.lab.rivals.rival.RIVALS`."""
     label: str = ""
     """What tables call it; its name by default. Two rows of a run need two labels."""
+    mend: NonNegativeInt = 0
+    """How many times to edit again, after the last batch, the facts that the model does not hold; see `Editor.lost`."""
 
     def model_post_init(self, context: Any) -> None:
         known: dict[str, Method | Rival] = {**METHODS, **RIVALS}
@@ -42,7 +44,7 @@ class MethodConfig(MethodFields):
 
     def _check_rival(self, rival: Rival) -> None:
         rival.with_settings(self.settings)
-        for field in ("variant", "effort", "remember_keys"):
+        for field in ("variant", "effort", "remember_keys", "mend"):
             if (value := getattr(self, field)) != type(self).model_fields[field].default:
                 raise ValueError(f"{field}={value!r}: {self.name} is no editing method, and has none; leave it out")
 

@@ -77,6 +77,14 @@ class Line(ABC):
         """
 
     @abstractmethod
+    def mend(self) -> None:
+        """Edit again what the model does not hold, if the method is to do so. Call it inside `opened`, at the end.
+
+        Raises:
+            BudgetError: As `edit`.
+        """
+
+    @abstractmethod
     def record(self) -> dict[str, Any]:
         """Settings, seconds and bytes, once everything is edited, or the line has stopped."""
 
@@ -104,7 +112,7 @@ class EditorLine(Line):
 
     @property
     def done(self) -> int:
-        return len(self.session.finished)
+        return min(len(self.session.finished), len(self.plan.batches))  # more, if facts were edited again
 
     @property
     def stopped(self) -> str:
@@ -121,7 +129,7 @@ class EditorLine(Line):
         try:
             with session.locked():
                 session.attach(self.editor)
-                if not session.pending and self.done < len(self.plan.batches):
+                if not session.waiting and self.done < len(self.plan.batches):
                     session.plan(self.plan.batches[self.done :])  # somebody has undone some
                 yield
         finally:
@@ -137,8 +145,18 @@ class EditorLine(Line):
 
     def edit(self) -> None:
         self.session.edit(self.editor, ask=False, meter=self.meter)
+        self._count_shared()
+
+    def mend(self) -> None:
+        session = self.session
+        session.mend(self.editor, session.outputs.get("mend", self.plan.method.mend), ask=False, meter=self.meter)
+        self._count_shared()
+
+    def _count_shared(self) -> None:
+        """Record how long the targets took that were read."""
         if seconds := self.targets.take_seconds():
-            write_json(self.plan.directory / "shared.json", {**self._shared(), str(self.done): seconds})
+            number = str(len(self.session.finished))
+            write_json(self.plan.directory / "shared.json", {**self._shared(), number: seconds})
 
     def record(self) -> dict[str, Any]:
         finished = self.session.finished
@@ -225,6 +243,9 @@ class RivalLine(Line):
         # After the file: a batch that is not listed is learned again, with the same outcome.
         self._batches.append(batch)
         self._record()
+
+    def mend(self) -> None:
+        """A rival has no rounds: its settings say how long it learns."""
 
     def _cost(self) -> dict[str, Any]:
         """What all batches have cost, as a field of a record; if they exceed the budget, the last is taken back."""

@@ -182,6 +182,9 @@ class Runner:
             while line.done < len(plan.batches) and not line.stopped:
                 self._measure_written(line, todo)
                 self._edit(line)
+            if plan.method.mend and not line.stopped:
+                self._measure_written(line, todo)
+                self._mend(line)
             # The end before the last batch, whose numbers are among those of the end.
             if line.done:
                 self._measure(line, todo, plan.end(line.done))
@@ -199,6 +202,15 @@ class Runner:
         else:
             self.pace.advance()
             self.log(f"{name}: batch {line.done} of {number} edited; {self.pace.left()}")
+
+    def _mend(self, line: Line) -> None:
+        """Edit again what does not hold, or stop before a batch of that."""
+        try:
+            line.mend()
+        except BudgetError as error:
+            self.log(f"{line.plan.name}: stopped while lost facts were edited again: with the next batch, {error}")
+        else:
+            self.log(f"{line.plan.name}: lost facts edited again")
 
     def measure_unedited(self, plan: Plan) -> list[Measure]:
         """Measure the unedited model, once for all methods of a dataset and seed; return what is measured."""
