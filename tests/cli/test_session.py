@@ -84,6 +84,27 @@ def patches(directory: Path) -> list[bytes]:
     return [(directory / batch.patch).read_bytes() for batch in Session(directory).finished]
 
 
+def test_what_does_not_hold_is_edited_again_also_after_an_interruption(
+    run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path
+) -> None:
+    """Settings that change nothing hold nothing, so each round edits both facts in force again."""
+    edit = [*edit_arguments, "--set", "solver.weight=1e9", "--mend", 2]
+    plain, out, report = (tmp_path / name for name in ("plain", "out", "r.json"))
+    result = run.ok(*edit, "--out", plain, "--report", report, "--verify", 1)
+    assert "Edited again, since they did not hold: 2 facts" in " ".join(result.output.split())
+    found = json.loads(report.read_text())
+    assert found["facts"]["batches"] == [2, 1, 2, 2]
+    assert (found["facts"]["number"], found["facts"]["in_force"], len(found["mended"])) == (3, 2, 2)
+    assert [fact["id"] for fact in found["superseded"]] == ["darrieux"]
+    with pytest.MonkeyPatch.context() as patched:  # in the second round, at its second layer
+        interrupt(patched, "factpatch.editor.optimize_values", calls=7)
+        message = f"3 of 4 batches kept; continue with: factpatch edit --resume {directory}"
+        run.refused(message, *edit, "--session", directory, "--out", out, "--no-verify", code=130)
+    run.ok("edit", "--resume", directory)
+    assert out.read_bytes() == plain.read_bytes()
+    assert [batch.facts for batch in Session(directory).finished] == [2, 1, 2, 2]
+
+
 @pytest.mark.parametrize("method", ["memit-blue", "prune"])
 def test_a_session_gives_the_patch_and_report_of_a_plain_edit_and_writes_the_patch_alone_again_when_asked(
     run: Run, edit_arguments: list[object], directory: Path, tmp_path: Path, method: str
