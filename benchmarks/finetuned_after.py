@@ -29,6 +29,7 @@ from peft import LoraConfig, get_peft_model
 
 from factpatch import METHODS, Editor, Fact, load_facts, verify
 from factpatch.evaluation.perplexity import perplexity, windows
+from factpatch.methods import EFFORTS
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.loading import load_language_model
 
@@ -95,7 +96,7 @@ def measure(
     options: argparse.Namespace,
 ) -> None:
     """Print the three lines of a method."""
-    editor = Editor(lm, method=method, seed=options.seed, progress=False)
+    editor = Editor(lm, method=method, effort=options.effort, seed=options.seed, progress=False)
     for start in range(0, len(facts), options.batch_size or len(facts)):
         editor.edit(facts[start : start + (options.batch_size or len(facts))])
     patch = editor.patch
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="facts to leave out at the beginning of the file")
     parser.add_argument("--limit", type=int, default=20)
     parser.add_argument("--batch-size", type=int, help="facts of an edit; all at once by default")
+    parser.add_argument("--effort", choices=list(EFFORTS), default="standard")
     parser.add_argument("--text", type=Path, required=True, help="what to fine-tune on")
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=["memit", "memit-blue", "alphaedit-blue"]
