@@ -16,6 +16,7 @@ from factpatch.facts import (
     RepeatedQuestionsError,
     Ripple,
     check_batch,
+    find_facts,
     latest,
     near_duplicates,
     without_repeats,
@@ -380,3 +381,10 @@ def test_a_long_subject_is_found_as_it_is_spelled() -> None:
     assert fact(prompt=f"In {long} lies", subject=long).prompt == "In {} lies"
     with pytest.raises(ValueError, match="does not contain the subject"):
         fact(prompt="a" * 1_000_000, subject=long)
+
+
+def test_a_fact_that_is_edited_again_unchanged_replaces_nothing() -> None:
+    old, new = Fact("The capital of {} is", "Finland", "Rome"), Fact("The capital of {} is", "Finland", "Paris")
+    assert latest([[old], [old]]) == ([old], [])
+    assert latest([[old], [new], [new]]) == ([new], [old])
+    assert find_facts([[old], [new], [new]], ["3.1"]) == [(1, 0), (2, 0)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,11 @@ from tests.editors import make
 
 from factpatch.edit_report import edit_and_report
 from factpatch.editor import Editor
+from factpatch.evaluation.budget import Budget, BudgetError
 from factpatch.evaluation.verify import read_facts
 from factpatch.facts import Fact, Forget
 from factpatch.model.weights import content_hash
+from factpatch.patch.patch import Patch
 from factpatch.session import Session
 
 # Answers of one token, of which a tiny model learns one.
@@ -109,6 +111,36 @@ def test_a_session_interrupted_while_it_mends_gives_the_same_patches(tmp_path: P
     assert files(cut) == files(whole)
 
 
+def test_taking_a_mended_fact_back_takes_all_of_its_edits(tmp_path: Path) -> None:
+    session, editor = Session.create(tmp_path / "session", weak(), BATCHES), weak()
+    with session.locked():
+        session.attach(editor)
+        session.mend(editor, 1)
+        again = next(fact for fact in session.batches[2] if fact in BATCHES[0])
+        place = f"3.{1 + session.batches[2].index(again)}"
+        taken = session.undo_fact(editor, place)
+    assert again not in chain.from_iterable(session.batches)
+    assert taken.gone is not None
+    assert taken.gone.facts == (again,)
+    assert taken.others is not None
+    assert again not in taken.others.facts
+    assert Session(session.path).gone == 1
+
+
+def test_a_batch_of_mending_that_exceeds_the_budget_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor, plain = weak(), weak()
+    edit_and_report(plain, BATCHES, measure=None)
+    costs, kept = chain([10.0], repeat(20.0)), iter([True, True, False])
+    monkeypatch.setattr("factpatch.evaluation.budget.perplexity", lambda lm, text: next(costs))
+    budget = Budget(max_perplexity=5, keep=lambda exceeded: next(kept))
+    with pytest.raises(BudgetError):
+        edit_and_report(editor, BATCHES, measure=None, out=tmp_path / "p", mend=1, budget=budget)
+    assert weights(editor) == weights(plain)
+    assert len(Patch.load(tmp_path / "p").batches) == len(BATCHES)
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_report_says_what_was_edited_again(kept: bool, tmp_path: Path) -> None:
     session = Session.create(tmp_path / "session", weak(), BATCHES) if kept else None
@@ -120,9 +152,9 @@ def test_a_report_says_what_was_edited_again(kept: bool, tmp_path: Path) -> None
             report = edit_and_report(editor, session=session, mend=3)
     plain = edit_and_report(weak(), BATCHES)
     assert report.attempted == plain.attempted == list(FACTS)
-    assert report.superseded == plain.mended == []
-    assert report.mended
+    assert report.superseded == plain.repeated == []
+    assert report.repeated
     assert set(report.patch.facts) == set(FACTS)
     assert report.to_dict()["facts"]["in_force"] == len(FACTS)
-    assert len(report.to_dict()["mended"]) == len(report.mended)
+    assert len(report.to_dict()["repeated"]) == len(report.repeated)
     assert len(report.patch.batches) == len(BATCHES) + 3 * 2

@@ -116,8 +116,8 @@ class EditReport:
         return latest(batch.facts for batch in self.patch.batches)[1]
 
     @property
-    def mended(self) -> list[Fact]:
-        """The facts in force that were edited more than once."""
+    def repeated(self) -> list[Fact]:
+        """The facts in force that were edited more than once, unchanged."""
         edits = Counter(fact for batch in self.patch.batches for fact in batch.facts)
         return [fact for fact in self.patch.facts if edits[fact] > 1]
 
@@ -169,7 +169,7 @@ class EditReport:
                 "batches": [count for batch in self.patch.batches for count in batch.edits],
                 "rows": checked.get("facts", [_named(fact) for fact in self.patch.facts]),
             },
-            "mended": [_named(fact) for fact in self.mended],
+            "repeated": [_named(fact) for fact in self.repeated],
             "superseded": [_named(fact) for fact in self.superseded],
             "similar": [[_named(fact) for fact in pair] for pair in self.similar],
             "unlearned": [_named(fact) for fact in self.unlearned],
@@ -195,6 +195,7 @@ def edit_and_report(
     progress: bool = True,
     budget: Budget | None = None,
     mend: int = 0,
+    outputs: Mapping[str, Any] | None = None,
 ) -> EditReport:
     """Edit a model in place, one batch after another, and measure before and after.
 
@@ -208,6 +209,7 @@ def edit_and_report(
         seconds: The time of earlier stages, such as {"load": 2.0}; it counts toward the total.
         budget: What the edits may cost.
         mend: How many times to edit again, after the last batch, what the model does not hold; see `Editor.lost`.
+        outputs: What a session records with each round of that, for the process that resumes it.
 
     What is measured before the edit is kept by the content of the model, of the facts and of the text.
 
@@ -230,7 +232,7 @@ def edit_and_report(
     measured = partial(_measured, measure, editor, facts, spent, progress)
     before = measured("before")
     with _what_stays(editor, None if session is not None else out):
-        _edit_all(editor, known, session, measure is not None, spent, budget, mend)
+        _edit_all(editor, known, session, measure is not None, spent, budget, mend, outputs)
     patch = _saved(editor, out, save_model, spent)
     after = measured("after", before[0])
     return EditReport(
@@ -295,6 +297,7 @@ def _edit_all(
     spent: dict[str, float],
     budget: Budget | None,
     mend: int,
+    outputs: Mapping[str, Any] | None,
 ) -> None:
     """Edit one batch after another; a session continues after the batches that it has finished."""
     meter = None if budget is None else Meter(budget, editor.lm)
@@ -305,7 +308,7 @@ def _edit_all(
     else:
         with timed(spent, "replay"):
             session.attach(editor)
-        session.mend(editor, mend, ask, meter)
+        session.mend(editor, mend, ask, meter, outputs)
     for seconds in (*(edit.seconds for edit in editor.edits), {} if meter is None else meter.seconds):
         for stage, took in seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took

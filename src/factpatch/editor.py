@@ -202,7 +202,7 @@ class Editor(EditedModel):
         suffice. Facts to forget are not asked about.
         """
         taught = [fact for fact in latest(edit.facts for edit in self.edits)[0] if not fact.forget]
-        bare = [replace(fact, paraphrases=(), neighbors=()) for fact in taught]
+        bare = [replace(fact, target_true=None, paraphrases=(), neighbors=()) for fact in taught]
         held = read_facts(self.lm, bare, answers=False)
         lost = [fact for fact, reading in zip(taught, held, strict=True) if not reading.exact]
         return parts(lost, max((len(edit.facts) for edit in self.edits), default=1))
@@ -212,6 +212,9 @@ class Editor(EditedModel):
 
         To write little at first and again what that does not hold costs ordinary text less than to write all facts so
         firmly that none is lost; see docs/results.md. Each of the batches preserves what holds.
+
+        Raises:
+            As `edit`. The batches before the one that failed stay.
         """
         return [self.edit(facts) for facts in self.lost()]
 

@@ -480,7 +480,8 @@ def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -
     Args:
         batches: The facts of each batch.
         names: Facts, their ids, or places as `factpatch log --facts` shows them: "2.3" is the third fact of batch 2. An
-            id that several facts have means all of them if they answer the same question.
+            id that several facts have means all of them if they answer the same question, and a place every edit of its
+        fact.
 
     Raises:
         ValueError: No name is given, a name is not found, or an id belongs to facts that answer different questions.
@@ -501,7 +502,8 @@ def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -
                 f"fact={said}: no batch in force holds it. Give an id, or a place such as 2.3, the third fact of batch "
                 "2; factpatch log --facts shows both."
             )
-        found.update(places)
+        held = {batches[i][j] for i, j in places}  # one that was edited again has several places
+        found.update((i, j) for i, j in every if batches[i][j] in held)
     if not found:
         raise ValueError("fact=[]: name at least one fact.")
     return sorted(found)

@@ -124,6 +124,7 @@ class _Without(_Event):
 
     event: Literal["without"]
     gone: list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]] = Field(min_length=1)
+    facts: PositiveInt | None = None  # how many were named; earlier versions took every edit for a fact
     to: NonNegativeInt
     batches: list[_Made]
 
@@ -215,7 +216,8 @@ class Journal(KeptDirectory):
         self.waiting: list[int] = []
         """The number of facts of each pending batch: planned and not edited yet."""
         self.outputs: dict[str, Any] = {}
-        """The outputs that the last plan requested besides the patches, until they are written."""
+        """The outputs that the last plan requested besides the patches, until they are written; "mend" among them is how
+        many rounds of mending are left."""
         self._files = {"facts": 0, "patches": 0}
         self._plan: tuple[Path, str] | None = None  # the file of pending facts, and its digest
         self._planned: list[Fact] = []  # its content, once read
@@ -424,7 +426,7 @@ class Journal(KeptDirectory):
             if not replaced or left != sum(batch.facts for batch in event.batches):
                 raise ValueError(f"{left} facts were left to solve again after batch {event.to}")
             self.finished[event.to :] = [FinishedBatch.of(batch, event.time) for batch in event.batches]
-            self.gone += len(event.gone)
+            self.gone += event.facts or len(event.gone)
             self._files["patches"] += len(event.batches)
         elif isinstance(event, _Stop):
             if self.waiting[:1] != [event.facts]:

@@ -165,11 +165,22 @@ class Session(Journal):
             raise
         return patch
 
-    def mend(self, editor: Editor, rounds: int, ask: bool = True, meter: Meter | None = None) -> None:
+    def mend(
+        self,
+        editor: Editor,
+        rounds: int,
+        ask: bool = True,
+        meter: Meter | None = None,
+        outputs: Mapping[str, Any] | None = None,
+    ) -> None:
         """Edit what is pending, and then again the facts that are lost, until none is or so many rounds are done.
 
         Each round is planned with the number of those left, `outputs["mend"]`, for the process that resumes it. Call it
         inside `locked`, with an editor that is attached. See `Editor.mend`.
+
+        Args:
+            ask: As in `edit`, like `meter`.
+            outputs: What else to plan a round with; by default what the last plan has.
 
         Raises:
             As `edit`; batches of the round may then be pending.
@@ -180,7 +191,7 @@ class Session(Journal):
             if rounds <= 0 or not (lost := editor.lost()):
                 return
             rounds -= 1
-            self.plan(lost, {**self.outputs, "mend": rounds})
+            self.plan(lost, {**(self.outputs if outputs is None else outputs), "mend": rounds})
 
     def undo_fact(self, editor: Editor, *which: Fact | str, ask: bool = True) -> TakenBack:
         """Take single facts back, as `Editor.undo_fact` does. Call it inside `locked`, with an editor that is attached.
@@ -218,7 +229,8 @@ class Session(Journal):
             made = [self._save(editor, edit, number, ask) for number, edit in enumerate(again, start=1)]
             found = TakenBack(len(again), ask_bare(editor.lm, taken, unedited), ask_bare(editor.lm, others, held))
             places = [[batch + 1, place + 1] for batch, place in gone]
-            self._append({"event": "without", "gone": places, "to": first, "batches": made})
+            facts = len({before[batch][place] for batch, place in gone})
+            self._append({"event": "without", "gone": places, "facts": facts, "to": first, "batches": made})
         return found
 
     def _check_attached(self, editor: Editor) -> None:

@@ -91,10 +91,10 @@ def test_what_does_not_hold_is_edited_again_also_after_an_interruption(
     edit = [*edit_arguments, "--set", "solver.weight=1e9", "--mend", 2]
     plain, out, report = (tmp_path / name for name in ("plain", "out", "r.json"))
     result = run.ok(*edit, "--out", plain, "--report", report, "--verify", 1)
-    assert "Edited again, since they did not hold: 2 facts" in " ".join(result.output.split())
+    assert "Edited more than once: 2 facts" in " ".join(result.output.split())
     found = json.loads(report.read_text())
     assert found["facts"]["batches"] == [2, 1, 2, 2]
-    assert (found["facts"]["number"], found["facts"]["in_force"], len(found["mended"])) == (3, 2, 2)
+    assert (found["facts"]["number"], found["facts"]["in_force"], len(found["repeated"])) == (3, 2, 2)
     assert [fact["id"] for fact in found["superseded"]] == ["darrieux"]
     with pytest.MonkeyPatch.context() as patched:  # in the second round, at its second layer
         interrupt(patched, "factpatch.editor.optimize_values", calls=7)

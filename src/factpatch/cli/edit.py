@@ -52,7 +52,7 @@ def edit(
     skip_unusable: options.SkipUnusable = False,
     repeats: options.Repeats = "error",
     batch_size: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
-    mend: Annotated[int | None, typer.Option(min=1, metavar="N")] = None,
+    mend: Annotated[int | None, typer.Option(min=0, metavar="N")] = None,
     session: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
     save_model: Annotated[Path | None, typer.Option(metavar="DIR")] = None,
@@ -140,11 +140,11 @@ def edit(
         if outputs["save_model"] is not None:
             with checks.argument("--save-model"):
                 editor.lm.check_savable()
+        kept = {name: _recorded(value) for name, value in outputs.items()}
         if session is not None:
             with timed(seconds, "contexts"):  # a session plans no facts that cannot be edited
                 check_facts(editor.lm, batches, editor.contexts)
                 batches = [list(batch) for batch in completed(editor.lm, batches)]
-            kept = {name: _recorded(value) for name, value in outputs.items()}
             if planned is None:
                 planned = factpatch.Session.create(session, editor, batches, model, kept)
                 held.enter_context(_held(planned))
@@ -161,6 +161,7 @@ def edit(
             seconds=seconds,
             budget=budget,
             mend=outputs["mend"] or 0,
+            outputs=kept,
         )
         asked = {"corpus": recipe.corpus, "corpus_tokens": recipe.corpus_tokens}
         if planned is None:
@@ -398,8 +399,8 @@ def _show(done: EditReport, outputs: dict[str, Any], session: Path | None) -> No
     if done.rerouted is not None:
         render.say(f"Sent to other experts: {100 * done.rerouted:.2f} % of the tokens and layers of ordinary text")
     render.show_facts("Replaced by a later fact, so not asked about", done.superseded, "yellow")
-    if done.mended:
-        render.say(f"Edited again, since they did not hold: {counted(len(done.mended), 'fact')}")
+    if done.repeated:
+        render.say(f"Edited more than once: {counted(len(done.repeated), 'fact')}")
     if done.similar:
         render.say(f"Probably the same question in other words: {counted(len(done.similar), 'pair')}", "yellow")
     for pair in done.similar:

@@ -127,7 +127,11 @@ def capability(results: Results, dataset: str) -> list[Panel]:
 def _over_edits(results: Results, rows: pd.DataFrame) -> tuple[float, dict[str, pd.Series]]:
     """The value of a metric in the unedited model, and by label its values over the number of edits."""
     before = rows[rows["when"] == When.BEFORE.value]["value"].mean()
-    means = rows[rows["when"] != When.BEFORE.value].groupby(["label", "edits"])["value"].mean().dropna()
+    after = rows[rows["when"] != When.BEFORE.value]
+    # A row that was mended has been measured twice with all of its facts: the end is what it ended with.
+    ended = after[after["when"] == When.END.value].set_index(["label", "edits"]).index
+    passed = after.set_index(["label", "edits"]).index.isin(ended) & (after["when"] != When.END.value)
+    means = after[~passed].groupby(["label", "edits"])["value"].mean().dropna()
     # A method in the middle of its work has a curve, too.
     labels = [method.label for method in results.directory.config.methods]
     return before, {label: means[label] for label in labels if label in means}

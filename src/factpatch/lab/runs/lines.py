@@ -149,8 +149,10 @@ class EditorLine(Line):
 
     def mend(self) -> None:
         session = self.session
-        session.mend(self.editor, session.outputs.get("mend", self.plan.method.mend), ask=False, meter=self.meter)
-        self._count_shared()
+        try:
+            session.mend(self.editor, session.outputs.get("mend", self.plan.method.mend), ask=False, meter=self.meter)
+        finally:
+            self._count_shared()
 
     def _count_shared(self) -> None:
         """Record how long the targets took that were read."""

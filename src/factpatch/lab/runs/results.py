@@ -63,8 +63,7 @@ class Results:
         """Where and why a line stopped for the budget, by what it is."""
         return {
             f"{record['label']} on {record['dataset']}, seed {record['seed']}": (
-                f"stopped after {record['stopped']['edited']:,} of {counted(record['facts'], 'fact')}, which its "
-                f"numbers are about; with the next batch, {record['stopped']['reason']}."
+                f"stopped {_where(record)}; with the next batch, {record['stopped']['reason']}."
             )
             for record in self.records
             if "stopped" in record
@@ -169,3 +168,10 @@ def _keys(rows: pd.DataFrame, plans: Sequence[Plan]) -> Iterator[str | None]:
     names = {(plan.dataset.name, plan.seed): [fact.id or fact_key(fact) for fact in plan.facts] for plan in plans}
     for dataset, seed, place in zip(rows["dataset"], rows["seed"], rows["place"], strict=True):
         yield None if place != place else names[dataset, seed][int(place)]  # NaN: about the model
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    """Where a line stopped for the budget."""
+    if record["stopped"].get("mending"):
+        return "while lost facts were edited again"
+    return f"after {record['stopped']['edited']:,} of {counted(record['facts'], 'fact')}, which its numbers are about"

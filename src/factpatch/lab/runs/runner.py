@@ -210,7 +210,7 @@ class Runner:
         except BudgetError as error:
             self.log(f"{line.plan.name}: stopped while lost facts were edited again: with the next batch, {error}")
         else:
-            self.log(f"{line.plan.name}: lost facts edited again")
+            self.log(f"{line.plan.name}: mended")
 
     def measure_unedited(self, plan: Plan) -> list[Measure]:
         """Measure the unedited model, once for all methods of a dataset and seed; return what is measured."""
@@ -256,7 +256,8 @@ def _cost(line: Line) -> dict[str, Any]:
     found: dict[str, Any] = {"spent": dict(line.spent)} if line.spent else {}
     if line.stopped:
         edited = line.plan.written(line.done).edits if line.done else 0
-        found["stopped"] = {"edited": edited, "reason": line.stopped}
+        mending = {"mending": True} if line.done == len(line.plan.batches) else {}
+        found["stopped"] = {"edited": edited, **mending, "reason": line.stopped}
     return found
 
 
