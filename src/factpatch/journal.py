@@ -216,8 +216,8 @@ class Journal(KeptDirectory):
         self.waiting: list[int] = []
         """The number of facts of each pending batch: planned and not edited yet."""
         self.outputs: dict[str, Any] = {}
-        """The outputs that the last plan requested besides the patches, until they are written; and as "mend" the number
-        of rounds that are left."""
+        """The outputs that the last plan requested besides the patches, until they are written; as "mend" the number of
+        rounds that are left."""
         self._files = {"facts": 0, "patches": 0}
         self._plan: tuple[Path, str] | None = None  # the file of pending facts, and its digest
         self._planned: list[Fact] = []  # its content, once read
