@@ -197,7 +197,7 @@ def edit_and_report(
     mend: int = 0,
     outputs: Mapping[str, Any] | None = None,
 ) -> EditReport:
-    """Edit a model in place, one batch after another, and measure before and after.
+    """Edit a model in place, one batch after another, and measure before, which is kept by content, and after.
 
     Args:
         editor: One that has not edited anything yet.
@@ -211,8 +211,6 @@ def edit_and_report(
         mend: How many times to edit again, after the last batch, what the model does not hold; see `Editor.lost`.
         outputs: What a session records with each round of that, for the process that resumes it.
 
-    What is measured before the edit is kept by the content of the model, of the facts and of the text.
-
     Raises:
         BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
             before it stay and, without a session, are saved to `out`.
@@ -225,9 +223,7 @@ def edit_and_report(
     batches, lm = [tuple(batch) for batch in batches] if session is None else session.batches, editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
     start = time.perf_counter() - sum(spent.values())
-    with timed(spent, "contexts"):
-        check_facts(lm, batches, editor.contexts)
-        known = completed(lm, batches)
+    known = _checked(editor, batches, spent)
     facts = [] if measure is None else _asked(editor, known, session, measure.facts)
     measured = partial(_measured, measure, editor, facts, spent, progress)
     before = measured("before")
@@ -254,6 +250,13 @@ def _check_editor(editor: Editor, save_model: Path | None) -> None:
         raise ValueError("editor: it has edited the model already; undo that, or give a new Editor.")
     if save_model is not None:
         editor.lm.check_savable()
+
+
+def _checked(editor: Editor, batches: Sequence[Sequence[Fact]], spent: dict[str, float]) -> list[tuple[Fact, ...]]:
+    """The batches as they are edited; ValueError if one cannot be."""
+    with timed(spent, "contexts"):
+        check_facts(editor.lm, batches, editor.contexts)
+        return completed(editor.lm, batches)
 
 
 def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:
