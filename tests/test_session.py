@@ -145,7 +145,7 @@ STAGES = {
     "syncing": "factpatch.support.files.os.fsync",
     "renaming": "factpatch.support.files.os.replace",
     "reading back": "factpatch.session.describe",
-    "asking": "factpatch.session.read_facts",
+    "asking": "factpatch.session.exact",
     "the journal": "factpatch.journal.append",
     "a write to the journal": "factpatch.support.files.os.write",
 }

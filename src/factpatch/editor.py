@@ -16,7 +16,7 @@ from torch import Tensor
 from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
 from factpatch.evaluation.forgetting import check_known, with_old_answers
-from factpatch.evaluation.verify import read_facts
+from factpatch.evaluation.verify import exact
 from factpatch.facts import Fact, check_batch, find_facts, latest
 from factpatch.methods import EFFORTS, Method, settings_of, with_settings
 from factpatch.model.batching import parts
@@ -202,9 +202,7 @@ class Editor(EditedModel):
         suffice. Facts to forget are not asked about.
         """
         taught = [fact for fact in latest(edit.facts for edit in self.edits)[0] if not fact.forget]
-        bare = [replace(fact, target_true=None, paraphrases=(), neighbors=()) for fact in taught]
-        held = read_facts(self.lm, bare, answers=False)
-        lost = [fact for fact, reading in zip(taught, held, strict=True) if not reading.exact]
+        lost = [fact for fact, held in zip(taught, exact(self.lm, taught), strict=True) if not held]
         return parts(lost, max((len(edit.facts) for edit in self.edits), default=1))
 
     def mend(self) -> list[Patch]:

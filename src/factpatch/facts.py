@@ -481,7 +481,7 @@ def find_facts(batches: Sequence[Sequence[Fact]], names: Iterable[Fact | str]) -
         batches: The facts of each batch.
         names: Facts, their ids, or places as `factpatch log --facts` shows them: "2.3" is the third fact of batch 2. An
             id that several facts have means all of them if they answer the same question, and a place every edit of its
-        fact.
+            fact.
 
     Raises:
         ValueError: No name is given, a name is not found, or an id belongs to facts that answer different questions.

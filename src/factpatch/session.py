@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from factpatch.edited import Edit
 from factpatch.editor import Editor
 from factpatch.evaluation.budget import BudgetError, Meter, recorded
 from factpatch.evaluation.taken_back import TakenBack, ask_bare
-from factpatch.evaluation.verify import read_facts
+from factpatch.evaluation.verify import exact
 from factpatch.facts import Fact, find_facts, latest
 from factpatch.journal import JOURNAL, Journal, SessionError, now
 from factpatch.patch.batch import Batch, last_states
@@ -273,14 +272,13 @@ class Session(Journal):
         name, facts = f"patches/{number}.safetensors", edit.facts
         self.check_links(self.path / name)
         edit.patch.save(self.path / name)
-        bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts] if ask else []
         sha256 = describe(self.path / name).sha256
         self._know(sha256, edit.batches)
         return {
             "patch": name,
             "sha256": sha256,
             "facts": len(facts),
-            "exact": [reading.exact for reading in read_facts(editor.lm, bare, answers=False)],
+            "exact": exact(editor.lm, facts) if ask else [],
             "seconds": {stage: round(took, 3) for stage, took in edit.seconds.items()},
             **self._save_tensors("targets", number, {str(layer): value for layer, value in edit.values.items()}),
             **self._save_traces(editor, edit, number),

@@ -554,7 +554,7 @@ def test_a_process_killed_again_and_again_loses_nothing(
     for edit, target, call, first, done in (
         (command(*arguments, "--out", out), "factpatch.editor.optimize_values", 1, None, 0),
         (resume, "factpatch.journal.append", 2, half_a_line, 1),
-        (resume, "factpatch.session.read_facts", 1, None, 1),  # the patch is written and its line is not
+        (resume, "factpatch.session.exact", 1, None, 1),  # the patch is written and its line is not
     ):
         assert killed(edit, target, call, first) == -signal.SIGKILL
         assert len(Session(directory).finished) == done

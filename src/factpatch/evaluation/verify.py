@@ -245,6 +245,12 @@ def read_facts(
     return readings
 
 
+def exact(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
+    """Whether every token of each fact's new answer is the likeliest after its prompt; nothing else is asked."""
+    bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts]
+    return [bool(reading.exact) for reading in read_facts(lm, bare, answers=False)]
+
+
 def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True, probes: bool = False) -> int:
     """Return how many requests `verify` makes, answers included: the sum of what it reports as progress."""
     return Ask(tuple(facts), answers, probes).count(lm, range(len(facts)))
