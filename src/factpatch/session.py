@@ -278,7 +278,7 @@ class Session(Journal):
             "patch": name,
             "sha256": sha256,
             "facts": len(facts),
-            "exact": exact(editor.lm, facts) if ask else [],
+            "exact": exact(editor.lm, facts if ask else ()),
             "seconds": {stage: round(took, 3) for stage, took in edit.seconds.items()},
             **self._save_tensors("targets", number, {str(layer): value for layer, value in edit.values.items()}),
             **self._save_traces(editor, edit, number),
