@@ -27,8 +27,8 @@ BATCHES = (FACTS[:2], FACTS[2:])
 WEAK = {"target.steps": 6, "target.learning_rate": 1.0, "target.clamp": 5.0, "solver.weight": 50.0}
 
 
-def weak() -> Editor:
-    return make(settings=WEAK)
+def weak(method: str = "memit-blue") -> Editor:
+    return make(method, settings=WEAK)
 
 
 def held(editor: Editor) -> set[Fact]:
@@ -158,3 +158,21 @@ def test_a_report_says_what_was_edited_again(kept: bool, tmp_path: Path) -> None
     assert report.to_dict()["facts"]["in_force"] == len(FACTS)
     assert len(report.to_dict()["repeated"]) == len(report.repeated)
     assert len(report.patch.batches) == len(BATCHES) + 3 * 2
+
+
+def test_a_regularizer_of_the_whole_session_covers_what_is_edited_again() -> None:
+    editor = weak("prune")
+    before, after = weights(editor), []
+    for batch in BATCHES:
+        editor.edit(batch)
+        after.append(weights(editor))
+    patches = editor.mend()
+    assert patches
+    ended, patch = weights(editor), editor.patch
+    for _ in patches:
+        editor.undo()
+    assert weights(editor) == after[-1] != ended
+    editor.reset()
+    assert weights(editor) == before
+    patch.apply(editor.lm.model)
+    assert weights(editor) == ended

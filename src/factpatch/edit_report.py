@@ -305,7 +305,8 @@ def _edit_all(
     """Edit one batch after another; a session continues after the batches that it has finished."""
     meter = None if budget is None else Meter(budget, editor.lm)
     if session is None:
-        for batch in chain.from_iterable(_rounds(editor, batches, mend)):
+        lost = chain.from_iterable(found for _, found in editor.rounds(mend))  # after the batches: it is lazy
+        for batch in chain(batches, lost):
             editor.edit(batch)
             _check(editor, meter)
     else:
@@ -315,14 +316,6 @@ def _edit_all(
     for seconds in (*(edit.seconds for edit in editor.edits), {} if meter is None else meter.seconds):
         for stage, took in seconds.items():
             spent[stage] = spent.get(stage, 0.0) + took
-
-
-def _rounds(editor: Editor, batches: Sequence[Sequence[Fact]], mend: int) -> Iterator[Sequence[Sequence[Fact]]]:
-    """The batches of each round: the given ones, then what is lost after those, until nothing is."""
-    yield batches
-    while mend > 0 and (lost := editor.lost()):
-        mend -= 1
-        yield lost
 
 
 def _check(editor: Editor, meter: Meter | None) -> None:

@@ -216,6 +216,16 @@ class Editor(EditedModel):
         """
         return [self.edit(facts) for facts in self.lost()]
 
+    def rounds(self, most: int) -> Iterator[tuple[int, list[Sequence[Fact]]]]:
+        """What is `lost`, for whoever edits it before the next is asked for, until nothing is or `most` times.
+
+        Each comes with the number of rounds left after it.
+        """
+        for left in reversed(range(most)):
+            if not (lost := self.lost()):
+                return
+            yield left, lost
+
     def _taught(self) -> dict[str, str]:
         """The answers that were taught, which is what may be forgotten."""
         return {fact.key: fact.target_new for edit in self.edits for fact in edit.facts if not fact.forget}

@@ -184,13 +184,14 @@ class Session(Journal):
         Raises:
             As `edit`; batches of the round may then be pending.
         """
-        while True:
-            while self.waiting:
-                self.edit(editor, ask, meter)
-            if rounds <= 0 or not (lost := editor.lost()):
-                return
-            rounds -= 1
-            self.plan(lost, {**(self.outputs if outputs is None else outputs), "mend": rounds})
+        self._edit_waiting(editor, ask, meter)
+        for left, lost in editor.rounds(rounds):
+            self.plan(lost, {**(self.outputs if outputs is None else outputs), "mend": left})
+            self._edit_waiting(editor, ask, meter)
+
+    def _edit_waiting(self, editor: Editor, ask: bool, meter: Meter | None) -> None:
+        while self.waiting:
+            self.edit(editor, ask, meter)
 
     def undo_fact(self, editor: Editor, *which: Fact | str, ask: bool = True) -> TakenBack:
         """Take single facts back, as `Editor.undo_fact` does. Call it inside `locked`, with an editor that is attached.

@@ -86,6 +86,25 @@ def test_a_row_stops_before_the_batch_that_costs_more_and_is_as_that_had_never_b
     assert numbers(tmp_path / "out") == numbers(directory)
 
 
+def test_a_row_that_exceeds_its_budget_while_it_mends_keeps_all_of_its_facts(
+    begin: Any, limited: dict[str, Any], tmp_path: Path, costs: list[float]
+) -> None:
+    costs[:] = [10.0, 10.1, 10.2, 20.0]
+    again = {"name": "memit", "settings": {**QUICK, "solver.weight": 1e5}, "mend": 2}  # too little to hold
+    limited["evaluate"]["perplexity"] = True
+    result = begin({**limited, "methods": [again]}, "whole")
+    assert result.exit_code == 0, result.output
+    found = record(tmp_path / "whole", "memit")
+    assert found["stopped"] == {"edited": 3, "mending": True, "reason": "perplexity +100.00 % (at most +5 %)"}
+    assert found["spent"] == {"perplexity": pytest.approx(2.0)}
+    assert "stopped while lost facts were edited again" in " ".join(result.output.split())
+    rows = read_results(tmp_path / "whole").rows
+    ours = rows[(rows["label"] == "memit") & (rows["when"] == "end")]
+    assert set(ours["edits"]) == {3}
+    assert begin({**limited, "methods": [again]}, "whole").exit_code == 0
+    assert record(tmp_path / "whole", "memit") == found
+
+
 def test_a_row_whose_first_batch_costs_too_much_has_no_numbers(
     begin: Any, limited: dict[str, Any], tmp_path: Path, costs: list[float]
 ) -> None:
