@@ -27,10 +27,10 @@ Row = dict[str, Any]
 replaces the model's own for this method."""
 INHERIT, LAYERS = "inherit", "critical_layers"
 COMMON = "common"
-# Never assumed for another model. First tokens edited apart: in Qwen2.5-Coder-0.5B, one fact written to the first layer
-# raised perplexity by 55 %.
-_OF_ITS_MODEL = ("target.apart",)
 """A row of a variant that belongs to no method: it replaces some of the settings of every method."""
+# Never assumed for another model. First tokens edited apart: in Qwen2.5-Coder-0.5B, one fact written to the first layer
+# raised perplexity by 55 %; docs/results.md says why.
+_OF_ITS_MODEL = ("target.apart",)
 
 
 @dataclass(frozen=True)
