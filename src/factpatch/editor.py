@@ -293,7 +293,7 @@ class Editor(EditedModel):
 
     @staged("values")
     def _optimized(self, facts: Sequence[Fact], layer: int, target: Target, contexts: Sequence[str]) -> TargetValues:
-        with bar(f"optimizing values at layer {layer}", len(facts) * target.steps, self._progress) as advance:
+        with bar(f"optimizing values at layer {layer}", len(facts) * target.evaluations, self._progress) as advance:
             optimize = self._optimize or optimize_values
             return optimize(self.lm, facts, layer, target, contexts, progress=advance, precision=self.precision)
 

@@ -113,6 +113,7 @@ EFFORTS: dict[str, Effort] = {
         {
             "target.stride": 0.3,
             "target.steps": 8,
+            "target.last_look": False,
             "target.enough_steps": 6,
             "target.enough_margin": 1.0,
             "target.turns": 2,
@@ -126,6 +127,7 @@ EFFORTS: dict[str, Effort] = {
             "target.contexts": PUBLISHED,
             "target.stride": 0.0,
             "target.steps": 25,
+            "target.last_look": True,
             "target.enough_steps": 0,
             "target.enough_margin": 0.0,
             "target.turns": 1,

@@ -316,6 +316,20 @@ def test_one_step_evaluates_and_does_not_move() -> None:
     assert found.updates.tolist() == [0] * len(FACTS)
 
 
+@pytest.mark.parametrize("target", [EAGER, LEARNED], ids=lambda target: type(target).__name__)
+@pytest.mark.parametrize("turns", [1, 2])
+def test_without_the_last_look_a_fact_ends_where_it_would_have_ended(target: Target, turns: int) -> None:
+    lm = tiny("llama", dtype=torch.float64)
+    target = replace(target, turns=turns)
+    whole, short = batched(lm, target), batched(lm, replace(target, last_look=False))
+    assert torch.equal(short.delta, whole.delta)
+    assert torch.equal(short.values, whole.values)
+    assert torch.equal(short.updates, whole.updates)
+    ended = whole.evaluations == target.steps
+    assert ended.any()
+    assert torch.equal(short.evaluations, whole.evaluations - ended.long())
+
+
 def test_the_model_is_left_as_it_was() -> None:
     lm = tiny("gptj")
     lm.model.train()
@@ -336,7 +350,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_layer(steps: int) -> None:
         batched(lm, HiddenState(steps=steps))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"learning_rate": -0.1}, {"clamp": 0.0}, {"kl_factor": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"steps": 1, "last_look": False}, {"learning_rate": -0.1}, {"clamp": 0.0}, {"kl_factor": -1.0}],
+)
 def test_senseless_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         HiddenState(**wrong)  # type: ignore[arg-type]

@@ -48,6 +48,8 @@ class Found:
     """(n, sites, d_value)"""
     evaluations: Tensor
     """(n,): loss evaluations made."""
+    updates: Tensor
+    """(n,): moves of δ."""
     loss: Tensor
     """(n,): the loss at the last evaluation, in nats."""
 
@@ -177,6 +179,9 @@ class Target(Wanted):
     turns: int = field(default=1, metadata=LATER)
     """In how many parts the contexts take turns: each evaluation reads one part of them, neighbors together, and stops
     follow the last evaluation of every part. With 2 an evaluation takes half of the time. 1: all contexts are read."""
+    last_look: bool = field(default=True, metadata=LATER)
+    """Whether the last of `steps` evaluations is made. Nothing moves after it: without it, a fact that takes all of
+    them ends at the same δ one evaluation sooner, and its loss is the one before its last update."""
     stride: float = field(default=0.0, metadata=LATER)
     """Length of the first step along the gradient, with momentum, as a multiple of ‖h‖; the steps shrink linearly to a
     tenth at `steps`. It takes a third of Adam's evaluations, which at its published rates moves δ by a tenth of ‖h‖ at
@@ -207,6 +212,8 @@ class Target(Wanted):
         for name in ("steps", "learning_rate", "clamp", "turns"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
+        if self.steps < 2 and not self.last_look:
+            raise ValueError(f"steps={self.steps!r}: must be 2 or more, or last_look true; nothing would be evaluated.")
         enough = ("enough_steps", "enough_predictions", "enough_margin")
         for name in ("weight_decay", "kl_factor", "stop_loss", *enough, "stride"):
             if not getattr(self, name) >= 0:
@@ -236,6 +243,11 @@ class Target(Wanted):
             Nats and misses, (tokens,) each. A fact without misses counts as predicted.
         """
         return -chosen * weight, ~likeliest
+
+    @property
+    def evaluations(self) -> int:
+        """Largest number of loss evaluations that are made."""
+        return self.steps if self.last_look else self.steps - 1
 
     @property
     def enough(self) -> int:

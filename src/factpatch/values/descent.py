@@ -127,7 +127,7 @@ class Loss:
         self.sites = [getattr(lm, site)(layer) for site in target.sites]
         tokens = tokens or tokens_that_fit(lm, frozen, self.sites, torch.zeros_like(present))
         # Chunks of answers differ in length, and so do the contexts of facts that have one.
-        turns = frozen.turns(1 if target.chunk else min(target.turns, target.steps))
+        turns = frozen.turns(1 if target.chunk else min(target.turns, target.evaluations))
         self.parts = [_Part(part.micro_batches(tokens), share) for part, share in turns]
         if len(self.parts) > 1:
             self._take_references(frozen, tokens)
@@ -219,6 +219,7 @@ class State:
     broken: Tensor
     """Whether a loss or a gradient was not finite."""
     evaluations: Tensor
+    updates: Tensor
     predictions: Tensor
     """In how many evaluations every target token was the most probable one in every context."""
     loss: Tensor
@@ -236,6 +237,7 @@ class State:
             going=~no,
             broken=no,
             evaluations=torch.zeros_like(no, dtype=torch.long),
+            updates=torch.zeros_like(no, dtype=torch.long),
             predictions=torch.zeros_like(no, dtype=torch.long),
             loss=torch.zeros_like(no, dtype=present.dtype),
             recent={"loss": -none, "margin": none, "predicted": torch.zeros_like(none, dtype=torch.bool)},
@@ -279,14 +281,14 @@ class Descent:
 
     def run(self, progress: Callable[[int], None]) -> Found:
         """Run until every fact is finished or has used its steps; return where each ended, in the batch's order."""
-        steps, device = self.target.steps, self.loss.present.device
+        steps, device = self.target.evaluations, self.loss.present.device
         every = LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
-        found = Found(self.state.delta.clone(), self.state.evaluations.clone(), self.state.loss.clone())
+        found = Found(**{one.name: getattr(self.state, one.name).clone() for one in fields(Found)})
         active = torch.arange(len(self.state.going), device=device)  # which facts of `found` the rows are of
         left = len(active) * steps  # evaluations not yet reported as done or not needed
         for evaluation in range(1, steps + 1):
             last = evaluation == steps
-            self.step(update=not last, turn=evaluation - 1)
+            self.step(update=not last or not self.target.last_look, turn=evaluation - 1)
             if evaluation % every and not last:
                 continue
             going = self._look()
@@ -326,6 +328,7 @@ class Descent:
         if update:
             moved = target.project(self.optimizer.update(state.delta, found.gradient), self.loss.norm)
             state.delta = torch.where(state.going[:, None, None], moved, state.delta)
+            state.updates = state.updates + state.going
 
     def _look(self) -> list[int]:
         """Wait for the device and return the rows of the facts that are not finished."""

@@ -107,7 +107,8 @@ def optimize_values(
     present = [_Present.of(lm, facts, layer, target, contexts)]
     present += [_Present.at_anchors(lm, one, layer, target, contexts) for one in rounds[1:]]
     precision = precision or precision_for(lm)
-    told = _Scaled(progress, len(facts) * target.steps, sum(len(one.facts) for one in rounds) * target.steps)
+    most = target.evaluations
+    told = _Scaled(progress, len(facts) * most, sum(len(one.facts) for one in rounds) * most)
     # A caller's inference mode would leave no gradients.
     with torch.inference_mode(False), lm.quiet(), packed_attention(lm), computing(lm, precision) as lm:
         placed: dict[tuple[int, int], Tensor] = {}  # the δs of a fact's earlier chunks, by its place and their number
@@ -164,7 +165,7 @@ def _found(
     found = target.search(loss, lambda: Descent(loss).run(progress))
     delta = target.settle(seen, found.delta).clone()
     placed = torch.cat([found.delta[:, :-1], delta[:, None]], dim=1)
-    values = TargetValues(present[:, -1] + delta, delta, found.evaluations, found.evaluations - 1, found.loss)
+    values = TargetValues(present[:, -1] + delta, delta, found.evaluations, found.updates, found.loss)
     return values, placed
 
 

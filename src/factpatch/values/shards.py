@@ -64,6 +64,6 @@ class InShards:
         found = self.replicas.map(
             FindValues(layer, target, tuple(contexts), precision),
             shards,
-            lambda place: progress(len(shards[place]) * target.steps),
+            lambda place: progress(len(shards[place]) * target.evaluations),
         )
         return TargetValues.joined(list(found)).to(lm.device)

@@ -61,7 +61,7 @@ class SharedTargets:
         kept = load_file(path)
         # The stage that waited has counted that time already.
         self._seconds += max(0.0, float(kept.pop("seconds")) - waited)
-        progress(len(facts) * target.steps)
+        progress(len(facts) * target.evaluations)
         return TargetValues(**{name: value.to(lm.device) for name, value in kept.items()})
 
     def _optimized(
