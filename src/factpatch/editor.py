@@ -217,9 +217,9 @@ class Editor(EditedModel):
         return [self.edit(facts) for facts in self.lost()]
 
     def rounds(self, most: int) -> Iterator[tuple[int, list[Sequence[Fact]]]]:
-        """What is `lost`, for whoever edits it before the next is asked for, until nothing is or `most` times.
+        """Yield what is `lost`, with the number of rounds that are left; edit it before you ask for the next round.
 
-        Each comes with the number of rounds left after it.
+        It ends after `most` rounds, or when nothing is lost.
         """
         for left in reversed(range(most)):
             if not (lost := self.lost()):
