@@ -48,10 +48,10 @@ class Found:
     """(n, sites, d_value)"""
     evaluations: Tensor
     """(n,): loss evaluations made."""
-    updates: Tensor
-    """(n,): moves of δ."""
     loss: Tensor
     """(n,): the loss at the last evaluation, in nats."""
+    updates: Tensor | None = None
+    """(n,): moves of δ; by default one fewer than evaluations."""
 
 
 class Problem(Protocol):

@@ -165,7 +165,8 @@ def _found(
     found = target.search(loss, lambda: Descent(loss).run(progress))
     delta = target.settle(seen, found.delta).clone()
     placed = torch.cat([found.delta[:, :-1], delta[:, None]], dim=1)
-    values = TargetValues(present[:, -1] + delta, delta, found.evaluations, found.updates, found.loss)
+    updates = found.evaluations - 1 if found.updates is None else found.updates
+    values = TargetValues(present[:, -1] + delta, delta, found.evaluations, updates, found.loss)
     return values, placed
 
 
