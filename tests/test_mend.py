@@ -162,16 +162,16 @@ def test_a_report_says_what_was_edited_again(kept: bool, tmp_path: Path) -> None
 
 def test_a_regularizer_of_the_whole_session_covers_what_is_edited_again() -> None:
     editor = weak("prune")
-    before, after = weights(editor), []
+    before = weights(editor)
     for batch in BATCHES:
         editor.edit(batch)
-        after.append(weights(editor))
+    edited_once = weights(editor)
     patches = editor.mend()
     assert patches
     ended, patch = weights(editor), editor.patch
     for _ in patches:
         editor.undo()
-    assert weights(editor) == after[-1] != ended
+    assert weights(editor) == edited_once != ended
     editor.reset()
     assert weights(editor) == before
     patch.apply(editor.lm.model)

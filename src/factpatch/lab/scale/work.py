@@ -192,8 +192,8 @@ def batch_of(
     named = with_settings(named, preset.settings(method))
     steps = named.spread.steps(preset.layers_for(shape.layers, method))
     return Batch(
-        shape, facts, tokens or Tokens.typical(contexts), named.optimized.steps, tuple(steps), named.optimized.inside,
-        facts_at_once(device),
+        shape, facts, tokens or Tokens.typical(contexts), named.optimized.evaluations, tuple(steps),
+        named.optimized.inside, facts_at_once(device),
     )  # fmt: skip
 
 
