@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from factpatch.evaluation.metrics import said
 from factpatch.evaluation.readings import Reading
-from factpatch.evaluation.verify import Verification, verify
+from factpatch.evaluation.verify import Verification, bare, verify
 from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 
@@ -59,8 +59,7 @@ class TakenBack:
 
 def ask_bare(lm: LanguageModel, facts: Sequence[Fact], before: Verification | None = None) -> Verification | None:
     """As `verify`, without paraphrases and neighbors; None without facts."""
-    bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts]
-    return verify(lm, None, bare, before) if bare else None
+    return verify(lm, None, bare(facts), before) if facts else None
 
 
 def _pairs(verification: Verification | None) -> list[tuple[Fact, Reading, Reading]]:

@@ -247,8 +247,12 @@ def read_facts(
 
 def exact(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
     """Whether every token of each fact's new answer is the likeliest after its prompt; nothing else is asked."""
-    bare = [replace(fact, paraphrases=(), neighbors=()) for fact in facts]
-    return [bool(reading.exact) for reading in read_facts(lm, bare, answers=False)]
+    return [bool(reading.exact) for reading in read_facts(lm, bare(facts), answers=False)]
+
+
+def bare(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts without paraphrases and neighbors, so that only they themselves are asked."""
+    return [replace(fact, paraphrases=(), neighbors=()) for fact in facts]
 
 
 def request_count(lm: LanguageModel, facts: Sequence[Fact], answers: bool = True, probes: bool = False) -> int:
