@@ -121,12 +121,12 @@ class Editor(EditedModel):
         self._contexts_given = contexts is not None
         short = EFFORTS[recipe.effort].short_products
         self.precision = replace(precision_for(self.lm, recipe.precision, short), compiled=recipe.compiled)
-        self.prepared = Prepared(
-            self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
-            recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress, self.replicas,
-        )  # fmt: skip
         self.findings = Findings(self.lm)
         """What is known of the unedited model."""
+        self.prepared = Prepared(
+            self.lm, choice.method.solver, self.written_layers, choice.preset, self.precision, recipe.corpus,
+            recipe.corpus_tokens, dict(second_moments or {}), choice.underived, progress, self.replicas, self.findings,
+        )  # fmt: skip
         self._progress = progress
         self._optimize = optimize if optimize or self.replicas is None else InShards(self.replicas)
         self._stored_dtype = self.lm.work_dtype

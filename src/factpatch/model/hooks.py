@@ -78,11 +78,12 @@ def captured(
     inputs: Mapping[K, nn.Module] | None = None,
     outputs: Mapping[K, nn.Module] | None = None,
     stop_after: nn.Module | None = None,
+    stop_at: nn.Module | None = None,
 ) -> Iterator[dict[K, Tensor]]:
     """Collect the inputs or the outputs of modules during the forward passes made inside the context.
 
-    With `stop_after`, a forward pass ends as soon as that module has run, and the context swallows the interruption:
-    the statement that ran the model must be the last one inside the context.
+    With `stop_after`, a forward pass ends as soon as that module has run, with `stop_at` as soon as it has its input,
+    and the context swallows the interruption: the statement that ran the model must be the last one inside the context.
     """
     found: dict[K, Tensor] = {}
 
@@ -99,6 +100,8 @@ def captured(
     after = [(module, keep_output(name)) for name, module in (outputs or {}).items()]
     if stop_after is not None:
         after.append((stop_after, stop))
+    if stop_at is not None:
+        before.append((stop_at, stop))
     with _hooked(before, after), suppress(_Reached):
         yield found
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from factpatch.data import demo_facts
+from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
 from factpatch.model.replicas import Replicas
@@ -28,6 +30,7 @@ from factpatch.values.reading import SubjectRows, read_keys
 
 logger = logging.getLogger(__name__)
 Contexts = Callable[[], Sequence[str]]
+_SETTINGS = TypeAdapter(dict[str, Any])
 
 
 @dataclass
@@ -60,6 +63,8 @@ class Prepared:
     """Show progress bars."""
     replicas: Replicas | None = None
     """The model and its copies, among which the reading of second moments is shared."""
+    findings: Findings | None = None
+    """What is known of the model, where settings that are derived are kept."""
 
     def __post_init__(self) -> None:
         given = {str(layer): content_hash(moment) for layer, moment in self.moments.items()}
@@ -147,13 +152,24 @@ class Prepared:
 
     def _scale(self, contexts: Sequence[str]) -> None:
         """Derive the solver's settings from the model's own keys, those of the demo's facts."""
-        with torch.inference_mode(), self.lm.quiet():
-            subjects = SubjectRows.of(self.lm, demo_facts(), contexts)
-            keys = [read_keys(self.lm, subjects, layer).cpu() for layer in self.layers]
         moments = [self.moments[layer] for layer in self.layers] if self.solver.reads_corpus else []
-        self.solver = self.solver.scaled(moments, keys, WRITTEN)
+        solver: Any = self.solver  # a dataclass, as all of them are
+
+        def derived() -> dict[str, Any]:
+            with torch.inference_mode(), self.lm.quiet():
+                subjects = SubjectRows.of(self.lm, demo_facts(), contexts)
+                keys = [read_keys(self.lm, subjects, layer).cpu() for layer in self.layers]
+            return asdict(solver.scaled(moments, keys, WRITTEN))
+
+        if self.findings is None:
+            settings = derived()
+        else:
+            read = [content_hash(moment) for moment in moments]
+            about = [type(solver).__name__, asdict(solver), WRITTEN, self.layers, list(contexts), read]
+            settings = self.findings.get("solver", about, _SETTINGS, derived)
+        self.solver = replace(solver, **settings)
         self.underived = False
-        numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in asdict(self.solver).items())  # type: ignore[call-overload]
+        numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in settings.items())
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 
     def _read_moments(self, layers: Sequence[int]) -> dict[int, SecondMoment]:

@@ -330,7 +330,7 @@ class KeySums:
 
         def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, Tensor]]]:
             ids, mask = padded(windows, device=lm.device)
-            with captured(inputs=projections, stop_after=lm.block(max(self.layers))) as keys:
+            with captured(inputs=projections, stop_at=projections[max(self.layers)]) as keys:
                 lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
             real = {}
             for layer in self.layers:

@@ -61,8 +61,8 @@ def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site
 
     def read_batch(batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
         tree = Tree(batch)
-        wanted = {side: {0: module}}
-        with captured(**wanted, stop_after=lm.block(layer)) as read:
+        inputs, outputs = ({0: module}, None) if side == "inputs" else (None, {0: module})
+        with captured(inputs, outputs, stop_after=lm.block(layer)) as read:
             run_tree(lm, tree)
         # Copied, so that a row does not keep the whole pass alive.
         activation = token_rows(read[0])
