@@ -304,6 +304,10 @@ def _solved(heights: Sequence[float], written: float) -> float:
 
 
 def _rest(spectrum: Tensor, share: float) -> float:
-    """The largest threshold below which ascending eigenvalues sum to at most a share of the total."""
+    """A threshold below which ascending eigenvalues sum to at most a share of the total, and the next one to more.
+
+    Halfway between two eigenvalues, so that rounding does not decide on which side of it one of them is.
+    """
     below = int((spectrum.cumsum(0) <= share * spectrum.sum()).sum())
-    return float(spectrum[min(below, len(spectrum) - 1)])
+    above = min(below, len(spectrum) - 1)
+    return float(spectrum[max(above - 1, 0) : above + 1].mean())
