@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from factpatch.edited import Edit
 from factpatch.editor import Editor
 from factpatch.evaluation.budget import Budget, BudgetError, Meter
-from factpatch.evaluation.forgetting import with_old_answers
+from factpatch.evaluation.forgetting import check_known, with_old_answers
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import TextLoss, held_out_text, text_loss
 from factpatch.evaluation.questions import forms, sampled
@@ -255,8 +255,7 @@ def _check_editor(editor: Editor, save_model: Path | None) -> None:
 def _checked(editor: Editor, batches: Sequence[Sequence[Fact]], spent: dict[str, float]) -> list[tuple[Fact, ...]]:
     """The batches as they are edited; ValueError if one cannot be."""
     with timed(spent, "contexts"):
-        check_facts(editor.lm, batches, editor.contexts)
-        return completed(editor.lm, batches)
+        return checked(editor, batches)
 
 
 def _steps(edits: Sequence[Edit]) -> dict[int, dict[str, Any]]:
@@ -342,6 +341,18 @@ def check_facts(lm: LanguageModel, batches: Sequence[Sequence[Fact]], contexts: 
             optimization_rows(lm, batch, contexts)
         except ValueError as error:
             raise error if len(batches) == 1 else ValueError(f"batch {number} of {len(batches)}: {error}") from None
+
+
+def checked(editor: Editor, batches: Sequence[Sequence[Fact]]) -> list[tuple[Fact, ...]]:
+    """The batches as an editor of an unedited model edits them, one after another.
+
+    Raises:
+        ValueError: As from `check_facts`, or an answer is to be forgotten that the model does not know.
+    """
+    check_facts(editor.lm, batches, editor.contexts)
+    found = completed(editor.lm, batches)
+    check_known(editor.lm, found)
+    return found
 
 
 def completed(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> list[tuple[Fact, ...]]:

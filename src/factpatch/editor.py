@@ -15,7 +15,7 @@ from torch import Tensor
 
 from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
-from factpatch.evaluation.forgetting import check_known, with_old_answers
+from factpatch.evaluation.forgetting import not_known, unknown_error, with_old_answers
 from factpatch.evaluation.verify import exact
 from factpatch.facts import Fact, check_batch, find_facts, latest
 from factpatch.methods import EFFORTS, Method, settings_of, with_settings
@@ -190,7 +190,7 @@ class Editor(EditedModel):
         check_batch(facts)
         optimization_rows(self.lm, facts, (BARE,))  # what cannot be read is refused before anything is run
         facts = tuple(with_old_answers(self.lm, facts, self._taught()))
-        check_known(self.lm, facts)
+        self._check_known(facts)
         self._seconds = {}
         self.prepare()
         return self._edited(facts, self._plan(facts), {}).patch
@@ -225,6 +225,18 @@ class Editor(EditedModel):
             if not (lost := self.lost()):
                 return
             yield left, lost
+
+    def _check_known(self, facts: Sequence[Fact]) -> None:
+        """Raise ValueError for facts to forget that neither this model nor the unedited one knows.
+
+        An earlier edit may have made an answer less probable by the way: that is no mistake.
+        """
+        unknown = not_known(self.lm, facts)
+        if unknown and self.edits:
+            with self.history.set_aside():
+                unknown = not_known(self.lm, list(unknown))
+        if unknown:
+            raise unknown_error(unknown)
 
     def _taught(self) -> dict[str, str]:
         """The answers that were taught, which is what may be forgotten."""

@@ -15,7 +15,7 @@ from factpatch import Fact, Forget, Session, load_facts
 from factpatch.data.reading import DataFileError
 from factpatch.edit_report import Measure, completed, edit_and_report
 from factpatch.evaluation import forgetting
-from factpatch.evaluation.forgetting import REFUSALS, check_known, leak_count, read_leaks, with_old_answers
+from factpatch.evaluation.forgetting import REFUSALS, check_known, leak_count, not_known, read_leaks, with_old_answers
 from factpatch.evaluation.metrics import fact_metrics, said, summary
 from factpatch.evaluation.readings import Answer, Leak, Probe, Reading, Score
 from factpatch.evaluation.verify import Verification, plain_summary
@@ -91,7 +91,28 @@ def test_what_the_model_does_not_know_cannot_be_forgotten() -> None:
         made.edit([FRANCE])
     assert not made.edits
     (known,) = with_old_answers(made.lm, [replace(FRANCE, target_true=None)])
-    check_known(made.lm, [known, Fact("{} is", "Lima", "in Peru")])
+    taught = Fact(FRANCE.prompt, FRANCE.subject, "Vienna")
+    check_known(made.lm, [[known, Fact("{} is", "Lima", "in Peru")], [taught], [replace(FRANCE, target_true="Vienna")]])
+    with pytest.raises(ValueError, match=r"does not know.*'Vienna' has"):
+        check_known(made.lm, [[replace(FRANCE, target_true="Vienna")], [taught]])
+
+
+def test_an_answer_that_an_earlier_batch_made_improbable_can_still_be_forgotten(tmp_path: Path) -> None:
+    made = make("memit-blue")
+    (known,) = with_old_answers(made.lm, [replace(FRANCE, target_true=None)])
+    made.edit([replace(known, forget=False, target_new="Rome")])
+    assert not_known(made.lm, [known])
+    made.edit([known])
+    with pytest.raises(ValueError, match="does not know what it is to forget"):
+        made.edit([FRANCE])
+    assert len(made.edits) == 2
+
+
+def test_no_batch_is_edited_where_a_later_one_is_to_forget_what_is_not_known() -> None:
+    made = make("memit-blue")
+    with pytest.raises(ValueError, match="does not know what it is to forget"):
+        edit_and_report(made, [[Fact("{} is", "Lima", "in Peru")], [FRANCE]], measure=None, progress=False)
+    assert not made.edits
 
 
 def test_every_way_to_the_old_answer_is_tried() -> None:

@@ -127,7 +127,7 @@ def edit(
         planned = _begun(session, model, recipe)
         recipe = recipe if planned is None else planned.settled
 
-    from factpatch.edit_report import Measure, check_facts, completed, edit_and_report
+    from factpatch.edit_report import Measure, checked, edit_and_report
     from factpatch.model.memory import at_most
 
     measure = Measure(_most_asked(outputs["verify"]), text, outputs["perplexity_tokens"])
@@ -143,8 +143,7 @@ def edit(
         kept = {name: _recorded(value) for name, value in outputs.items()}
         if session is not None:
             with timed(seconds, "contexts"):  # a session plans no facts that cannot be edited
-                check_facts(editor.lm, batches, editor.contexts)
-                batches = [list(batch) for batch in completed(editor.lm, batches)]
+                batches = [list(batch) for batch in checked(editor, batches)]
             if planned is None:
                 planned = factpatch.Session.create(session, editor, batches, model, kept)
                 held.enter_context(_held(planned))

@@ -70,24 +70,44 @@ def with_old_answers(lm: LanguageModel, facts: Sequence[Fact], taught: Mapping[s
     return found
 
 
-def check_known(lm: LanguageModel, facts: Sequence[Fact]) -> None:
-    """Raise ValueError for facts to forget whose answer the model does not give: neither said nor above `KNOWN`."""
+def check_known(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> None:
+    """Raise ValueError unless a model gives the answers that batches of facts are to make it forget.
+
+    An answer is known that the model says, that is above `KNOWN`, or that an earlier batch teaches.
+    """
+    taught: dict[str, str] = {}
+    some = []
+    for batch in batches:
+        some += [fact for fact in batch if not same_object(taught.get(fact.key, ""), fact.target_true or "")]
+        taught |= {fact.key: fact.target_new for fact in batch if not fact.forget}
+    if unknown := not_known(lm, some):
+        raise unknown_error(unknown)
+
+
+def not_known(lm: LanguageModel, facts: Sequence[Fact]) -> dict[Fact, str]:
+    """The facts to forget whose answer the model neither says nor finds more probable than `KNOWN`, and what it does.
+
+    The answer to a fact is complete; see `with_old_answers`.
+    """
     some = [fact for fact in facts if fact.forget and fact.target_true is not None]
     if not some:
-        return
+        return {}
     scores = score(lm, [Request(fact.text, str(fact.target_true), fact.space) for fact in some])
     said = greedy_answers(lm, [fact.text for fact in some])
-    unknown = [
-        f"{quoted(fact.text)} is answered {quoted(answer)}, and {quoted(fact.target_true)} has a probability of "
+    return {
+        fact: f"{quoted(fact.text)} is answered {quoted(answer)}, and {quoted(fact.target_true)} has a probability of "
         f"{one.probability:.1e}"
         for fact, one, answer in zip(some, scores, said, strict=True)
         if one.probability < KNOWN and not leaked(fact, answer, fact.text)
-    ]
-    if unknown:
-        raise ValueError(
-            f"forget: the model does not know what it is to forget: {'; '.join(unknown)}. Correct target_true, or "
-            "leave it out to forget what the model says; or leave the fact out."
-        )
+    }
+
+
+def unknown_error(unknown: Mapping[Fact, str]) -> ValueError:
+    """The error for facts to forget that the model does not know, with what `not_known` says of each."""
+    return ValueError(
+        f"forget: the model does not know what it is to forget: {'; '.join(unknown.values())}. Correct target_true, or "
+        "leave it out to forget what the model says; or leave the fact out."
+    )
 
 
 def _clause(text: str) -> str:
