@@ -11,22 +11,32 @@ from torch import Tensor
 
 from factpatch import METHODS, Editor, Fact, Method, NullSpace, Ridge
 from factpatch.methods import has_setting
-from factpatch.strategies import AnchoredNorm, Normalized, Target, Whitened
+from factpatch.strategies import AnchoredNorm, BoundedRidge, Normalized, Target, Whitened
 
 LAYERS = (1, 2, 3)
 CONTEXTS = ("{}", "The tower in the city. {}")
 QUICK = {"target.steps": 4, "target.learning_rate": 0.3}
-Dense = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Δ, (d_value, d_key), of a solver, C₀, K, R and K_p, as its paper writes it."""
+Dense = Callable[..., Tensor]
+"""Δ, (d_value, d_key), of a solver, C₀, K, R, K_p and the sum D of all earlier shifts, as its paper writes it."""
 
 
-def ridge(solver: Ridge, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
+def ridge(solver: Ridge, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor, moved: Any = None) -> Tensor:
     system = solver.weight * moment + solver.norm_weight * torch.eye(INNER, dtype=EXACT)
     system = system + keys.T @ keys + earlier.T @ earlier
     return torch.linalg.solve(system, keys.T @ residual).T
 
 
-def null_space(solver: NullSpace, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor) -> Tensor:
+def bounded(
+    solver: BoundedRidge, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor, moved: Tensor
+) -> Tensor:
+    """Of the first or the second batch, with m = 1."""
+    system = solver.weight * moment + keys.T @ keys + earlier.T @ earlier
+    return torch.linalg.solve(system, keys.T @ residual - solver.weight * moment @ moved.T).T
+
+
+def null_space(
+    solver: NullSpace, moment: Tensor, keys: Tensor, residual: Tensor, earlier: Tensor, moved: Any = None
+) -> Tensor:
     values, vectors = torch.linalg.eigh(moment)
     inside = vectors[:, values < solver.threshold]
     projector = inside @ inside.T
@@ -37,6 +47,7 @@ def null_space(solver: NullSpace, moment: Tensor, keys: Tensor, residual: Tensor
 SOLVERS: dict[type, tuple[dict[str, float], Dense]] = {
     # a solver: settings for tiny models, and the dense formula that it is compared with
     Ridge: ({"solver.weight": 5.0}, ridge),
+    BoundedRidge: ({"solver.weight": 5.0}, bounded),
     NullSpace: ({"solver.threshold": 0.4, "solver.l2": 0.5}, null_space),
 }
 # What is measured on a model otherwise, by the target that needs it.

@@ -82,15 +82,16 @@ def test_one_batch_equals_the_closed_form(method: str) -> None:
     found = shifts(editor.edit(FACTS))[step.layer]
     residual = step.share * (editor.edits[0].targets[step.target_layer].values - present)
     _, dense = SOLVERS[type(row.solver)]
-    expected = dense(row.solver, second_moments()[step.layer], keys, residual, keys[:0])
+    nothing = torch.zeros_like(before)
+    expected = dense(row.solver, second_moments()[step.layer], keys, residual, keys[:0], nothing)
     torch.testing.assert_close(found, kept(row, expected, before), rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize("method", OPTIMIZED)
 def test_a_second_batch_preserves_the_keys_of_the_first_as_the_closed_form_says(method: str) -> None:
     editor = make(method)
-    editor.edit(FACTS[:2])
     step = editor.method.spread.steps(LAYERS)[0]
+    moved = shifts(editor.edit(FACTS[:2]))[step.layer]
     earlier = editor.edits[0].keys[step.layer]
     subjects = SubjectRows.of(editor.lm, FACTS[2:], CONTEXTS)
     with full_weights(editor):
@@ -100,7 +101,7 @@ def test_a_second_batch_preserves_the_keys_of_the_first_as_the_closed_form_says(
     found = shifts(editor.edit(FACTS[2:]))[step.layer]
     residual = step.share * (editor.edits[1].targets[step.target_layer].values - present)
     _, dense = SOLVERS[type(editor.method.solver)]
-    expected = dense(editor.method.solver, second_moments()[step.layer], keys, residual, earlier)
+    expected = dense(editor.method.solver, second_moments()[step.layer], keys, residual, earlier, moved)
     torch.testing.assert_close(found, kept(editor.method, expected, before), rtol=1e-8, atol=1e-11)
 
 

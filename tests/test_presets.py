@@ -127,6 +127,9 @@ def test_the_methods_for_long_sessions_have_the_numbers_published_for_llama_3() 
     assert (encore["target"]["learning_rate"], encore["target"]["enough_predictions"]) == (0.5, 2)
     assert sphere["regularizer"] == {"class": "SparePrincipal", "share": 0.5, "strength": 0.5}
     assert sphere["solver"]["l2"] == 1
+    for model in PUBLISHED:
+        lyaplock = settings_of(applied(PRESETS[model], "lyaplock-blue"))["solver"]
+        assert lyaplock == {"class": "BoundedRidge", "weight": 1000, "bound": 60}
     gpt2 = settings_of(applied(PRESETS["GPT2-XL"], "encore"))
     assert (gpt2["target"]["enough_predictions"], gpt2["solver"]["norm_weight"]) == (4, 10)
 

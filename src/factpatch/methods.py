@@ -13,6 +13,7 @@ from factpatch.strategies import (
     AnswerGradients,
     AttentionAndMlp,
     Boundary,
+    BoundedRidge,
     CapSingularValues,
     Each,
     Even,
@@ -72,6 +73,7 @@ _sphere = replace(
     regularizer=SparePrincipal(),
     source=f"{_alphaedit.source}; SPHERE, arXiv:2510.01172",
 )
+_lyaplock = Method("lyaplock", HiddenState(), Even(), BoundedRidge(weight=1000.0), source="LyapLock, arXiv:2505.15702")
 _ultraedit = Method("ultraedit", AnswerGradients(), Each(), Normalized(), source="UltraEdit, arXiv:2505.14679")
 _stableedit = Method("stableedit", AnswerGradients(), Each(), Whitened(), source="StableEdit, arXiv:2605.11836")
 
@@ -82,7 +84,7 @@ def with_blue(method: Method) -> Method:
     return replace(method, name=f"{method.name}-blue", spread=Boundary(), source=source)
 
 
-_PLAIN = (_memit, _alphaedit, _rect, _prune, _pmet, _encore, _nas, _sphere)
+_PLAIN = (_memit, _alphaedit, _rect, _prune, _pmet, _encore, _nas, _sphere, _lyaplock)
 METHODS: dict[str, Method] = {
     **{method.name: method for plain in _PLAIN for method in (plain, with_blue(plain))},
     **{method.name: method for method in (_ultraedit, _stableedit)},

@@ -2,7 +2,7 @@
 
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, SparePrincipal, Unchanged
-from factpatch.strategies.solver import Normalized, NullSpace, Ridge, Solver, Whitened
+from factpatch.strategies.solver import BoundedRidge, Normalized, NullSpace, Ridge, Solver, Whitened
 from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
 from factpatch.strategies.target import (
     AnchoredMlp,
@@ -22,6 +22,7 @@ __all__ = [
     "AnswerGradients",
     "AttentionAndMlp",
     "Boundary",
+    "BoundedRidge",
     "CapSingularValues",
     "Each",
     "Even",

@@ -160,6 +160,43 @@ class Ridge(LeastSquares):
 
 
 @dataclass(frozen=True)
+class BoundedRidge(Ridge):
+    """As `Ridge`, on all batches of a session together, with a bound on what they may do to ordinary text.
+
+    With D the sum of a layer's shifts, every batch solves for the D that sends its keys to their values, keeps those of
+    earlier batches, and moves ordinary text little: ‖K Dᵀ − T‖² + ‖K_p Dᵀ − T_p‖² + m (λ tr(D C₀ Dᵀ) + μ ‖D‖²). So what
+    earlier batches did to ordinary text can be taken back, at the price of their facts. m is 1 at first, and becomes
+    max(m + ℓ / (α ℓ₁) − 1, 1) after each batch, where ℓ is what m multiplies and ℓ₁ that after the first batch: it
+    grows as long as ℓ is above α ℓ₁, and falls when it is below.
+
+    Source: LyapLock (arXiv:2505.15702), with the settings of its code: V = 1, a = 1 / √(α ℓ₁), b = 0 and Z from
+    Z_max = √(α ℓ₁) on, of which m = a Z is what is left. *Departure:* D is the sum of what was solved, not what the
+    rounded weights differ by, and values that a fact has replaced are left out of it.
+    """
+
+    bound: float = 60.0
+    """α: what ordinary text may be moved by, as a multiple of what the first batch moves it by."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.bound < math.inf:
+            raise ValueError(f"bound={self.bound!r}: α must be positive and finite.")
+
+    def memory(self, second_moment: Tensor | None) -> Memory:
+        """As in `Solver`; not of a layer of experts."""
+        from factpatch.strategies.virtual_queue import VirtualQueue
+
+        if second_moment is None:
+            raise ValueError(f"second_moment=None: {type(self).__name__} needs the second moment of the layer's keys.")
+        if second_moment.dim() == 3:
+            raise ValueError(
+                f"solver={type(self).__name__}: it cannot solve for the experts of a layer. Choose another method, "
+                "such as memit-blue, or edit the shared expert (shared_expert=True), if the model has one."
+            )
+        return VirtualQueue(self.prepare(second_moment), self.bound)
+
+
+@dataclass(frozen=True)
 class NullSpace(LeastSquares):
     """Ridge regression inside the null space of ordinary keys: Δᵀ = (P (Kᵀ K + K_pᵀ K_p) + L2 I)⁻¹ P Kᵀ R, P = U Uᵀ.
 
