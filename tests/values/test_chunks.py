@@ -152,6 +152,14 @@ def test_tokens_between_the_anchors_keep_their_values(monkeypatch: pytest.Monkey
     assert moved[0] < 0.7 * moved[1]
 
 
+def test_layers_in_which_anchors_are_found_are_not_written() -> None:
+    made = make(critical_layers=(0, 1), settings={"target.chunk": 12})
+    with pytest.raises(ValueError, match=r"target.chunk: long answers are written above layer 0 of .*layer 0 is among"):
+        made.edit([LONG])
+    assert not made.edits
+    made.edit([FACTS[0]])  # a short answer has no other anchor than the subject
+
+
 def test_an_answer_that_the_model_cannot_read_is_refused() -> None:
     long = replace(LONG, target_new="city " * POSITIONS)
     with pytest.raises(

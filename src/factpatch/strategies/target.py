@@ -178,7 +178,8 @@ class Target(Wanted):
     answer that leads by a hair is lost again when it is written, or asked for in other words. 0: it does not matter."""
     turns: int = field(default=1, metadata=LATER)
     """In how many parts the contexts take turns: each evaluation reads one part of them, neighbors together, and stops
-    follow the last evaluation of every part. With 2 an evaluation takes half of the time. 1: all contexts are read."""
+    follow the last evaluation of every part. With 2 an evaluation takes half of the time. 1: all contexts are read, as
+    they are with `chunk`."""
     last_look: bool = field(default=True, metadata=LATER)
     """Whether the last of `steps` evaluations is made. Nothing moves after it: without it, a fact that takes all of
     them ends at the same δ one evaluation sooner, and its loss is the one before its last update."""

@@ -66,15 +66,20 @@ def sinks_of(lm: LanguageModel, rows: Sequence[Row], size: int) -> dict[int, set
     """The places in the rows of long answers at which activations are many times as long as elsewhere, by fact.
 
     All later tokens attend to such a token, and its key is short: what is written there moves everything else. They are
-    told apart in a low layer, which edits of the usual layers do not change.
+    told apart in a low layer, which edits do not change; see `check_anchors`.
     """
     found: dict[int, set[int]] = {}
     for row in (row for row in rows if row.context == 0 and 0 < size < len(row.targets)):
         texts = [row.ids[: place + 1] for place in range(row.subject, len(row.ids))]
-        lengths = read_last(lm, texts, lm.num_layers // LOW, "block", "outputs").norm(dim=-1)
+        lengths = read_last(lm, texts, _low_layer(lm), "block", "outputs").norm(dim=-1)
         long = (lengths > TIMES * lengths.median()).nonzero()[:, 0].tolist()
         found[row.fact] = {row.subject + place for place in long}
     return found
+
+
+def _low_layer(lm: LanguageModel) -> int:
+    """The layer in which sinks are told apart."""
+    return lm.num_layers // LOW
 
 
 def rounds_of(rows: Sequence[Row], starts: Sequence[Sequence[int]], ahead: bool) -> list[Round]:
@@ -162,3 +167,16 @@ class Anchors:
             others = sorted(set(range(first.subject, len(first.ids))) - set(anchors[0])) if count > 1 else []
             between += [first.ids[: place + 1] for place in others]
         return cls(SubjectRows(cut, len(contexts), contexts[0] == BARE), counts, tuple(between))
+
+
+def check_anchors(lm: LanguageModel, anchors: Sequence[Anchors], layers: Sequence[int]) -> None:
+    """Raise ValueError for a long answer where a layer is written in which sinks are told apart, or one below.
+
+    Its anchors would be other tokens after the first write than before it.
+    """
+    if any(count > 1 for some in anchors for count in some.counts) and min(layers) <= _low_layer(lm):
+        raise ValueError(
+            f"target.chunk: long answers are written above layer {_low_layer(lm)} of {lm.name}, where it shows which "
+            f"tokens of an answer cannot be written at, and layer {min(layers)} is among the layers to write. Give "
+            "others (critical_layers=, --layers), or 0 for answers in one piece."
+        )

@@ -33,7 +33,7 @@ from factpatch.model.precision import Precision
 from factpatch.model.tokens import tokenize
 from factpatch.strategies.spread import Step
 from factpatch.strategies.target import HiddenState, Silence, Target
-from factpatch.values.chunks import Anchors
+from factpatch.values.chunks import Anchors, check_anchors
 from factpatch.values.gradients import AnswerRows
 from factpatch.values.optimize import TargetValues
 from factpatch.values.reading import SubjectRows, read_keys, read_last, read_values
@@ -186,7 +186,9 @@ class BatchReaders:
     """Of gradients."""
 
     def toward_values(self, target: Target) -> tuple[Rows, Views | None]:
-        return views_of(self.lm, self.facts, self.contexts, target, self.apart)
+        main, first = views_of(self.lm, self.facts, self.contexts, target, self.apart)
+        check_anchors(self.lm, [view.anchors for view in main.parts], self.layers)
+        return main, first
 
     def against_gradients(self) -> tuple[Rows, Views | None]:
         return AnswerRows.of(self.lm, self.facts, self.layers, self.precision), None
