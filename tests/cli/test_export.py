@@ -19,6 +19,7 @@ from tests.ggufs import write_gguf
 from tests.models import save_tiny, tiny_model
 from transformers import AutoModelForCausalLM
 
+from factpatch.model.architectures import alike
 from factpatch.model.gguf import open_gguf
 from factpatch.model.loading import load_language_model
 from factpatch.patch.patch import Patch
@@ -328,3 +329,15 @@ def test_an_output_with_the_name_of_its_modelfile_is_refused(run: Run, patch: Pa
     arguments = ("export", patch, "--to", "gguf-lora", "--out", tmp_path / "x.Modelfile")
     run.refused("is the name of the Modelfile for Ollama", *arguments)
     assert not list(tmp_path.glob("x*"))
+
+
+def test_zeros_for_every_layer_are_refused_where_layers_differ(run: Run, patch: Path, tmp_path: Path) -> None:
+    whole = Patch.load(patch)
+    assert alike(whole.config, 4)
+    mixture = {**whole.config, "experts_of": {"1": 4, "2": 4, "3": 4}}  # the first layer has none
+    assert not alike(mixture, 4)
+    assert alike({**mixture, "experts_of": {str(layer): 4 for layer in range(4)}}, 4)
+    assert not alike({**whole.config, "edited_at": {"0": "mlp.down_proj", "1": "mlp.experts"}}, 4)
+    replace(whole, config=mixture).save(patch)
+    arguments = ("export", patch, "--to", "peft", "--out", tmp_path / "lora", "--every-layer")
+    run.refused("--every-layer: some layers of this model have experts and others none", *arguments)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from tests.cli.conftest import FACTS, Run, editing, interrupt
-from tests.models import tiny_tokenizer
+from tests.models import save_tiny, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import factpatch
@@ -264,6 +264,31 @@ def test_second_moment_shows_the_spectrum_and_fills_the_cache(
     assert str(tmp_path / "cache" / "second_moment") in result.output
     assert len(list((tmp_path / "cache" / "second_moment").iterdir())) == 2
     assert f"below {NullSpace().threshold:g}" in " ".join(run(*arguments).output.split())
+
+
+def test_options_that_would_do_nothing_are_refused(run: Run, patch: Path, corpus: Path, tmp_path: Path) -> None:
+    for option in ("--to", "--fact"):
+        message = f"{option}: takes back"
+        run.refused(message, "undo", tmp_path / "session", option, 1, "--device", "cpu")
+        run.refused(message, "undo", tmp_path / "session", option, 1, "--dtype", "float32")
+    run.refused("--seed 3: is that of the map", "drift", "tiny", "--patch", patch, "--seed", 3)
+    for command in ("tune", "reproduce"):
+        assert "shared-expert" not in run.ok(command, "--help").output
+    edit = ("edit", "tiny", "--facts", corpus, "--out", tmp_path / "p", "--no-verify")
+    run.refused("--perplexity-tokens: without verification no perplexity", *edit, "--perplexity-tokens", 100)
+    run.refused("--perplexity-text: without verification no perplexity", *edit, "--perplexity-text", corpus)
+
+
+def test_second_moment_shows_each_expert_and_reads_the_shared_one_where_asked(
+    run: Run, corpus: Path, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / "mixture", "qwen2_moe")
+    arguments = ("second-moment", tmp_path / "mixture", "--layers", "1,2", "--corpus", corpus, "--tokens", 300)
+    shown = re.findall(r"^\s*([12]), expert (\d)\s+(\d+) ", run.ok(*arguments).output, re.MULTILINE)
+    assert {(layer, expert) for layer, expert, _ in shown} == {(layer, str(n)) for layer in "12" for n in range(4)}
+    assert sum(int(count) for layer, _, count in shown if layer == "1") % 300 == 0
+    shared = run.ok(*arguments, "--shared-expert").output
+    assert re.findall(r"^\s*([12])\s+300 ", shared, re.MULTILINE) == ["1", "2"]
 
 
 def test_second_moment_says_that_it_goes_on_where_it_was_interrupted(

@@ -21,7 +21,7 @@ def drift(
     layer: Annotated[int | None, typer.Option(min=0, metavar="L")] = None,
     at: Annotated[Literal["subject", "prompt"], typer.Option()] = "subject",
     plot: Annotated[Path | None, typer.Option(metavar="FILE", callback=checks.new_file)] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N")] = None,
     out: options.Report = None,
     device: options.Device = None,
     dtype: options.PatchDtype = None,
@@ -37,9 +37,11 @@ def drift(
         layer: Read the output of this layer. Default: the patch's last layer.
         at: Read at the last token of the subject, where edits write, or of the prompt.
         plot: Draw a map of the states with t-SNE: .png, .svg or .pdf.
-        seed: Seed of the map.
+        seed: Seed of the map. Default: 0.
         out: Write the numbers, and the map if drawn, as JSON.
     """
+    if seed is not None and plot is None:
+        raise checks.BadArgumentError(f"--seed {seed}: is that of the map; give --plot too, or leave it out.")
     checks.check_distinct(out=out, plot=plot, patch=patch, prompts=Path(prompts))
     checks.check_outside(Path(model), out=out, plot=plot)
     checks.check_outside(patch, "session's", out=out, plot=plot)
@@ -78,9 +80,9 @@ def drift(
     record: dict[str, Any] = {"model": model, "patch": str(patch), "layer": layer, "at": at, **asdict(shift)}
     if plot is not None:
         with checks.extras(), checks.argument("--plot"):
-            maps = tsne_map(before, after, seed)
+            maps = tsne_map(before, after, seed or 0)
         plot_hidden_shift(plot, *maps, title=f"{shift.prompts} prompts, layer {layer}, {loaded.method}")
-        record["map"] = {"seed": seed, "before": maps[0].tolist(), "after": maps[1].tolist()}
+        record["map"] = {"seed": seed or 0, "before": maps[0].tolist(), "after": maps[1].tolist()}
     if out is not None:
         write_json(out, record)
     render.written(Plot=plot, Report=out)

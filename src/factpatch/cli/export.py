@@ -156,7 +156,13 @@ def write_peft(
     from factpatch.export.lora import WEIGHTS, write_lora
     from factpatch.export.origin import known_base, origin_of
     from factpatch.export.serving import Served, layers_of
+    from factpatch.model.architectures import alike
 
+    if every_layer and not alike(loaded.config, layers_of(loaded.config)):
+        raise checks.BadArgumentError(
+            "--every-layer: some layers of this model have experts and others none, so zeros for one do not fit the "
+            "other. Leave it out, or merge the edit: --to safetensors"
+        )
     factors = _factors(loaded, rank, energy)
     written = factors.with_every_layer(layers_of(loaded.config)) if every_layer else factors
     with checks.extras():

@@ -12,7 +12,9 @@ from factpatch.cli.run import begin, carry_out
 from factpatch.recipe import Recipe
 
 
-@options.with_recipe("method", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "compiled")
+@options.with_recipe(
+    "method", "settings", "remember_keys", "corpus_tokens", "chat", "precision", "compiled", "shared_expert"
+)
 def reproduce(
     recipe: Recipe,
     name: Annotated[str, typer.Argument(metavar="NAME")],

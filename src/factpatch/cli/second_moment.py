@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from factpatch.cli import checks, options, render
-from factpatch.recipe import Recipe, choose
+from factpatch.recipe import Recipe, choose, shared_expert_of
 from factpatch.support.progress import bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from factpatch.statistics.second_moment import SecondMoment
 
 
 @options.with_recipe(
@@ -44,6 +50,7 @@ def second_moment(
     limit = NullSpace().threshold if threshold is None else threshold
     lm = checks.load_model(model, recipe.device, recipe.dtype)
     with checks.argument():
+        lm = shared_expert_of(lm) if recipe.shared_expert else lm
         chosen = choose(recipe, lm)
     if recipe.corpus is None and not chosen.preset.shipped_corpus:
         raise checks.BadArgumentError(f"--corpus: {no_corpus(lm)}")
@@ -57,12 +64,22 @@ def second_moment(
     made = render.table(*columns)
     for column in made.columns:
         column.justify = "right"
-    for layer, moment in moments.items():
-        values = torch.linalg.eigvalsh(moment.matrix.double())
+    for name, tokens_seen, matrix in _matrices(moments):
+        values = torch.linalg.eigvalsh(matrix.double())
         smallest, median, largest = float(values[0]), float(values.median()), float(values[-1])
         condition = f"{largest / smallest:.2e}" if smallest > 0 else "singular"
         below = f"{int((values < limit).sum())} of {len(values)}"
         row = (f"{float(values.sum()):.4g}", f"{largest:.3g}", f"{median:.3g}", f"{smallest:.3g}", condition, below)
-        made.add_row(str(layer), str(moment.tokens), *row)
+        made.add_row(name, str(tokens_seen), *row)
     render.screen.print(made)
     render.say(f"Cache: {cache_directory() / 'second_moment'}")
+
+
+def _matrices(moments: Mapping[int, SecondMoment]) -> Iterator[tuple[str, int, Tensor]]:
+    """The name, the number of tokens and the matrix of each layer, or of each of its experts."""
+    for layer, moment in moments.items():
+        if moment.counts is None:
+            yield str(layer), moment.tokens, moment.matrix
+        else:
+            for expert, (count, matrix) in enumerate(zip(moment.counts.tolist(), moment.matrix, strict=True)):
+                yield f"{layer}, expert {expert}", count, matrix

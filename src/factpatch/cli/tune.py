@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "chat",
     "precision",
     "compiled",
+    "shared_expert",
 )
 def tune(
     model: options.Model,

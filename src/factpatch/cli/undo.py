@@ -46,7 +46,8 @@ def undo(
     """
     if to is not None or fact:
         option = "--fact" if fact else "--to"
-        if patch is not None or out is not None or base is not None or (fact and to is not None):
+        others = (patch, out, base, device, dtype, to if fact else None)
+        if any(other is not None for other in others):
             raise checks.BadArgumentError(
                 f"{option}: takes back {'facts' if fact else 'batches'} of a session, as factpatch undo SESSION "
                 f"{option} {'ID' if fact else 'N'}, and nothing else."

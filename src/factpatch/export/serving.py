@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from factpatch.export.factors import LowRankFactors
+from factpatch.model.architectures import alike
 
 SERVED_NAME = "edited"
 """What the commands call the edited model."""
@@ -152,9 +153,11 @@ def _obstacle(engine: Engine, served: Served) -> str:
         )
     count = layers_of(served.config)
     if engine.every_layer and len(factors.ranks) < count:
+        fits = alike(served.config, count)
         return (
             f"ignores an adapter silently if it lacks some of the model's layers, and this one has "
-            f"{len(factors.ranks)} of {count}. Export it with --every-layer, which adds zeros"
+            f"{len(factors.ranks)} of {count}. "
+            + ("Export it with --every-layer, which adds zeros" if fits else "Merge the edit: --to safetensors")
         )
     return ""
 

@@ -385,6 +385,12 @@ def experts_of(model_config: Mapping[str, Any]) -> dict[int, int]:
     return {int(layer): count for layer, count in model_config.get(EXPERTS_OF, {}).items()}
 
 
+def alike(model_config: Mapping[str, Any], layers: int) -> bool:
+    """Whether all layers have the same module to edit, given the config that a patch records: some mixtures do not."""
+    modules = {*model_config.get(EDITED_AT, {}).values()}
+    return len(modules) <= 1 and len(experts_of(model_config)) in (0, layers)
+
+
 def register_architecture(row: Architecture) -> None:
     """Add a family to the table, or replace its row."""
     ARCHITECTURES[row.model_type] = row
