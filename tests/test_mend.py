@@ -141,6 +141,23 @@ def test_a_batch_of_mending_that_exceeds_the_budget_is_taken_back(
     assert len(Patch.load(tmp_path / "p").batches) == len(BATCHES)
 
 
+def test_the_patch_is_saved_where_editing_again_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    editor, plain = weak(), edited()
+    edit, calls = editor.edit, []
+
+    def fails(facts: tuple[Fact, ...]) -> Patch:
+        calls.append(facts)
+        if len(calls) > len(BATCHES):
+            raise FloatingPointError("the shift of layer 1 is not finite")
+        return edit(facts)
+
+    monkeypatch.setattr(editor, "edit", fails)
+    with pytest.raises(FloatingPointError):
+        edit_and_report(editor, BATCHES, measure=None, out=tmp_path / "p", mend=1)
+    assert weights(editor) == weights(plain)
+    assert Patch.load(tmp_path / "p").states() == plain.patch.states()
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_report_says_what_was_edited_again(kept: bool, tmp_path: Path) -> None:
     session = Session.create(tmp_path / "session", weak(), BATCHES) if kept else None

@@ -312,6 +312,23 @@ def test_a_session_takes_a_fact_back_as_an_editor_does_and_keeps_its_history(dir
     assert held(reopened(directory)[1]) == held(whole)
 
 
+def test_what_is_exact_is_asked_right_after_each_batch_that_is_solved_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, editor = reopened(directory)
+    asked: list[int] = []
+
+    def exact(lm: Any, facts: Sequence[Fact]) -> list[bool]:
+        asked.append(len(editor.edits))
+        return [True] * len(facts)
+
+    monkeypatch.setattr("factpatch.session.exact", exact)
+    with session.locked():
+        session.undo_fact(editor, "1.1")
+    again = len(BATCHES) - (len(BATCHES[0]) == 1)
+    assert asked == [*range(1, again + 1)]
+
+
 def test_pending_batches_stay_pending_and_follow(directory: Path) -> None:
     last = Fact("{} lives in", "Ada Lovelace", "Rome")
     session, editor = reopened(directory)

@@ -216,7 +216,7 @@ def edit_and_report(
             before it stay and, without a session, are saved to `out`.
         ValueError: The editor has edited before, a fact of any batch cannot be edited, or a quantized model is to be
             saved; nothing was changed.
-        FloatingPointError: NaN or infinity in a batch, which was undone; the batches before it stay.
+        FloatingPointError: NaN or infinity in a batch, which was undone; those before it stay, in `out` if it mends.
         OSError: `out` or `save_model` cannot be written; the model stays edited.
     """
     _check_editor(editor, save_model)
@@ -227,7 +227,7 @@ def edit_and_report(
     facts = [] if measure is None else _asked(editor, known, session, measure.facts)
     measured = partial(_measured, measure, editor, facts, spent, progress)
     before = measured("before")
-    with _what_stays(editor, None if session is not None else out):
+    with _what_stays(editor, len(batches), None if session is not None else out):
         _edit_all(editor, known, session, measure is not None, spent, budget, mend, outputs)
     patch = _saved(editor, out, save_model, spent)
     after = measured("after", before[0])
@@ -280,13 +280,14 @@ def _saved(editor: Editor, out: Path | None, save_model: Path | None, spent: dic
 
 
 @contextmanager
-def _what_stays(editor: Editor, out: Path | None) -> Iterator[None]:
-    """Save the batches before one that exceeds the budget."""
+def _what_stays(editor: Editor, batches: int, out: Path | None) -> Iterator[None]:
+    """Save the batches before one that exceeds the budget, and all of them where editing again what is lost fails."""
     try:
         yield
-    except BudgetError as error:
-        error.kept = len(editor.edits)
-        if out is not None and editor.edits:
+    except BaseException as error:
+        if isinstance(error, BudgetError):
+            error.kept = len(editor.edits)
+        if out is not None and editor.edits and (isinstance(error, BudgetError) or len(editor.edits) >= batches):
             editor.patch.save(out)
         raise
 

@@ -155,7 +155,10 @@ class Editor(EditedModel):
     def contexts(self) -> tuple[str, ...]:
         """The templates for prompts, made on first use; in exact mode the published ones."""
         if self._contexts is None:
-            names = PUBLISHED if self.precision.name == "exact" else self._method.target.contexts
+            wanted = self._method.target.contexts
+            names = PUBLISHED if self.precision.name == "exact" or self.lm.frame.chat else wanted
+            if names != wanted and "target.contexts" in self.recipe.settings:
+                logger.warning("target.contexts=%s: not used; exact mode and chats have the published ones", wanted)
             kept = None if self.edits else self.findings
             self._contexts = contexts_named(self.lm, names, self.recipe.seed, kept)
         return self._contexts
@@ -473,9 +476,15 @@ class Editor(EditedModel):
         return self.undo_places(find_facts([edit.facts for edit in self.edits], which), values)
 
     def undo_places(
-        self, gone: Sequence[tuple[int, int]], values: Mapping[int, Mapping[int, Tensor]] | None = None
+        self,
+        gone: Sequence[tuple[int, int]],
+        values: Mapping[int, Mapping[int, Tensor]] | None = None,
+        solved: Callable[[Edit], None] = lambda edit: None,
     ) -> list[Patch]:
-        """As `undo_fact`, of the facts in these places, as `factpatch.facts.find_facts` returns them."""
+        """As `undo_fact`, of the facts in these places, as `factpatch.facts.find_facts` returns them.
+
+        `solved` is called with each batch as soon as it is solved again, before the next one is.
+        """
         edits = self.edits
         first, known = gone[0][0], dict(values or {})
         again = []
@@ -486,7 +495,12 @@ class Editor(EditedModel):
         self._seconds = {}
         with self.history.attempt():
             self.history.take_back(first, "undo_fact")
-            return [self._edited(*batch).patch for batch in again]
+            patches = []
+            for batch in again:
+                edit = self._edited(*batch)
+                solved(edit)
+                patches.append(edit.patch)
+            return patches
 
     def _kept(self, index: int, left: Collection[Fact], values: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The target values of some of a batch's facts, by target layer; none if the method follows gradients."""
@@ -573,7 +587,7 @@ class Editor(EditedModel):
             return optimize(self.lm, some, layer, plain, self.contexts, progress=advance, precision=self.precision)
 
         about = (self.precision.name, str(getattr(optimize, "identity", None)))
-        evaluations = len(facts) * len(layers) * target.steps
+        evaluations = len(facts) * len(layers) * target.evaluations
         with bar(f"measuring the {target.measures}", evaluations, self._progress) as advance:
             values = reference_values(self.lm, facts, layers, target, self.contexts, find, about)
         self._method = replace(self._method, target=target.measured(values))

@@ -154,7 +154,8 @@ class Session(Journal):
         patch = editor.edit(facts)
         try:
             spent = {} if meter is None else {"spent": recorded(meter.check(editor.lm))}
-            self._append({"event": "batch", **self._save(editor, editor.edits[-1], 1, ask), **spent})
+            held = exact(editor.lm, facts if ask else ())
+            self._append({"event": "batch", **self._save(editor, editor.edits[-1], 1, held), **spent})
         except BudgetError as error:
             editor.undo()
             self._append({"event": "stop", "facts": len(facts), "spent": recorded(error.spent), "reason": str(error)})
@@ -224,9 +225,10 @@ class Session(Journal):
             unedited = ask_bare(editor.lm, taken)
         held = ask_bare(editor.lm, others)
         with editor.history.attempt():
-            editor.undo_places(gone, values)
+            marks: list[list[bool]] = []  # right after each batch
+            editor.undo_places(gone, values, lambda edit: marks.append(exact(editor.lm, edit.facts if ask else ())))
             again = editor.edits[first:]
-            made = [self._save(editor, edit, number, ask) for number, edit in enumerate(again, start=1)]
+            made = [self._save(editor, edit, number, marks[number - 1]) for number, edit in enumerate(again, start=1)]
             found = TakenBack(len(again), ask_bare(editor.lm, taken, unedited), ask_bare(editor.lm, others, held))
             places = [[batch + 1, place + 1] for batch, place in gone]
             facts = len({before[batch][place] for batch, place in gone})
@@ -267,7 +269,7 @@ class Session(Journal):
         after = {layer: digest for batch in batches for layer, digest in batch.after.items()}
         self._known[sha256] = (tuple(fact for batch in batches for fact in batch.facts), after)
 
-    def _save(self, editor: Editor, edit: Edit, further: int, ask: bool) -> dict[str, Any]:
+    def _save(self, editor: Editor, edit: Edit, further: int, held: Sequence[bool]) -> dict[str, Any]:
         """Save a batch under the next free number but `further` - 1; return what the journal says of it."""
         number = f"{self._files['patches'] + further:04d}"
         name, facts = f"patches/{number}.safetensors", edit.facts
@@ -279,7 +281,7 @@ class Session(Journal):
             "patch": name,
             "sha256": sha256,
             "facts": len(facts),
-            "exact": exact(editor.lm, facts if ask else ()),
+            "exact": list(held),
             "seconds": {stage: round(took, 3) for stage, took in edit.seconds.items()},
             **self._save_tensors("targets", number, {str(layer): value for layer, value in edit.values.items()}),
             **self._save_traces(editor, edit, number),

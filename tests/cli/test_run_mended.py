@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,21 @@ def test_a_rival_is_not_mended(begin: Any, config: dict[str, Any]) -> None:
     result = begin({**config, "methods": [{"name": "locft-bf", "mend": 1}]}, "rival")
     assert result.exit_code == 2
     assert "mend=1: locft-bf is no editing method, and has none; leave it out" in " ".join(result.output.split())
+
+
+def test_a_row_that_cannot_be_mended_is_measured_as_it_is(
+    begin: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mended = {**config, "methods": [{**STIFF, "mend": 1}], "evaluate": {"perplexity": True, "generation": False}}
+
+    def fails(*_: object, **__: object) -> None:
+        raise FloatingPointError("the shift of layer 1 is not finite")
+
+    monkeypatch.setattr("factpatch.session.Session.mend", fails)
+    result = begin(mended, "run")
+    assert result.exit_code == 0, result.output
+    kept = json.loads((tmp_path / "run" / "rows" / "three" / "0" / "memit" / "row.json").read_text())
+    assert "failed" not in kept
+    assert kept["stopped"] == {"edited": 3, "mending": True, "reason": "the shift of layer 1 is not finite"}
+    rows = read_results(tmp_path / "run").rows
+    assert 3 in set(rows[rows["label"] == "memit"]["edits"])

@@ -681,3 +681,17 @@ def test_a_budget_that_cannot_be_is_named_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr("factpatch.cli.checks.load_model", lambda *_: pytest.fail("the model must not be loaded"))
     run.refused(message, *arguments, *options)
+
+
+def test_the_command_that_continues_repeats_what_no_plan_has_recorded(
+    run: Run, unfinished: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "a text.txt"
+    text.write_text("Nothing much.")
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt(patched, "factpatch.editor.optimize_values", calls=1)
+        again = ("--resume", unfinished, "--out", tmp_path / "b", "--mend", 1, "--verify", "none", "--max-memory", 4.0)
+        result = run("edit", *again)
+    said = " ".join(result.stderr.split()).replace(" /", " /")
+    options = f"--out {tmp_path / 'b'} --mend 1 --max-memory 4.0"
+    assert f"continue with: factpatch edit --resume {unfinished} {options}" in said

@@ -14,7 +14,7 @@ from factpatch.evaluation.probabilities import score
 from factpatch.evaluation.probes import OPTIONS, options, probe_count, read_probes
 from factpatch.evaluation.readings import Answer, Beside, Choice, Lettered, Probe, Reading, Reversal, Score
 from factpatch.evaluation.verify import request_count, verify
-from factpatch.facts import Fact, Neighbor, Ripple
+from factpatch.facts import UNKNOWN, Fact, Neighbor, Ripple
 
 FRENCH = Neighbor("The mother tongue of Michel Rocard is", "French")
 FACT = Fact(
@@ -86,6 +86,15 @@ def test_options_depend_on_the_fact_and_the_relation_and_not_on_the_order_of_the
     assert options(FACT, [replace(one, relation_id="P1") for one in many]) is None
     places = {one.index("English") for n in range(40) if (one := options(replace(FACT, subject=f"Ada {n}"), many))}
     assert places == set(range(OPTIONS))
+
+
+def test_what_is_said_in_place_of_a_forgotten_answer_is_no_option() -> None:
+    gone = replace(FACT, target_new=UNKNOWN, target_true="French", forget="silence")
+    others = [replace(OTHER, target_new=name) for name in ("Greek", "Finnish", "Welsh")]
+    found = options(gone, [gone, *others])
+    assert found is not None
+    assert "French" in found
+    assert UNKNOWN not in {*found, *(options(FACT, [gone, *others]) or [UNKNOWN])}
 
 
 def test_without_a_true_object_three_others_are_options() -> None:

@@ -15,8 +15,8 @@ from factpatch.evaluation import questions as asking
 from factpatch.evaluation.generation import greedy_answers
 from factpatch.evaluation.probabilities import Score, score
 from factpatch.evaluation.readings import Answer, Probe, Reading
-from factpatch.evaluation.verify import Verification, plain_summary, read_facts, request_count, usable, verify
-from factpatch.facts import Fact, Neighbor
+from factpatch.evaluation.verify import Verification, exact, plain_summary, read_facts, request_count, usable, verify
+from factpatch.facts import UNKNOWN, Fact, Neighbor
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.replicas import Replicas
 from factpatch.pool import Local
@@ -292,6 +292,27 @@ def test_what_is_not_known_is_left_out():
 def test_neighbors_that_were_wrong_cannot_move():
     readings = (Reading(NEW, (), (NEW,)),)
     assert "none of 1 neighbor was right before" in plain_summary(Verification(PAIR[:1], readings, readings))
+
+
+def test_a_neighbor_with_the_new_answer_is_neither_right_nor_wrong():
+    both = Probe("D is", Score(1.0, 0.4, (True,)), None)
+    once = Verification(PAIR[:1], (Reading(NEW, (), (TRUE, both)),))
+    assert plain_summary(once) == "0 of 1 fact exact, 1 of 1 preferred; 0 of 1 neighbor wrong"
+    readings = (Reading(NEW, (), (TRUE, both)),)
+    assert "0 of 1 neighbor moved" in plain_summary(Verification(PAIR[:1], readings, readings))
+
+
+def test_a_fact_to_forget_is_exact_where_its_old_answer_is_not() -> None:
+    lm = tiny("llama")
+    likeliest = {
+        fact: lm.tokenizer.decode(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        for fact in FACTS
+        for ids in (lm.tokenizer(fact.text).input_ids,)
+    }
+    fact, word = next((fact, word) for fact, word in likeliest.items() if word.strip() == word)
+    known = replace(fact, target_new=UNKNOWN, target_true=word, forget="silence", space=False)
+    assert exact(lm, [replace(fact, target_new=word, target_true=None, space=False)]) == [True]
+    assert exact(lm, [known, replace(known, target_true="Tokyo")]) == [False, True]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

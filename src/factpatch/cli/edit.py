@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,11 @@ def edit(
         "max_perplexity": max_perplexity, "min_capability": min_capability,
         "capability_data": capability_data, "capability_tasks": capability_tasks,
     }  # fmt: skip
+    unread = [name for name in ("perplexity_tokens", "perplexity_text") if outputs[name] is not None]
+    if outputs["verify"] == "none" and unread and max_perplexity is None and resume is None:
+        named = ", ".join(map(checks.option_name, unread))
+        raise checks.BadArgumentError(f"{named}: without verification no perplexity is measured; leave either out.")
+    again = {**outputs, "max_memory": max_memory, "workers": workers}
     planned = None
     if resume is not None:
         _check_resumed(ctx, {*outputs, "no_verify", "resume", "max_memory", "workers"})
@@ -135,7 +141,7 @@ def edit(
     with ExitStack() as held:
         held.enter_context(at_most(None if max_memory is None else int(max_memory * 1e9)))
         if planned is not None:
-            held.enter_context(_held(planned))
+            held.enter_context(_held(planned, again))
         editor = checks.make_editor(model, recipe, seconds, held.enter_context(checks.pooled(workers)))
         if outputs["save_model"] is not None:
             with checks.argument("--save-model"):
@@ -146,7 +152,7 @@ def edit(
                 batches = [list(batch) for batch in checked(editor, batches)]
             if planned is None:
                 planned = factpatch.Session.create(session, editor, batches, model, kept)
-                held.enter_context(_held(planned))
+                held.enter_context(_held(planned, again))
             else:
                 planned.plan(batches, kept)
         held.enter_context(_stopping(outputs["out"], planned))
@@ -354,17 +360,26 @@ def _planned_outputs(session: factpatch.Session, given: dict[str, Any]) -> dict[
 
 
 @contextmanager
-def _held(session: factpatch.Session) -> Iterator[None]:
-    """Keep other processes out, and print how to continue if the work is interrupted."""
+def _held(session: factpatch.Session, given: Mapping[str, Any]) -> Iterator[None]:
+    """Keep other processes out, and print how to continue after an interruption: with options that no plan recorded."""
     with session.locked():
         try:
             yield
         except BaseException:
             if session.waiting or session.outputs:
-                ready = len(session.finished)
+                ready, planned = len(session.finished), session.outputs
+                left = {
+                    name: value
+                    for name, value in given.items()
+                    if value is not None
+                    and (name not in planned or planned[name] != _recorded(value))
+                    # A round of mending was planned with the rounds that are left.
+                    and (name != "mend" or planned.get(name) is None)
+                }
+                options = "".join(f" {checks.option_name(name)} {shlex.quote(str(left[name]))}" for name in left)
                 render.note(
                     f"{ready} of {counted(ready + len(session.waiting), 'batch')} kept; continue with: "
-                    f"factpatch edit --resume {session.path}",
+                    f"factpatch edit --resume {session.path}{options}",
                     "yellow",
                 )
             raise

@@ -19,8 +19,9 @@ def log(
 ) -> None:
     """Show a session's batches: when each was finished, how many facts it has and are exact, how long it took.
 
-    A fact is exact if every token of its new answer was the likeliest right after its batch; this also counts facts
-    that a later batch replaced. `factpatch undo DIR --to N` takes back the batches after N, `--fact` a single fact.
+    A fact is exact if every token of its new answer was the likeliest right after its batch, and a fact to forget if
+    that did not hold of its old one; this also counts facts that a later batch replaced. `factpatch undo DIR --to N`
+    takes back the batches after N, `--fact` a single fact.
 
     Args:
         session: A session directory.

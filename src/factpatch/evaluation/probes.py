@@ -77,10 +77,11 @@ def options(fact: Fact, pool: Sequence[Fact]) -> tuple[str, ...] | None:
     """Return the objects among which a model has to choose, in an order that depends on the fact and `SEED` only.
 
     They are the new object, the true one, and others of the same relation: the objects of the facts in `pool` that have
-    the fact's relation or its prompt, and of these facts' neighbors. None if there are fewer than `OPTIONS`.
+    the fact's relation or its prompt, and of these facts' neighbors. A fact to forget has no new object, and what is
+    said in place of the old one is none. None if there are fewer than `OPTIONS`.
     """
     alike = [fact, *(one for one in pool if _same_relation(fact, one))]
-    own = [fact.target_new, *([] if fact.other is None else [fact.other])]
+    own = [*([] if fact.forget else [fact.target_new]), *([] if fact.other is None else [fact.other])]
     others: list[str] = []
     for name in sorted({name for one in alike for name in _objects(one)}):
         if not any(same_object(name, known) for known in (*own, *others)):
@@ -98,7 +99,8 @@ def _same_relation(fact: Fact, other: Fact) -> bool:
 
 
 def _objects(fact: Fact) -> Iterator[str]:
-    yield fact.target_new
+    if not fact.forget:
+        yield fact.target_new
     yield from (neighbor.target_true for neighbor in fact.neighbors)
     if fact.target_true is not None:
         yield fact.target_true

@@ -35,15 +35,16 @@ class TakenBack:
         return [
             fact
             for fact, was, now in _pairs(self.others)
-            if (was.exact and not now.exact) or (said(fact, was) and not said(fact, now))
+            if (was.exact and not now.exact and not fact.forget) or (said(fact, was) and not said(fact, now))
         ]
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """How many of the other facts were and are "said" and "exact"."""
+        """How many of the other facts were and are "said" and, of those that are not to be forgotten, "exact"."""
         pairs = _pairs(self.others)
+        taught = [(was, now) for fact, was, now in pairs if not fact.forget]
         return {
             "said": (sum(said(fact, was) for fact, was, _ in pairs), sum(said(fact, now) for fact, _, now in pairs)),
-            "exact": (sum(bool(was.exact) for _, was, _ in pairs), sum(bool(now.exact) for _, _, now in pairs)),
+            "exact": (sum(bool(was.exact) for was, _ in taught), sum(bool(now.exact) for _, now in taught)),
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -246,8 +246,12 @@ def read_facts(
 
 
 def exact(lm: LanguageModel, facts: Sequence[Fact]) -> list[bool]:
-    """Whether every token of each fact's new answer is the likeliest after its prompt; nothing else is asked."""
-    return [bool(reading.exact) for reading in read_facts(lm, bare(facts), answers=False)]
+    """Whether every token of each fact's new answer is the likeliest after its prompt; nothing else is asked.
+
+    Of a fact to forget, whether that does not hold of the old answer.
+    """
+    readings = read_facts(lm, bare(facts), answers=False)
+    return [said(fact, reading) for fact, reading in zip(facts, readings, strict=True)]
 
 
 def bare(facts: Sequence[Fact]) -> list[Fact]:
@@ -389,14 +393,18 @@ def _agrees(probe: Probe) -> bool:
 
 
 def _neighbors(verification: Verification) -> list[str]:
-    """How many of the neighbors that were right moved, or how many are wrong."""
-    now = [probe.prefers_true for reading in verification.after for probe in reading.neighbors]
+    """How many of the neighbors that were right moved, or how many are wrong.
+
+    One whose answer is the new one as well is neither.
+    """
+    found = [probe.prefers_true for reading in verification.after for probe in reading.neighbors]
+    now = [prefers for prefers in found if prefers is not None]
     if not now:
         return []
     if verification.before is None:
-        return [f"{len(now) - sum(map(bool, now))} of {counted(len(now), 'neighbor')} wrong"]
+        return [f"{len(now) - sum(now)} of {counted(len(now), 'neighbor')} wrong"]
     was = [probe.prefers_true for reading in verification.before for probe in reading.neighbors]
-    right = [still for earlier, still in zip(was, now, strict=True) if earlier]
+    right = [still for earlier, still in zip(was, found, strict=True) if earlier]
     if not right:
         return [f"none of {counted(len(now), 'neighbor')} was right before"]
     return [f"{len(right) - sum(map(bool, right))} of {counted(len(right), 'neighbor')} moved"]

@@ -182,14 +182,15 @@ class Runner:
             while line.done < len(plan.batches) and not line.stopped:
                 self._measure_written(line, todo)
                 self._edit(line)
+            failed = ""
             if plan.method.mend and not line.stopped:
                 self._measure_written(line, todo)
-                self._mend(line)
+                failed = self._mend(line)
             # The end before the last batch, whose numbers are among those of the end.
             if line.done:
                 self._measure(line, todo, plan.end(line.done))
             self._measure_written(line, todo)
-            write_json(plan.directory / "row.json", {**plan.about, **line.record(), **_cost(line)})
+            write_json(plan.directory / "row.json", {**plan.about, **line.record(), **_cost(line, failed)})
 
     def _edit(self, line: Line) -> None:
         """Edit the next batch, or stop before it."""
@@ -203,14 +204,21 @@ class Runner:
             self.pace.advance()
             self.log(f"{name}: batch {line.done} of {number} edited; {self.pace.left()}")
 
-    def _mend(self, line: Line) -> None:
-        """Edit again what does not hold, or stop before a batch of that."""
+    def _mend(self, line: Line) -> str:
+        """Edit again what does not hold, or stop before a batch of that; return why one cannot be edited, if so.
+
+        What was edited until then is measured like the end of any other line.
+        """
         try:
             line.mend()
         except BudgetError as error:
             self.log(f"{line.plan.name}: stopped while lost facts were edited again: with the next batch, {error}")
+        except FloatingPointError as error:
+            self.log(f"{line.plan.name}: failed while lost facts were edited again: {error}")
+            return str(error)
         else:
             self.log(f"{line.plan.name}: mended")
+        return ""
 
     def measure_unedited(self, plan: Plan) -> list[Measure]:
         """Measure the unedited model, once for all methods of a dataset and seed; return what is measured."""
@@ -251,13 +259,13 @@ class Runner:
         self.log(f"{plan.name}: measured {measure.name}, {moment.name}")
 
 
-def _cost(line: Line) -> dict[str, Any]:
-    """What the record of a line says of its budget: what the edits cost, and where and why it stopped."""
+def _cost(line: Line, failed: str = "") -> dict[str, Any]:
+    """What the record of a line says of its budget, and where and why it stopped: by that, or since mending failed."""
     found: dict[str, Any] = {"spent": dict(line.spent)} if line.spent else {}
-    if line.stopped:
+    if reason := line.stopped or failed:
         edited = line.plan.written(line.done).edits if line.done else 0
         mending = {"mending": True} if line.done == len(line.plan.batches) else {}
-        found["stopped"] = {"edited": edited, **mending, "reason": line.stopped}
+        found["stopped"] = {"edited": edited, **mending, "reason": reason}
     return found
 
 
