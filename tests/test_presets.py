@@ -39,7 +39,7 @@ MORE_THAN_THE_SPREAD = {
     "GPT2-XL": ON_ALPHAEDIT,
     "GPT-J-6B": {*ON_ALPHAEDIT, "pmet-blue"},
     "Llama-3-8B": ON_ALPHAEDIT,
-    "SmolLM2-135M": {*ON_ALPHAEDIT, "memit-blue", "prune-blue", "pmet-blue", "encore-blue"},
+    "SmolLM2-135M": {*ON_ALPHAEDIT, "memit-blue", "prune-blue", "pmet-blue", "encore-blue", "lyaplock-blue"},
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "GPT2-XL": {"model_type": "gpt2", "n_layer": 48, "n_embd": 1600},
@@ -144,8 +144,8 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     adam = {"target.steps": 25, "target.enough_steps": 12, "target.stride": 0, "target.shortest": False}
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
     common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3, "target.shortest": True}
-    weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore"), 500)
-    weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "pmet": 50, "pmet-blue": 50}
+    weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore", "lyaplock"), 500)
+    weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "lyaplock-blue": 1500, "pmet": 50, "pmet-blue": 50}
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
     expected["pmet"] |= adam
     expected["pmet-blue"] |= {**adam, "target.clamp": 2}
