@@ -145,7 +145,14 @@ def test_the_embedded_model_has_the_numbers_that_were_swept() -> None:
     asked = {"target.contexts": ["prompt", "question", "chat", "answered"], "target.apart": True}
     common = {**asked, "target.steps": 8, "target.enough_steps": 6, "target.stride": 0.3, "target.shortest": True}
     weights = dict.fromkeys(("memit", "rect", "rect-blue", "prune", "encore", "lyaplock"), 500)
-    weights |= {"memit-blue": 1500, "prune-blue": 1500, "encore-blue": 1500, "lyaplock-blue": 1500, "pmet": 50, "pmet-blue": 50}
+    weights |= {
+        "memit-blue": 1500,
+        "prune-blue": 1500,
+        "encore-blue": 1500,
+        "lyaplock-blue": 1500,
+        "pmet": 50,
+        "pmet-blue": 50,
+    }
     expected = {name: {**common, "solver.weight": weight} for name, weight in weights.items()}
     expected["pmet"] |= adam
     expected["pmet-blue"] |= {**adam, "target.clamp": 2}

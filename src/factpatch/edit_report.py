@@ -27,6 +27,7 @@ from factpatch.evaluation.routing import Routes, read_routes, rerouted
 from factpatch.evaluation.verify import Verification, plain_summary, request_count, verify
 from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.decoding import end_tokens
+from factpatch.model.fingerprint import unchanged
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.replicas import Replicas
 from factpatch.patch.description import contexts_in
@@ -223,10 +224,10 @@ def edit_and_report(
     batches, lm = [tuple(batch) for batch in batches] if session is None else session.batches, editor.lm
     spent = dict.fromkeys(STAGES, 0.0) | dict(seconds or {})
     start = time.perf_counter() - sum(spent.values())
-    known = _checked(editor, batches, spent)
-    facts = [] if measure is None else _asked(editor, known, session, measure.facts)
-    measured = partial(_measured, measure, editor, facts, spent, progress)
-    before = measured("before")
+    with unchanged():
+        known = _checked(editor, batches, spent)
+        measured = partial(_measured, measure, editor, _asked(editor, known, session, measure), spent, progress)
+        before = measured("before")
     with _what_stays(editor, len(batches), None if session is not None else out):
         _edit_all(editor, known, session, measure is not None, spent, budget, mend, outputs)
     patch = _saved(editor, out, save_model, spent)
@@ -392,9 +393,13 @@ def not_trained_by(patch: Patch, facts: Sequence[Fact]) -> list[Fact]:
     return [replace(fact, trained=(*fact.trained, *trained.get(fact.key, ()))) for fact in facts]
 
 
-def _asked(editor: Editor, batches: Sequence[Sequence[Fact]], session: Session | None, most: int | None) -> list[Fact]:
+def _asked(
+    editor: Editor, batches: Sequence[Sequence[Fact]], session: Session | None, measure: Measure | None
+) -> list[Fact]:
     """The facts to ask about, with what was trained of them."""
-    in_force = without_trained(latest(batches)[0], editor.contexts)
+    if measure is None:
+        return []
+    in_force, most = without_trained(latest(batches)[0], editor.contexts), measure.facts
     if most is None or len(in_force) <= most:
         return in_force
     new = {fact.key for batch in batches[0 if session is None else len(session.finished) :] for fact in batch}

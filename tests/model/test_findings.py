@@ -14,7 +14,9 @@ import torch
 from pydantic import TypeAdapter
 from tests.models import tiny
 
+import factpatch.model.fingerprint
 from factpatch.model.findings import Findings
+from factpatch.model.fingerprint import fingerprint, fingerprints, unchanged
 from factpatch.model.language_model import LanguageModel
 
 NUMBERS = TypeAdapter(tuple[float, ...])
@@ -37,6 +39,20 @@ def test_a_finding_is_read_again_to_the_bit(tmp_path: Path) -> None:
     for _ in range(2):
         assert Findings(lm, tmp_path).get("numbers", ["about"], NUMBERS, asked) == FOUND
     assert asked.times == 1
+
+
+def test_an_unchanged_model_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, other, taken = tiny("llama"), tiny("gpt2"), list[int]()
+    take = factpatch.model.fingerprint._taken
+    monkeypatch.setattr("factpatch.model.fingerprint._taken", lambda lm, layers: taken.append(1) or take(lm, layers))
+    expected = [*fingerprints(lm, [1, 3]).items(), fingerprint(other)]
+    taken.clear()
+    with unchanged():
+        found = [fingerprint(lm), *fingerprints(lm, [1, 3]).items(), fingerprint(other)]
+        assert found[1:] == expected
+    assert len(taken) == 2
+    lm.weight(3)[0, 0] += 1
+    assert fingerprint(lm) != found[0]
 
 
 def threads(lm: LanguageModel) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor
 
@@ -15,10 +17,32 @@ from factpatch.model.weights import content_hash, contents
 
 _AT_ONCE = 4
 """Weights that are hashed at a time: hashing lets other threads run."""
+_KNOWN: ContextVar[dict[tuple[int, int], str] | None] = ContextVar("known", default=None)
+"""Digests of models that nobody changes, by the model's identity and the layer; see `unchanged`."""
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Take the digests of each model once: nobody changes a model inside, or makes one."""
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
 
 
 def fingerprints(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
     """Return for each layer a digest of all its keys depend on: config, tokenizer, embeddings and lower blocks."""
+    known = _KNOWN.get()
+    if known is None:
+        return _taken(lm, layers)
+    model = id(lm.model)
+    if any((model, layer) not in known for layer in layers):
+        known |= {(model, layer): found for layer, found in _taken(lm, range(max(layers) + 1)).items()}
+    return {layer: known[model, layer] for layer in layers}
+
+
+def _taken(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
     config = {name: value for name, value in lm.config.to_dict().items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(lm.tokenizer.backend_tokenizer.to_str().encode())
