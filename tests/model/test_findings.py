@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,20 @@ def test_a_finding_is_read_again_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_an_unchanged_model_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, other, taken = tiny("llama"), tiny("gpt2"), list[int]()
+    lm, other, taken = tiny("llama"), tiny("gpt2"), list[LanguageModel]()
     take = factpatch.model.fingerprint._taken
-    monkeypatch.setattr("factpatch.model.fingerprint._taken", lambda lm, layers: taken.append(1) or take(lm, layers))
+
+    def counted(lm: LanguageModel, layers: Sequence[int]) -> dict[int, str]:
+        taken.append(lm)
+        return take(lm, layers)
+
+    monkeypatch.setattr("factpatch.model.fingerprint._taken", counted)
     expected = [*fingerprints(lm, [1, 3]).items(), fingerprint(other)]
     taken.clear()
     with unchanged():
         found = [fingerprint(lm), *fingerprints(lm, [1, 3]).items(), fingerprint(other)]
         assert found[1:] == expected
-    assert len(taken) == 2
+    assert taken == [lm, other]
     lm.weight(3)[0, 0] += 1
     assert fingerprint(lm) != found[0]
 
