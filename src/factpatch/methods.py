@@ -106,7 +106,7 @@ class Effort:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What replaces those of a preset."""
     short_products: bool = False
-    """Whether a float32 model's matrix products are in bfloat16, where the device has instructions for it."""
+    """Whether a float32 model's matrix products are in bfloat16, where the device multiplies so faster."""
 
 
 # docs/performance.md has the trials.

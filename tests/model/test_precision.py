@@ -289,10 +289,31 @@ def test_a_pytorch_that_does_not_know_its_cpu_is_not_asked(monkeypatch: Any) -> 
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
     assert precision_module._short_products(cpu) is False
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert precision_module._short_products(cpu) is True
+    for faster in (True, False):  # what has instructions is measured
+        monkeypatch.setattr(precision_module, "_measured_faster", lambda faster=faster: faster)
+        assert precision_module._short_products(cpu) is faster
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name)
     assert precision_module._short_products(cpu) is None
+
+
+@pytest.mark.parametrize(("seconds", "faster"), [((1.0, 1.2), False), ((1.0, 1.5), True), ((2.0, 1.0), False)])
+def test_a_cpu_multiplies_in_bfloat16_where_that_is_measured_to_be_faster(
+    seconds: tuple[float, float], faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def multiply(first: Tensor, second: Tensor) -> None:
+        now[0] += seconds[first.dtype == torch.float32] + 0.1 * len(times)  # the first of each takes least
+        times.append(now[0])
+
+    times: list[float] = []
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr(precision_module.time, "perf_counter", lambda: now[0])
+    precision_module._measured_faster.cache_clear()
+    assert precision_module._measured_faster() is faster
+    precision_module._measured_faster.cache_clear()
+    assert len(times) == 12
 
 
 @pytest.mark.parametrize(
