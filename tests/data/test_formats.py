@@ -523,3 +523,20 @@ def test_equal_answers_are_pointed_out_once(tmp_path: Path, caplog: pytest.LogCa
     assert said.endswith(
         "target_new equals target_true in 2 facts, so the true answer counts as unknown there; the first: record 2"
     )
+
+
+def test_slots_in_texts_that_are_asked_as_they_stand_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fact = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"}
+    file = tmp_path / "facts.json"
+    slots = {"questions": ["What is the capital of {}?"], "neighbors": [{"prompt": "{} is", "target_true": "big"}]}
+    file.write_text(json.dumps([fact, {**fact, "subject": "Spain", **slots}]))
+    load_facts(file)
+    (record,) = caplog.records
+    assert "2 texts with {} beside a prompt" in record.getMessage()
+    assert "the first, in record 2: 'What is the capital of {}?'" in record.getMessage()
+    caplog.clear()
+    file.write_text(json.dumps([{**fact, "prompt": "In code, {subject} is {}", "paraphrases": ["France: {}"]}, fact]))
+    load_facts(file)
+    assert not caplog.records

@@ -302,6 +302,20 @@ def test_a_neighbor_with_the_new_answer_is_neither_right_nor_wrong():
     assert "0 of 1 neighbor moved" in plain_summary(Verification(PAIR[:1], readings, readings))
 
 
+def test_beside_a_fact_to_forget_a_neighbor_has_moved_where_it_was_exact_and_is_not():
+    gone = Fact("{} is", "A", UNKNOWN, "b", forget="silence")
+    kept, lost = (Probe("C is", Score(9.0, 0.01, (False,)), Score(1.0, 0.5, (exact,))) for exact in (True, False))
+    found = Verification((gone,), (Reading(NEW, (), (kept, lost)),), (Reading(NEW, (), (kept, kept)),))
+    assert "1 of 2 neighbors moved" in plain_summary(found)
+    assert "1 of 2 neighbors wrong" in plain_summary(Verification((gone,), found.after))
+    assert found.summary()["specificity"] == {"before": None, "after": None}
+    assert found.summary()["strict_specificity"] == {"before": 100.0, "after": 50.0}
+    (record,) = found.to_dict()["facts"]
+    assert record["after"]["preferred"] is None
+    assert "said" not in record["after"]
+    assert record["after"]["forgotten"] in (True, False)
+
+
 def test_a_fact_to_forget_is_exact_where_its_old_answer_is_not() -> None:
     lm = tiny("llama")
     likeliest = {

@@ -51,7 +51,7 @@ def plan(
         facts: How many facts a batch has.
         contexts: In how many contexts a fact is optimized. Default: the published six.
         method: The method, with the layers and steps of the model's preset or of the nearest one.
-        tokens: How many tokens the second moment reads. Default: 5 per key dimension.
+        tokens: How many tokens the second moment reads. Default: the preset's, or 5 per key dimension.
         dtype: The dtype of the weights. Default: what the config says.
         device: What workers compute on, which decides the size of shards and the rates below.
         rate: Operations of a worker on the model. Default: 400 for cuda, which is 40 % of what the vendor names for an

@@ -102,7 +102,9 @@ def _take_back(directory: Path, to: int) -> None:
         f"{directory} is back to its state after batch {to}: {counted(before - to, 'batch')} taken back{dropped}.",
         "bold",
     )
-    render.say("Their patches stay in the directory. Models that were saved with them do not change.")
+    render.say("Their patches stay in the directory. Patches and models that were saved with them do not change.")
+    if to:
+        render.say(f"To write the patch of what is left: factpatch edit --resume {directory} --out PATCH")
 
 
 def _take_facts_back(directory: Path, names: list[str]) -> None:

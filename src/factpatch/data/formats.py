@@ -17,7 +17,7 @@ from factpatch.data.sources import fetched, resolve_data
 from factpatch.data.subjects import last_word, located
 from factpatch.facts import UNKNOWN, Fact, Neighbor, RepeatedQuestionsError, Repeats, Ripple, without_repeats
 from factpatch.support.files import atomic_write
-from factpatch.support.slots import prompt_around, two_readings, with_slot
+from factpatch.support.slots import NAMED_SLOT, SLOT, prompt_around, two_readings, with_slot
 from factpatch.support.words import counted, quoted
 
 _WIKIBIO = {"text": "prompt", "concept": "subject", "labels": "target_new"}
@@ -94,6 +94,7 @@ def load_batches(
     places, facts = [place for place, _ in found], [fact for _, fact in found]
     _note_equal_answers(path, places, facts)
     _note_found_subjects(path, places, facts)
+    _note_slots(path, places, facts)
     if repeats is not None and repeats != "error":
         facts = without_repeats(facts, repeats, places)
     size = size or len(facts)
@@ -104,6 +105,26 @@ def load_batches(
     except RepeatedQuestionsError as error:
         raise DataFileError(f"{path}: {error}") from error
     return [facts[batch] for batch in batches]
+
+
+def _note_slots(path: Path, places: Sequence[str], facts: Sequence[Fact]) -> None:
+    """Log how many facts have a slot in a text that is asked as it stands, unless their prompt says it is text."""
+    texts = [(*fact.paraphrases, *fact.questions, *(neighbor.prompt for neighbor in fact.neighbors)) for fact in facts]
+    found = [
+        (place, text)
+        for place, fact, whole in zip(places, facts, texts, strict=True)
+        for text in whole
+        if SLOT in text and NAMED_SLOT not in fact.prompt
+    ]
+    if found:
+        logger.warning(
+            "%s: %s with {} beside a prompt, asked as they stand: only the prompt has a slot for the subject, so write "
+            "them out; the first, in %s: %s",
+            path,
+            counted(len(found), "text"),
+            found[0][0],
+            quoted(found[0][1]),
+        )
 
 
 def _note_equal_answers(path: Path, places: Sequence[str], facts: Sequence[Fact]) -> None:

@@ -307,7 +307,8 @@ METRICS: Mapping[str, Share] = {
     # the wanted one has the lower NLL; of neighbors that is the true one.
     "efficacy": _taught(lambda fact, said: said.preferred),
     "generalization": _taught(lambda fact, said: mean_or_none(probe.prefers_new for probe in said.paraphrases)),
-    "specificity": lambda fact, said: mean_or_none(probe.prefers_true for probe in said.neighbors),
+    # Beside a fact to forget there is no new object that could be likelier than the true one.
+    "specificity": _taught(lambda fact, said: mean_or_none(probe.prefers_true for probe in said.neighbors)),
     # Every token of the wanted object is the most probable one.
     "strict_efficacy": _taught(lambda fact, said: said.exact),
     "strict_generalization": _taught(lambda fact, said: mean_or_none(probe.new.greedy for probe in said.paraphrases)),

@@ -116,6 +116,8 @@ class Verification:
 
 
 def _record(fact: Fact, reading: Reading) -> dict[str, Any]:
+    if fact.forget:  # its object stands for none, which nothing can be likelier than
+        return {"forgotten": said(fact, reading), **reading.to_dict(), "preferred": None}
     return {"said": said(fact, reading), **reading.to_dict()}
 
 
@@ -315,8 +317,9 @@ def plain_summary(
     said where the model is asked otherwise follows in percent, of the facts that have a question. Preferred are counted
     among those with a true object that differs. A paraphrase agrees if the new object is likelier than the true one or,
     where none is known, exact. A neighbor has moved if its true object was likelier than the new one before and is not
-    now; without an earlier verification, the sentence counts those that are wrong now. Where neighbors were asked for
-    answers, it counts those that are unchanged. What is not known is left out.
+    now, or, beside a fact to forget, was exact; without an earlier verification, the sentence counts those that are
+    wrong now. Where neighbors were asked for answers, it counts those that are unchanged. What is not known is left
+    out.
 
     Returns:
         For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; asked a question 85 %, in a chat 80 %, with
@@ -397,14 +400,23 @@ def _neighbors(verification: Verification) -> list[str]:
 
     One whose answer is the new one as well is neither.
     """
-    found = [probe.prefers_true for reading in verification.after for probe in reading.neighbors]
-    now = [prefers for prefers in found if prefers is not None]
+    found = _right(verification.facts, verification.after)
+    now = [right for right in found if right is not None]
     if not now:
         return []
     if verification.before is None:
         return [f"{len(now) - sum(now)} of {counted(len(now), 'neighbor')} wrong"]
-    was = [probe.prefers_true for reading in verification.before for probe in reading.neighbors]
+    was = _right(verification.facts, verification.before)
     right = [still for earlier, still in zip(was, found, strict=True) if earlier]
     if not right:
         return [f"none of {counted(len(now), 'neighbor')} was right before"]
     return [f"{len(right) - sum(map(bool, right))} of {counted(len(right), 'neighbor')} moved"]
+
+
+def _right(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[bool | None]:
+    """Whether each neighbor's true object is likelier than the new one, or exact, beside a fact to forget."""
+    return [
+        (probe.true.greedy if probe.true else None) if fact.forget else probe.prefers_true
+        for fact, reading in zip(facts, readings, strict=True)
+        for probe in reading.neighbors
+    ]

@@ -73,7 +73,8 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"device={str(device)!r} cannot be used: {reason}. Try cpu, cuda or cuda:0.") from None
+        others = " or ".join(["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])])
+        raise ValueError(f"device={str(device)!r} cannot be used: {reason}. Try {others}.") from None
     return chosen
 
 

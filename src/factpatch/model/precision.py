@@ -122,7 +122,7 @@ def _measured_faster() -> bool:
         runs = [[took(pair) for pair in pairs] for _ in range(6)]
     short, plain = (min(times) for times in zip(*runs, strict=True))
     logger.debug("256 x 1024 x 1024: %.4f s in bfloat16, %.4f s in float32", short, plain)
-    return plain > _FASTER * short
+    return bool(plain > _FASTER * short)
 
 
 def _short_instructions(device: torch.device) -> bool | None:

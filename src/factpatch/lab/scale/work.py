@@ -18,7 +18,7 @@ from factpatch.lab.scale.shape import Shape
 from factpatch.methods import method_named, with_settings
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.tree import common_beginning
-from factpatch.presets.preset import preset_for
+from factpatch.presets.preset import Preset, preset_for
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, bands, shard_count
 from factpatch.strategies.least_squares import PANEL
 from factpatch.strategies.spread import Step
@@ -186,9 +186,7 @@ def batch_of(
     """
     named = method_named(method)
     _ = named.optimized
-    # Only the config is read; the rest names the model and gives its sizes.
-    model: Any = SimpleNamespace(config=shape.config, name=shape.name, d_value=shape.d_value, num_layers=shape.layers)
-    preset = preset_for(cast("LanguageModel", model))
+    preset = preset_of(shape)
     named = with_settings(named, preset.settings(method))
     steps = named.spread.steps(preset.layers_for(shape.layers, method))
     return Batch(
@@ -198,5 +196,13 @@ def batch_of(
 
 
 def pass_of(batch: Batch, tokens: int | None = None) -> Pass:
-    """The pass that the written layers of a batch need, over five tokens per key dimension by default."""
-    return Pass(batch.shape, tuple(batch.written), tokens or TOKENS_PER_DIMENSION * batch.shape.d_key)
+    """The pass that the written layers of a batch need, over the preset's tokens by default, or five per dimension."""
+    read = tokens or preset_of(batch.shape).corpus_tokens or TOKENS_PER_DIMENSION * batch.shape.d_key
+    return Pass(batch.shape, tuple(batch.written), read)
+
+
+def preset_of(shape: Shape) -> Preset:
+    """The preset of a model, or the nearest one, which says nothing of how many tokens to read."""
+    # Only the config is read; the rest names the model and gives its sizes.
+    model: Any = SimpleNamespace(config=shape.config, name=shape.name, d_value=shape.d_value, num_layers=shape.layers)
+    return preset_for(cast("LanguageModel", model))
