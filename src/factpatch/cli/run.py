@@ -81,6 +81,8 @@ def carry_out(
             render.say(line)
         for path in drawn.files:
             render.note(f"Written: {path}")
+    # The table has what papers report; an object that is preferred need not be said.
+    render.note(f"What is said and exact, perplexity and the rest: factpatch report {directory.path} --out report.html")
     for line, reason in results.failed.items():
         render.say(f"Failed: {line}: {reason}", "red")
     if results.missing:
