@@ -215,8 +215,7 @@ def edit_and_report(
     Raises:
         BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
             before it stay and, without a session, are saved to `out`.
-        ValueError: The editor has edited before, a fact of any batch cannot be edited, or a quantized model is to be
-            saved; nothing was changed.
+        ValueError: The editor has edited before, a fact cannot be edited, or a quantized model be saved; nothing changed.
         FloatingPointError: NaN or infinity in a batch, which was undone; those before it stay, in `out` if it mends.
         OSError: `out` or `save_model` cannot be written; the model stays edited.
     """
@@ -228,6 +227,7 @@ def edit_and_report(
         known = _checked(editor, batches, spent)
         measured = partial(_measured, measure, editor, _asked(editor, known, session, measure), spent, progress)
         before = measured("before")
+        editor.prepare(seconds=spent)
     with _what_stays(editor, len(batches), None if session is not None else out):
         _edit_all(editor, known, session, measure is not None, spent, budget, mend, outputs)
     patch = _saved(editor, out, save_model, spent)

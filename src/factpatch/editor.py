@@ -535,13 +535,22 @@ class Editor(EditedModel):
         """Whether what is remembered of a batch in these layers can be read again on the weights that it leaves."""
         return self._method.target.rereads and all(self.prepared.memory(layer).rereads for layer in layers)
 
-    def prepare(self, layers: Sequence[int] = ()) -> None:
-        """Read what every edit needs: contexts, second moments of written layers, what the target has to know."""
-        with timed(self._seconds, "second_moment"):
-            self.prepared.read(lambda: self.contexts, [*layers, *self.edited_layers], edited=bool(self.edits))
-        with timed(self._seconds, "contexts"):
-            _ = self.contexts
-        self.measure()
+    def prepare(self, layers: Sequence[int] = (), seconds: dict[str, float] | None = None) -> None:
+        """Read what every edit needs: contexts, second moments of written layers, what the target has to know.
+
+        Args:
+            layers: Further layers.
+            seconds: Where to add the time that it takes, by stage; by default it is the edit's, inside of one.
+        """
+        own, self._seconds = self._seconds, self._seconds if seconds is None else seconds
+        try:
+            with timed(self._seconds, "second_moment"):
+                self.prepared.read(lambda: self.contexts, [*layers, *self.edited_layers], edited=bool(self.edits))
+            with timed(self._seconds, "contexts"):
+                _ = self.contexts
+            self.measure()
+        finally:
+            self._seconds = own
 
     @property
     def target_layers(self) -> list[int]:
