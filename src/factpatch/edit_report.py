@@ -215,7 +215,7 @@ def edit_and_report(
     Raises:
         BudgetError: A batch exceeds the budget. It is undone to the bit, and so pending in a session; the batches
             before it stay and, without a session, are saved to `out`.
-        ValueError: The editor has edited before, a fact cannot be edited, or a quantized model be saved; nothing changed.
+        ValueError: The editor has edited before, a fact cannot be edited, or a quantized model saved. Nothing changed.
         FloatingPointError: NaN or infinity in a batch, which was undone; those before it stay, in `out` if it mends.
         OSError: `out` or `save_model` cannot be written; the model stays edited.
     """
