@@ -47,7 +47,28 @@ def test_a_machine_with_memory_takes_the_most_that_pay() -> None:
     assert budget.tokens_to_freeze(lm, optimization_rows(lm, FACTS, CONTEXTS)) == budget.MOST_TOKENS_TO_FREEZE
 
 
-def test_what_is_measured_leaves_no_graph_that_holds_the_weights() -> None:
+def test_what_surely_fits_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, measured = tiny("llama"), list[int]()
+    measure = budget._kept_per_token
+
+    def counted(*about: Any) -> Any:
+        measured.append(1)
+        return measure(*about)
+
+    monkeypatch.setattr(budget, "_kept_per_token", counted)
+    with lm.quiet(), packed_attention(lm):
+        rows = frozen_rows(lm)
+        per_token = budget._kept_per_token(lm, rows, [lm.block(1)], delta_of(lm))[0]
+        assert sum(per_token.values()) < budget.GENEROUS * lm.num_layers * (lm.d_key + lm.d_value) * 4
+        measured.clear()
+        for free, times in ((10**10, 0), (10**6, 1)):
+            monkeypatch.setattr(budget, "free_memory", lambda device, free=free: free)
+            budget.tokens_that_fit(lm, rows, [lm.block(1)], delta_of(lm))
+            assert len(measured) == times
+
+
+def test_what_is_measured_leaves_no_graph_that_holds_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "_surely_fits", lambda *about: False)
     lm = tiny("llama")
     with lm.quiet(), packed_attention(lm), computing(lm, PRECISIONS["fast"]) as seen:
         rows = frozen_rows(seen)

@@ -25,6 +25,9 @@ ACTIVATIONS = 4
 # The share of the free memory for what a micro-batch keeps for its backward pass. The rest is for short-lived tensors,
 # gaps between allocations and other processes.
 SHARE = 0.5
+# More activations as wide as an MLP and the hidden state than a block keeps of a token; SmolLM2-135M keeps 3.3. What
+# fits even so is not measured, which takes as long as an evaluation of a few facts.
+GENEROUS = 12
 # Tables (reads, vocabulary) in the work dtype that are alive at once while losses and their gradient are computed.
 TABLES = 6
 
@@ -51,6 +54,8 @@ def tokens_that_fit(lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module
         delta: (facts, sites, d_value), on the device where it will be.
     """
     tokens = MOST_TOKENS.get(delta.device.type, MOST_TOKENS_ELSEWHERE)
+    if delta.device.type == "cpu" and _surely_fits(lm, frozen, tokens):
+        return tokens
     per_token, head = _kept_per_token(lm, frozen, sites, delta)
     per_read = TABLES * lm.embedded_tokens * lm.work_dtype.itemsize
     free = {device: SHARE * free_memory(device) for device in {*per_token, head}}
@@ -63,6 +68,17 @@ def tokens_that_fit(lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module
     while tokens > LEAST_TOKENS and not all(map(fits, micro_batches(frozen.rows, tokens))):
         tokens //= 2
     return tokens
+
+
+def _surely_fits(lm: LanguageModel, frozen: Frozen, tokens: int) -> bool:
+    """Whether micro-batches fit that keep more of each token than any model does."""
+    per_token = GENEROUS * lm.num_layers * (lm.d_key + lm.d_value) * lm.work_dtype.itemsize
+    per_read = TABLES * lm.embedded_tokens * lm.work_dtype.itemsize
+    largest = max(
+        per_token * sum(row.suffix for row in batch) + per_read * sum(max(1, len(row.targets)) for row in batch)
+        for batch in micro_batches(frozen.rows, tokens)
+    )
+    return largest <= SHARE * free_memory(lm.device)
 
 
 def _kept_per_token(
