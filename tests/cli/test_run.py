@@ -307,6 +307,11 @@ def test_altered_facts_are_noticed(begin: Any, through: dict[str, Any], tmp_path
         ({"methods": [{"name": "memit", "label": "a\u202eb"}]}, "holds a control character or a hidden one"),
         ({"methods": [{"name": "memit", "label": "a\nb"}]}, "holds a control character or a hidden one"),
         ({"facts": 3}, "facts is 3: there is no such field"),
+        ({"methods": [{"name": "memit", "efort": "quick"}]}, "there is no such field. Did you mean 'effort'?"),
+        (
+            {"evaluate": {"curve": {"facs": 3}}},
+            "there is no such field. Did you mean 'facts'? Known: at, facts, generation",
+        ),
         ({"evaluate": {"text": {"sampling": "beam"}}}, "evaluate.text.sampling"),
         ({"datasets": [{"facts": "a.json", "name": "a/b"}]}, "name of a folder"),
     ],

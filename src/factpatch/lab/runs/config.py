@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +16,7 @@ from factpatch.evaluation.tasks import task_named
 from factpatch.lab.rivals.rival import RIVALS, Rival
 from factpatch.methods import METHODS, Method, with_settings
 from factpatch.recipe import MethodFields, ModelFields, Recipe, Section
-from factpatch.support.words import named, steerless
+from factpatch.support.words import named, steerless, suggestion
 
 
 class ConfigError(ValueError):
@@ -274,6 +275,18 @@ def load_config(path: str | Path) -> RunConfig:
     return config_from(record, str(path))
 
 
+_SECTIONS: Mapping[str, type[Section]] = {
+    "methods": MethodConfig,
+    "datasets": DatasetConfig,
+    "evaluate": EvaluateConfig,
+    "text": TextConfig,
+    "capability": CapabilityConfig,
+    "curve": CurveConfig,
+    "drift": DriftConfig,
+}
+"""What has fields of its own, by the name of the field that holds it."""
+
+
 def config_from(record: Any, name: str = "config") -> RunConfig:
     """Check a configuration that is given as data.
 
@@ -283,10 +296,14 @@ def config_from(record: Any, name: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(record)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()
+        # A field that is unknown may be one that is missing, misspelled.
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
         said = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "extra_forbidden":
-            said = "there is no such field"
+            inside = next((part for part in reversed(first["loc"][:-1]) if part in _SECTIONS), None)
+            known = RunConfig if inside is None else _SECTIONS[str(inside)]
+            said = f"there is no such field.{suggestion(first['loc'][-1], known.model_fields)}".rstrip(".")
         given = "" if first["type"] == "missing" else f" is {first['input']!r}"
         raise ConfigError(f"{name}: {field}{given}: {said}.") from error
