@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from factpatch.edited import Edit
 from factpatch.editor import Editor
 from factpatch.evaluation.budget import Budget, BudgetError, Meter
-from factpatch.evaluation.forgetting import check_known, with_old_answers
+from factpatch.evaluation.forgetting import check_known, taught_before, with_old_answers
 from factpatch.evaluation.metrics import METRICS
 from factpatch.evaluation.perplexity import TextLoss, held_out_text, text_loss
 from factpatch.evaluation.questions import forms, sampled
@@ -362,12 +362,7 @@ def completed(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> list[tupl
 
     What an earlier batch teaches is what a later one forgets.
     """
-    taught: dict[str, str] = {}
-    found = []
-    for batch in batches:
-        found.append(tuple(with_old_answers(lm, batch, taught)))
-        taught |= {fact.key: fact.target_new for fact in batch if not fact.forget}
-    return found
+    return [tuple(with_old_answers(lm, batch, taught)) for batch, taught in taught_before(batches)]
 
 
 def ask(

@@ -42,7 +42,7 @@ from factpatch.strategies.spread import Spread, Step
 from factpatch.strategies.target import PUBLISHED, Target
 from factpatch.support.progress import bar, staged, timed
 from factpatch.support.words import difference
-from factpatch.values.contexts import BARE, check_contexts, contexts_named, in_chat
+from factpatch.values.contexts import BARE, check_contexts, contexts_named, in_chat, names_for
 from factpatch.values.optimize import Optimize, TargetValues, optimize_values
 from factpatch.values.rows import optimization_rows
 from factpatch.values.shards import InShards
@@ -156,7 +156,7 @@ class Editor(EditedModel):
         """The templates for prompts, made on first use; in exact mode the published ones."""
         if self._contexts is None:
             wanted = self._method.target.contexts
-            names = PUBLISHED if self.precision.name == "exact" or self.lm.frame.chat else wanted
+            names = names_for(self.lm, PUBLISHED if self.precision.name == "exact" else wanted)
             if names != wanted and "target.contexts" in self.recipe.settings:
                 logger.warning("target.contexts=%s: not used; exact mode and chats have the published ones", wanted)
             kept = None if self.edits else self.findings

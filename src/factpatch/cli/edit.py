@@ -372,7 +372,7 @@ def _held(session: factpatch.Session, given: Mapping[str, Any]) -> Iterator[None
                     name: value
                     for name, value in given.items()
                     if value is not None
-                    and (name not in planned or planned[name] != _recorded(value))
+                    and planned.get(name) != _recorded(value)
                     # A round of mending was planned with the rounds that are left.
                     and (name != "mend" or planned.get(name) is None)
                 }

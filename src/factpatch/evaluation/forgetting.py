@@ -70,16 +70,25 @@ def with_old_answers(lm: LanguageModel, facts: Sequence[Fact], taught: Mapping[s
     return found
 
 
+def taught_before(batches: Sequence[Sequence[Fact]]) -> Iterator[tuple[Sequence[Fact], Mapping[str, str]]]:
+    """Yield each batch with the answers that those before it teach, by `Fact.key`."""
+    taught: dict[str, str] = {}
+    for batch in batches:
+        yield batch, taught
+        taught |= {fact.key: fact.target_new for fact in batch if not fact.forget}
+
+
 def check_known(lm: LanguageModel, batches: Sequence[Sequence[Fact]]) -> None:
     """Raise ValueError unless a model gives the answers that batches of facts are to make it forget.
 
     An answer is known that the model says, that is above `KNOWN`, or that an earlier batch teaches.
     """
-    taught: dict[str, str] = {}
-    some = []
-    for batch in batches:
-        some += [fact for fact in batch if not same_object(taught.get(fact.key, ""), fact.target_true or "")]
-        taught |= {fact.key: fact.target_new for fact in batch if not fact.forget}
+    some = [
+        fact
+        for batch, taught in taught_before(batches)
+        for fact in batch
+        if not same_object(taught.get(fact.key, ""), fact.target_true or "")
+    ]
     if unknown := not_known(lm, some):
         raise unknown_error(unknown)
 

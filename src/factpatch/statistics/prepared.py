@@ -24,7 +24,7 @@ from factpatch.statistics.gradients import warm
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
 from factpatch.strategies.experts import RoutedKeys
 from factpatch.strategies.memory import Memory
-from factpatch.strategies.solver import WRITTEN, Solver
+from factpatch.strategies.solver import WRITTEN, Solver, no_experts
 from factpatch.support.progress import bar
 from factpatch.values.reading import SubjectRows, read_keys
 
@@ -124,11 +124,7 @@ class Prepared:
         made = self.solver.memory(moment)
         if self.solver.reads_corpus and moment is not None and moment.dim() == 3:
             if not isinstance(made, RoutedKeys):
-                raise ValueError(
-                    f"solver={type(self.solver).__name__}: it cannot solve for the experts of layer {layer}. Choose "
-                    "another method, such as memit-blue, or edit the shared expert (shared_expert=True), if the model "
-                    "has one."
-                )
+                raise no_experts(self.solver, f"layer {layer}")
             made.systems.counts = self.counts.get(layer)
         return made
 

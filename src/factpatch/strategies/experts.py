@@ -26,7 +26,7 @@ from torch import Tensor
 
 from factpatch.patch.shift import LowRank
 from factpatch.strategies.least_squares import System
-from factpatch.strategies.memory import Memory, Traces
+from factpatch.strategies.memory import Memory, Traces, check_rows
 
 ORDER = 0
 """The seed of the order in which the experts are passed over: the bits of a memory depend on its traces alone."""
@@ -132,10 +132,7 @@ class RoutedKeys(Memory):
         return type(self)(self.systems, self.passes)
 
     def solve(self, keys: Tensor, residual: Tensor) -> LowRank:
-        if keys.shape[0] != residual.shape[0]:
-            raise ValueError(
-                f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts."
-            )
+        check_rows(keys, residual)
         present = {
             expert: self._present.get(expert) or self.systems.of(expert) for expert, _ in self.systems.parts(keys)
         }

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from factpatch.patch.shift import LowRank
-from factpatch.strategies.memory import Memory, Traces
+from factpatch.strategies.memory import Memory, Traces, check_rows
 
 PANEL = 48
 """Rows of Lᵀ transformed at once: (2 n + PANEL) r² operations in all, nearly all of them matrix products."""
@@ -97,10 +97,7 @@ class EarlierKeys(Memory):
         return type(self)(self.first)
 
     def solve(self, keys: Tensor, residual: Tensor) -> LowRank:
-        if keys.shape[0] != residual.shape[0]:
-            raise ValueError(
-                f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts."
-            )
+        check_rows(keys, residual)
         features = self.system.features(keys)
         inner = features @ features.T
         inner.diagonal().add_(1.0)

@@ -113,3 +113,11 @@ class Memory(ABC):
         for traces in batches[len(known) :]:
             self.remember(traces)
         self._followed = list(batches)
+
+
+def check_rows(keys: Tensor, residual: Tensor) -> None:
+    """Raise ValueError unless keys, (n, d_key), and residual, (n, d_value), have as many rows."""
+    if keys.shape[0] != residual.shape[0]:
+        raise ValueError(
+            f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts."
+        )

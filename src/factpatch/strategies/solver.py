@@ -88,14 +88,23 @@ class LeastSquares(Solver):
 
     def memory(self, second_moment: Tensor | None) -> Memory:
         """As in `Solver`; of a layer of experts, `RoutedKeys` of all their second moments, (experts, d_key, d_key)."""
-        from factpatch.strategies.experts import RoutedKeys, Systems
-        from factpatch.strategies.least_squares import EarlierKeys
-
         if second_moment is None:
             raise ValueError(f"second_moment=None: {type(self).__name__} needs the second moment of the layer's keys.")
         if second_moment.dim() == 3:
-            return RoutedKeys(Systems(self.prepare, second_moment), self.passes)
-        return EarlierKeys(self.prepare(second_moment))
+            return self.routed(second_moment)
+        return self.remembering(self.prepare(second_moment))
+
+    def remembering(self, system: System) -> Memory:
+        """What remembers the batches of a layer without experts."""
+        from factpatch.strategies.least_squares import EarlierKeys
+
+        return EarlierKeys(system)
+
+    def routed(self, second_moments: Tensor) -> Memory:
+        """What remembers the batches of a layer of experts, given the second moment of each."""
+        from factpatch.strategies.experts import RoutedKeys, Systems
+
+        return RoutedKeys(Systems(self.prepare, second_moments), self.passes)
 
     def heights(self, second_moment: Tensor, keys: Tensor) -> Tensor:
         """h of each of some keys, (n,), with the setting 1; see `scaled`."""
@@ -182,18 +191,13 @@ class BoundedRidge(Ridge):
         if not 0 < self.bound < math.inf:
             raise ValueError(f"bound={self.bound!r}: α must be positive and finite.")
 
-    def memory(self, second_moment: Tensor | None) -> Memory:
-        """As in `Solver`; not of a layer of experts."""
+    def remembering(self, system: System) -> Memory:
         from factpatch.strategies.virtual_queue import VirtualQueue
 
-        if second_moment is None:
-            raise ValueError(f"second_moment=None: {type(self).__name__} needs the second moment of the layer's keys.")
-        if second_moment.dim() == 3:
-            raise ValueError(
-                f"solver={type(self).__name__}: it cannot solve for the experts of a layer. Choose another method, "
-                "such as memit-blue, or edit the shared expert (shared_expert=True), if the model has one."
-            )
-        return VirtualQueue(self.prepare(second_moment), self.bound)
+        return VirtualQueue(system, self.bound)
+
+    def routed(self, second_moments: Tensor) -> Memory:
+        raise no_experts(self, "a layer")
 
 
 @dataclass(frozen=True)
@@ -320,6 +324,14 @@ class Whitened(Normalized):
         from factpatch.strategies.normalization import Whitening
 
         return Whitening(self.rate, self.l2, self.floor)
+
+
+def no_experts(solver: Solver, layer: str) -> ValueError:
+    """The error for a solver that is no good for a layer of experts."""
+    return ValueError(
+        f"solver={type(solver).__name__}: it cannot solve for the experts of {layer}. Choose another method, such as "
+        "memit-blue, or edit the shared expert (shared_expert=True), if the model has one."
+    )
 
 
 def _setting(alone: LeastSquares, second_moments: Sequence[Tensor], keys: Sequence[Tensor], written: float) -> float:

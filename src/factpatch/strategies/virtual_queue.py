@@ -23,7 +23,7 @@ from torch import Tensor
 
 from factpatch.patch.shift import LowRank
 from factpatch.strategies.least_squares import System
-from factpatch.strategies.memory import Memory, Traces
+from factpatch.strategies.memory import Memory, Traces, check_rows
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,7 @@ class VirtualQueue(Memory):
         return VirtualQueue(self.system, self.bound)
 
     def solve(self, keys: Tensor, residual: Tensor) -> LowRank:
-        if keys.shape[0] != residual.shape[0]:
-            raise ValueError(
-                f"keys hold {keys.shape[0]} facts and residual {residual.shape[0]}; they must be the same facts."
-            )
+        check_rows(keys, residual)
         joined, before = self._joined(keys, residual)
         up = joined.coefficients.clone()
         up[: len(before.coefficients)] -= before.coefficients

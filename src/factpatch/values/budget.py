@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +57,8 @@ def tokens_that_fit(lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module
     if delta.device.type == "cpu" and _surely_fits(lm, frozen, tokens):
         return tokens
     per_token, head = _kept_per_token(lm, frozen, sites, delta)
-    per_read = TABLES * lm.embedded_tokens * lm.work_dtype.itemsize
-    free = {device: SHARE * free_memory(device) for device in {*per_token, head}}
-
-    def fits(batch: Sequence[Row]) -> bool:
-        needed = {device: kept * sum(row.suffix for row in batch) for device, kept in per_token.items()}
-        needed[head] = needed.get(head, 0.0) + per_read * sum(max(1, len(row.targets)) for row in batch)
-        return all(needed[device] <= free[device] for device in needed)
-
-    while tokens > LEAST_TOKENS and not all(map(fits, micro_batches(frozen.rows, tokens))):
+    free = _free({*per_token, head})
+    while tokens > LEAST_TOKENS and not _fits(lm, frozen, tokens, per_token, head, free):
         tokens //= 2
     return tokens
 
@@ -73,12 +66,30 @@ def tokens_that_fit(lm: LanguageModel, frozen: Frozen, sites: Sequence[nn.Module
 def _surely_fits(lm: LanguageModel, frozen: Frozen, tokens: int) -> bool:
     """Whether micro-batches fit that keep more of each token than any model does."""
     per_token = GENEROUS * lm.num_layers * (lm.d_key + lm.d_value) * lm.work_dtype.itemsize
+    return _fits(lm, frozen, tokens, {lm.device: per_token}, lm.device, _free({lm.device}))
+
+
+def _free(devices: Iterable[torch.device]) -> dict[torch.device, float]:
+    """The bytes that micro-batches may take of each device."""
+    return {device: SHARE * free_memory(device) for device in devices}
+
+
+def _fits(
+    lm: LanguageModel,
+    frozen: Frozen,
+    tokens: int,
+    per_token: Mapping[torch.device, float],
+    head: torch.device,
+    free: Mapping[torch.device, float],
+) -> bool:
+    """Whether micro-batches of so many tokens fit that keep so many bytes of each, and tables of what is read."""
     per_read = TABLES * lm.embedded_tokens * lm.work_dtype.itemsize
-    largest = max(
-        per_token * sum(row.suffix for row in batch) + per_read * sum(max(1, len(row.targets)) for row in batch)
-        for batch in micro_batches(frozen.rows, tokens)
-    )
-    return largest <= SHARE * free_memory(lm.device)
+    for batch in micro_batches(frozen.rows, tokens):
+        needed = {device: kept * sum(row.suffix for row in batch) for device, kept in per_token.items()}
+        needed[head] = needed.get(head, 0.0) + per_read * sum(max(1, len(row.targets)) for row in batch)
+        if any(needed[device] > free[device] for device in needed):
+            return False
+    return True
 
 
 def _kept_per_token(

@@ -117,6 +117,11 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
+def names_for(lm: LanguageModel, names: Sequence[str]) -> Sequence[str]:
+    """The names of contexts that a model has: in chats the published ones."""
+    return PUBLISHED if lm.frame.chat else names
+
+
 def contexts_named(
     lm: LanguageModel, names: Sequence[str], seed: int, findings: Findings | None = None
 ) -> tuple[str, ...]:
@@ -128,8 +133,7 @@ def contexts_named(
     Args:
         findings: What is known of the model, where the texts that it writes are kept.
     """
-    if lm.frame.chat:
-        names = PUBLISHED
+    names = names_for(lm, names)
     check_names(names)
 
     def made(name: str) -> tuple[str, ...]:
