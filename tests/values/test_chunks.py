@@ -19,9 +19,9 @@ from factpatch.evaluation.reproduction import is_long, reproduced, rouge_l
 from factpatch.model.hooks import adding
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies import AttentionAndMlp, HiddenState, Target
-from factpatch.values.chunks import Anchors, anchors_of, rounds_of, sinks_of, starts_of
+from factpatch.values.chunks import Anchors, anchors_of, key_lengths, rounds_of, starts_of
 from factpatch.values.optimize import optimize_values
-from factpatch.values.reading import SubjectRows
+from factpatch.values.reading import SubjectRows, read_last
 from factpatch.values.rows import Row, optimization_rows
 
 LONG = Fact("The story of {} is", "Finland", "a large city on the coast, in which people speak and play football.")
@@ -33,7 +33,8 @@ QUICK = {"steps": 4, "learning_rate": 0.3, "clamp": 2.0, "weight_decay": 0.0, "k
 def test_a_row_is_split_at_its_chunks() -> None:
     row = Row(0, 0, (1, 2, 3, 10, 11, 12, 13), 1, (10, 11, 12, 13, 14), 0.2)  # 3 is the prompt's last token
     kl = Row(0, -1, (1, 2), 1, (), 0.0)
-    starts = starts_of([row, kl], 2, {})
+    alike = {0: [1.0] * len(row.ids)}
+    starts = starts_of([row, kl], 2, alike)
     assert starts == [(0, 2, 4)]
     assert anchors_of(row, starts[0]) == (1, 4, 6)
     first, second, third = rounds_of([row, kl], starts, ahead=False)
@@ -46,16 +47,35 @@ def test_a_row_is_split_at_its_chunks() -> None:
     ahead = rounds_of([row, kl], starts, ahead=True)
     assert [one.rows[0].targets for one in ahead] == [(10, 11, 12, 13, 14), (12, 13, 14), (14,)]
     assert [one.rows[0].subject for one in ahead] == [1, 4, 6]
-    (whole,) = rounds_of([row, kl], starts_of([row, kl], 0, {}), ahead=False)
+    (whole,) = rounds_of([row, kl], starts_of([row, kl], 0, alike), ahead=False)
     assert whole.rows == (row, kl)
     # A context in which the answer has fewer tokens.
     shorter = replace(row, context=1, ids=row.ids[:-2], targets=row.targets[:-2])
     rounds = rounds_of([row, shorter, kl], starts, ahead=False)
     assert [len([one for one in part.rows if one.targets]) for part in rounds] == [2, 2, 1]
     assert anchors_of(shorter, starts[0]) == (1, 4, 4)
-    # A chunk begins sooner where its anchor would be one to avoid, unless all before it are.
-    assert starts_of([row, kl], 2, {0: {4}}) == [(0, 1, 4)]
-    assert starts_of([row, kl], 2, {0: {3, 4}}) == [(0, 2, 4)]
+
+
+def test_an_anchor_is_where_the_key_is_longest() -> None:
+    row = Row(0, 0, (1, 2, 3, *range(10, 20)), 1, tuple(range(10, 21)), 0.2)  # 3 is the prompt's last token
+    lengths = [9.0] * 3 + [1.0] * 10
+    assert starts_of([row], 4, {0: lengths}) == [(0, 4, 8)]
+    lengths[3 + 2] = 2.0  # the answer's third token, before the fourth
+    assert starts_of([row], 4, {0: lengths}) == [(0, 3, 7)]
+    lengths[3 + 1] = 3.0  # a chunk would have fewer than half as many tokens and one
+    assert starts_of([row], 4, {0: lengths}) == [(0, 3, 7)]
+    assert starts_of([row], 11, {0: lengths}) == [(0,)]
+    assert starts_of([replace(row, fact=1)], 0, {}) == [(0,)]
+
+
+def test_key_lengths_are_read_in_a_low_layer_of_long_answers_alone() -> None:
+    lm = tiny("llama")
+    (row, *_) = optimization_rows(lm, [LONG], CONTEXTS)
+    (lengths,) = key_lengths(lm, [row], 5).values()
+    place = row.subject + 1
+    (key,) = read_last(lm, [row.ids[: place + 1]], 1, "down_projection", "inputs")
+    assert lengths[place] == pytest.approx(float(key.norm()))
+    assert key_lengths(lm, [row], len(row.targets)) == {}
 
 
 def nll_of_chunks(
@@ -63,7 +83,7 @@ def nll_of_chunks(
 ) -> Tensor:
     """The mean NLL of each chunk over contexts, read from whole texts with δ, (chunks, d_value), at the anchors."""
     rows = [row for row in optimization_rows(lm, [fact], contexts) if row.targets]
-    (starts,) = starts_of(rows, target.chunk, sinks_of(lm, rows, target.chunk))
+    (starts,) = starts_of(rows, target.chunk, key_lengths(lm, rows, target.chunk))
     count = len(starts)
     found = torch.zeros(count, dtype=torch.float64)
     for row in rows:
@@ -112,7 +132,7 @@ def test_keys_are_read_at_the_anchors_and_between_them() -> None:
     (row, *_) = optimization_rows(lm, [LONG], CONTEXTS)
     found = Anchors.of(lm, [LONG], CONTEXTS, HiddenState(chunk=5))
     (count,) = found.counts
-    (starts,) = starts_of([row], 5, sinks_of(lm, [row], 5))
+    (starts,) = starts_of([row], 5, key_lengths(lm, [row], 5))
     anchors = anchors_of(row, starts)
     assert found.subjects.bare() == [list(row.ids[: place + 1]) for place in anchors]
     assert len(found.subjects.rows) == count * len(CONTEXTS)
@@ -154,7 +174,7 @@ def test_tokens_between_the_anchors_keep_their_values(monkeypatch: pytest.Monkey
 
 def test_layers_in_which_anchors_are_found_are_not_written() -> None:
     made = make(critical_layers=(0, 1), settings={"target.chunk": 12})
-    with pytest.raises(ValueError, match=r"target.chunk: long answers are written above layer 0 of .*layer 0 is among"):
+    with pytest.raises(ValueError, match=r"target.chunk: long answers are written in layer 1 of .*layer 0 is among"):
         made.edit([LONG])
     assert not made.edits
     made.edit([FACTS[0]])  # a short answer has no other anchor than the subject

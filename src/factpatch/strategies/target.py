@@ -199,7 +199,7 @@ class Target(Wanted):
     generated texts), question ("Question: {}? Answer:"), chat (a user's turn), answered (a user's turn, and "The answer
     is"), or a template with {} for the prompt. See `factpatch.values.contexts`."""
     chunk: int = field(default=0, metadata=LATER)
-    """Tokens of an answer that one δ decides; a longer answer has several, each at the token before its chunk, the
+    """Most tokens of an answer that one δ decides; a longer answer has several, each at the token before its chunk, the
     first at the subject. 0: one, however long the answer is. See `factpatch.values.chunks`; source: AnyEdit
     (arXiv:2502.05628)."""
     ahead: bool = field(default=False, metadata=LATER)

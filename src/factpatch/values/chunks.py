@@ -3,15 +3,16 @@
     What is in the soup ? │ Two leeks , a │ carrot and some │ water .
               δ₀ ────────────▶  chunk 0 │     δ₁ ──▶ chunk 1  │ δ₂ ──▶ chunk 2
 
-The anchor of the first chunk is the subject's last token, that of each other one the token before it. The δs are found
-one after another, each with the earlier ones in place, for all facts of a batch at once; then all of them are written
-together, a row for each anchor. Source: AnyEdit (arXiv:2502.05628); with `ahead`, where a δ answers for all later
-chunks too, µKE (arXiv:2504.01196).
+The anchor of the first chunk is the subject's last token, that of each other one the token before it. A chunk ends where
+the key of the next anchor is long, and so stands out from ordinary text. The δs are found one after another, each with
+the earlier ones in place, for all facts of a batch at once; then all of them are written together, a row for each
+anchor. Source: AnyEdit (arXiv:2502.05628), whose chunks are all of one length; with `ahead`, where a δ answers for all
+later chunks too, µKE (arXiv:2504.01196).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from factpatch.facts import Fact
@@ -22,9 +23,7 @@ from factpatch.values.reading import SubjectRows, read_last
 from factpatch.values.rows import Row, optimization_rows
 
 LOW = 10
-"""In which layer sinks are told apart: after this part of all."""
-TIMES = 3
-"""How many times as long as the median an activation of a sink is at least; in SmolLM2-135M they have six times."""
+"""Which layer's keys tell where chunks begin: the one after this part of all."""
 
 
 @dataclass(frozen=True)
@@ -43,43 +42,43 @@ class Round:
         return [found.get((fact, context), found[fact, 0]) for fact in range(len(self.facts))]
 
 
-def starts_of(rows: Sequence[Row], size: int, avoid: Mapping[int, Collection[int]]) -> list[tuple[int, ...]]:
+def starts_of(rows: Sequence[Row], size: int, lengths: Mapping[int, Sequence[float]]) -> list[tuple[int, ...]]:
     """Where the chunks of each fact's answer begin, in tokens of the answer in the first context.
 
     Args:
         rows: As `factpatch.values.rows.optimization_rows` makes them.
-        size: Tokens of a chunk, or somewhat more where the one after it begins sooner; 0 for one chunk, however long.
-        avoid: Places in a fact's row that are no anchors, if a token before them can be one; see `sinks_of`.
+        size: The most tokens of a chunk, of which all but the last have more than half as many; 0 for one chunk, however
+            long.
+        lengths: Of the keys in the rows of long answers; see `key_lengths`. An anchor is where they are longest.
     """
     found = []
     for row in (row for row in rows if row.context == 0):
         starts = [0]
-        for start in range(size, len(row.targets), size) if size else ():
-            sooner = range(start, starts[-1], -1)
-            fitting = (one for one in sooner if _answer(row) + one - 1 not in avoid.get(row.fact, ()))
-            starts.append(next(fitting, start))
+        while 0 < size < len(row.targets) - starts[-1]:
+            later = range(starts[-1] + size, starts[-1] + size // 2, -1)
+            starts.append(max(later, key=lambda start: lengths[row.fact][_answer(row) + start - 1]))
         found.append(tuple(starts))
     return found
 
 
-def sinks_of(lm: LanguageModel, rows: Sequence[Row], size: int) -> dict[int, set[int]]:
-    """The places in the rows of long answers at which activations are many times as long as elsewhere, by fact.
+def key_lengths(lm: LanguageModel, rows: Sequence[Row], size: int) -> dict[int, list[float]]:
+    """‖k‖ at each place of the rows of long answers, by fact.
 
-    All later tokens attend to such a token, and its key is short: what is written there moves everything else. They are
-    told apart in a low layer, which edits do not change; see `check_anchors`.
+    A long key is one that ordinary text does not have: what is written there moves little else. Short ones are those of
+    punctuation and of little words, and of tokens whose activation is many times as long as others, to which all later
+    ones attend. The keys are those of a low layer, where edits change none; see `check_anchors`.
     """
-    found: dict[int, set[int]] = {}
+    found = {}
     for row in (row for row in rows if row.context == 0 and 0 < size < len(row.targets)):
-        texts = [row.ids[: place + 1] for place in range(row.subject, len(row.ids))]
-        lengths = read_last(lm, texts, _low_layer(lm), "block", "outputs").norm(dim=-1)
-        long = (lengths > TIMES * lengths.median()).nonzero()[:, 0].tolist()
-        found[row.fact] = {row.subject + place for place in long}
+        texts = [row.ids[: place + 1] for place in range(len(row.ids))]
+        keys = read_last(lm, texts, _low_layer(lm), "down_projection", "inputs")
+        found[row.fact] = keys.norm(dim=-1).tolist()
     return found
 
 
 def _low_layer(lm: LanguageModel) -> int:
-    """The layer in which sinks are told apart."""
-    return lm.num_layers // LOW
+    """The layer whose keys tell where chunks begin."""
+    return min(lm.num_layers // LOW + 1, lm.num_layers - 1)
 
 
 def rounds_of(rows: Sequence[Row], starts: Sequence[Sequence[int]], ahead: bool) -> list[Round]:
@@ -149,7 +148,7 @@ class Anchors:
         """Tokenize facts; a short answer has its one anchor at the subject's last token."""
         size = target.chunk
         rows = [row for row in optimization_rows(lm, target.asked(facts), contexts) if row.targets] if size else []
-        starts = starts_of(rows, size, sinks_of(lm, rows, size)) if size else [(0,)] * len(facts)
+        starts = starts_of(rows, size, key_lengths(lm, rows, size)) if size else [(0,)] * len(facts)
         counts = tuple(map(len, starts))
         if max(counts) == 1:
             return cls(SubjectRows.of(lm, facts, contexts), counts)
@@ -170,13 +169,13 @@ class Anchors:
 
 
 def check_anchors(lm: LanguageModel, anchors: Sequence[Anchors], layers: Sequence[int]) -> None:
-    """Raise ValueError for a long answer where a layer is written in which sinks are told apart, or one below.
+    """Raise ValueError for a long answer where a layer is written below the one whose keys tell where chunks begin.
 
     Its anchors would be other tokens after the first write than before it.
     """
-    if any(count > 1 for some in anchors for count in some.counts) and min(layers) <= _low_layer(lm):
+    if any(count > 1 for some in anchors for count in some.counts) and min(layers) < _low_layer(lm):
         raise ValueError(
-            f"target.chunk: long answers are written above layer {_low_layer(lm)} of {lm.name}, where it shows which "
-            f"tokens of an answer cannot be written at, and layer {min(layers)} is among the layers to write. Give "
-            "others (critical_layers=, --layers), or 0 for answers in one piece."
+            f"target.chunk: long answers are written in layer {_low_layer(lm)} of {lm.name} or above, since its keys "
+            f"tell where an answer's chunks begin, and layer {min(layers)} is among the layers to write. Give others "
+            "(critical_layers=, --layers), or 0 for answers in one piece."
         )

@@ -16,7 +16,7 @@ from factpatch.model.packed import packed_attention
 from factpatch.model.precision import Precision, computing, precision_for
 from factpatch.strategies.target import Target
 from factpatch.values.budget import tokens_to_freeze
-from factpatch.values.chunks import Round, rounds_of, sinks_of, starts_of
+from factpatch.values.chunks import Round, key_lengths, rounds_of, starts_of
 from factpatch.values.descent import Descent, Loss
 from factpatch.values.frozen import Earlier, freeze
 from factpatch.values.reading import SubjectRows, read_last
@@ -103,7 +103,7 @@ def optimize_values(
     target = target.at(layer)
     asked = target.asked(facts)
     rows = optimization_rows(lm, asked, contexts)
-    rounds = rounds_of(rows, starts_of(rows, target.chunk, sinks_of(lm, rows, target.chunk)), target.ahead)
+    rounds = rounds_of(rows, starts_of(rows, target.chunk, key_lengths(lm, rows, target.chunk)), target.ahead)
     present = [_Present.of(lm, facts, layer, target, contexts)]
     present += [_Present.at_anchors(lm, one, layer, target, contexts) for one in rounds[1:]]
     precision = precision or precision_for(lm)
