@@ -3,9 +3,9 @@
     What is in the soup ? │ Two leeks , a │ carrot and some │ water .
               δ₀ ────────────▶  chunk 0 │     δ₁ ──▶ chunk 1  │ δ₂ ──▶ chunk 2
 
-The anchor of the first chunk is the subject's last token, that of each other one the token before it. A chunk ends where
-the key of the next anchor is long, and so stands out from ordinary text. The δs are found one after another, each with
-the earlier ones in place, for all facts of a batch at once; then all of them are written together, a row for each
+The anchor of the first chunk is the subject's last token, that of each other one the token before it. A chunk ends
+where the key of the next anchor is long, and so stands out from ordinary text. The δs are found one after another, each
+with the earlier ones in place, for all facts of a batch at once; then all of them are written together, a row for each
 anchor. Source: AnyEdit (arXiv:2502.05628), whose chunks are all of one length; with `ahead`, where a δ answers for all
 later chunks too, µKE (arXiv:2504.01196).
 """
@@ -47,8 +47,8 @@ def starts_of(rows: Sequence[Row], size: int, lengths: Mapping[int, Sequence[flo
 
     Args:
         rows: As `factpatch.values.rows.optimization_rows` makes them.
-        size: The most tokens of a chunk, of which all but the last have more than half as many; 0 for one chunk, however
-            long.
+        size: The most tokens of a chunk, of which all but the last have more than half as many; 0 for one chunk,
+            however long.
         lengths: Of the keys in the rows of long answers; see `key_lengths`. An anchor is where they are longest.
     """
     found = []
