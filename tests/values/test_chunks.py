@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from factpatch.evaluation.reproduction import is_long, reproduced, rouge_l
 from factpatch.model.hooks import adding
 from factpatch.model.language_model import LanguageModel
 from factpatch.strategies import AttentionAndMlp, HiddenState, Target
-from factpatch.values.chunks import Anchors, anchors_of, key_lengths, rounds_of, starts_of
+from factpatch.values.chunks import Anchors, _cheapest, anchors_of, key_lengths, rounds_of, starts_of
 from factpatch.values.optimize import optimize_values
 from factpatch.values.reading import SubjectRows, read_last
 from factpatch.values.rows import Row, optimization_rows
@@ -56,16 +57,39 @@ def test_a_row_is_split_at_its_chunks() -> None:
     assert anchors_of(shorter, starts[0]) == (1, 4, 4)
 
 
-def test_an_anchor_is_where_the_key_is_longest() -> None:
+def test_chunks_begin_after_long_keys() -> None:
     row = Row(0, 0, (1, 2, 3, *range(10, 20)), 1, tuple(range(10, 21)), 0.2)  # 3 is the prompt's last token
-    lengths = [9.0] * 3 + [1.0] * 10
-    assert starts_of([row], 4, {0: lengths}) == [(0, 4, 8)]
-    lengths[3 + 2] = 2.0  # the answer's third token, before the fourth
-    assert starts_of([row], 4, {0: lengths}) == [(0, 3, 7)]
-    lengths[3 + 1] = 3.0  # a chunk would have fewer than half as many tokens and one
-    assert starts_of([row], 4, {0: lengths}) == [(0, 3, 7)]
-    assert starts_of([row], 11, {0: lengths}) == [(0,)]
-    assert starts_of([replace(row, fact=1)], 0, {}) == [(0,)]
+
+    def starts(size: int, **longer: float) -> tuple[int, ...]:
+        # ‖k‖ is 1 but at the named tokens of the answer, and larger in the prompt, which cannot be chosen.
+        lengths = [9.0] * 3 + [longer.get(f"token_{token}", 1.0) for token in range(10)]
+        (found,) = starts_of([row], size, {0: lengths})
+        return found
+
+    assert starts(4) == (0, 4, 8)
+    assert starts(4, token_2=2.0) == (0, 3, 7)
+    assert starts(4, token_2=2.0, token_5=2.0) == (0, 3, 7)  # and not 6, which takes one more
+    assert starts(4, token_0=2.0, token_4=2.0, token_8=2.0) == (0, 1, 5, 9)  # three short ones for two
+    assert starts(4, token_3=0.0) == (0, 3, 7)
+    assert starts(11) == (0,)
+    assert starts_of([row], 0, {}) == [(0,)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("count", range(1, 10))
+def test_no_other_chunks_cost_less(count: int, size: int) -> None:
+    costs = torch.rand(count, generator=torch.Generator().manual_seed(count)).tolist()
+    found = _cheapest(costs, size)
+    ends = (*found[1:], len(costs))
+    assert found[0] == 0
+    assert all(0 < end - start <= size for start, end in zip(found, ends, strict=True))
+    places = range(1, len(costs))
+    others = (
+        (0, *some) for number in range(count) for some in combinations(places, number)
+        if all(end - start <= size for start, end in pairwise((0, *some, len(costs))))
+    )  # fmt: skip
+    least = min(sum(costs[start] for start in starts[1:]) for starts in others)
+    assert sum(costs[start] for start in found[1:]) == pytest.approx(least)
 
 
 def test_key_lengths_are_read_in_a_low_layer_of_long_answers_alone() -> None:

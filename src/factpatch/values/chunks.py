@@ -12,6 +12,7 @@ later chunks too, µKE (arXiv:2504.01196).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,18 +48,31 @@ def starts_of(rows: Sequence[Row], size: int, lengths: Mapping[int, Sequence[flo
 
     Args:
         rows: As `factpatch.values.rows.optimization_rows` makes them.
-        size: The most tokens of a chunk, of which all but the last have more than half as many; 0 for one chunk,
-            however long.
-        lengths: Of the keys in the rows of long answers; see `key_lengths`. An anchor is where they are longest.
+        size: Most tokens of a chunk; 0 for one chunk, however long.
+        lengths: Of the keys in the rows of long answers; see `key_lengths`. The sum of 1 / ‖k‖² over anchors is least.
     """
     found = []
     for row in (row for row in rows if row.context == 0):
-        starts = [0]
-        while 0 < size < len(row.targets) - starts[-1]:
-            later = range(starts[-1] + size, starts[-1] + size // 2, -1)
-            starts.append(max(later, key=lambda start: lengths[row.fact][_answer(row) + start - 1]))
+        tokens, starts = len(row.targets), [0]
+        if 0 < size < tokens:
+            keys = lengths[row.fact][_answer(row) - 1 :]
+            starts = _cheapest([1 / max(key * key, sys.float_info.min) for key in keys[:tokens]], size)
         found.append(tuple(starts))
     return found
+
+
+def _cheapest(costs: Sequence[float], size: int) -> list[int]:
+    """Where parts of at most `size` begin, the first at 0, so that what the others cost is least in sum."""
+    sums = [0.0]  # the least of parts that end before each place, the cost of the part that begins there included
+    before: list[int] = [0]
+    for place in range(1, len(costs) + 1):
+        last = min(range(place - 1, max(0, place - size) - 1, -1), key=sums.__getitem__)
+        sums.append(sums[last] + (costs[place] if place < len(costs) else 0.0))
+        before.append(last)
+    found = [before[-1]]
+    while found[-1]:
+        found.append(before[found[-1]])
+    return found[::-1]
 
 
 def key_lengths(lm: LanguageModel, rows: Sequence[Row], size: int) -> dict[int, list[float]]:
