@@ -39,6 +39,7 @@ MORE_THAN_THE_SPREAD = {
     "GPT2-XL": ON_ALPHAEDIT,
     "GPT-J-6B": {*ON_ALPHAEDIT, "pmet-blue"},
     "Llama-3-8B": ON_ALPHAEDIT,
+    "Qwen2.5-Coder-0.5B": {"memit-blue", "prune-blue", "pmet-blue"},
     "SmolLM2-135M": {*ON_ALPHAEDIT, "memit-blue", "prune-blue", "pmet-blue", "encore-blue", "lyaplock-blue"},
 }
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -51,6 +52,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": 14336,
         "vocab_size": 128256,
         "max_position_embeddings": 8192,
+    },
+    "Qwen2.5-Coder-0.5B": {
+        "model_type": "qwen2",
+        "num_hidden_layers": 24,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
     },
     "SmolLM2-135M": {
         "model_type": "llama",
@@ -306,7 +313,8 @@ def test_a_preset_is_found_by_any_of_its_names_in_any_case() -> None:
         ("llama", 960, 32, "SmolLM2-135M"),
         ("llama", 2048, 16, "Llama-3-8B"),
         ("mistral", 4096, 32, "Llama-3-8B"),  # GPT-J is as wide, but has other modules
-        ("qwen2", 896, 24, "SmolLM2-135M"),
+        ("qwen2", 3584, 28, "Qwen2.5-Coder-0.5B"),
+        ("qwen3", 896, 24, "Qwen2.5-Coder-0.5B"),
         ("gpt_neox", 5120, 36, "Llama-3-8B"),  # of no family with a preset: the width, then the depth
         ("gpt_neox", 2048, 24, "GPT2-XL"),
         ("opt", 512, 24, "SmolLM2-135M"),
@@ -410,6 +418,9 @@ def test_the_solver_of_an_assumed_preset_is_scaled_unless_something_is_said_of_i
     named = chosen(assumed, "memit", variant="other")
     assert (named.underived, named.method.solver) == (False, Ridge(weight=5))
     assert not chosen(read_preset(MADE_UP), "memit").underived
+    silent = replace(assumed, assumed=False, common={"target.steps": 7})
+    assert chosen(silent, "memit").underived  # its preset says nothing of the solver
+    assert not chosen(silent, "memit", settings={"solver.weight": 2}).underived
     assert not chosen(assumed, None).underived
 
 

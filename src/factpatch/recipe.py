@@ -323,13 +323,13 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
             lm.check_layers(layers)
     name = recipe.method if isinstance(recipe.method, str) else None
     numbers = {} if name is None else preset.settings(name, recipe.variant)
-    # A variant named explicitly is taken literally.
-    assumed = name is not None and preset.assumed and recipe.variant is None
-    # Without a second moment there is nothing to derive settings from, so the other model's have to do.
-    derivable = assumed and recipe.row.solver.reads_corpus
-    underived = derivable and not any(setting.startswith("solver.") for setting in recipe.settings)
+    # A preset may say nothing of a method's weights, and another model's do not fit; but a variant of that one, named
+    # explicitly, is taken literally. Without a second moment nothing can be derived, so the other model's have to do.
+    unknown = not any(map(_of_solver, numbers)) or (preset.assumed and recipe.variant is None)
+    derivable = name is not None and unknown and recipe.row.solver.reads_corpus
+    underived = derivable and not any(map(_of_solver, recipe.settings))
     if underived:
-        numbers = {setting: value for setting, value in numbers.items() if not setting.startswith("solver.")}
+        numbers = {setting: value for setting, value in numbers.items() if not _of_solver(setting)}
     if preset.assumed:
         taken = {setting: value for setting, value in numbers.items() if setting not in recipe.settings}
         _warn_of_assumed(preset, lm, recipe, taken)
@@ -357,6 +357,10 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
         origin=origin if used else None,
         underived=underived,
     )
+
+
+def _of_solver(setting: str) -> bool:
+    return setting.startswith("solver.")
 
 
 def shared_expert_of(lm: LanguageModel) -> LanguageModel:
