@@ -39,7 +39,6 @@ MORE_THAN_THE_SPREAD = {
     "GPT2-XL": ON_ALPHAEDIT,
     "GPT-J-6B": {*ON_ALPHAEDIT, "pmet-blue"},
     "Llama-3-8B": ON_ALPHAEDIT,
-    "Qwen2.5-Coder-0.5B": {"memit-blue", "prune-blue", "pmet-blue"},
     "SmolLM2-135M": {*ON_ALPHAEDIT, "memit-blue", "prune-blue", "pmet-blue", "encore-blue", "lyaplock-blue"},
 }
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -58,6 +57,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 24,
         "hidden_size": 896,
         "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
     },
     "SmolLM2-135M": {
         "model_type": "llama",
@@ -198,7 +198,7 @@ def test_every_preset_speaks_of_every_method_of_the_paper_and_fits_all(model: st
                 assert (list(setting) if isinstance(setting, tuple) else setting) == value
 
 
-@pytest.mark.parametrize("model", PRESETS)
+@pytest.mark.parametrize("model", MORE_THAN_THE_SPREAD)
 def test_with_equal_settings_blue_differs_from_its_plain_method_in_the_spread_alone(model: str) -> None:
     preset = PRESETS[model]
 
@@ -222,6 +222,20 @@ def test_a_row_inherits_and_lists_what_differs() -> None:
     assert preset.settings("memit") == {"target.steps": 7, "solver.weight": 5, "target.clamp": 2}
     assert preset.settings("memit-blue") == {"target.steps": 7, "solver.weight": 5, "target.clamp": 3}
     assert preset.settings("rect") == {"target.steps": 7, "solver.weight": 6, "target.clamp": 3}
+
+
+def test_a_variant_may_have_layers_for_all_methods_but_those_with_their_own() -> None:
+    rows = "  deep:\n    common: {critical_layers: [3, 5], target.steps: 9}\n    rect: {critical_layers: [6]}\n"
+    preset = read_preset(MADE_UP + rows)
+    assert (preset.layers("memit"), preset.layers("memit", "deep"), preset.layers(None, "deep")) == (
+        [2, 4],
+        [3, 5],
+        [3, 5],
+    )
+    assert (preset.layers("rect"), preset.layers("rect", "deep")) == ([2, 4], [6])
+    assert preset.settings("memit", "deep") == {"target.steps": 9, "solver.weight": 5, "target.clamp": 2}
+    with pytest.raises(ValueError, match=r"critical_layers=\[5, 3\]"):
+        read_preset(MADE_UP + rows.replace("[3, 5]", "[5, 3]"))
 
 
 def test_common_settings_hold_where_a_method_has_the_field_and_for_methods_without_a_row() -> None:
@@ -313,7 +327,8 @@ def test_a_preset_is_found_by_any_of_its_names_in_any_case() -> None:
         ("llama", 960, 32, "SmolLM2-135M"),
         ("llama", 2048, 16, "Llama-3-8B"),
         ("mistral", 4096, 32, "Llama-3-8B"),  # GPT-J is as wide, but has other modules
-        ("qwen2", 3584, 28, "Qwen2.5-Coder-0.5B"),
+        ("qwen2", 2048, 36, "Qwen2.5-Coder-0.5B"),
+        ("qwen2", 3584, 28, "Llama-3-8B"),  # of another family, and twice as near
         ("qwen3", 896, 24, "Qwen2.5-Coder-0.5B"),
         ("gpt_neox", 5120, 36, "Llama-3-8B"),  # of no family with a preset: the width, then the depth
         ("gpt_neox", 2048, 24, "GPT2-XL"),

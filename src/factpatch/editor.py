@@ -513,6 +513,12 @@ class Editor(EditedModel):
                     f"undo_fact: the target values of batch {index + 1} are not known, since it was replayed. Give "
                     "them as values, or undo the batch and edit its other facts again."
                 )
+            if len(rows.facts) != len(values[step.target_layer]):
+                raise ValueError(
+                    f"undo_fact: batch {index + 1} has {len(values[step.target_layer])} target values, and its facts "
+                    f"have {len(rows.facts)} now: an earlier version began the chunks of long answers elsewhere. Undo "
+                    "the batch and edit its other facts again."
+                )
             stay = [row for row, fact in enumerate(rows.facts) if fact in left]
             kept[step.target_layer] = values[step.target_layer][stay]
         return {layer: kept[layer] for layer in kept if len(kept[layer])}

@@ -304,7 +304,7 @@ class Choice:
     origin: dict[str, Any] | None
     """The preset's model, the variant and whether the preset is assumed; None if nothing is from a preset."""
     underived: bool
-    """Whether to derive the solver's settings from the model's own keys, since another model's do not fit."""
+    """Whether to derive the solver's settings from the model's own keys, since its preset has none that fit."""
 
 
 def choose(recipe: Recipe, lm: LanguageModel) -> Choice:

@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
-from tests.editors import CONTEXTS, FACTS, make
+from tests.editors import CONTEXTS, FACTS, LAYERS, make, second_moments
 from tests.models import POSITIONS, tiny
 from torch import Tensor
 
@@ -69,7 +69,12 @@ def test_chunks_begin_after_long_keys() -> None:
     assert starts(4) == (0, 4, 8)
     assert starts(4, token_2=2.0) == (0, 3, 7)
     assert starts(4, token_2=2.0, token_5=2.0) == (0, 3, 7)  # and not 6, which takes one more
-    assert starts(4, token_0=2.0, token_4=2.0, token_8=2.0) == (0, 1, 5, 9)  # three short ones for two
+    assert starts(4, token_0=2.0, token_4=2.0, token_8=2.0) == (
+        0,
+        1,
+        5,
+        9,
+    )  # three long keys in place of two short ones
     assert starts(4, token_3=0.0) == (0, 3, 7)
     assert starts(11) == (0,)
     assert starts_of([row], 0, {}) == [(0,)]
@@ -202,6 +207,26 @@ def test_layers_in_which_anchors_are_found_are_not_written() -> None:
         made.edit([LONG])
     assert not made.edits
     made.edit([FACTS[0]])  # a short answer has no other anchor than the subject
+
+
+def test_first_tokens_are_not_edited_apart_beside_long_answers() -> None:
+    moments = second_moments(layers=(0, *LAYERS))
+    made = make(settings={"target.chunk": 6, "target.apart": True}, second_moments=moments, dtype=torch.float32)
+    alone = Fact("{} is in the", "The", "city")  # one token
+    with pytest.raises(ValueError, match=r"layer 0 is among .*\(target.apart=false\)"):
+        made.edit([alone, LONG])
+    made.edit([alone])
+    made.edit([LONG])
+
+
+def test_target_values_of_other_chunks_are_not_taken_for_these() -> None:
+    made = make("memit-blue", settings={"target.chunk": 5, "target.clamp": 2.0})
+    made.edit(BATCH)
+    before = {layer: weight.clone() for layer, weight in made.lm.weights(made.written_layers).items()}
+    fewer = {layer: values[:-1] for layer, values in made.edits[0].values.items()}
+    with pytest.raises(ValueError, match=r"undo_fact: batch 1 has \d+ target values, and its facts have \d+ now"):
+        made.undo_fact(BATCH[0], values={0: fewer})
+    assert all(torch.equal(weight, before[layer]) for layer, weight in made.lm.weights(made.written_layers).items())
 
 
 def test_an_answer_that_the_model_cannot_read_is_refused() -> None:

@@ -59,7 +59,10 @@ def _show(preset: Preset) -> None:
                     own = {"layers": render.numbers(layers), **own}
                 made.add_row(method, variant, _assignments(own))
     render.screen.print(made)
-    render.say("All other settings have their defaults, which `factpatch methods --settings` lists.")
+    render.say(
+        "All other settings have their defaults, which `factpatch methods --settings` lists. Where nothing is said of "
+        "a solver that reads a corpus, its settings are derived from the model's own keys."
+    )
 
 
 def _assignments(settings: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 replaces the model's own for this method."""
 INHERIT, LAYERS = "inherit", "critical_layers"
 COMMON = "common"
-"""A row of a variant that belongs to no method: it replaces some of the settings of every method."""
+"""A row of a variant that belongs to no method: it replaces some of the settings of every method, or their layers."""
 # Never assumed for another model. First tokens edited apart: in Qwen2.5-Coder-0.5B, one fact written to the first layer
 # raised perplexity by 55 %; docs/results.md says why.
 _OF_ITS_MODEL = ("target.apart",)
@@ -97,7 +97,7 @@ class Preset:
     def settings(self, method: str, variant: str | None = None) -> dict[str, Any]:
         """Settings for a named method, by dotted name: the common ones, then its row with all that it inherits."""
         row = {name: value for name, value in _resolved(self.rows(variant), method).items() if name != LAYERS}
-        common = {**self.common, **self.variants.get(variant or "", {}).get(COMMON, {})}
+        common = {**self.common, **self._common(variant)}
         fitting = {name: value for name, value in common.items() if has_setting(method_named(method), name)}
         return {**fitting, **row}
 
@@ -106,9 +106,14 @@ class Preset:
         return {} if self.assumed else dict(self.rivals.get(name, {}))
 
     def layers(self, method: str | None = None, variant: str | None = None) -> list[int]:
-        """The critical layers of a named method: its row's own, else those of all methods."""
-        found: list[int] = _resolved(self.rows(variant), method or "").get(LAYERS, self.critical_layers)
+        """The critical layers of a named method: its row's own, else the variant's, else those of all methods."""
+        everywhere = {LAYERS: self.critical_layers, **self._common(variant)}
+        found: list[int] = {**everywhere, **_resolved(self.rows(variant), method or "")}[LAYERS]
         return found
+
+    def _common(self, variant: str | None) -> Row:
+        """What a variant says of all methods."""
+        return self.variants.get(variant or "", {}).get(COMMON, {})
 
     def layers_for(self, depth: int, method: str | None = None, variant: str | None = None) -> list[int]:
         """The critical layers of a named method, scaled to a model of another depth.
@@ -158,7 +163,7 @@ def read_preset(text: str) -> Preset:
 def _check(preset: Preset) -> None:
     _check_layers(preset.critical_layers, preset.match.num_hidden_layers)
     for common in (preset.common, *(rows.get(COMMON, {}) for rows in preset.variants.values())):
-        for name in common:
+        for name in common.keys() - {LAYERS}:
             if not any(has_setting(method_named(method), name) for method in preset.methods):
                 raise ValueError(f"common: no method that the preset lists has a setting {name!r}.")
     for variant in (None, *preset.variants):
@@ -189,17 +194,17 @@ def preset_named(name: str) -> Preset:
 
 
 def nearest(presets: Sequence[Preset], model_type: str, width: int, depth: int) -> Preset:
-    """The preset to assume for a model without one: of the same `model_type`, else of a family with the same modules.
+    """The preset to assume for a model without one: of a family with the same modules, if there is one.
 
-    Among several, that of the model nearest in hidden size, then in depth, on a log scale.
+    Among several, that of the model nearest in hidden size, then in depth, on a log scale; another `model_type` is as
+    far as half the size.
     """
 
-    def distance(preset: Preset) -> tuple[bool, bool, float, float]:
+    def distance(preset: Preset) -> tuple[bool, float, float]:
         there = preset.match
         return (
-            there.model_type != model_type,
             _modules(there.model_type) != _modules(model_type),
-            abs(math.log(width / there.hidden_size)),
+            abs(math.log(width / there.hidden_size)) + (math.log(2) if there.model_type != model_type else 0),
             abs(math.log(depth / there.num_hidden_layers)),
         )
 

@@ -24,7 +24,7 @@ from factpatch.values.reading import SubjectRows, read_last
 from factpatch.values.rows import Row, optimization_rows
 
 LOW = 10
-"""Which layer's keys tell where chunks begin: the one after this part of all."""
+"""The layer after the first tenth has the keys that tell where chunks begin."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def starts_of(rows: Sequence[Row], size: int, lengths: Mapping[int, Sequence[flo
         tokens, starts = len(row.targets), [0]
         if 0 < size < tokens:
             keys = lengths[row.fact][_answer(row) - 1 :]
-            starts = _cheapest([1 / max(key * key, sys.float_info.min) for key in keys[:tokens]], size)
+            starts = _cheapest([1 / max(key * key, sys.float_info.min) for key in keys], size)
         found.append(tuple(starts))
     return found
 
@@ -191,5 +191,6 @@ def check_anchors(lm: LanguageModel, anchors: Sequence[Anchors], layers: Sequenc
         raise ValueError(
             f"target.chunk: long answers are written in layer {_low_layer(lm)} of {lm.name} or above, since its keys "
             f"tell where an answer's chunks begin, and layer {min(layers)} is among the layers to write. Give others "
-            "(critical_layers=, --layers), or 0 for answers in one piece."
+            "(critical_layers=, --layers); keep first tokens, for which layer 0 is written, in another batch or do not "
+            "edit them apart (target.apart=false); or give 0 for answers in one piece."
         )

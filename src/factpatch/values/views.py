@@ -187,7 +187,8 @@ class BatchReaders:
 
     def toward_values(self, target: Target) -> tuple[Rows, Views | None]:
         main, first = views_of(self.lm, self.facts, self.contexts, target, self.apart)
-        check_anchors(self.lm, [view.anchors for view in main.parts], self.layers)
+        written = self.layers if first is None else [FIRST_LAYER, *self.layers]
+        check_anchors(self.lm, [view.anchors for view in main.parts], written)
         return main, first
 
     def against_gradients(self) -> tuple[Rows, Views | None]:

@@ -88,8 +88,10 @@ def reasons(recipe: Recipe, choice: Choice, depth: int) -> list[tuple[str, str]]
         f"No settings are known for this model; those of {preset.model}, the nearest one, are assumed. Try a few facts "
         "first, and look at the side effects."
         if preset.assumed
-        else f"Settings that were measured on {preset.model} ({preset.source})."
+        else f"Settings of {preset.model} ({preset.source})."
     )
+    if choice.underived:
+        origin += " Those of the solver are derived from the model's own keys."
     chosen = "You chose" if recipe.critical_layers is not None else "The preset chose"
     parts = [
         ("Settings", origin),
