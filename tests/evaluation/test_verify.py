@@ -316,6 +316,18 @@ def test_beside_a_fact_to_forget_a_neighbor_has_moved_where_it_was_exact_and_is_
     assert record["after"]["forgotten"] in (True, False)
 
 
+def test_beside_a_long_answer_what_is_exact_counts_and_not_what_is_likelier_per_token():
+    long = Fact("The story of {} is", "A", "it was told again " * 8, "b")
+    kept, lost = (Probe("C is", Score(0.2, 1e-9, (False,)), Score(1.0, 0.4, (exact,))) for exact in (True, False))
+    again = Probe("A has this story:", Score(0.2, 1e-9, (False, True)), Score(1.0, 0.4, (True,)))
+    found = Verification((long,), (Reading(NEW, (again,), (kept, kept, lost)),), (Reading(NEW, (again,), (kept,) * 3),))
+    assert plain_summary(found) == "0 of 1 fact exact; 0 of 1 paraphrase agrees; 1 of 3 neighbors moved"
+    told = found.summary()
+    assert all(told[metric]["after"] is None for metric in ("efficacy", "generalization", "specificity", "score"))
+    assert told["strict_specificity"] == {"before": 100.0, "after": pytest.approx(200 / 3)}
+    assert found.to_dict()["facts"][0]["after"]["preferred"] is None
+
+
 def test_a_fact_to_forget_is_exact_where_its_old_answer_is_not() -> None:
     lm = tiny("llama")
     likeliest = {

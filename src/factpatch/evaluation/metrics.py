@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from factpatch.evaluation.readings import FORMS, LETTERS, Beside, Reading
+from factpatch.evaluation.readings import FORMS, LETTERS, Beside, Probe, Reading
 from factpatch.evaluation.reproduction import is_long, reproduced, rouge_l
 from factpatch.facts import CRITERIA, Fact
 from factpatch.support.joint import UNSPACED
@@ -255,6 +255,35 @@ def _taught(share: Share) -> Share:
     return lambda fact, reading: None if fact.forget else share(fact, reading)
 
 
+def comparable(fact: Fact) -> bool:
+    """Whether NLL per token says if the new object is likelier than another one.
+
+    There is none beside a fact to forget; and most tokens of a long answer are probable once the first ones are given.
+    """
+    return not (fact.forget or is_long(fact.target_new))
+
+
+def neighbor_right(fact: Fact, probe: Probe) -> bool | None:
+    """Whether a neighbor's true object is likelier than the fact's new one or, where they cannot be compared, exact.
+
+    None without a true object, which is so where it is the new one as well.
+    """
+    if comparable(fact):
+        return probe.prefers_true
+    return probe.true.greedy if probe.true else None
+
+
+def agrees(fact: Fact, probe: Probe) -> bool:
+    """Whether after a paraphrase the new object is likelier than the true one or, where that says nothing, exact."""
+    compared = probe.prefers_new if comparable(fact) else None
+    return probe.new.greedy if compared is None else compared
+
+
+def _compared(share: Share) -> Share:
+    """The metric of facts whose new object can be compared with others."""
+    return lambda fact, reading: share(fact, reading) if comparable(fact) else None
+
+
 def _leak(*ways: str) -> Share:
     """The share of some ways of asking in which the old answer comes out, each way counted once."""
 
@@ -305,10 +334,9 @@ SCORED = ("efficacy", "generalization", "specificity")
 METRICS: Mapping[str, Share] = {
     # MEMIT (arXiv:2210.07229), eq. 24 to 26: of the objects after the edit prompt, the paraphrases and the neighbors,
     # the wanted one has the lower NLL; of neighbors that is the true one.
-    "efficacy": _taught(lambda fact, said: said.preferred),
-    "generalization": _taught(lambda fact, said: mean_or_none(probe.prefers_new for probe in said.paraphrases)),
-    # Beside a fact to forget there is no new object that could be likelier than the true one.
-    "specificity": _taught(lambda fact, said: mean_or_none(probe.prefers_true for probe in said.neighbors)),
+    "efficacy": _compared(lambda fact, said: said.preferred),
+    "generalization": _compared(lambda fact, said: mean_or_none(probe.prefers_new for probe in said.paraphrases)),
+    "specificity": _compared(lambda fact, said: mean_or_none(probe.prefers_true for probe in said.neighbors)),
     # Every token of the wanted object is the most probable one.
     "strict_efficacy": _taught(lambda fact, said: said.exact),
     "strict_generalization": _taught(lambda fact, said: mean_or_none(probe.new.greedy for probe in said.paraphrases)),

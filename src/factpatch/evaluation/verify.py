@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from factpatch.evaluation.forgetting import leak_count, read_leaks
-from factpatch.evaluation.metrics import METRICS, FactMetric, fact_metrics, mean_or_none, said, summary
+from factpatch.evaluation.metrics import (
+    METRICS,
+    FactMetric,
+    agrees,
+    comparable,
+    fact_metrics,
+    mean_or_none,
+    neighbor_right,
+    said,
+    summary,
+)
 from factpatch.evaluation.probabilities import Progress, Request, check_requests, score
 from factpatch.evaluation.probes import probe_count, read_probes
 from factpatch.evaluation.questions import answer_count, questions, sampled
@@ -116,9 +126,8 @@ class Verification:
 
 
 def _record(fact: Fact, reading: Reading) -> dict[str, Any]:
-    if fact.forget:  # its object stands for none, which nothing can be likelier than
-        return {"forgotten": said(fact, reading), **reading.to_dict(), "preferred": None}
-    return {"said": said(fact, reading), **reading.to_dict()}
+    outcome = {"forgotten" if fact.forget else "said": said(fact, reading)}
+    return {**outcome, **reading.to_dict(), **({} if comparable(fact) else {"preferred": None})}
 
 
 def verify(
@@ -317,9 +326,9 @@ def plain_summary(
     said where the model is asked otherwise follows in percent, of the facts that have a question. Preferred are counted
     among those with a true object that differs. A paraphrase agrees if the new object is likelier than the true one or,
     where none is known, exact. A neighbor has moved if its true object was likelier than the new one before and is not
-    now, or, beside a fact to forget, was exact; without an earlier verification, the sentence counts those that are
-    wrong now. Where neighbors were asked for answers, it counts those that are unchanged. What is not known is left
-    out.
+    now; without an earlier verification, the sentence counts those that are wrong now. Beside a fact to forget and a
+    long answer, exact ones count in place of those that are likelier. Where neighbors were asked for answers, it counts
+    those that are unchanged. What is not known is left out.
 
     Returns:
         For example "38 of 40 facts said, 37 exact, 40 of 40 preferred; asked a question 85 %, in a chat 80 %, with
@@ -330,7 +339,8 @@ def plain_summary(
     """
     taught, forgotten = (verification.only(kind) for kind in (False, True))
     parts = [*_learned(taught), *_forgotten(forgotten), *_otherwise(taught)]
-    agree = [_agrees(probe) for reading in taught.after for probe in reading.paraphrases]
+    pairs = zip(taught.facts, taught.after, strict=True)
+    agree = [agrees(fact, probe) for fact, reading in pairs for probe in reading.paraphrases]
     if agree:
         parts.append(f"{sum(agree)} of {counted(len(agree), 'paraphrase')} agree{'s' if len(agree) == 1 else ''}")
     parts += _neighbors(verification)
@@ -364,9 +374,10 @@ def _learned(verification: Verification) -> list[str]:
         return []
     (first, word, number), *others = counts
     words = [f"{first} of {counted(number, 'fact')} {word}", *(f"{count} {word}" for count, word, _ in others)]
-    preferred = [reading.preferred for reading in now if reading.preferred is not None]
+    pairs = zip(verification.facts, now, strict=True)
+    preferred = [found for found in (METRICS["efficacy"](*pair) for pair in pairs) if found is not None]
     if preferred:
-        words.append(f"{sum(preferred)} of {len(preferred)} preferred")
+        words.append(f"{sum(map(bool, preferred))} of {len(preferred)} preferred")
     return [", ".join(words)]
 
 
@@ -391,10 +402,6 @@ def _otherwise(verification: Verification) -> list[str]:
     return parts
 
 
-def _agrees(probe: Probe) -> bool:
-    return probe.new.greedy if probe.prefers_new is None else probe.prefers_new
-
-
 def _neighbors(verification: Verification) -> list[str]:
     """How many of the neighbors that were right moved, or how many are wrong.
 
@@ -414,9 +421,8 @@ def _neighbors(verification: Verification) -> list[str]:
 
 
 def _right(facts: Sequence[Fact], readings: Sequence[Reading]) -> list[bool | None]:
-    """Whether each neighbor's true object is likelier than the new one, or exact, beside a fact to forget."""
     return [
-        (probe.true.greedy if probe.true else None) if fact.forget else probe.prefers_true
+        neighbor_right(fact, probe)
         for fact, reading in zip(facts, readings, strict=True)
         for probe in reading.neighbors
     ]

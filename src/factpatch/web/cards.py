@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from factpatch.evaluation.metrics import said
+from factpatch.evaluation.metrics import METRICS, agrees, neighbor_right, said
 from factpatch.evaluation.readings import Probe, Reading
 from factpatch.evaluation.verify import Verification
 from factpatch.facts import Fact
@@ -83,7 +83,7 @@ def _card(fact: Fact, before: Reading, after: Reading) -> Card:
         reason="" if learned else reason(fact, after),
         answers=tuple(Asked(now.form, now.asked, (then.said, now.said)) for then, now in pairs),
         bars=tuple(bars),
-        paraphrases=tuple(_paraphrase(*two) for two in zip(before.paraphrases, after.paraphrases, strict=True)),
+        paraphrases=tuple(_paraphrase(fact, *two) for two in zip(before.paraphrases, after.paraphrases, strict=True)),
         neighbors=tuple(_neighbors(fact, before.neighbors, after.neighbors)),
     )
 
@@ -95,16 +95,16 @@ def reason(fact: Fact, now: Reading) -> str:
         return f"The model still says “{fact.target_true}”; its own answer is “{answer}”."
     if now.exact:
         return f"Every word of “{new}” is the likeliest one after the prompt, but the model's own answer is “{answer}”."
-    if now.preferred:
+    preferred = METRICS["efficacy"](fact, now)
+    if preferred:
         return f"“{new}” is now likelier than “{fact.other}”, but something else is likelier still: “{answer}”."
-    if now.preferred is False:
+    if preferred is not None:
         return f"“{fact.other}” is still likelier than “{new}”; the model's own answer is “{answer}”."
     return f"“{new}” is not the likeliest answer; the model's own answer is “{answer}”."
 
 
-def _paraphrase(then: Probe, now: Probe) -> Probed:
-    agrees = now.new.greedy if now.prefers_new is None else now.prefers_new
-    return Probed(now.prompt, "", (then.probability_new, now.probability_new), "new", agrees)
+def _paraphrase(fact: Fact, then: Probe, now: Probe) -> Probed:
+    return Probed(now.prompt, "", (then.probability_new, now.probability_new), "new", agrees(fact, now))
 
 
 def _neighbors(fact: Fact, before: Sequence[Probe], after: Sequence[Probe]) -> list[Probed]:
@@ -117,7 +117,7 @@ def _neighbors(fact: Fact, before: Sequence[Probe], after: Sequence[Probe]) -> l
             (then.probability_true, now.probability_true),
             "old",
             # One that was wrong before cannot be moved.
-            bool(now.prefers_true) or not then.prefers_true,
+            bool(neighbor_right(fact, now)) or not neighbor_right(fact, then),
         )
         for neighbor, then, now in triples
         if now.true is not None

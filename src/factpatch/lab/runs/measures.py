@@ -24,6 +24,7 @@ from factpatch.evaluation.metrics import (
     fact_metrics,
     fact_names,
     mean_or_none,
+    neighbor_right,
     percent,
     summary,
 )
@@ -168,7 +169,7 @@ class Facts(Measure):
     def _untouched(self, facts: Sequence[Fact], readings: Sequence[Reading]) -> Iterator[Number]:
         for index, (fact, reading) in enumerate(zip(facts, readings, strict=True)):
             probes = zip(reading.neighbors, self.edited[fact], strict=True)
-            kept = mean_or_none(probe.prefers_true for probe, editor in probes if editor is None)
+            kept = mean_or_none(neighbor_right(fact, probe) for probe, editor in probes if editor is None)
             yield index, UNTOUCHED, percent(kept)
 
 
