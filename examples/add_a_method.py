@@ -1,6 +1,7 @@
 """Add a published method: EMMET (arXiv:2403.14236), which fits every fact exactly, also with the boundary layer update.
 
     python examples/add_a_method.py
+    factpatch --methods examples/add_a_method.py reproduce table2 --model smollm2-135m --method memit --method emmet
 
 A method is four independent choices. EMMET differs from MEMIT in one of them, the solver, so that is all there is to
 write. In the package it would take four places: this class in `strategies/solver.py`, the row in `methods.py`, the

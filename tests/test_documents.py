@@ -53,15 +53,18 @@ def test_files_of_the_repository_that_documents_name_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
 def test_commands_and_options_in_the_documents_exist(page: str) -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    whole = typer.main.get_command(app)
+    commands = whole.commands  # type: ignore[attr-defined]
     for line in "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["factpatch"] or words[1].isupper():
             continue
-        command = commands[words[1]]
+        place = next(place for place, word in enumerate(words) if word in commands)
+        command = commands[words[place]]
         if hasattr(command, "commands"):
-            command = command.commands[words[2]]
-        options = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
+            command = command.commands[words[place + 1]]
+        parameters = (whole.params if place > 1 else []) + command.params
+        options = {name for parameter in parameters for name in parameter.opts + parameter.secondary_opts}
         assert {word for word in words if word.startswith("--")} <= options, f"{page}: {line}"
 
 

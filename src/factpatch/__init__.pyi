@@ -10,6 +10,7 @@ from .facts import Ripple as Ripple
 from .facts import without_repeats as without_repeats
 from .methods import METHODS as METHODS
 from .methods import Method as Method
+from .methods import register_method as register_method
 from .model.architectures import Architecture as Architecture
 from .model.architectures import register_architecture as register_architecture
 from .patch.patch import Patch as Patch

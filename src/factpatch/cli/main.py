@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,7 +45,7 @@ from factpatch.cli import (
     undo,
     verify,
 )
-from factpatch.cli.checks import BadArgumentError, explained
+from factpatch.cli.checks import BadArgumentError, argument, explained
 from factpatch.cli.render import note
 
 # By the panel of `--help` that lists them. They import PyTorch inside their functions, so help does not wait for it.
@@ -160,8 +161,14 @@ def prepare(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    own_methods: Annotated[
+        Path | None,
+        typer.Option(
+            "--methods", metavar="FILE.py", help="Run this file first, and know the methods that it defines by name."
+        ),
+    ] = None,
 ) -> None:
-    """Print the log on stderr."""
+    """Print the log on stderr, and register methods."""
     handler = _Handler()
     root, library = logging.getLogger(), logging.getLogger("factpatch")
     root.addHandler(handler)
@@ -169,6 +176,11 @@ def prepare(
     library.setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         warnings.simplefilter("ignore")
+    if own_methods is not None:
+        from factpatch.methods import register_methods
+
+        with argument("--methods"):
+            register_methods(own_methods)
 
 
 def main() -> None:

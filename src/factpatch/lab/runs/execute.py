@@ -17,6 +17,7 @@ from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.runner import Report, Runner, logged
 from factpatch.lab.runs.workers import Lines, share_out
+from factpatch.methods import registered
 from factpatch.model.replicas import threads
 from factpatch.pool import Local, Pool
 
@@ -57,8 +58,14 @@ def execute(
         RunError: Another process is using the directory, the run was begun with other inputs, versions or weights, its
             settings do not fit the model, or a worker finds something else than is here. What was done before is kept.
         ConfigError: An input cannot be read. Nothing is loaded or measured before all of them are.
+        ValueError: Workers are to carry out a method that this process alone knows.
     """
     check_extra("a run")
+    own = registered(method.name for method in directory.config.methods)
+    if own and not (pool is None or isinstance(pool, Local)):
+        raise ValueError(
+            f"workers: other processes do not know {', '.join(own)}, registered in this one; run without workers."
+        )
     with directory.locked(), threads(directory.record["threads"]), logged(directory, report) as log:
         left = [plan for plan in directory.plans() if not plan.finished]
         if not left:
