@@ -33,8 +33,9 @@ print(*pool.map(Calls(), [("pid",)] * 5))
 """
 
 COMPUTES = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs are started without
 from factpatch.pool import pool_from
 from tests.pool.works import Calls
 pool = pool_from(sys.argv[1])
