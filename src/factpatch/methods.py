@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -215,17 +216,24 @@ def with_settings(method: Method, settings: Mapping[str, Any]) -> Method:
                 f"setting {name!r}: the {part} of {method.name} is {type(strategy).__name__}, which has no field "
                 f"{field!r}.{suggestion(field, known)}"
             )
-        kind = get_type_hints(type(strategy), include_extras=True)[field]
-        if isinstance(value, str) and get_origin(kind) is tuple:
+        listed, reader = _reader(type(strategy), field)  # type: ignore[arg-type]  # a class can be hashed
+        if isinstance(value, str) and listed:
             value = [one.strip() for one in value.split(",")]
         try:
-            converted = TypeAdapter(kind).validate_python(value)
+            converted = reader.validate_python(value)
             method = replace(method, **{part: replace(strategy, **{field: converted})})
         except ValidationError as error:
             raise ValueError(f"setting {name}={value!r}: {error.errors()[0]['msg']}.") from None
         except ValueError as error:
             raise ValueError(f"setting {name}={value!r}: {error}") from None
     return method
+
+
+@cache
+def _reader(strategy: Any, field: str) -> tuple[bool, TypeAdapter[Any]]:
+    """Whether a field holds several values, and what reads it; to make that takes longer than to read many settings."""
+    kind = get_type_hints(strategy, include_extras=True)[field]
+    return get_origin(kind) is tuple, TypeAdapter(kind)
 
 
 def has_setting(method: Method, name: str) -> bool:
