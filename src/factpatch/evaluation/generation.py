@@ -18,6 +18,7 @@ from factpatch.evaluation.probabilities import Progress
 from factpatch.model.decoding import Pick, TopK, continuations, end_tokens, most_probable
 from factpatch.model.frame import Frame
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.products import asking
 from factpatch.model.tokens import tokenize
 
 MAX_NEW_TOKENS = 16
@@ -89,7 +90,8 @@ def greedy_answers(
         unique = list(dict.fromkeys(alike))
         progress(len(alike) - len(unique))
         own_rows, own_rooms = [row for row, *_ in unique], [room for _, room, _ in unique]
-        found = continuations(lm, own_rows, own_rooms, done=ended, ends=end_tokens(lm), progress=progress)
+        with asking(lm):
+            found = continuations(lm, own_rows, own_rooms, done=ended, ends=end_tokens(lm), progress=progress)
         said |= {
             one: first_sentence(_decode(lm.tokenizer, new), wanted) for one, new in zip(unique, found, strict=True)
         }
@@ -160,7 +162,8 @@ def generate_texts(
         pick = TopK([_noise(seed, prompt, seen, (max_new_tokens, top_k)) for prompt, seen in unique])
     progress(len(wanted) - len(unique))
     ends = end_tokens(lm) if stop else ()
-    new = continuations(lm, rows, rooms, pick=pick, ends=ends, progress=progress)
+    with asking(lm):
+        new = continuations(lm, rows, rooms, pick=pick, ends=ends, progress=progress)
     said = {one: _continuation(lm, row, ids) for one, row, ids in zip(unique, rows, new, strict=True)}
     texts = iter(Generation(one[0], said[one]) for one in wanted)
     return [tuple(islice(texts, len(group))) for group in prompts]

@@ -15,6 +15,7 @@ import torch
 from factpatch.model.batching import batches, log_probability_chunks, padded, parts
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
+from factpatch.model.products import asking
 from factpatch.model.tokens import tokenize
 
 
@@ -130,7 +131,7 @@ def text_loss(
         return [list(islice(remaining, len(rows[row]) - 1)) for row in batch]
 
     found: dict[int, list[float]] = {}
-    with torch.inference_mode(), lm.quiet():
+    with torch.inference_mode(), lm.quiet(), asking(lm):
         for batch in batches([len(row) - 1 for row in rows]):
             for some, losses in in_pieces(read, batch):
                 found |= dict(zip(some, losses, strict=True))

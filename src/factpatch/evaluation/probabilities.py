@@ -17,6 +17,7 @@ from factpatch.model.batching import log_probability_chunks
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
 from factpatch.model.packed import packed_attention
+from factpatch.model.products import asking
 from factpatch.model.tokens import target_ids
 from factpatch.model.tree import Tree, run_tree, tree_batches
 
@@ -60,7 +61,7 @@ def score(
         return _score_batch(lm, batch, {index: texts[index] for row in batch for index in members[row]})
 
     scores: dict[int, Score] = {}
-    with torch.inference_mode(), lm.quiet(), packed_attention(lm):
+    with torch.inference_mode(), lm.quiet(), packed_attention(lm), asking(lm):
         for batch in tree_batches(members):
             for _, found in in_pieces(score_batch, batch):
                 scores.update(found)

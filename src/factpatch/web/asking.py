@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from factpatch.model.decoding import continuations, end_tokens
 from factpatch.model.frame import Frame, Turn
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.products import asking
 from factpatch.model.tokens import tokenize
 
 SIDES = ("original", "edited")
@@ -95,7 +96,8 @@ def _speak(lm: LanguageModel, talk: Talk, sides: Sequence[str], tokens: int, che
             talk.said[side][-1] = said
         return False
 
-    continuations(lm, [tuple(row)], [tokens], done=grown, ends=end_tokens(lm))
+    with asking(lm):
+        continuations(lm, [tuple(row)], [tokens], done=grown, ends=end_tokens(lm))
 
 
 def _frame(lm: LanguageModel, talk: Talk, side: str) -> Frame:
