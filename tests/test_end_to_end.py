@@ -43,7 +43,7 @@ def edited(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     text.write_text(HELD_OUT.read_text("utf-8")[:2500], "utf-8")
     factpatch(
         "edit", "smollm2-135m", "--facts", shared("data", "counterfact_dev.json"), "--limit", 8,
-        "--method", "memit-blue", "--out", folder / "p.safetensors", "--report", folder / "r.json",
+        "--method", "memit-blue", "--effort", "quick", "--out", folder / "p.safetensors", "--report", folder / "r.json",
         "--save-model", folder / "model", "--perplexity-text", text,
     )  # fmt: skip
     return folder
@@ -97,7 +97,7 @@ def test_the_demo_learns_and_ends_bit_identical(model_directory: Path, tmp_path:
 
 def test_a_fact_edited_in_a_chat_is_what_the_assistant_says(model_directory: Path) -> None:
     """Asked as anybody asks: the tokenizer's own template, the model's own `generate`."""
-    editor = Editor("smollm2-135m", method="memit-blue", chat=True)
+    editor = Editor("smollm2-135m", method="memit-blue", effort="quick", chat=True)
     tokenizer = editor.tokenizer
 
     def said() -> str:

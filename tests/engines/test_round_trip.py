@@ -46,7 +46,7 @@ def trip(tmp_path_factory: pytest.TempPathFactory) -> Trip:
     except EmbeddedModelUnavailable as error:
         pytest.skip(f"the embedded model cannot be had: {error}")
     folder = tmp_path_factory.mktemp("trip")
-    editor = Editor(str(base), method="memit-blue")
+    editor = Editor(str(base), method="memit-blue", effort="quick")
     patch = editor.edit(FACTS)
     readings = tuple(Reading(answers=own) for own in answers(editor.lm, FACTS))
     patch.to_gguf_lora(folder / "facts.gguf")
