@@ -151,6 +151,9 @@ def test_the_metrics_of_hand_made_probes() -> None:
     }
     assert rows["darrieux", "ripple_reasoning"] == 50.0
     assert rows["again", "ripple_reasoning"] is rows["again", "choice"] is None
+    long = [replace(FACT, target_true="It was told again " * 8), FACT]
+    found = metrics.summary(long, [Reading(beside=parrot), Reading(beside=knows)])
+    assert (found["negated_preferred"], found["choice"], found["reversed_preferred"]) == (0.0, 100.0, 50.0)
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,9 @@ def _named(found: Beside, target: str | None) -> float | None:
 
 
 def _chosen(fact: Fact, found: Beside, target: str | None) -> float | None:
-    return None if found.choice is None or target is None else found.choice.chosen == target
+    if found.choice is None or target is None or not comparable(fact):
+        return None
+    return found.choice.chosen == target
 
 
 def _rippled(criterion: str) -> Callable[[Fact, Beside], float | None]:
@@ -258,9 +260,10 @@ def _taught(share: Share) -> Share:
 def comparable(fact: Fact) -> bool:
     """Whether NLL per token says if the new object is likelier than another one.
 
-    There is none beside a fact to forget; and most tokens of a long answer are probable once the first ones are given.
+    A fact to forget has no new object. Most tokens of a long answer, new or true, are probable once its first ones are
+    given, so that it wins over a short one whatever the model knows.
     """
-    return not (fact.forget or is_long(fact.target_new))
+    return not (fact.forget or is_long(fact.target_new) or is_long(fact.target_true or ""))
 
 
 def neighbor_right(fact: Fact, probe: Probe) -> bool | None:
@@ -357,7 +360,9 @@ METRICS: Mapping[str, Share] = {
 """Every metric that a reading gives, by name."""
 
 PROBES: Mapping[str, Share] = {
-    "negated_preferred": _beside(lambda fact, found: None if found.negated is None else found.negated.prefers_new),
+    "negated_preferred": _beside(
+        lambda fact, found: found.negated.prefers_new if found.negated and comparable(fact) else None
+    ),
     "negated_contained": _beside(_negated_said),
     "reversed_preferred": _beside(lambda fact, found: None if found.reversed is None else found.reversed.prefers_new),
     "reversed_contained": _beside(_reversed_said),

@@ -92,6 +92,15 @@ def test_paraphrases_of_a_fact_without_a_true_object_agree_if_they_say_the_new_o
     assert preferred.paraphrases == 1
 
 
+def test_of_a_long_answer_the_neighbors_that_are_exact_count(one: Outcome) -> None:
+    long = replace(one.fact, target_new="it was told again " * 8)
+    some = replace(one, plan=replace(one.plan, facts=(long,)), place=0, before={"strict_specificity": 75.0})
+    good = replace(some, end={"prompt_contained": 100.0, "strict_generalization": 100.0, "strict_specificity": 75.0})
+    harmful = replace(good, end={**good.end, "strict_specificity": 25.0})
+    assert (harmful.neighbors_before, harmful.neighbors) == (3, 1)
+    assert worst([good, harmful], 5) == [harmful]
+
+
 def test_a_method_that_learns_more_is_clearly_better(run: Path) -> None:
     rows = read_results(run).rows
     found = {one.column.header: one for one in contrasts(rows, {"memit-blue": "memit"}, COLUMNS)}

@@ -373,6 +373,14 @@ def test_too_few_probe_facts_are_refused(tmp_path: Path) -> None:
         tune(tiny("llama"), probes(11), CORPUS, tmp_path / "tuned")
 
 
+def test_long_answers_and_objects_that_are_true_measure_nothing(tmp_path: Path) -> None:
+    given = probes(13)
+    given[0] = replace(given[0], target_new="a tale told again " * 8)
+    given[1] = replace(given[1], target_true=given[1].target_new)
+    with pytest.raises(ValueError, match=r"11 of 13 have a true object other than the new one, no long answer"):
+        tune(tiny("llama"), given, CORPUS, tmp_path / "tuned")
+
+
 def test_a_short_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give a longer text"):
         tune(tiny("llama"), probes(), corpus_from(["Ada Lovelace works in London."]), tmp_path / "tuned")

@@ -32,9 +32,9 @@ BY_TOKEN = tuple(f"token_{name}" for name in COMPARED)
 TEXT = ("fluency", "consistency")
 
 MISSING = {
-    "efficacy": "no fact has a true object, so the tokens of the new one decide what is a success",
-    "generalization": "no fact has paraphrases and a true object",
-    "specificity": "no fact has neighbors",
+    "efficacy": "no fact has a true object, or all have long answers, so the tokens of the new one decide",
+    "generalization": "no fact has paraphrases and a true object, or all have long answers",
+    "specificity": "no fact has neighbors, or all have long answers",
     "fluency": "no fact has generation prompts, or none was asked for",
     "consistency": "it compares with reference texts, and there are none for these facts",
 }

@@ -21,10 +21,10 @@ from factpatch.evaluation.hidden_states import HiddenShift, hidden_states
 from factpatch.evaluation.metrics import (
     PROBES,
     FactMetric,
+    comparable,
     fact_metrics,
     fact_names,
     mean_or_none,
-    neighbor_right,
     percent,
     summary,
 )
@@ -169,8 +169,8 @@ class Facts(Measure):
     def _untouched(self, facts: Sequence[Fact], readings: Sequence[Reading]) -> Iterator[Number]:
         for index, (fact, reading) in enumerate(zip(facts, readings, strict=True)):
             probes = zip(reading.neighbors, self.edited[fact], strict=True)
-            kept = mean_or_none(neighbor_right(fact, probe) for probe, editor in probes if editor is None)
-            yield index, UNTOUCHED, percent(kept)
+            kept = mean_or_none(probe.prefers_true for probe, editor in probes if editor is None)
+            yield index, UNTOUCHED, percent(kept if comparable(fact) else None)
 
 
 @dataclass(frozen=True)

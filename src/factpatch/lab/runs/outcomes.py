@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from factpatch.evaluation.metrics import comparable
 from factpatch.facts import Fact
 from factpatch.lab.runs.measures import texts_at
 from factpatch.lab.runs.pace import in_words
@@ -65,17 +66,17 @@ class Outcome:
     @property
     def neighbors(self) -> int | None:
         """How many are right at the end."""
-        return _count(self.end.get("specificity"), len(self.fact.neighbors))
+        return _count(self._right(self.end), len(self.fact.neighbors))
 
     @property
     def neighbors_before(self) -> int | None:
         """How many are right in the unedited model."""
-        return _count(self.before.get("specificity"), len(self.fact.neighbors))
+        return _count(self._right(self.before), len(self.fact.neighbors))
 
     @property
     def harm(self) -> tuple[bool, float, float]:
         """Sorts from the worst to the best: whether it is said, the share of paraphrases, the loss of neighbors."""
-        lost = self.end.get("specificity", 0.0) - self.before.get("specificity", 0.0)
+        lost = (self._right(self.end) or 0.0) - (self._right(self.before) or 0.0)
         agreeing = _agreeing(self.end)
         return self.state is State.SAID, 100.0 if agreeing is None else agreeing, lost
 
@@ -84,6 +85,10 @@ class Outcome:
         """Whether it is said, all paraphrases agree and no neighbor was lost."""
         said, agreeing, lost = self.harm
         return said and agreeing == 100.0 and lost >= 0.0
+
+    def _right(self, numbers: Numbers) -> float | None:
+        """The percentage of neighbors that are right, as `metrics.neighbor_right` has it; None if the fact has none."""
+        return numbers.get("specificity" if comparable(self.fact) else "strict_specificity")
 
 
 def outcomes(results: Results) -> dict[tuple[str, str], list[Outcome]]:

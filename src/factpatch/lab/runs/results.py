@@ -78,7 +78,7 @@ class Results:
     def columns(self, dataset: str) -> list[Column]:
         """The paper's columns for a dataset, as far as they were measured; the score follows its parts."""
         known = self._known(dataset)
-        # A dataset without true objects is scored by tokens.
+        # A dataset without true objects, or of long answers alone, is scored by tokens.
         prefix = "" if SCORED[0] in known else "token_"
         texts = [f"{sampling}{name}" for sampling in ("", GREEDY) for name in ("fluency", "consistency")]
         wanted = {

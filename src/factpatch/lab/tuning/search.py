@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from factpatch.evaluation.metrics import comparable
 from factpatch.evaluation.verify import usable
 from factpatch.facts import Fact, identity
 from factpatch.lab.tuning.candidates import SHARES, Candidate, grid, windows
@@ -238,9 +239,9 @@ def probes(facts: Sequence[Fact], exclude: Sequence[Fact] = ()) -> list[Fact]:
     """
     subjects = {fact.subject.casefold() for fact in exclude}
     left = [fact for fact in facts if fact.subject.casefold() not in subjects]
-    complete = [fact for fact in left if fact.target_true and fact.paraphrases and fact.neighbors]
+    complete = [fact for fact in left if fact.other and comparable(fact) and fact.paraphrases and fact.neighbors]
     excluded = len(facts) - len(left)
-    what = "have a true object, paraphrases and neighbors"
+    what = "have a true object other than the new one, no long answer, paraphrases and neighbors"
     _check_enough(complete, f"{what} and are not excluded ({excluded} are)" if excluded else what, len(facts))
     return complete
 
