@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from tests.models import tiny
 from torch import nn
 
-from factpatch.evaluation.generation import greedy_answers
+from factpatch.evaluation.generation import generate_texts, greedy_answers
 from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.probabilities import Request, score
 from factpatch.model import products
+from factpatch.model.language_model import LanguageModel
 from factpatch.model.products import asking
 
-onednn = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
-    reason="this PyTorch has no linear map of oneDNN",
-)
+onednn = pytest.mark.skipif(not products._can_multiply(), reason="this PyTorch has no linear map of oneDNN")
 
 
 @pytest.fixture(autouse=True)
 def _on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_by_onednn", lambda: True)
+    monkeypatch.setattr(products, "_made_by_amd", lambda: True)
+
+
+@pytest.fixture
+def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shape of every product that oneDNN computes."""
+    shapes: list[torch.Size] = []
+    multiply = products._multiplied
+    monkeypatch.setattr(
+        products, "_multiplied", lambda hidden, *more: shapes.append(hidden.shape) or multiply(hidden, *more)
+    )
+    return shapes
 
 
 @onednn
@@ -49,6 +62,35 @@ def test_hooks_see_what_they_see_without_it() -> None:
     assert seen == [(1, 3, lm.d_value)]
 
 
+@onednn
+def test_gradients_are_those_of_the_usual_library(multiplied: list[torch.Size]) -> None:
+    lm = tiny("llama")
+    hidden = torch.randn(1, 3, lm.d_value, requires_grad=True)
+    with asking(lm):
+        lm.logits(hidden).sum().backward()
+    assert hidden.grad is not None
+    assert not multiplied
+
+
+def test_two_threads_that_ask_one_model_leave_it_as_it_was() -> None:
+    lm = tiny("llama")
+    first, second = asking(lm), asking(lm)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert not any("forward" in module.__dict__ for module in lm.model.modules())
+
+
+def test_what_somebody_else_has_replaced_is_left_alone() -> None:
+    lm = tiny("llama")
+    own = lm.down_projection(0)
+    forward = own.forward
+    own.forward = lambda hidden: 2 * forward(hidden)
+    with asking(lm):
+        assert torch.equal(own(torch.ones(1, lm.d_key)), 2 * forward(torch.ones(1, lm.d_key)))
+
+
 def test_other_dtypes_and_other_classes_are_left_alone() -> None:
     class Scaled(nn.Linear):
         pass
@@ -62,20 +104,36 @@ def test_other_dtypes_and_other_classes_are_left_alone() -> None:
         assert "forward" in block.gate_proj.__dict__
 
 
-def test_a_processor_that_is_not_amds_keeps_the_usual_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processors_and_those_who_switch_it_off_keep_the_usual_library(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny("llama")
-    monkeypatch.setattr(products, "_by_onednn", lambda: False)
+    with torch.backends.mkldnn.flags(enabled=False), asking(lm):
+        assert not any("forward" in module.__dict__ for module in lm.model.modules())
+    monkeypatch.setattr(products, "_made_by_amd", lambda: False)
     with asking(lm):
         assert not any("forward" in module.__dict__ for module in lm.model.modules())
 
 
+@pytest.mark.parametrize(
+    ("described", "amd"), [("vendor_id : AuthenticAMD", True), ("vendor_id : GenuineIntel", False)]
+)
+def test_the_maker_of_the_processor_is_read(described: str, amd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the fixture's
+    monkeypatch.setattr(products.platform, "processor", lambda: "x86_64")
+    monkeypatch.setattr(products.Path, "read_text", lambda *_: described)
+    assert products._made_by_amd.__wrapped__() is amd
+
+
 @onednn
-def test_what_is_said_and_the_perplexity_come_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, calls = tiny("llama"), []
-    product = products._product
-    monkeypatch.setattr(products, "_product", lambda module: calls.append(module) or product(module))
-    greedy_answers(lm, ["The capital of France is"], 3)
-    answered = len(calls)
-    assert answered > lm.num_layers
-    perplexity(lm, "Some words and others.\n\nMore of them.")
-    assert len(calls) == 2 * answered
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda lm: greedy_answers(lm, ["The capital of France is"], 3),
+        lambda lm: generate_texts(lm, [("The capital of France is",)], max_new_tokens=3),
+        lambda lm: score(lm, [Request("The capital of France is", "Paris")]),
+        lambda lm: perplexity(lm, "Some words and others.\n\nMore of them."),
+    ],
+)
+def test_what_is_asked_is_multiplied_by_it(ask: Callable[[LanguageModel], Any], multiplied: list[torch.Size]) -> None:
+    lm = tiny("llama")
+    ask(lm)
+    assert len(multiplied) > lm.num_layers

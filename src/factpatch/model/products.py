@@ -1,7 +1,7 @@
 """How a CPU multiplies by a weight when a model is only asked, and nothing is optimized.
 
-PyTorch hands float32 products to MKL, Intel's library. On AMD's processors it takes up to four times as long for a few
-rows, such as those of a step of decoding, as oneDNN, which PyTorch brings along too: docs/performance.md.
+PyTorch hands float32 products to MKL, Intel's library. On AMD's processors MKL takes up to three times as long for a
+few rows, such as those of a step of decoding, as oneDNN, which PyTorch brings along too: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from factpatch.model.quantized import is_plain
 
 @contextmanager
 def asking(lm: LanguageModel) -> Iterator[None]:
-    """Let the linear maps of a float32 model take the faster library, where gradients are not wanted.
+    """Let the linear maps of a float32 model take the faster library, except where gradients are recorded.
 
-    Results differ by rounding, so nothing that a patch is made of is computed inside.
+    Results differ by rounding, so no key, value or shift is computed inside. What is decided by asking may fall the
+    other way where two answers are as good as equal: which facts are mended, for example.
     """
     with shadowed(_replacements(lm) if _by_onednn() else ()):
         yield
@@ -33,8 +34,8 @@ def asking(lm: LanguageModel) -> Iterator[None]:
 
 def _replacements(lm: LanguageModel) -> Iterator[tuple[nn.Module, str, Callable[[Tensor], Tensor]]]:
     for module in lm.model.modules():
-        # Not its subclasses, nor what accelerate brings in when it is called.
-        if type(module) is not nn.Linear or hasattr(module, "_hf_hook"):
+        # Not its subclasses, nor what accelerate brings in when it is called, nor what somebody else has replaced.
+        if type(module) is not nn.Linear or hasattr(module, "_hf_hook") or "forward" in module.__dict__:
             continue
         weight = module.weight
         if is_plain(weight) and weight.device.type == "cpu" and weight.dtype == torch.float32:
@@ -43,19 +44,38 @@ def _replacements(lm: LanguageModel) -> Iterator[tuple[nn.Module, str, Callable[
 
 def _product(module: nn.Linear) -> Callable[[Tensor], Tensor]:
     def forward(hidden: Tensor) -> Tensor:
-        if hidden.dtype != torch.float32 or hidden.numel() == 0:
+        if hidden.dtype != torch.float32 or hidden.numel() == 0 or torch.is_grad_enabled():
             return F.linear(hidden, module.weight, module.bias)
-        # Not public: what torch.compile makes of a linear map on a CPU.
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, module.weight, module.bias, "none", [], "")
-        return found
+        return _multiplied(hidden, module.weight, module.bias)
 
     return forward
 
 
-@cache
+def _multiplied(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # Not public: what torch.compile makes of a linear map on a CPU.
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+    return found
+
+
 def _by_onednn() -> bool:
-    """Whether to multiply by oneDNN: told by the processor, as a measurement would not always say the same."""
-    made_by = platform.processor()
+    """Whether to multiply by oneDNN. The processor's maker decides: a measurement would not decide alike every time."""
+    return bool(torch.backends.mkldnn.enabled) and _made_by_amd() and _can_multiply()
+
+
+@cache
+def _made_by_amd() -> bool:
+    described = platform.processor()
     with suppress(OSError):
-        made_by += Path("/proc/cpuinfo").read_text("utf-8")
-    return "AuthenticAMD" in made_by and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        described += Path("/proc/cpuinfo").read_text("utf-8")
+    return "AuthenticAMD" in described
+
+
+@cache
+def _can_multiply() -> bool:
+    """Whether this PyTorch has the operation, with the arguments that are given here."""
+    try:
+        with torch.inference_mode():
+            _multiplied(torch.ones(2, 2), torch.ones(2, 2), None)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
