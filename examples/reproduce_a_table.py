@@ -15,7 +15,7 @@ from typing import Any
 
 from factpatch.lab.runs.directory import RunDirectory
 from factpatch.lab.runs.execute import execute
-from factpatch.lab.runs.reproductions import PAIRS, config_for, reproduction_named
+from factpatch.lab.runs.reproductions import blue_pairs, config_for, reproduction_named
 from factpatch.lab.runs.results import Results, read_results
 
 SCALED_DOWN: dict[str, Any] = {"edits": 40, "batch_size": 20, "text": {"facts": 5}}
@@ -37,7 +37,7 @@ def main(directory: Path, dataset: str = "counterfact", model: str = "smollm2-13
 
 if __name__ == "__main__":
     results = main(Path("table2"))
-    print(results.table("Table 2", PAIRS).markdown())  # what BLUE improved is bold
+    print(results.table("Table 2", blue_pairs()).markdown())  # what BLUE improved is bold
     # One row per number: label, dataset, seed, when, edits, batch, place, fact, metric, value.
     end = results.rows[results.rows["when"] == "end"]
     print(end.groupby(["label", "metric"])["value"].mean().unstack("label"))

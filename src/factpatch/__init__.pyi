@@ -10,10 +10,10 @@ from .facts import Ripple as Ripple
 from .facts import without_repeats as without_repeats
 from .methods import METHODS as METHODS
 from .methods import Method as Method
-from .methods import register_method as register_method
 from .model.architectures import Architecture as Architecture
 from .model.architectures import register_architecture as register_architecture
 from .patch.patch import Patch as Patch
+from .presets.own_methods import register_method as register_method
 from .recipe import Recipe as Recipe
 from .session import Session as Session
 from .statistics.second_moment import SecondMoment as SecondMoment

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
-from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -38,6 +35,8 @@ from factpatch.strategies import (
 )
 from factpatch.strategies.target import PUBLISHED
 from factpatch.support.words import named, suggestion
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,56 +94,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-_REGISTERED: set[str] = set()
-"""Names of methods that this process alone knows."""
-
-
-def register_method(method: Method) -> None:
-    """Add a method of your own to the table: runs, reproductions, sessions and commands then know it by its name.
-
-    It has what the preset of a model has for all methods (`common`), and derived settings of the solver, if that can
-    derive them. To register a name again replaces the method.
-
-    Raises:
-        ValueError: The package has a method of that name.
-    """
-    if method.name in METHODS and method.name not in _REGISTERED:
-        raise ValueError(f"method={method.name!r}: the package has a method of that name; give yours another.")
-    METHODS[method.name] = method
-    _REGISTERED.add(method.name)
-
-
-def register_methods(file: str | Path) -> list[Method]:
-    """Run a Python file and register the methods among its global variables; return them.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is no Python file, it holds no method, or the package has a method of that name.
-    """
-    path = Path(file)
-    spec = importlib.util.spec_from_file_location(f"registered_methods.{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: is no Python file; give one whose name ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look up the types of their fields
-    spec.loader.exec_module(module)
-    known = list(METHODS.values())
-    found = [value for value in vars(module).values() if isinstance(value, Method) and value not in known]
-    if not found:
-        raise ValueError(f"{path}: none of its global variables is a factpatch.Method; there is nothing to register.")
-    for method in found:
-        register_method(method)
-    return found
-
-
-def registered(names: Iterable[str]) -> list[str]:
-    """Those of some methods that `register_method` has added, which other processes do not know."""
-    return [name for name in names if name in _REGISTERED]
-
-
 def method_named(name: str) -> Method:
     """Look a method up; a ValueError suggests the nearest name."""
-    return named(METHODS, name, "method")
+    return one_named(name, METHODS)
+
+
+def one_named(name: str, known: Mapping[str, T]) -> T:
+    """Look up a method, or what can stand in the place of one; a ValueError suggests the nearest name."""
+    try:
+        return named(known, name, "method")
+    except ValueError as error:
+        raise ValueError(f"{error} A method of your own needs `factpatch --methods FILE.py ...`.") from None
 
 
 STRATEGIES = ("target", "spread", "solver", "regularizer")

@@ -63,6 +63,15 @@ def forged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return path, out.read_text("utf-8")
 
 
+def test_a_run_of_long_answers_gives_a_page(tmp_path: Path, page: Any) -> None:
+    some = [{**fact, "target_new": "a tale that was told again " * 5} for fact in MANY[:4]]
+    none = dict.fromkeys(("efficacy", "generalization", "specificity", "specificity_untouched"))
+    exact = {"prompt_contained": 100.0, "strict_efficacy": 100.0, "strict_specificity": 100.0}
+    written = page(forged_run(tmp_path / "long", some, further=lambda place: {**none, **exact}))
+    assert "4 of 4 facts said" in written
+    assert "neighbors that are not edited" not in written
+
+
 def test_a_run_on_a_model_gives_a_page_with_every_section(
     run: Run, model_directory: Path, facts_file: Path, corpus: Path, tmp_path: Path, page: Any
 ) -> None:

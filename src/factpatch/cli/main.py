@@ -177,7 +177,7 @@ def prepare(
     if not debug:
         warnings.simplefilter("ignore")
     if own_methods is not None:
-        from factpatch.methods import register_methods
+        from factpatch.presets.own_methods import register_methods
 
         with argument("--methods"):
             register_methods(own_methods)

@@ -79,6 +79,6 @@ def reproduce(
             **{name: getattr(recipe, name) for name in ("preset", "critical_layers", "corpus", "device", "dtype")},
         )
     with checks.pooled(workers) as pool:  # first: a new run keeps to the number of threads of its workers
-        directory = begin(out or Path(name), config, name)
+        directory = begin(out or Path(name), config, name, pool)
         render.heading(what.title)
         carry_out(directory, name, what.outputs, other_versions, pool)

@@ -41,15 +41,19 @@ def run(
         loaded = load_config(config)
     outputs: tuple[Output, ...] = ("comparison",) if loaded.evaluate.curve is None else ("comparison", "curves")
     with checks.pooled(workers) as pool:  # first: a new run keeps to the number of threads of its workers
-        directory = begin(out, loaded, "CONFIG.yaml")
+        directory = begin(out, loaded, "CONFIG.yaml", pool)
         carry_out(directory, outputs=outputs, other_versions=other_versions, pool=pool)
 
 
-def begin(out: Path, config: RunConfig, origin: str) -> RunDirectory:
+def begin(out: Path, config: RunConfig, origin: str, pool: Pool | None) -> RunDirectory:
     """Begin a run, or open it if it was begun before; `origin` is the argument to blame for an error in the config."""
     from factpatch.lab.runs.config import ConfigError
     from factpatch.lab.runs.directory import RunDirectory
+    from factpatch.lab.runs.execute import check_known_to
 
+    if not RunDirectory.is_begun(out):
+        with checks.argument("--workers"):  # before the run is bound to the workers' number of threads
+            check_known_to(pool, [method.name for method in config.methods])
     with checks.argument("--out"):
         try:
             return RunDirectory.create(out, config)

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the extra `runs`")
 
 from factpatch.lab.runs.config import RunConfig
-from factpatch.lab.runs.reproductions import PAIRS, REPRODUCTIONS, config_for
+from factpatch.lab.runs.reproductions import REPRODUCTIONS, blue_pairs, config_for
 
 FOUR = {"memit", "prune", "rect", "alphaedit"}
 DATA = {"capability": {"data": "glue"}, "drift": {"prompts": "known_1000"}}
@@ -39,7 +39,7 @@ def test_a_reproduction_is_what_the_paper_ran(
     config = configured(name)
     names = [method.name for method in config.methods]
     assert set(names) == plain | {f"{one}-blue" for one in plain}
-    assert {PAIRS[one] for one in names if one.endswith("-blue")} == plain
+    assert {blue_pairs()[one] for one in names if one.endswith("-blue")} == plain
     assert [(dataset.limit, dataset.sample) for dataset in config.datasets] == [(edits, True)] * 2
     assert config.batch_size == batch_size
     assert {one for one in ("text", "capability", "drift") if getattr(config.evaluate, one) is not None} == {measured}

@@ -17,7 +17,7 @@ from tests.lab.runs.test_outcomes import facts
 from factpatch.evaluation.intervals import mean
 from factpatch.lab.runs.outcomes import outcomes
 from factpatch.lab.runs.outputs import draw_up
-from factpatch.lab.runs.reproductions import PAIRS
+from factpatch.lab.runs.reproductions import blue_pairs
 from factpatch.lab.runs.results import Results, read_results
 from factpatch.lab.runs.tables import contrasts, scored
 
@@ -51,7 +51,7 @@ def test_the_score_follows_its_parts_in_every_form(results: Results, tmp_path: P
 
 def test_differences_and_their_intervals_are_those_of_the_report(results: Results, tmp_path: Path) -> None:
     drawn = draw_up("comparison", results, tmp_path, "table2")
-    expected = contrasts(results.rows, results.pairs(PAIRS), results.columns("forged"))
+    expected = contrasts(results.rows, results.pairs(blue_pairs()), results.columns("forged"))
     lines = read_csv(tmp_path / "table2.differences.csv")
     assert [(line["method"], line["base"], line["metric"]) for line in lines] == [
         ("memit-blue", "memit", metric) for metric in ("efficacy", "generalization", "specificity", "score")
@@ -149,7 +149,7 @@ def test_a_fact_is_the_same_with_every_seed_wherever_it_stands(tmp_path: Path, s
     path = forged_run(tmp_path / "forged", facts(12), seeds=(0, 1), names=("one", "two"), sample=sample, limit=8)
     results = read_results(path)
     found = outcomes(results)
-    table = results.table("t", PAIRS)
+    table = results.table("t", blue_pairs())
     cells: dict[str, Any] = dict(table.lines)
     for place, column in enumerate(table.columns):
         some = found["memit", column.dataset]

@@ -14,9 +14,9 @@ from factpatch.evaluation.budget import check_limits
 from factpatch.evaluation.capability import LIMIT
 from factpatch.evaluation.tasks import task_named
 from factpatch.lab.rivals.rival import RIVALS, Rival
-from factpatch.methods import METHODS, Method, with_settings
+from factpatch.methods import METHODS, Method, one_named, with_settings
 from factpatch.recipe import MethodFields, ModelFields, Recipe, Section
-from factpatch.support.words import named, steerless, suggestion
+from factpatch.support.words import steerless, suggestion
 
 
 class ConfigError(ValueError):
@@ -35,11 +35,13 @@ class MethodConfig(MethodFields):
 
     def model_post_init(self, context: Any) -> None:
         known: dict[str, Method | Rival] = {**METHODS, **RIVALS}
-        found = named(known, self.name, "method")
-        if isinstance(found, Rival):
-            self._check_rival(found)
-        else:
+        found = one_named(self.name, known)
+        if not isinstance(found, Rival):
             with_settings(found, self.settings)
+        elif self.name in METHODS:
+            raise ValueError(f"name={self.name!r}: this is a rival's name too; give the method of your own another")
+        else:
+            self._check_rival(found)
         if not self.label:
             object.__setattr__(self, "label", self.name)
 

@@ -66,7 +66,7 @@ class RunDirectory(KeptDirectory):
         try:
             self.config = config_from(self.record["config"], str(file))
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{file}: cannot be read ({error}). Restore it from a copy.") from error
+            raise RunError(f"{file}: cannot be read: {error} If it was altered, restore it from a copy.") from error
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig) -> RunDirectory:

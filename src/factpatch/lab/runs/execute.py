@@ -8,7 +8,7 @@ ends with the numbers of one that was not, and it does not matter which process 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
 from factpatch.data.references import why_no_references
@@ -17,9 +17,9 @@ from factpatch.lab.runs.pace import Pace
 from factpatch.lab.runs.plan import Plan
 from factpatch.lab.runs.runner import Report, Runner, logged
 from factpatch.lab.runs.workers import Lines, share_out
-from factpatch.methods import registered
 from factpatch.model.replicas import threads
 from factpatch.pool import Local, Pool
+from factpatch.presets.own_methods import own_methods
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +61,6 @@ def execute(
         ValueError: Workers are to carry out a method that this process alone knows.
     """
     check_extra("a run")
-    own = registered(method.name for method in directory.config.methods)
-    if own and not (pool is None or isinstance(pool, Local)):
-        raise ValueError(
-            f"workers: other processes do not know {', '.join(own)}, registered in this one; run without workers."
-        )
     with directory.locked(), threads(directory.record["threads"]), logged(directory, report) as log:
         left = [plan for plan in directory.plans() if not plan.finished]
         if not left:
@@ -73,11 +68,21 @@ def execute(
             return
         for rival in filter(None, (plan.method.rival for plan in left)):
             rival.check_installed()
+        check_known_to(pool, [plan.method.name for plan in left])
         directory.check_conditions(other_versions)
         if pool is None or isinstance(pool, Local):
             _carry_out(directory, left, log)
         else:
             share_out(_prepared(directory, left, log), directory, left, pool, log)
+
+
+def check_known_to(pool: Pool | None, methods: Iterable[str]) -> None:
+    """Raise ValueError if workers are to carry out a method that this process alone knows."""
+    own = () if pool is None or isinstance(pool, Local) else own_methods(methods)
+    if own:
+        raise ValueError(
+            f"workers: other processes do not know {', '.join(own)}, registered in this one; run without workers."
+        )
 
 
 def _loaded(directory: RunDirectory, left: Sequence[Plan], log: Report) -> Runner:

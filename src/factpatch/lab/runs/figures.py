@@ -12,7 +12,7 @@ from factpatch.lab.drawing.charts import AFTER, BEFORE, COLORS, GRAY, MARKERS, U
 from factpatch.lab.drawing.shapes import states
 from factpatch.lab.runs.measures import tensors_at
 from factpatch.lab.runs.plan import Plan
-from factpatch.lab.runs.reproductions import PAIRS
+from factpatch.lab.runs.reproductions import blue_pairs
 from factpatch.lab.runs.results import Results
 from factpatch.lab.runs.rows import When
 from factpatch.lab.runs.tables import Column, Table
@@ -27,12 +27,13 @@ FORGETTING: Styles = {"right after it was written": Style(BEFORE), "after the la
 
 def method_styles(results: Results) -> Styles:
     """Of each method: one color for it with and without BLUE, which is solid; a marker of its own."""
-    bases = [PAIRS.get(name, name) for name in results.methods.values()]
+    pairs = blue_pairs()
+    bases = [pairs.get(name, name) for name in results.methods.values()]
     places = {base: place for place, base in enumerate(dict.fromkeys(bases))}
     return {
         label: Style(
             COLORS[places[base] % len(COLORS)],
-            "-" if results.methods[label] in PAIRS else "--",
+            "-" if results.methods[label] in pairs else "--",
             MARKERS[place % len(MARKERS)],
         )
         for place, (label, base) in enumerate(zip(results.methods, bases, strict=True))

@@ -19,6 +19,7 @@ from factpatch.evaluation.perplexity import held_out_text
 from factpatch.evaluation.tasks import Item, task_named
 from factpatch.facts import Fact, check_batch
 from factpatch.lab.runs.config import ConfigError, DatasetConfig, RunConfig
+from factpatch.presets.own_methods import own_methods
 from factpatch.presets.preset import load_preset
 from factpatch.support.files import file_digest
 from factpatch.support.text import read_text_file
@@ -62,7 +63,8 @@ def identities(config: RunConfig) -> dict[str, str]:
     for where, data in files.items():
         with _blamed(where):
             named[where] = file_digest(resolve_data(data))
-    return named
+    own = own_methods(method.name for method in config.methods)
+    return named | {f"methods: {name}": digest for name, digest in own.items() if digest is not None}
 
 
 @dataclass(frozen=True)

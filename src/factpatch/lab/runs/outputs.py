@@ -10,7 +10,7 @@ from pathlib import Path
 from factpatch.lab.drawing.charts import UNEDITED, figure, save_figure
 from factpatch.lab.drawing.shapes import STATES
 from factpatch.lab.runs.figures import capability, curve_values, curves, hidden_states, mapped, method_styles
-from factpatch.lab.runs.reproductions import PAIRS, Output
+from factpatch.lab.runs.reproductions import Output, blue_pairs
 from factpatch.lab.runs.results import Results
 from factpatch.lab.runs.tables import Cell, Column, Table, comparison, contrasts, improvements, write_table
 from factpatch.support.files import atomic_write, csv_text
@@ -31,7 +31,7 @@ def draw_up(output: Output, results: Results, folder: Path, name: str) -> Drawn:
 
 
 def _comparison(results: Results, folder: Path, name: str) -> Drawn:
-    table, pairs = results.table(name, PAIRS), results.pairs(PAIRS)
+    table, pairs = results.table(name, blue_pairs()), results.pairs(blue_pairs())
     several = len(results.datasets) > 1
     notes = [f"{one}: {note}" if several else note for one in results.datasets for note in results.notes(one)]
     notes += [f"{line}: {why}" for line, why in results.stopped.items()]
@@ -47,7 +47,7 @@ def _comparison(results: Results, folder: Path, name: str) -> Drawn:
 
 
 def _improvements(results: Results, folder: Path, name: str) -> Drawn:
-    averages = improvements(results.table(name, PAIRS), results.pairs(PAIRS))
+    averages = improvements(results.table(name, blue_pairs()), results.pairs(blue_pairs()))
     if not averages:
         return Drawn(sentences=("No method was measured with BLUE and without it.",))
     said = [
@@ -87,7 +87,7 @@ def _curves(results: Results, folder: Path, name: str) -> Drawn:
 
 def _hidden_states(results: Results, folder: Path, name: str) -> Drawn:
     columns = [column for dataset in results.datasets for column in results.drift_columns(dataset)]
-    table = comparison(name, results.rows, results.labels, columns, results.pairs(PAIRS))
+    table = comparison(name, results.rows, results.labels, columns, results.pairs(blue_pairs()))
     files = write_table(table, folder, name)
     for dataset, seed in product(results.datasets, results.directory.config.seeds):
         plans = [plan for plan in mapped(results) if (plan.dataset.name, plan.seed) == (dataset, seed)]

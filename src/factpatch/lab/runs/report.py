@@ -28,7 +28,7 @@ from factpatch.lab.runs.figures import (
 from factpatch.lab.runs.measures import UNTOUCHED
 from factpatch.lab.runs.outcomes import Outcome, State, answers, in_a_sentence, outcomes, worst
 from factpatch.lab.runs.pace import in_words
-from factpatch.lab.runs.reproductions import PAIRS
+from factpatch.lab.runs.reproductions import blue_pairs
 from factpatch.lab.runs.results import Results
 from factpatch.lab.runs.tables import MISSING, Column, comparison, contrasts, scored
 
@@ -67,6 +67,7 @@ def _section(results: Results, limit: int) -> dict[str, Any]:
         for column in results.drift_columns(dataset)
         if (results.rows["metric"] == column.metric).any()
     ]
+    pairs = results.pairs(blue_pairs())
     return {
         "name": results.directory.path.resolve().name,
         "results": results,
@@ -79,7 +80,7 @@ def _section(results: Results, limit: int) -> dict[str, Any]:
         "capability": [one for name in results.datasets for one in charts(capability(results, name), methods)],
         "maps": charts(hidden_states(mapped(results)), STATES),
         "legends": {"forgetting": legend(FORGETTING), "methods": legend(methods), "maps": legend(STATES)},
-        "drift": comparison("drift", results.rows, results.labels, drift, results.pairs(PAIRS)) if drift else None,
+        "drift": comparison("drift", results.rows, results.labels, drift, pairs) if drift else None,
     }
 
 
@@ -95,7 +96,7 @@ def _versions(record: Mapping[str, Any]) -> dict[str, Any]:
 def _dataset(results: Results, found: Mapping[tuple[str, str], list[Outcome]], name: str, limit: int) -> dict[str, Any]:
     """What the template says of one dataset; by the method's label, where it is of one method."""
     of = {label: some for (label, dataset), some in found.items() if dataset == name}
-    columns, pairs = results.columns(name), results.pairs(PAIRS)
+    columns, pairs = results.columns(name), results.pairs(blue_pairs())
     table = comparison(name, results.rows, list(of), [*columns, *_more_columns(results, name)], pairs)
     scores = {label: scored(results.rows, label, columns) for label in of}
     return {
@@ -122,7 +123,7 @@ def _more_columns(results: Results, dataset: str) -> Iterator[Column]:
     if "prompt_contained_true" in values:
         yield Column(dataset, "prompt_contained_true", "Old answer said", higher_is_better=False)
     # Where no neighbor is edited in the run itself, both are the same.
-    if UNTOUCHED in values and values[UNTOUCHED] != values["specificity"]:
+    if UNTOUCHED in values and values[UNTOUCHED] != values.get("specificity"):
         yield Column(dataset, UNTOUCHED, "Specificity, neighbors that are not edited")
     if "perplexity" in values:
         yield Column(dataset, "perplexity", "Perplexity", higher_is_better=False)

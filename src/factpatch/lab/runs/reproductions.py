@@ -15,16 +15,6 @@ from factpatch.support.words import suggestion
 Output = Literal["comparison", "improvements", "capability", "hidden_states", "curves"]
 
 _EVEN = ("memit", "prune", "rect", "alphaedit")
-PAIRS = {
-    blue.name: plain.name
-    for blue in METHODS.values()
-    for plain in METHODS.values()
-    if isinstance(blue.spread, Boundary)
-    and blue == replace(plain, name=blue.name, spread=blue.spread, source=blue.source)
-    if blue is not plain
-}
-"""Each method with BLUE and the one it should improve on: they differ in the spread."""
-_WITH_BLUE = {plain: blue for blue, plain in PAIRS.items()}
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,8 @@ def config_for(
         text, capability, drift: Fields of `EvaluateConfig`'s sections, for those that this one measures.
         others: Further fields of `RunConfig`.
     """
-    names = list(methods or [*what.methods, *map(_WITH_BLUE.__getitem__, what.methods)])
+    with_blue = {plain: blue for blue, plain in blue_pairs().items()}
+    names = list(methods or [*what.methods, *(with_blue[name] for name in what.methods)])
     count = what.edits if edits is None else edits
     sections = {"text": text or {}, "drift": drift or {}, "capability": {**(capability or {}), "every": what.every}}
     return config_from(
@@ -127,6 +118,18 @@ def config_for(
             **others,
         }
     )
+
+
+def blue_pairs() -> dict[str, str]:
+    """Each method with BLUE and the one it should improve on: they differ in the spread."""
+    return {
+        blue.name: plain.name
+        for blue in METHODS.values()
+        for plain in METHODS.values()
+        if isinstance(blue.spread, Boundary)
+        and blue == replace(plain, name=blue.name, spread=blue.spread, source=blue.source)
+        if blue is not plain
+    }
 
 
 def _memory(name: str, remember_keys: bool | None) -> dict[str, bool]:

@@ -24,6 +24,7 @@ from factpatch.lab.tuning.candidates import Candidate
 from factpatch.lab.tuning.targets import Attempt
 from factpatch.lab.tuning.trial import Trial, Workbench
 from factpatch.methods import METHODS, Method, settings_of
+from factpatch.presets.own_methods import own_methods
 from factpatch.presets.preset import Match, Preset, preset_for, save_preset
 from factpatch.statistics.corpus import corpus_from
 from factpatch.strategies.target import PUBLISHED
@@ -113,7 +114,9 @@ def preset_from(bench: Workbench, chosen: Candidate, tokens: int, source: str) -
     and weights that write the same share of a residual (`Solver.scaled`): that is derived, not measured.
     """
     rows = {}
-    for name, method in METHODS.items():
+    # A preset with a row for a method that other processes do not know could not be read there.
+    others = {name: method for name, method in METHODS.items() if name not in own_methods(METHODS)}
+    for name, method in {**others, bench.method.name: bench.method}.items():
         solver = bench.resolve(chosen, tokens, method).solver
         settings = settings_of(replace(method, solver=solver))["solver"]
         rows[name] = {f"solver.{field}": _rounded(value) for field, value in settings.items() if field != "class"}
