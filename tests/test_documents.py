@@ -59,13 +59,14 @@ def test_commands_and_options_in_the_documents_exist(page: str) -> None:
         words = shlex.split(line, comments=True)
         if words[:1] != ["factpatch"] or words[1].isupper():
             continue
-        place = next(place for place, word in enumerate(words) if word in commands)
-        command = commands[words[place]]
+        places = [place for place, word in enumerate(words) if word in commands]
+        assert places, f"{page}: {line}"
+        command, first = commands[words[places[0]]], places[0] + 1
         if hasattr(command, "commands"):
-            command = command.commands[words[place + 1]]
-        parameters = (whole.params if place > 1 else []) + command.params
-        options = {name for parameter in parameters for name in parameter.opts + parameter.secondary_opts}
-        assert {word for word in words if word.startswith("--")} <= options, f"{page}: {line}"
+            command, first = command.commands[words[first]], first + 1
+        for some, given in ((whole, words[: places[0]]), (command, words[first:])):
+            known = {name for parameter in some.params for name in parameter.opts + parameter.secondary_opts}
+            assert {word for word in given if word.startswith("--")} <= known, f"{page}: {line}"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])

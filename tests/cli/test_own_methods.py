@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import FACTS, QUICK, Run
+from tests.cli.conftest import QUICK, Run
 
 from factpatch import METHODS, register_method
 from factpatch.lab.runs.config import MethodConfig
