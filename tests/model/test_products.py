@@ -22,7 +22,7 @@ onednn = pytest.mark.skipif(not products._can_multiply(), reason="this PyTorch h
 
 @pytest.fixture(autouse=True)
 def _on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_made_by_amd", lambda: True)
+    monkeypatch.setattr(products, "_pays", lambda: True)
 
 
 @pytest.fixture
@@ -108,19 +108,25 @@ def test_other_processors_and_those_who_switch_it_off_keep_the_usual_library(mon
     lm = tiny("llama")
     with torch.backends.mkldnn.flags(enabled=False), asking(lm):
         assert not any("forward" in module.__dict__ for module in lm.model.modules())
-    monkeypatch.setattr(products, "_made_by_amd", lambda: False)
+    monkeypatch.setattr(products, "_pays", lambda: False)
     with asking(lm):
         assert not any("forward" in module.__dict__ for module in lm.model.modules())
 
 
 @pytest.mark.parametrize(
-    ("described", "amd"), [("vendor_id : AuthenticAMD", True), ("vendor_id : GenuineIntel", False)]
+    ("described", "instructions", "pays"),
+    [
+        ("vendor_id : AuthenticAMD", "AVX512", True),
+        ("vendor_id : AuthenticAMD", "AVX2", False),
+        ("vendor_id : GenuineIntel", "AVX512", False),
+    ],
 )
-def test_the_maker_of_the_processor_is_read(described: str, amd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processor_decides(described: str, instructions: str, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the fixture's
+    monkeypatch.setattr(products.torch.backends.cpu, "get_cpu_capability", lambda: instructions)
     monkeypatch.setattr(products.platform, "processor", lambda: "x86_64")
     monkeypatch.setattr(products.Path, "read_text", lambda *_: described)
-    assert products._made_by_amd.__wrapped__() is amd
+    assert products._pays.__wrapped__() is pays
 
 
 @onednn
