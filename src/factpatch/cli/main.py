@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -185,6 +186,9 @@ def prepare(
 
 def main() -> None:
     """The console script."""
+    # Read when PyTorch is loaded. By default a thread that has done its share keeps its core busy until the others are
+    # ready; if another process needs that core, they may be waiting for it in turn: docs/performance.md.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A character that the terminal's encoding lacks must not end an edit.
