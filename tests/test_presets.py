@@ -423,6 +423,20 @@ def test_nothing_assumed_is_nothing_to_warn_of(caplog: Any) -> None:
     assert warnings(caplog, preset=read_preset(MADE_UP)) == []
 
 
+def test_an_effort_that_replaces_settings_of_a_variant_is_warned_of(caplog: Any) -> None:
+    preset = replace(
+        read_preset(MADE_UP), variants={"long": {"common": {"target.steps": 28, "target.enough_steps": 0}}}
+    )
+    assert warnings(caplog, preset, variant="long", effort="quick") == [
+        "effort='quick' replaces settings of the variant long, which may need them: target.steps=28 by 8, "
+        "target.enough_steps=0 by 6."
+    ]
+    assert not warnings(caplog, preset, variant="long")
+    assert not warnings(caplog, preset, effort="quick")
+    settings = {"target.steps": 28, "target.enough_steps": 0}
+    assert not warnings(caplog, preset, variant="long", effort="quick", settings=settings)
+
+
 def test_the_solver_of_an_assumed_preset_is_scaled_unless_something_is_said_of_it() -> None:
     assumed = replace(read_preset(MADE_UP), assumed=True)
     found = chosen(assumed, "memit")

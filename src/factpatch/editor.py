@@ -16,6 +16,7 @@ from torch import Tensor
 from factpatch.data import demo_facts
 from factpatch.edited import Edit, EditedModel
 from factpatch.evaluation.forgetting import not_known, unknown_error, with_old_answers
+from factpatch.evaluation.reproduction import LONG, is_long
 from factpatch.evaluation.verify import exact
 from factpatch.facts import Fact, check_batch, find_facts, latest
 from factpatch.methods import EFFORTS, Method, settings_of, with_settings
@@ -194,6 +195,7 @@ class Editor(EditedModel):
         optimization_rows(self.lm, facts, (BARE,))  # what cannot be read is refused before anything is run
         facts = tuple(with_old_answers(self.lm, facts, self._taught()))
         self._check_known(facts)
+        _warn_of_whole_answers(self.method, facts)
         self._seconds = {}
         self.prepare()
         return self._edited(facts, self._plan(facts), {}).patch
@@ -659,6 +661,17 @@ class Editor(EditedModel):
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings))  # as a patch file gives them back
         return plain
+
+
+def _warn_of_whole_answers(method: Method, facts: Sequence[Fact]) -> None:
+    long = [fact for fact in facts if not fact.forget and is_long(fact.target_new)]
+    if long and isinstance(method.target, Target) and not method.target.chunk:
+        logger.warning(
+            "%s of %d words or more, which a single value rarely brings about. Write such answers in chunks: "
+            "--variant long-answers, variant='long-answers', or of other models than those with that variant "
+            "target.chunk=12.",
+            "1 fact has an answer" if len(long) == 1 else f"{len(long)} facts have answers", LONG,
+        )  # fmt: skip
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

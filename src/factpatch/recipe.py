@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from factpatch.methods import EFFORTS, Method, effort_settings, method_named, parse_assignments, with_settings
+from factpatch.presets.own_methods import own_settings
 from factpatch.presets.preset import Preset, load_preset, preset_for
 from factpatch.statistics.corpus import Corpus, check_corpus
 from factpatch.strategies import Spread
@@ -322,21 +323,23 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
         with _about("critical_layers"):
             lm.check_layers(layers)
     name = recipe.method if isinstance(recipe.method, str) else None
-    numbers = {} if name is None else preset.settings(name, recipe.variant)
+    own = frozenset[str]() if name is None else own_settings(name)
+    numbers = {} if name is None else _without(own, preset.settings(name, recipe.variant))
     # A preset may say nothing of a method's weights, and another model's do not fit; but a variant of that one, named
     # explicitly, is taken literally. Without a second moment nothing can be derived, so the other model's have to do.
     unknown = not any(map(_of_solver, numbers)) or (preset.assumed and recipe.variant is None)
     derivable = name is not None and unknown and recipe.row.solver.reads_corpus
-    underived = derivable and not any(map(_of_solver, recipe.settings))
+    underived = derivable and not any(map(_of_solver, [*own, *recipe.settings]))
     if underived:
         numbers = {setting: value for setting, value in numbers.items() if not _of_solver(setting)}
     if preset.assumed:
         taken = {setting: value for setting, value in numbers.items() if setting not in recipe.settings}
         _warn_of_assumed(preset, lm, recipe, taken)
-    if name is not None and recipe.variant is not None and numbers == preset.settings(name):
+    if name is not None and recipe.variant is not None and numbers == _without(own, preset.settings(name)):
         logger.info("the variant %s of the preset changes nothing for %s", recipe.variant, name)
     used = name is not None or layers is None
-    effort = effort_settings(recipe.effort, recipe.row)
+    effort = _without(own, effort_settings(recipe.effort, recipe.row))
+    _tell_of_replaced(recipe, preset, numbers, effort)
     origin = {"model": preset.model, "variant": recipe.variant, "assumed": preset.assumed}
     if effort:  # earlier versions did not record it
         origin["effort"] = recipe.effort
@@ -357,6 +360,28 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
         origin=origin if used else None,
         underived=underived,
     )
+
+
+def _without(own: frozenset[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that a registered method says itself."""
+    return {setting: value for setting, value in settings.items() if setting not in own}
+
+
+def _tell_of_replaced(recipe: Recipe, preset: Preset, numbers: Mapping[str, Any], effort: Mapping[str, Any]) -> None:
+    """Warn of the settings of a variant that an effort replaces."""
+    if recipe.variant is None or not isinstance(recipe.method, str):
+        return
+    usual = preset.settings(recipe.method)
+    replaced = [
+        f"{name}={value} by {effort[name]}"
+        for name, value in numbers.items()
+        if name in effort and name not in recipe.settings and value not in (usual.get(name), effort[name])
+    ]
+    if replaced:
+        logger.warning(
+            "effort='%s' replaces settings of the variant %s, which may need them: %s.",
+            recipe.effort, recipe.variant, ", ".join(replaced),
+        )  # fmt: skip
 
 
 def _of_solver(setting: str) -> bool:

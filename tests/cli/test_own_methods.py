@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import QUICK, Run
+from tests.models import tiny
 
-from factpatch import METHODS, register_method
+from factpatch import METHODS, HiddenState, Recipe, Ridge, register_method
 from factpatch.lab.runs.config import MethodConfig
 from factpatch.lab.runs.directory import RunDirectory, RunError
 from factpatch.lab.runs.reproductions import blue_pairs
 from factpatch.lab.runs.results import read_results
 from factpatch.presets import own_methods
-from factpatch.presets.own_methods import register_methods
+from factpatch.presets.own_methods import own_settings, register_methods
+from factpatch.recipe import choose
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "add_a_method.py"
 
@@ -44,7 +46,8 @@ def test_a_method_in_a_file_edits_by_its_name(run: Run, edit_arguments: list[obj
     assert "emmet-blue" in run.ok("log", session).output
     fact = "1.1"
     run.refused("A method of your own needs `factpatch --methods", "undo", session, "--fact", fact)
-    run.ok("--methods", EXAMPLE, "undo", session, "--fact", fact)
+    shown = run.ok("--methods", EXAMPLE, "undo", session, "--fact", fact).output
+    assert f"factpatch --methods {EXAMPLE} edit --resume {session}" in shown.replace("\n", "")
 
 
 def test_a_run_compares_it_with_others(begin: Any, run: Run, config: dict[str, Any], tmp_path: Path) -> None:
@@ -84,6 +87,19 @@ def test_a_file_may_register_its_methods_itself_and_be_read_twice(tmp_path: Path
     )
     for _ in range(2):
         assert [method.name for method in register_methods(path)] == ["mine"]
+
+
+def test_what_a_method_says_itself_stays_and_the_rest_is_of_the_preset() -> None:
+    lm = tiny("llama")
+    one = replace(METHODS["memit"], name="mine", target=HiddenState(clamp=2.0), solver=Ridge(weight=3000.0))
+    register_method(one)
+    assert own_settings("mine") == {"target.clamp", "solver.weight"}
+    assert own_settings("pmet") == frozenset()
+    chosen, usual = (choose(Recipe(method=name, effort="quick"), lm) for name in ("mine", "memit"))
+    assert (chosen.method.solver, chosen.underived, usual.underived) == (one.solver, False, True)
+    assert chosen.method.target == replace(usual.method.target, clamp=2.0)
+    given = choose(Recipe(method="mine", settings={"solver.weight": 5}), lm)
+    assert given.method.solver.weight == 5
 
 
 def test_a_rival_keeps_its_name() -> None:
@@ -127,5 +143,7 @@ def test_what_is_no_method_is_refused(run: Run, tmp_path: Path, name: str, text:
 def test_an_error_in_the_file_is_named(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "broken.py"
     path.write_text("from factpatch import Methud\n", "utf-8")
-    assert "Methud" in run.refused("error: ", "--methods", path, "methods", code=1)
+    run.refused("broken.py: line 1: ImportError: ", "--methods", path, "methods")
+    path.write_text("import factpatch\n\ndef method(:\n", "utf-8")
+    run.refused("broken.py: line 3: SyntaxError: ", "--methods", path, "methods")
     assert not any(name.startswith("own_methods.broken_") for name in sys.modules)

@@ -263,3 +263,14 @@ def test_no_delta_is_longer_than_at_the_subject_it_may_be() -> None:
     lengths = found.delta.norm(dim=-1)
     assert bool((lengths <= 0.5 * at_subject * (1 + 1e-9)).all())
     assert bool((lengths > 0.4 * at_subject).any())
+
+
+@pytest.mark.parametrize(("settings", "warned"), [({}, True), ({"target.chunk": 6}, False)], ids=["whole", "in chunks"])
+def test_a_long_answer_that_is_edited_whole_is_warned_of(
+    settings: dict[str, int], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = replace(LONG, target_new="a city on the coast " * 5)
+    make(settings={"target.steps": 1, **settings}).edit([FACTS[0], long])
+    told = [record.getMessage() for record in caplog.records if "chunks" in record.getMessage()]
+    assert bool(told) is warned
+    assert all(text.startswith("1 fact has an answer of 24 words or more") for text in told)

@@ -379,7 +379,7 @@ def _held(session: factpatch.Session, given: Mapping[str, Any]) -> Iterator[None
                 options = "".join(f" {checks.option_name(name)} {shlex.quote(str(left[name]))}" for name in left)
                 render.note(
                     f"{ready} of {counted(ready + len(session.waiting), 'batch')} kept; continue with: "
-                    f"factpatch edit --resume {session.path}{options}",
+                    f"{render.command(f'edit --resume {session.path}{options}')}",
                     "yellow",
                 )
             raise

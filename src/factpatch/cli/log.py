@@ -61,7 +61,7 @@ def log(
     if opened.waiting:
         render.say(
             f"Pending: {counted(sum(opened.waiting), 'fact')} in {counted(len(opened.waiting), 'batch')}; "
-            f"factpatch edit --resume {session}",
+            f"{render.command(f'edit --resume {session}')}",
             "yellow",
         )
 

@@ -47,7 +47,7 @@ from factpatch.cli import (
     verify,
 )
 from factpatch.cli.checks import BadArgumentError, argument, explained
-from factpatch.cli.render import note
+from factpatch.cli.render import given, note
 
 # By the panel of `--help` that lists them. They import PyTorch inside their functions, so help does not wait for it.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -177,6 +177,7 @@ def prepare(
     library.setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         warnings.simplefilter("ignore")
+    given[:] = [] if own_methods is None else ["--methods", str(own_methods)]
     if own_methods is not None:
         from factpatch.presets.own_methods import register_methods
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,16 @@ screen = _console()
 """Results go here."""
 messages = _console(stderr=True)
 """Progress, warnings and errors go here."""
+
+
+given: list[str] = []
+"""The options before the command that a command to go on with needs too."""
+
+
+def command(rest: str) -> str:
+    """A command to go on with, as the user would type it."""
+    return " ".join(["factpatch", *map(shlex.quote, given), rest])
+
 
 LONGEST = 160
 """The most characters of a fact's prompt, and of its answer, that a table or a list shows."""

@@ -104,7 +104,7 @@ def _take_back(directory: Path, to: int) -> None:
     )
     render.say("Their patches stay in the directory. Patches and models that were saved with them do not change.")
     if to:
-        render.say(f"To write the patch of what is left: factpatch edit --resume {directory} --out PATCH")
+        render.say(f"To write the patch of what is left: {render.command(f'edit --resume {directory} --out PATCH')}")
 
 
 def _take_facts_back(directory: Path, names: list[str]) -> None:
@@ -124,10 +124,9 @@ def _take_facts_back(directory: Path, names: list[str]) -> None:
         "again.",
         "bold",
     )
-    render.say(
-        f"The earlier patches stay in the directory. To write the new one: factpatch edit --resume {directory} "
-        "--out PATCH"
-    )
+    render.say("The earlier patches stay in the directory.")
+    if session.finished:
+        render.say(f"To write the new one: {render.command(f'edit --resume {directory} --out PATCH')}")
 
 
 def _show_taken(found: TakenBack, gone: Verification) -> None:

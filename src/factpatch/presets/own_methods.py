@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from factpatch.methods import METHODS, Method
+from factpatch.methods import METHODS, STRATEGIES, Method
 
 _OWN: dict[str, str | None] = {}
 """Names of methods that this process alone knows, with the SHA-256 of the file that defines them, if one does."""
@@ -18,8 +21,9 @@ _OWN: dict[str, str | None] = {}
 def register_method(method: Method) -> None:
     """Add a method of your own to the table: runs, reproductions, sessions and commands then know it by its name.
 
-    It has what the preset of a model has for all methods (`common`), and derived settings of the solver, if that can
-    derive them. To register a name again replaces the method.
+    What differs from the defaults of its strategies stays as it is. The rest is what the preset of a model has for all
+    methods (`common`), and settings of the solver are derived, unless one of them differs. To register a name again
+    replaces the method.
 
     Raises:
         TypeError: It is no `Method`.
@@ -33,7 +37,8 @@ def register_methods(file: str | Path) -> list[Method]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no Python file, it holds no method or two of one name, or the package has one of that name.
+        ValueError: It is no Python file, it fails, it holds no method or two of one name, or the package has one of
+            that name.
     """
     path = Path(file)
     if path.suffix != ".py":
@@ -58,6 +63,26 @@ def own_methods(names: Iterable[str]) -> dict[str, str | None]:
     return {name: _OWN[name] for name in names if name in _OWN}
 
 
+def own_settings(name: str) -> frozenset[str]:
+    """The settings of a registered method that differ from its strategies' defaults, by dotted name.
+
+    No preset replaces them. Empty for the methods of the package, whose numbers come from presets.
+    """
+    if name not in _OWN:
+        return frozenset()
+    strategies = {part: getattr(METHODS[name], part) for part in STRATEGIES}
+    return frozenset(
+        f"{part}.{field.name}"
+        for part, strategy in strategies.items()
+        for field in fields(strategy)
+        if getattr(strategy, field.name) != _default(field)
+    )
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def _register(method: Method, digest: str | None) -> None:
     if not isinstance(method, Method):
         raise TypeError(f"method={method!r}: is no factpatch.Method; give one.")
@@ -77,7 +102,14 @@ def _run(path: Path, digest: str) -> ModuleType:
     sys.modules[name] = module  # where dataclasses look up the types of their fields
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except Exception as error:
         del sys.modules[name]
-        raise
+        raise ValueError(f"{path}: {_line(error, path)}{type(error).__name__}: {error}.") from error
     return module
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Where in the file an error was raised, if that is known."""
+    reached = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    line = error.lineno if isinstance(error, SyntaxError) else reached[-1] if reached else None
+    return "" if line is None else f"line {line}: "

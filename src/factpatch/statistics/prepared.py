@@ -163,8 +163,10 @@ class Prepared:
             read = [content_hash(moment) for moment in moments]
             about = [type(solver).__name__, asdict(solver), WRITTEN, self.layers, list(contexts), read]
             settings = self.findings.get("solver", about, _SETTINGS, derived)
-        self.solver = replace(solver, **settings)
         self.underived = False
+        if settings == asdict(solver):  # it derives nothing
+            return
+        self.solver = replace(solver, **settings)
         numbers = ", ".join(f"solver.{name}={value:.4g}" for name, value in settings.items())
         logger.info("solver settings derived from the keys of %s: %s", self.lm.name, numbers)
 
