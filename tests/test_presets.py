@@ -433,7 +433,6 @@ def test_an_effort_that_replaces_settings_of_a_variant_is_warned_of(caplog: Any)
     ]
     assert not warnings(caplog, preset, variant="long")
     assert not warnings(caplog, preset, effort="quick")
-    settings = {"target.steps": 28, "target.enough_steps": 0}
     assert not warnings(caplog, preset, variant="long", effort="quick", settings=settings)
 
 
