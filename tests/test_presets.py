@@ -424,9 +424,8 @@ def test_nothing_assumed_is_nothing_to_warn_of(caplog: Any) -> None:
 
 
 def test_an_effort_that_replaces_settings_of_a_variant_is_warned_of(caplog: Any) -> None:
-    preset = replace(
-        read_preset(MADE_UP), variants={"long": {"common": {"target.steps": 28, "target.enough_steps": 0}}}
-    )
+    settings = {"target.steps": 28, "target.enough_steps": 0}
+    preset = replace(read_preset(MADE_UP), variants={"long": {"common": settings}})
     assert warnings(caplog, preset, variant="long", effort="quick") == [
         "effort='quick' replaces settings of the variant long, which may need them: target.steps=28 by 8, "
         "target.enough_steps=0 by 6."
