@@ -67,7 +67,7 @@ def test_a_table_of_the_paper_is_reproduced_and_found_again(tmp_path: Path, monk
         results = example["main"](
             tmp_path / "run", str(facts), str(model), **options, critical_layers=[1, 2], corpus=str(corpus)
         )
-    table = results.table("Table 2", example["PAIRS"])
+    table = results.table("Table 2", example["blue_pairs"]())
     assert [label for label, _ in table.lines] == ["unedited", "memit", "memit-blue"]
     assert {"label", "metric", "value", "when"} <= set(results.rows.columns)
 
