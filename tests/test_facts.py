@@ -237,6 +237,7 @@ def test_from_dict_takes_none_for_an_absent_optional_field() -> None:
     ("record", "error", "message"),
     [
         ({"prompt": "{} is", "subject": "x"}, ValueError, "missing field 'target_new'"),
+        ({"prompt": "{} is", "subject": "x", "target_true": "y"}, ValueError, 'forget target_true, add "forget": true'),
         ({**fact().to_dict(), "target": "x"}, ValueError, "unknown field 'target'. Did you mean 'target_"),
         ({**fact().to_dict(), "qqq": 1}, ValueError, "unknown field 'qqq'. Known: prompt, subject"),
         ({**fact().to_dict(), "subject": None}, TypeError, "subject=None: must be"),

@@ -311,6 +311,8 @@ class Fact:
         given = {name: it for name, it in _fields(record).items() if it is not None or name not in _OPTIONAL}
         if given.get("forget") and not given.get("target_new"):
             given |= {"target_new": UNKNOWN, "forget": "silence" if given["forget"] is True else given["forget"]}
+        if "target_new" not in given and given.get("target_true"):
+            raise ValueError("missing field 'target_new'; to make a model forget target_true, add \"forget\": true.")
         return cls(**given)
 
 
