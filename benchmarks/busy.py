@@ -14,12 +14,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+
+from latency import parsed, timed
 
 POLICIES = ("active", "passive")
 
@@ -38,17 +39,6 @@ def counting(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def edit(options: argparse.Namespace, out: Path, policy: str) -> float:
-    """The seconds of one edit."""
-    command = [
-        sys.executable, "-m", "factpatch", "edit", options.model, "--facts", options.facts,
-        "--limit", str(options.limit), "--effort", "quick", "--out", str(out), *options.further,
-    ]  # fmt: skip
-    begun = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_WAIT_POLICY": policy})
-    return time.perf_counter() - begun
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
@@ -56,19 +46,20 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--busy", type=int, default=1, help="how many other processes are busy")
-    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    options = parser.parse_args(own)
-    options.further = sys.argv[2 + len(own) :]
+    options = parsed(parser)
     print(f"{options.model}, {options.limit} facts, threads: {os.environ.get('OMP_NUM_THREADS', os.cpu_count())}")
     seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "patch.safetensors"
-        edit(options, out, POLICIES[-1])
+
+        def edit(policy: str) -> float:
+            return timed(options, options.limit, "quick", Path(folder), {"OMP_WAIT_POLICY": policy})
+
+        edit(POLICIES[-1])
         for _ in range(options.rounds):
             for busy in (0, options.busy):
                 for policy in POLICIES:
                     with counting(busy):
-                        seconds[busy, policy].append(edit(options, out, policy))
+                        seconds[busy, policy].append(edit(policy))
     print(f"{'busy':>5}", *(f"{policy:>10}" for policy in POLICIES), f"{'ratio':>8}")
     for busy in dict.fromkeys((0, options.busy)):
         active, passive = (median(seconds[busy, policy]) for policy in POLICIES)

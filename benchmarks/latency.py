@@ -38,20 +38,36 @@ STAGES: dict[str, tuple[str, ...]] = {
 """Columns, with the report's stages that each adds up."""
 
 
+def timed(
+    options: argparse.Namespace, count: int, effort: str, folder: Path, environment: dict[str, str], *more: str
+) -> float:
+    """The seconds of `factpatch edit` in a process of its own, from its start to its end."""
+    command = [
+        sys.executable, "-m", "factpatch", "edit", options.model, "--facts", options.facts, "--limit", str(count),
+        "--effort", effort, "--out", str(folder / "p.safetensors"), *more, *options.further,
+    ]  # fmt: skip
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
+    return time.perf_counter() - start
+
+
 def edit(cache: Path, options: argparse.Namespace, count: int, folder: Path) -> dict[str, float]:
     """One edit in a process of its own: seconds by column."""
     report = folder / "report.json"
-    command = [
-        sys.executable, "-m", "factpatch", "edit", options.model, "--facts", options.facts, "--limit", str(count),
-        "--effort", options.effort, "--out", str(folder / "p.safetensors"), "--report", str(report), *options.further,
-    ]  # fmt: skip
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "FACTPATCH_CACHE": str(cache)})
-    whole = time.perf_counter() - start
+    whole = timed(options, count, options.effort, folder, {"FACTPATCH_CACHE": str(cache)}, "--report", str(report))
     seconds = json.loads(report.read_text("utf-8"))["seconds"]
     found = {name: sum(seconds.get(stage, 0.0) for stage in stages) for name, stages in STAGES.items()}
     # Imports, checks of the arguments and the files: all that the report does not count.
     return {"start": whole - seconds["total"], **found, "rest": seconds["total"] - sum(found.values()), "all": whole}
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments before --, and as `further` those after it."""
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    options = parser.parse_args(own)
+    options.further = sys.argv[2 + len(own) :]
+    options.facts = os.path.abspath(options.facts)
+    return options
 
 
 def fresh_cache(folder: Path) -> Path:
@@ -72,10 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--effort", default="standard")
     parser.add_argument("--warm-only", action="store_true", help="do not measure cold caches")
-    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    options = parser.parse_args(own)
-    options.further = sys.argv[2 + len(own) :]
-    options.facts = os.path.abspath(options.facts)
+    options = parsed(parser)
     print(f"{options.model}, {options.effort} effort, threads: {os.environ.get('OMP_NUM_THREADS', os.cpu_count())}")
     print(f"{'facts':>5} {'caches':6}", *(f"{name:>10}" for name in ("start", *STAGES, "rest", "all")))
     with tempfile.TemporaryDirectory() as name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import sys
 import traceback
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from factpatch.methods import METHODS, STRATEGIES, Method
+from factpatch.support.files import file_digest
 
 _OWN: dict[str, str | None] = {}
 """Names of methods that this process alone knows, with the SHA-256 of the file that defines them, if one does."""
@@ -43,7 +43,7 @@ def register_methods(file: str | Path) -> list[Method]:
     path = Path(file)
     if path.suffix != ".py":
         raise ValueError(f"{path}: is no Python file; give one whose name ends in .py.")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_digest(path)
     shipped = [method for name, method in METHODS.items() if name not in _OWN]
     found: dict[str, Method] = {}
     for method in vars(_run(path, digest)).values():

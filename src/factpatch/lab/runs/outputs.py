@@ -31,7 +31,8 @@ def draw_up(output: Output, results: Results, folder: Path, name: str) -> Drawn:
 
 
 def _comparison(results: Results, folder: Path, name: str) -> Drawn:
-    table, pairs = results.table(name, blue_pairs()), results.pairs(blue_pairs())
+    with_blue = blue_pairs()
+    table, pairs = results.table(name, with_blue), results.pairs(with_blue)
     several = len(results.datasets) > 1
     notes = [f"{one}: {note}" if several else note for one in results.datasets for note in results.notes(one)]
     notes += [f"{line}: {why}" for line, why in results.stopped.items()]
@@ -47,7 +48,8 @@ def _comparison(results: Results, folder: Path, name: str) -> Drawn:
 
 
 def _improvements(results: Results, folder: Path, name: str) -> Drawn:
-    averages = improvements(results.table(name, blue_pairs()), results.pairs(blue_pairs()))
+    with_blue = blue_pairs()
+    averages = improvements(results.table(name, with_blue), results.pairs(with_blue))
     if not averages:
         return Drawn(sentences=("No method was measured with BLUE and without it.",))
     said = [
