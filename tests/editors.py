@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tests.models import INNER, SENTENCES, tiny
+from tests.models import INNER, SENTENCES, WIDTH, tiny
 from torch import Tensor
+from torch.nn.functional import pad
 
 from factpatch import METHODS, Editor, Fact, Method, NullSpace, Ridge
 from factpatch.methods import has_setting
-from factpatch.strategies import AnchoredNorm, BoundedRidge, Normalized, Target, Whitened
+from factpatch.model.places import GATE, place_of
+from factpatch.strategies import AnchoredNorm, BoundedRidge, Neurons, Normalized, Target, Whitened
+from factpatch.strategies.solver import LeastSquares
 
 LAYERS = (1, 2, 3)
 CONTEXTS = ("{}", "The tower in the city. {}")
@@ -57,8 +60,10 @@ STATISTICS: dict[type, dict[str, float]] = {
     Normalized: {"solver.rate": 0.003},
     Whitened: {"solver.rate": 0.003, "solver.warm_up": 60},
 }
-OPTIMIZED = [name for name, method in METHODS.items() if isinstance(method.target, Target)]
-"""The methods that optimize values."""
+OPTIMIZED = [
+    name for name, one in METHODS.items() if isinstance(one.target, Target) and isinstance(one.solver, LeastSquares)
+]
+"""The methods that optimize values and shift one weight of a layer."""
 FACTS = (
     Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
     Fact("{} plays the sport of", "Messi", "basketball"),
@@ -77,6 +82,18 @@ def second_moments(seed: int = 0, layers: Sequence[int] = LAYERS) -> dict[int, T
     return moments
 
 
+def input_moments(seed: int = 0, layers: Sequence[int] = LAYERS) -> dict[int, Tensor]:
+    """Of what the MLP gets, with a 1 after it, by the place of its gates: noise around a vector, so one is constant."""
+    generator = torch.Generator().manual_seed(seed)
+    middle = 2 * torch.randn(WIDTH, generator=generator, dtype=EXACT)
+    moments = {}
+    for layer in layers:
+        noise = torch.randn(300, WIDTH, generator=generator, dtype=EXACT)
+        inputs = pad(middle + noise, (0, 1), value=1.0)
+        moments[place_of(layer, GATE)] = inputs.T @ inputs / len(inputs)
+    return moments
+
+
 def make(
     method: str | Method = "memit-blue",
     family: str = "llama",
@@ -86,7 +103,10 @@ def make(
     **options: Any,
 ) -> Editor:
     row = METHODS[method] if isinstance(method, str) else method
-    given = {"contexts": CONTEXTS, "second_moments": second_moments(layers=critical_layers), **options}
+    moments = second_moments(layers=critical_layers)
+    if isinstance(row.solver, Neurons):
+        moments |= input_moments(layers=critical_layers)
+    given = {"contexts": CONTEXTS, "second_moments": moments, **options}
     tiny_settings = STATISTICS.get(type(row.solver)) or SOLVERS.get(type(row.solver), ({}, None))[0]
     quick = {name: value for name, value in QUICK.items() if has_setting(row, name)}
     chosen = {**quick, **tiny_settings, **MEASURED.get(type(row.target), {}), **(settings or {})}

@@ -185,7 +185,7 @@ def test_keys_that_are_not_remembered_do_not_matter() -> None:
     assert not torch.allclose(second_without, second_with, rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.solver.writes(0) == [0]])
 def test_the_order_of_facts_does_not_matter(method: str) -> None:
     one, other = shifts(make(method).edit(FACTS)), shifts(make(method).edit(FACTS[::-1]))
     for layer, shift in one.items():

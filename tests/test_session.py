@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.editors import MEASURED, STATISTICS
+from tests.editors import MEASURED, SOLVERS, STATISTICS, input_moments
 from tests.models import INNER, SENTENCES, tiny
 from tests.support.test_files_atomic import largest_file
 
@@ -31,7 +31,7 @@ from factpatch.methods import METHODS, with_settings
 from factpatch.model.weights import content_hash
 from factpatch.patch.patch import Patch
 from factpatch.session import Session, load_patch
-from factpatch.strategies import NullSpace
+from factpatch.strategies import Neurons
 from factpatch.support.files import _new_draft
 
 LAYERS = (1, 2, 3)
@@ -47,11 +47,11 @@ def make(
     method: str = "memit-blue", weights_seed: int = 0, settings: dict[str, Any] | None = None, **options: Any
 ) -> Editor:
     row = METHODS[method]
-    solver = {"threshold": 0.4, "l2": 0.5} if isinstance(row.solver, NullSpace) else {"weight": 5.0}
     quick: dict[str, Any] = {"target.steps": 3, "target.learning_rate": 0.3, **MEASURED.get(type(row.target), {})}
-    quick |= {f"solver.{name}": v for name, v in solver.items()}
+    quick |= SOLVERS.get(type(row.solver), ({}, None))[0]
     quick = dict(STATISTICS.get(type(row.solver), quick))
-    given = {"critical_layers": LAYERS, "contexts": ("{}", "The tower. {}"), "second_moments": moments(), **options}
+    read = {**moments(), **input_moments()} if isinstance(row.solver, Neurons) else moments()
+    given = {"critical_layers": LAYERS, "contexts": ("{}", "The tower. {}"), "second_moments": read, **options}
     given = {"corpus": list(SENTENCES), **given} if row.solver.ordinary_tokens else given
     return Editor(tiny("llama", seed=weights_seed), method=with_settings(row, {**quick, **(settings or {})}), **given)
 

@@ -29,6 +29,7 @@ from factpatch.facts import Fact, check_batch, latest, near_duplicates
 from factpatch.model.decoding import end_tokens
 from factpatch.model.fingerprint import unchanged
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.places import name_of
 from factpatch.model.replicas import Replicas
 from factpatch.patch.description import contexts_in
 from factpatch.patch.patch import Patch
@@ -179,7 +180,7 @@ class EditReport:
                 "path": None if self.patch_file is None else str(self.patch_file),
                 "bytes": self.patch_bytes,
                 "layers": list(self.patch.layers),
-                "ranks": {str(layer): rank for layer, rank in self.patch.ranks.items()},
+                "ranks": {name_of(place): rank for place, rank in self.patch.ranks.items()},
             },
         }
 

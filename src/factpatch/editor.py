@@ -24,11 +24,11 @@ from factpatch.model.batching import parts
 from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel, check_editable
 from factpatch.model.loading import dtype_named, load_language_model
+from factpatch.model.places import layer_list, layer_of
 from factpatch.model.precision import precision_for, sharing_copies
 from factpatch.model.quantized import check_gradients
 from factpatch.model.replicas import Replicas
 from factpatch.model.weights import changed_layers, matrices
-from factpatch.patch.batch import layer_list
 from factpatch.patch.history import Draft, History
 from factpatch.patch.patch import Patch
 from factpatch.patch.shift import Shift, smaller
@@ -52,6 +52,7 @@ from factpatch.values.views import (
     FIRST_STEP,
     BatchReaders,
     Rows,
+    RowsInLayer,
     Views,
     first_token_keys,
     other_first_tokens,
@@ -143,14 +144,24 @@ class Editor(EditedModel):
         return replace(self._method, solver=self.prepared.solver)
 
     @property
+    def _steps(self) -> list[Step]:
+        """The steps of the method's spread, those of all turns."""
+        return [step for turn in self._method.spread.turns(self.critical_layers) for step in turn]
+
+    @property
     def written_layers(self) -> list[int]:
         """The layers that the method's spread writes, ascending."""
-        return sorted({step.layer for step in self._method.spread.steps(self.critical_layers)})
+        return sorted({step.layer for step in self._steps})
 
     @property
     def edited_layers(self) -> list[int]:
         """The layers that an edit may write: those of the spread, and the first one where first tokens need it."""
         return [FIRST_LAYER, *self.written_layers] if self._apart else self.written_layers
+
+    @property
+    def edited_places(self) -> list[int]:
+        """The weights that an edit may write: those of the `edited_layers` that the solver shifts."""
+        return [place for layer in self.edited_layers for place in self._method.solver.writes(layer)]
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -249,7 +260,8 @@ class Editor(EditedModel):
 
     def _edited(self, facts: tuple[Fact, ...], plan: Plan, known: Mapping[int, Tensor]) -> Edit:
         """Edit a batch, with target values where they are known, (rows, d_value) by target layer."""
-        with self.history.open(sorted({step.layer for step, _ in plan}), "edit") as draft:
+        places = {place for step, _ in plan for place in self._method.solver.writes(step.layer)}
+        with self.history.open(sorted(places), "edit") as draft:
             edit = self._written(facts, plan, draft, known)
             draft.keep(edit)
         self._seconds = {}  # later reads do not count toward this edit
@@ -269,10 +281,11 @@ class Editor(EditedModel):
                 residuals[layer] = self._read_residual(step, rows, values, targets)
                 keys = self._read_keys(rows, layer)
                 solved = self._solve(step, rows, keys, residuals[layer], facts)
-                shifts |= self._regularized(Acts.LAYER, {layer: solved}, draft.before)
+                solved = self._regularized(Acts.LAYER, solved, draft.before)
+                shifts |= solved
                 if self.recipe.remember_keys:
                     traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
-                self._write(draft.write, {layer: shifts[layer]})
+                self._write(draft.write, solved)
         if self.method.regularizer.acts is Acts.BATCH:
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)
@@ -290,12 +303,24 @@ class Editor(EditedModel):
         return fits and known and there and self._method.target.apart and without_bos(self.lm)
 
     @staged("contexts")
-    def _plan(self, facts: Sequence[Fact]) -> Plan:
-        """What to write, in order: first tokens to the first layer, then the steps of the method."""
+    def _plan(self, facts: Sequence[Fact], written: Iterable[int] | None = None) -> Plan:
+        """What to write, in order: first tokens to the first layer, then the steps of the method.
+
+        Args:
+            written: The places that a batch has shifted, to write it there again; None for a new batch.
+        """
         readers = BatchReaders(self.lm, facts, self.contexts, self._apart, self.written_layers, self.precision)
         main, first = self.method.target.read(readers)
-        steps = [(step, main) for step in self.method.spread.steps(self.critical_layers)]
+        steps = [(step, main) for step in self._turn(written)]
         return steps if first is None else [(FIRST_STEP, first), *steps]
+
+    def _turn(self, written: Iterable[int] | None) -> list[Step]:
+        """The steps of a batch that has shifted these places; of a new one, those that the fewest edits have taken."""
+        turns = self._method.spread.turns(self.critical_layers)
+        if written is not None:
+            return turns[_turn_of(turns, written)]
+        taken = [_turn_of(turns, edit.places) for edit in self.edits]
+        return turns[min(range(len(turns)), key=taken.count)]
 
     def target_values(self, facts: Sequence[Fact], layer: int) -> TargetValues:
         """Optimize the value of each fact at a layer, on the present weights, which stay unchanged.
@@ -355,19 +380,21 @@ class Editor(EditedModel):
         return [self.prepared.memory(layer).trace(keys.cpu(), keys.new_zeros(len(keys), self.lm.d_value).cpu())]
 
     @staged("solve")
-    def _solve(self, step: Step, rows: Rows, keys: Tensor, residual: Tensor, facts: Sequence[Fact]) -> Shift:
+    def _solve(self, step: Step, rows: Rows, keys: Tensor, residual: Tensor, facts: Sequence[Fact]) -> dict[int, Shift]:
+        """What the step changes, by place."""
         layer = step.layer
         _check_finite(f"keys of layer {layer}", keys)
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
         try:
             memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts), *self._between(layer, rows)])
-            shift = smaller(memory.solve(keys, residual)).to(self._stored_dtype)
+            found = memory.shifts(RowsInLayer(self.lm, rows, layer, keys, residual))
+            shifts = {place: smaller(shift).to(self._stored_dtype) for place, shift in found.items()}
         except UnknownExpert as error:
             raise ValueError(f"layer {layer}: {error}") from error
-        if not shift.is_finite():
+        if not all(shift.is_finite() for shift in shifts.values()):
             raise FloatingPointError(f"the shift of layer {layer} is not finite")
-        return shift
+        return shifts
 
     def _earlier(self, layer: int, facts: Sequence[Fact]) -> list[Traces]:
         """What a layer preserves of earlier batches: all but what later ones, or these facts, ask again."""
@@ -439,18 +466,18 @@ class Editor(EditedModel):
                 f"replay: {type(self.method.solver).__name__} remembers more of a batch than its patch holds; give the "
                 "traces of each batch, as a session keeps them."
             )
-        with self.history.open(patch.layers, "replay") as draft:
-            changed = changed_layers(draft.weights, patch.states()[0], patch.layers)
+        with self.history.open(patch.places, "replay") as draft:
+            changed = changed_layers(draft.weights, patch.states()[0], patch.places)
             if changed:
                 raise ValueError(
                     f"replay: the patch was made for other weights than the model has in {layer_list(changed)}; load "
                     "the model that was edited."
                 )
             for index, batch in enumerate(patch.batches):
-                batch, plan = draft.replay(batch), self._plan(batch.facts)
+                batch, plan = draft.replay(batch), self._plan(batch.facts, batch.shifts)
                 found = {} if traces is None else traces[index]
                 if traces is None and self.recipe.remember_keys:
-                    found = self._traces(plan, dict.fromkeys(batch.shifts))
+                    found = self._traces(plan, dict.fromkeys(step.layer for step, _ in plan))
                 facts = {step.layer: rows.facts for step, rows in plan}
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found, rows=facts))
 
@@ -493,7 +520,9 @@ class Editor(EditedModel):
         for index, edit in enumerate(edits[first:], start=first):
             left = tuple(fact for place, fact in enumerate(edit.facts) if (index, place) not in gone)
             if left:
-                again.append((left, self._plan(left), self._kept(index, left, known.get(index, edit.values))))
+                again.append(
+                    (left, self._plan(left, edit.places), self._kept(index, left, known.get(index, edit.values)))
+                )
         self._seconds = {}
         with self.history.attempt():
             self.history.take_back(first, "undo_fact")
@@ -509,7 +538,7 @@ class Editor(EditedModel):
         kept: dict[int, Tensor] = {}
         if not self._method.target.has_values:
             return kept
-        for step, rows in self._plan(self.edits[index].facts):
+        for step, rows in self._plan(self.edits[index].facts, self.edits[index].places):
             if step.target_layer not in values:
                 raise ValueError(
                     f"undo_fact: the target values of batch {index + 1} are not known, since it was replayed. Give "
@@ -563,7 +592,7 @@ class Editor(EditedModel):
     @property
     def target_layers(self) -> list[int]:
         """The layers at which the method's spread has values optimized, ascending."""
-        return sorted({step.target_layer for step in self._method.spread.steps(self.critical_layers)})
+        return sorted({step.target_layer for step in self._steps})
 
     def measure(self, facts: Sequence[Fact] | None = None, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """Measure on the unedited model what the method's target needs, such as the anchor of `AnchoredNorm`.
@@ -672,6 +701,12 @@ def _warn_of_whole_answers(method: Method, facts: Sequence[Fact]) -> None:
             "target.chunk=12.",
             "1 fact has an answer" if len(long) == 1 else f"{len(long)} facts have answers", LONG,
         )  # fmt: skip
+
+
+def _turn_of(turns: Sequence[Sequence[Step]], written: Iterable[int]) -> int:
+    """The first turn all of whose layers are among those of some places; the first of all if there is none."""
+    layers = {layer_of(place) for place in written}
+    return next((turn for turn, steps in enumerate(turns) if {step.layer for step in steps} <= layers), 0)
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:

@@ -41,6 +41,7 @@ from pydantic import (
 
 from factpatch.data import save_facts, saved_facts
 from factpatch.facts import LATER_FIELDS, Fact, check_batch
+from factpatch.model.places import place_named
 from factpatch.patch.batch import first_states
 from factpatch.patch.file import PatchFileError, describe
 from factpatch.support.directory import DirectoryError, KeptDirectory, Record, cut_unfinished
@@ -374,7 +375,7 @@ class Journal(KeptDirectory):
             planned = {fact for file in sorted((self.path / "facts").glob("*.json")) for fact in saved_facts(file)}
         except ValueError:
             return False
-        began = {int(layer): digest for layer, digest in self.record["weights"].items()}
+        began = {place_named(name): digest for name, digest in self.record["weights"].items()}
         found = first_states(batches)
         return found.items() <= began.items() and {fact for batch in batches for fact in batch.facts} <= planned
 

@@ -19,7 +19,9 @@ from factpatch.strategies import (
     Each,
     Even,
     HiddenState,
+    InTurn,
     KeepLargest,
+    Neurons,
     Normalized,
     NullSpace,
     Regularizer,
@@ -78,6 +80,9 @@ _sphere = replace(
 )
 _lyaplock = Method("lyaplock", HiddenState(), Even(), BoundedRidge(weight=1000.0), source="LyapLock, arXiv:2505.15702")
 _ultraedit = Method("ultraedit", AnswerGradients(), Each(), Normalized(), source="UltraEdit, arXiv:2505.14679")
+_neurons = Method(
+    "neurons", HiddenState(), InTurn(), Neurons(), source="a neuron for each fact; after T-Patcher, arXiv:2301.09785"
+)
 _stableedit = Method("stableedit", AnswerGradients(), Each(), Whitened(), source="StableEdit, arXiv:2605.11836")
 
 
@@ -90,7 +95,7 @@ def with_blue(method: Method) -> Method:
 _PLAIN = (_memit, _alphaedit, _rect, _prune, _pmet, _encore, _nas, _sphere, _lyaplock)
 METHODS: dict[str, Method] = {
     **{method.name: method for plain in _PLAIN for method in (plain, with_blue(plain))},
-    **{method.name: method for method in (_ultraedit, _stableedit)},
+    **{method.name: method for method in (_ultraedit, _stableedit, _neurons)},
 }
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from factpatch.methods import EFFORTS, Method, effort_settings, method_named, parse_assignments, with_settings
+from factpatch.model.places import makes_keys
 from factpatch.presets.own_methods import own_settings
 from factpatch.presets.preset import Preset, load_preset, preset_for
 from factpatch.statistics.corpus import Corpus, check_corpus
@@ -347,6 +348,7 @@ def choose(recipe: Recipe, lm: LanguageModel) -> Choice:
     method = with_settings(recipe.row, {**numbers, **effort, **recipe.settings})
     with _about("method"):
         check_spread(method.name, method.spread, layers, lm)
+        _check_gates(method, layers, lm)
         if not method.regularizer.of_parts and any(lm.experts(layer) for layer in layers):
             raise ValueError(
                 f"method={method.name!r}: {type(method.regularizer).__name__} looks at a whole weight, and a layer of "
@@ -410,6 +412,22 @@ def check_spread(name: str, spread: Spread, critical_layers: Sequence[int], lm: 
             "that no share of a target gets from one layer to another. Choose a method that writes each layer toward a "
             "target of its own, such as memit-blue or alphaedit-blue, with spread.together=1; or give one critical "
             "layer."
+        )
+
+
+def _check_gates(method: Method, layers: Sequence[int], lm: LanguageModel) -> None:
+    """Raise ValueError if the solver shifts weights that make keys, and a layer has none that it can shift."""
+    written = [layer for layer in layers if any(map(makes_keys, method.solver.writes(layer)))]
+    if written and lm.quantized:
+        raise ValueError(
+            f"method={method.name!r}: it replaces neurons, which is not possible beside quantized weights. Edit the "
+            "model that it was made from, or choose another method, such as memit-blue."
+        )
+    without = [layer for layer in written if not lm.gated(layer)]
+    if without:
+        raise ValueError(
+            f"method={method.name!r}: it gives each fact a neuron of the MLP, and layer {without[0]} of {lm.name} has "
+            "no gate_proj and up_proj that make its keys. Choose another method, such as memit-blue."
         )
 
 

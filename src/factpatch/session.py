@@ -16,6 +16,7 @@ from factpatch.evaluation.taken_back import TakenBack, ask_bare
 from factpatch.evaluation.verify import exact
 from factpatch.facts import Fact, find_facts, latest
 from factpatch.journal import JOURNAL, Journal, SessionError, now
+from factpatch.model.places import name_of
 from factpatch.patch.batch import Batch, last_states
 from factpatch.patch.description import BatchDescription
 from factpatch.patch.file import PatchFileError, describe
@@ -354,8 +355,8 @@ def load_patch(path: str | Path) -> Patch:
 
 
 def _hashes(editor: Editor) -> dict[str, str]:
-    layers = sorted({*editor.critical_layers, *editor.edited_layers})
-    return {str(layer): editor.lm.weight_hash(layer) for layer in layers}
+    places = sorted({*editor.critical_layers, *editor.edited_places})
+    return {name_of(place): editor.lm.weight_hash(place) for place in places}
 
 
 def _settings(editor: Editor) -> dict[str, Any]:

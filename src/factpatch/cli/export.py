@@ -246,7 +246,7 @@ def _write_safetensors(loaded: Patch, out: Path, base: str, rebase: bool, only_c
     checks.check_outside(Path(base), out=out)
     lm, patch = applied_model(base, loaded, rebase=rebase)
     if only_changed:
-        for name in write_changed(lm.model, patch.layers, out, patch.shared_expert):
+        for name in write_changed(lm.model, patch.places, out, patch.shared_expert):
             render.say(name)
         render.say(f"Changed weights: {out} ({render.size(out)})", "bold")
     else:

@@ -18,6 +18,7 @@ def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
     Args:
         patch: A file that `factpatch edit` wrote.
     """
+    from factpatch.model.places import name_of
     from factpatch.patch.description import asked_in_chat
     from factpatch.patch.file import describe, ranks
 
@@ -31,7 +32,8 @@ def show(patch: Annotated[Path, typer.Argument(metavar="PATCH")]) -> None:
         "model": f"{found.config.get('_name_or_path') or '(unnamed)'} ({found.config.get('model_type')})",
         "method": found.method,
         "layers": render.numbers(found.layers),
-        "rank": ", ".join(f"{rank} in layer {layer}" for layer, rank in ranks(patch).items()) or "(no factors)",
+        "rank": ", ".join(f"{rank} in layer {name_of(place)}" for place, rank in ranks(patch).items())
+        or "(no factors)",
         "weights": f"{found.weight_dtype}, shifts rounded to {found.written_dtype}",
         "precision": settings.get("precision", "(not recorded)"),
         "seed": str(found.seed),

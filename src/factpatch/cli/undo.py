@@ -72,7 +72,7 @@ def undo(
     with checks.argument("--out"):
         lm.check_savable()
     loaded.remove(lm, None if base is None else _base(base, loaded))
-    rounded = changed_layers(lm.weights(loaded.layers), loaded.states()[0], loaded.layers)
+    rounded = changed_layers(lm.weights(loaded.places), loaded.states()[0], loaded.places)
     checks.save_model(lm, out)
     render.say(f"Removed {counted(len(loaded.facts), 'fact')} from layers {render.numbers(loaded.layers)}.")
     if rounded:

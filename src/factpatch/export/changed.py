@@ -14,8 +14,8 @@ from factpatch.model.quantized import check_mergeable
 from factpatch.support.files import atomic_write
 
 
-def write_changed(model: Any, layers: Sequence[int], path: str | Path, shared_expert: bool = False) -> list[str]:
-    """Write the editable weights of some layers as one safetensors file, as the model's state dict has them.
+def write_changed(model: Any, places: Sequence[int], path: str | Path, shared_expert: bool = False) -> list[str]:
+    """Write the weights at some places as one safetensors file, as the model's state dict has them.
 
     `model.load_state_dict(load_file(path), strict=False)` puts them into the unedited model: their names, their dtype
     and their orientation, which GPT-2 transposes, are the model's own.
@@ -34,11 +34,11 @@ def write_changed(model: Any, layers: Sequence[int], path: str | Path, shared_ex
     """
     check_mergeable(model)
     names = editable_names(model, shared_expert)
-    transposed = loaded_architecture(model).transposed
+    row = loaded_architecture(model)
     tensors = {}
-    for layer, weight in editable_weights(model, layers, shared_expert).items():
-        module = model.get_submodule(names[layer].rpartition(".")[0])
-        as_stored = stored(module, weight) if is_experts(module) else weight.T if transposed else weight
-        tensors[names[layer]] = as_stored.cpu().contiguous()
+    for place, weight in editable_weights(model, places, shared_expert).items():
+        module = model.get_submodule(names[place].rpartition(".")[0])
+        as_stored = stored(module, weight) if is_experts(module) else weight.T if row.turned(place) else weight
+        tensors[names[place]] = as_stored.cpu().contiguous()
     atomic_write(path, lambda draft: save_file(tensors, draft, {"format": "pt"}))
     return list(tensors)

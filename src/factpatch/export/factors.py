@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from factpatch.model.places import makes_keys, name_of
+
 logger = logging.getLogger(__name__)
 
 Decomposition = tuple[Tensor, Tensor, Tensor]
@@ -43,18 +45,18 @@ class LowRankFactors:
         """The rank of all factors, with the padding."""
         return max(self.ranks.values())
 
-    def up(self, layer: int) -> Tensor:
-        """(d_value, rank)"""
-        left, singular, _ = self.parts[layer]
-        kept = self.ranks[layer]
-        made = torch.nn.functional.pad(left[:, :kept] * singular[:kept].sqrt(), (0, self.rank - kept))
+    def up(self, place: int) -> Tensor:
+        """(outputs, rank): of a down-projection, d_value outputs."""
+        left, singular, right = self.parts[place]
+        kept, outputs = self.ranks[place], right.T if makes_keys(place) else left
+        made = torch.nn.functional.pad(outputs[:, :kept] * singular[:kept].sqrt(), (0, self.rank - kept))
         return made.to(self.dtype).contiguous()
 
-    def down(self, layer: int) -> Tensor:
-        """(rank, d_key)"""
-        _, singular, right = self.parts[layer]
-        kept = self.ranks[layer]
-        made = torch.nn.functional.pad(singular[:kept].sqrt()[:, None] * right[:kept], (0, 0, 0, self.rank - kept))
+    def down(self, place: int) -> Tensor:
+        """(rank, inputs): of a down-projection, d_key inputs."""
+        left, singular, right = self.parts[place]
+        kept, inputs = self.ranks[place], left.T if makes_keys(place) else right
+        made = torch.nn.functional.pad(singular[:kept].sqrt()[:, None] * inputs[:kept], (0, 0, 0, self.rank - kept))
         return made.to(self.dtype).contiguous()
 
     def shape(self, layer: int) -> tuple[int, int]:
@@ -78,10 +80,10 @@ class LowRankFactors:
         return max(1, math.floor(1e4 * min(shares))) / 1e4
 
     def with_every_layer(self, count: int) -> LowRankFactors:
-        """The same with zeros for those of the model's `count` layers that have no shift."""
+        """The same with zeros for those of the model's `count` layers whose down-projection has no shift."""
         d_value, d_key = self.shape(next(iter(self.parts)))
         nothing = torch.zeros(d_value, 1), torch.zeros(1), torch.zeros(1, d_key)
-        parts = {layer: self.parts.get(layer, nothing) for layer in range(count)}
+        parts = {**{layer: self.parts.get(layer, nothing) for layer in range(count)}, **self.parts}
         needed, ranks = ({layer: known.get(layer, 1) for layer in parts} for known in (self.needed, self.ranks))
         return LowRankFactors(parts, needed, ranks, self.dtype)
 
@@ -123,7 +125,9 @@ def low_rank(
     for layer, (_, singular, _) in parts.items():
         ranks[layer] = min(needed[layer], rank or holding(singular, energy or 1.0))
         error = 100 * _relative_error(singular, ranks[layer])
-        logger.info("layer %d: rank %d of %d, relative error %.2g %%", layer, ranks[layer], needed[layer], error)
+        logger.info(
+            "layer %s: rank %d of %d, relative error %.2g %%", name_of(layer), ranks[layer], needed[layer], error
+        )
     return LowRankFactors(parts, needed, ranks, dtype)
 
 
@@ -162,8 +166,8 @@ def _check_low_rank(parts: Mapping[int, Decomposition], needed: Mapping[int, int
         return
     offered = max(1, min(_SUGGESTED_RANK, limit))
     layers = "; ".join(
-        f"layer {layer} needs rank {needed[layer]} (at rank {min(offered, needed[layer])} the relative error is "
-        f"{100 * _relative_error(singular, offered):.2g} %)"
+        f"layer {name_of(layer)} needs rank {needed[layer]} (at rank {min(offered, needed[layer])} the relative error "
+        f"is {100 * _relative_error(singular, offered):.2g} %)"
         for layer, (_, singular, _) in parts.items()
     )
     raise ValueError(

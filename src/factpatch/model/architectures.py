@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from factpatch.model.places import makes_keys
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -118,6 +120,10 @@ class Architecture:
     """Which models of the family cannot be edited."""
     gguf: str | None = None
     """What llama.cpp calls the family (`general.architecture` of a GGUF file); None if it cannot run such models."""
+
+    def turned(self, place: int) -> bool:
+        """Whether the weight at a place is stored as the transpose of the (d_value, d_key) that it is seen as."""
+        return self.transposed != makes_keys(place)
 
     def of_shared_expert(self) -> Architecture:
         """The same row for an edit of the shared expert; ValueError if the family has none."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from factpatch.model.architectures import ARCHITECTURES, architecture_of, experts_of
 from factpatch.model.language_model import projection_name
+from factpatch.model.places import layer_of, name_of
 
 if TYPE_CHECKING:
     from gguf import TensorNameMap
@@ -48,17 +49,17 @@ def tensor_names(architecture: str, layers: int) -> TensorNameMap:
 
 
 def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[int, str]:
-    """The names of the down-projections' weights of some layers in a GGUF file, such as blk.4.ffn_down.weight.
+    """The names of the weights at some places in a GGUF file, such as blk.4.ffn_down.weight.
 
-    In a GGUF file they are stored as (d_value, d_key), whichever way transformers stores them; those of experts as
-    (experts, d_value, d_key).
+    In a GGUF file they are stored as (d_value, d_key), whichever way transformers stores them, and what makes keys as
+    (d_key, d_value); those of experts as (experts, d_value, d_key).
 
     Raises:
         ValueError: As from `gguf_architecture`, or the `gguf` package does not know the tensors of the family.
     """
     name = gguf_architecture(model_config)
     layers = list(layers)
-    known = tensor_names(name, max(layers, default=-1) + 1)
+    known = tensor_names(name, max(map(layer_of, layers), default=-1) + 1)
     # llama.cpp has a text model in a file of its own.
     paths = {layer: projection_name(model_config, layer, within=False) for layer in layers}
     paths |= {layer: _EXPERTS.format(layer) for layer in experts_of(model_config) if layer in paths}
@@ -66,7 +67,7 @@ def gguf_names(model_config: Mapping[str, Any], layers: Iterable[int]) -> dict[i
     for layer, found in names.items():
         if found is None:
             raise ValueError(
-                f"layer {layer}: the installed gguf package does not know what {paths[layer]} is "
+                f"layer {name_of(layer)}: the installed gguf package does not know what {paths[layer]} is "
                 f"called in a GGUF file of {name}; upgrade it, or correct `blocks` and `down_projection` of the "
                 "registered architecture."
             )

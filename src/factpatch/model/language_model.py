@@ -29,6 +29,7 @@ from factpatch.model.architectures import (
 from factpatch.model.experts import FUSED, expert_count, weight_name, wide_range
 from factpatch.model.frame import PLAIN, Frame, Turn, chat_frame
 from factpatch.model.hooks import frozen, masked_attention
+from factpatch.model.places import GATE, UP, layer_of, makes_keys, path_at, place_of
 from factpatch.model.quantized import check_mergeable, first_pass, held, is_quantized, release, unmerged
 from factpatch.model.tokens import check_tokenizer, no_embedding
 from factpatch.model.weights import content_hash, matrix_shape, oriented
@@ -123,8 +124,8 @@ def model_name(config: Any) -> str:
     return str(getattr(config, "_name_or_path", "") or config.model_type)
 
 
-def projection_name(model_config: Mapping[str, Any], layer: int, within: bool = True) -> str:
-    """Return the path from a model to the down-projection of a layer, given the config that a patch records.
+def projection_name(model_config: Mapping[str, Any], place: int, within: bool = True) -> str:
+    """Return the path from a model to the module at a place, given the config that a patch records.
 
     Args:
         model_config: As `described_config` returns it.
@@ -132,11 +133,13 @@ def projection_name(model_config: Mapping[str, Any], layer: int, within: bool = 
     """
     alone = {name: value for name, value in model_config.items() if within or name != TEXT_MODEL_AT}
     row = architecture_of(SimpleNamespace(**alone))
-    return f"{row.blocks}.{layer}.{model_config.get(EDITED_AT, {}).get(str(layer), row.down_projection)}"
+    layer = layer_of(place)
+    path = model_config.get(EDITED_AT, {}).get(str(layer), row.down_projection)
+    return f"{row.blocks}.{layer}.{path_at(place, path)}"
 
 
 def _edited_modules(model: Any, shared_expert: bool) -> dict[int, tuple[str, nn.Module]]:
-    """The path to each layer's down-projection, and the module."""
+    """The path to each layer's down-projection and to what makes its keys where that is apart, and the modules."""
     row = loaded_architecture(model, shared_expert)
     found = {}
     for layer, (name, block) in enumerate(model.get_submodule(row.blocks).named_children()):
@@ -147,13 +150,16 @@ def _edited_modules(model: Any, shared_expert: bool) -> dict[int, tuple[str, nn.
             # Families leave their shared expert out where its width is zero.
             advice = ", so there is no expert that every token passes. Leave shared_expert out" if shared_expert else ""
             raise ValueError(f"model={type(model).__name__}: block {name} has no {path}{advice}.") from None
+        for place in (place_of(layer, GATE), place_of(layer, UP)):
+            with suppress(AttributeError):
+                found[place] = f"{row.blocks}.{name}.{path_at(place, path)}", block.get_submodule(path_at(place, path))
     return found
 
 
 def editable_names(model: Any, shared_expert: bool = False) -> dict[int, str]:
-    """Return the name, as in `named_parameters`, of each layer's editable weight; ValueError for an unknown family."""
+    """Return the name, as in `named_parameters`, of the weight at each place; ValueError for an unknown family."""
     modules = _edited_modules(model, shared_expert)
-    return {layer: f"{path}.{weight_name(module)}" for layer, (path, module) in modules.items()}
+    return {place: f"{path}.{weight_name(module)}" for place, (path, module) in modules.items()}
 
 
 def loaded_architecture(model: Any, shared_expert: bool = False) -> Architecture:
@@ -202,7 +208,7 @@ def check_editable(model: Any, layers: Sequence[int], shared_expert: bool = Fals
                 "weights. Edit the model that it was made from, or another one."
             )
         return
-    weights = [oriented(module, row.transposed) for module in modules.values()]
+    weights = [oriented(module, row.turned(place)) for place, module in modules.items()]
     _check_parameters(model, names, modules)
     for weight in weights:
         if weight.is_meta:
@@ -224,8 +230,8 @@ def editable_weights(model: Any, layers: Sequence[int], shared_expert: bool = Fa
     modules = _projections(model, layers, shared_expert)
     if is_quantized(model):
         return {layer: found.weight.detach() for layer, found in unmerged(model, modules).items()}
-    transposed = loaded_architecture(model).transposed
-    return {layer: oriented(module, transposed) for layer, module in modules.items()}
+    row = loaded_architecture(model)
+    return {place: oriented(module, row.turned(place)) for place, module in modules.items()}
 
 
 def _projections(model: Any, layers: Sequence[int], shared_expert: bool) -> dict[int, nn.Module]:
@@ -336,6 +342,20 @@ class LanguageModel:
     def down_projection(self, layer: int) -> nn.Module:
         return first_of(self.blocks[layer], self.architecture.down_projection)
 
+    def projection(self, place: int) -> nn.Module:
+        """The module whose weight is at a place; AttributeError if the MLP has none there."""
+        path = first_path(self.blocks[layer_of(place)], self.architecture.down_projection)
+        return self.blocks[layer_of(place)].get_submodule(path_at(place, path))
+
+    def gated(self, layer: int) -> bool:
+        """Whether a layer's MLP makes its keys of two weights that can be edited, σ(G x) ⊙ (U x)."""
+        try:
+            parts = [self.projection(place_of(layer, part)) for part in (GATE, UP)]
+        except AttributeError:
+            return False
+        plain = all(isinstance(part, nn.Linear) and part.bias is None for part in parts)
+        return plain and callable(getattr(self.mlp(layer), "act_fn", None)) and not self.experts(layer)
+
     def block(self, layer: int) -> nn.Module:
         return self.blocks[layer]
 
@@ -358,17 +378,17 @@ class LanguageModel:
         """The editable weight of a layer, a (d_value, d_key) view; of a quantized model, dense and beside it."""
         return self.weights([layer])[layer]
 
-    def weights(self, layers: Sequence[int]) -> dict[int, Tensor]:
-        modules = {layer: self.down_projection(layer) for layer in layers}
+    def weights(self, places: Sequence[int]) -> dict[int, Tensor]:
+        modules = {place: self.projection(place) for place in places}
         if self.quantized:
-            return {layer: found.weight.detach() for layer, found in unmerged(self.model, modules).items()}
-        return {layer: oriented(module, self.architecture.transposed) for layer, module in modules.items()}
+            return {place: found.weight.detach() for place, found in unmerged(self.model, modules).items()}
+        return {place: oriented(module, self.architecture.turned(place)) for place, module in modules.items()}
 
-    def weight_hash(self, layer: int) -> str:
-        """The content hash of a layer's editable weight. For it, no dense weight is kept beside a quantized model."""
-        module = self.down_projection(layer)
+    def weight_hash(self, place: int) -> str:
+        """The content hash of the weight at a place. For it, no dense weight is kept beside a quantized model."""
+        module = self.projection(place)
         needed = not self.quantized or held(module) is not None
-        digest = content_hash(self.weight(layer))
+        digest = content_hash(self.weight(place))
         if not needed:
             release(module)
         return digest
@@ -394,7 +414,12 @@ class LanguageModel:
         return [size // share if self.experts(layer) else size for layer, size in enumerate(sizes)]
 
     def key_width(self, layer: int) -> int:
-        """How many dimensions a layer's keys have; of experts, those of one of them."""
+        """How many dimensions a layer's keys have; of experts, those of one of them.
+
+        At the place of a weight that makes keys, those of its inputs and one for a constant.
+        """
+        if makes_keys(layer):
+            return self.d_value + 1
         if self.quantized:
             return self.d_key
         weight = oriented(self.down_projection(layer), self.architecture.transposed)
@@ -402,7 +427,7 @@ class LanguageModel:
 
     def experts(self, layer: int) -> int:
         """How many experts a layer has; 0 of a layer without a router."""
-        return expert_count(self.down_projection(layer))
+        return 0 if makes_keys(layer) else expert_count(self.down_projection(layer))
 
     @property
     def embedded_tokens(self) -> int:

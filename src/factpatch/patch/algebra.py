@@ -10,7 +10,8 @@ import torch
 
 from factpatch.export.factors import check_energy, holding
 from factpatch.facts import Fact
-from factpatch.patch.batch import Batch, first_states, last_states, layer_list
+from factpatch.model.places import layer_list
+from factpatch.patch.batch import Batch, first_states, last_states
 from factpatch.patch.history import total_shifts
 from factpatch.patch.shift import LowRank, Shift, decomposed, distance, norm, smaller
 

@@ -72,8 +72,3 @@ def last_states(batches: Iterable[Batch]) -> dict[int, str]:
     for batch in batches:
         found |= batch.left
     return found
-
-
-def layer_list(layers: Sequence[int]) -> str:
-    """Layers as messages name them: `layer 4`, `layers 4, 8`."""
-    return f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, sorted(layers)))}"

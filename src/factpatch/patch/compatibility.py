@@ -23,9 +23,10 @@ from factpatch.model.language_model import (
     model_name,
     text_config,
 )
+from factpatch.model.places import layer_list, layer_of, makes_keys, name_of
 from factpatch.model.quantized import is_quantized
 from factpatch.model.weights import changed_layers, content_hash, matrix_shape
-from factpatch.patch.batch import Batch, layer_list, states
+from factpatch.patch.batch import Batch, states
 from factpatch.support.words import quoted
 
 # What a model must share with the one that was edited, under the names of any family.
@@ -78,12 +79,13 @@ def fitting_weights(
     layers = sorted({layer for batch in batches for layer in batch.shifts})
     missing = [layer for layer in layers if layer not in known]
     if missing:
-        raise PatchMismatchError(f"the patch edits {layer_list(missing)}, but {name} has layers 0 to {len(known) - 1}.")
+        last = max(map(layer_of, known))
+        raise PatchMismatchError(f"the patch edits {layer_list(missing)}, but {name} has layers 0 to {last}.")
     weights = editable_weights(model, layers, shared)
     for layer, shift in (item for batch in batches for item in batch.shifts.items()):
         if shift.shape != matrix_shape(weights[layer]):
             raise PatchMismatchError(
-                f"layer {layer}: the patch shifts a weight of shape {shift.shape}, but that of {name} has "
+                f"layer {name_of(layer)}: the patch shifts a weight of shape {shift.shape}, but that of {name} has "
                 f"shape {matrix_shape(weights[layer])}."
             )
     others = [layer for layer in layers if weights[layer].dtype != weight_dtype]
@@ -210,12 +212,12 @@ def gguf_weights(config: Mapping[str, Any], file: GGUFFile, layers: Sequence[int
             f"that the patch was made on{_made_for(config)}."
         )
     # Copies: of a tensor in float32 the reader shows the file itself, which cannot be written to.
-    return {layer: in_gguf(torch.tensor(file.dequantized(names[layer]))) for layer in layers}
+    return {place: in_gguf(torch.tensor(file.dequantized(names[place])), place) for place in layers}
 
 
-def in_gguf(weight: Tensor) -> Tensor:
-    """Swap the first two dimensions of experts' weights, which are (d_value, experts, d_key) here; of others, none."""
-    return weight.transpose(0, 1) if weight.dim() == 3 else weight
+def in_gguf(weight: Tensor, place: int) -> Tensor:
+    """Swap the first two dimensions of weights that make keys, and of experts', which are (d_value, experts, d_key)."""
+    return weight.transpose(0, 1) if weight.dim() == 3 or makes_keys(place) else weight
 
 
 def _made_for(config: Mapping[str, Any]) -> str:
@@ -248,7 +250,7 @@ def _saved_weights(directory: Path, model: Any, layers: Sequence[int], shared: b
                 raise PatchMismatchError(f"base={str(directory)!r} has no weight named {names[layer]}.")
             with safe_open(directory / shards[name], framework="pt") as file:
                 tensor = file.get_tensor(name)
-            weights[layer] = tensor.T if row.transposed else tensor
+            weights[layer] = tensor.T if row.turned(layer) else tensor
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise PatchMismatchError(f"base={str(directory)!r} cannot be read: {error}.") from error
     return weights

@@ -18,20 +18,12 @@ from pydantic import (
 )
 
 from factpatch.facts import Fact
+from factpatch.model.places import layer_list, layer_of, name_of, place_named
 from factpatch.support.validation import explained
 from factpatch.support.words import quoted
 
-_LAYER_DIGITS = 6
 _MOST_FIELDS = 10_000
 _MOST_PARTS = 3  # no form of a shift has more tensors
-
-
-def _layer(name: object) -> int:
-    text = str(name)
-    # In one way only: "01" and "1" would be two shifts of one layer.
-    if not (text.isascii() and text.isdecimal() and len(text) <= _LAYER_DIGITS and str(int(text)) == text):
-        raise ValueError("must be the number of a layer")
-    return int(text)
 
 
 def _fact(record: Any) -> Fact:
@@ -90,7 +82,7 @@ def _with_fields_of(model: type[_Checked]) -> AfterValidator:
     return AfterValidator(check)
 
 
-Layer = Annotated[int, BeforeValidator(_layer)]
+Place = Annotated[int, BeforeValidator(lambda name: place_named(str(name)))]
 DtypeName = Literal["float64", "float32", "bfloat16", "float16"]
 
 
@@ -98,8 +90,8 @@ class BatchDescription(_Checked):
     """A batch without its shifts; see `factpatch.patch.batch.Batch`."""
 
     facts: list[Annotated[Fact, PlainValidator(_fact)]]
-    before: dict[Layer, str] = Field(min_length=1)
-    after: dict[Layer, str]
+    before: dict[Place, str] = Field(min_length=1)
+    after: dict[Place, str]
     edits: list[NonNegativeInt] = []
     conditioned: bool = False
 
@@ -107,7 +99,7 @@ class BatchDescription(_Checked):
     def _agrees(self) -> BatchDescription:
         if self.after and self.after.keys() != self.before.keys():
             raise ValueError(
-                f"before holds the layers {quoted(sorted(self.before))} and after {quoted(sorted(self.after))}"
+                f"before holds {layer_list(sorted(self.before))} and after {layer_list(sorted(self.after))}"
             )
         if self.edits and sum(self.edits) != len(self.facts):
             raise ValueError(f"edits={quoted(self.edits)} do not count the {len(self.facts)} facts")
@@ -140,14 +132,14 @@ class Description(_Checked):
     @property
     def layers(self) -> tuple[int, ...]:
         """The edited layers, ascending."""
-        return tuple(sorted({layer for batch in self.batches for layer in batch.before}))
+        return tuple(sorted({layer_of(place) for batch in self.batches for place in batch.before}))
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise ValueError unless tensors of these names, batch.layer.part, may be the shifts of the batches.
 
         Done before any is read: a small file may hold a million of them.
         """
-        expected = {f"{index}.{layer}" for index, batch in enumerate(self.batches) for layer in batch.before}
+        expected = {f"{index}.{name_of(it)}" for index, batch in enumerate(self.batches) for it in batch.before}
         if len(names) > _MOST_PARTS * len(expected):
             raise ValueError(f"it holds {len(names)} tensors for {len(expected)} shifts.")
         found = {name.rpartition(".")[0] for name in names}

@@ -3,7 +3,8 @@
 Its tensors are the parts of the shifts, named batch.layer.part. Its metadata holds everything else as JSON under
 "factpatch". The first entry of that JSON, "sha256", is the checksum of the whole file with zeros in place of the
 checksum. Up to format 2 the checksum was a metadata entry of its own and covered only the JSON and the tensors. Up to
-format 3 facts did not have the fields of `factpatch.facts.LATER_FIELDS`.
+format 3 facts did not have the fields of `factpatch.facts.LATER_FIELDS`, and up to format 4 only down-projections were
+edited.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from factpatch.facts import LATER_FIELDS
+from factpatch.model.places import makes_keys, place_named
 from factpatch.patch.description import Description
 from factpatch.support.files import atomic_write
 from factpatch.support.validation import parsed
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FORMAT = 4
+FORMAT = 5
 """Increased when the format changes; a file of a newer format is refused."""
-PLAIN_FORMAT = 3
-"""What is written where nothing needs a newer one."""
+PLAIN_FORMAT, FACTS_FORMAT = 3, 4
+"""What is written where nothing needs a newer one, and where a fact does."""
 # The safetensors format allows no longer header.
 _LONGEST_HEADER = 100_000_000
 _NO_CHECKSUM = "0" * 64
@@ -70,9 +72,14 @@ def write_patch_file(path: str | Path, document: Mapping[str, Any], tensors: Map
     atomic_write(path, lambda draft: draft.write_bytes(content))
 
 
-def format_of(facts: Iterable[Mapping[str, Any]]) -> int:
-    """The oldest format that can hold the records of some facts, so that earlier versions read what they can."""
-    return FORMAT if any(not LATER_FIELDS.isdisjoint(fact) for fact in facts) else PLAIN_FORMAT
+def format_of(facts: Iterable[Mapping[str, Any]], places: Iterable[int] = ()) -> int:
+    """The oldest format that can hold the records of some facts and shifts at some places.
+
+    So that earlier versions read what they can.
+    """
+    if any(map(makes_keys, places)):
+        return FORMAT
+    return FACTS_FORMAT if any(not LATER_FIELDS.isdisjoint(fact) for fact in facts) else PLAIN_FORMAT
 
 
 def read_patch_file(path: str | Path) -> tuple[Description, dict[str, Tensor]]:
@@ -106,7 +113,7 @@ def describe(path: str | Path, verify: bool = False) -> Description:
 
 
 def ranks(path: str | Path) -> dict[int, int]:
-    """The rank of the shifts of each layer in a patch file that are products of factors, summed over batches.
+    """The rank of the shifts of each place in a patch file that are products of factors, summed over batches.
 
     Reads no tensor; raises as `describe`.
     """
@@ -116,7 +123,7 @@ def ranks(path: str | Path) -> dict[int, int]:
         for name in list(file.keys()):
             layer, _, part = name.partition(".")[2].partition(".")
             if part == "down":
-                found[int(layer)] = found.get(int(layer), 0) + int(file.get_slice(name).get_shape()[0])
+                found[place_named(layer)] = found.get(place_named(layer), 0) + int(file.get_slice(name).get_shape()[0])
     return dict(sorted(found.items()))
 
 

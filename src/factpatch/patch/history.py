@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from factpatch.facts import Fact
+from factpatch.model.places import layer_list
 from factpatch.model.weights import add_shift, changed_layers, content_hash, restore, snapshot
-from factpatch.patch.batch import Batch, first_states, last_states, layer_list
+from factpatch.patch.batch import Batch, first_states, last_states
 from factpatch.patch.shift import Shift, total
 
 

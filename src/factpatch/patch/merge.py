@@ -10,6 +10,7 @@ from torch import Tensor
 
 from factpatch.export.gguf_model import TENSOR_TYPES, write_gguf_model, written_types
 from factpatch.model.gguf_names import gguf_names
+from factpatch.model.places import name_of
 from factpatch.model.weights import changed_layers, matrix_shape, snapshot
 from factpatch.patch.batch import first_states, last_states
 from factpatch.patch.compatibility import PatchMismatchError, check_base, gguf_weights, in_gguf
@@ -45,15 +46,15 @@ def fitting_gguf_weights(patch: Patch, file: GGUFFile, rebase: bool = False) -> 
         PatchMismatchError: It is another architecture, has other shapes or other weights, or holds the patch already.
         ValueError: llama.cpp has no models of the patch's family.
     """
-    weights = gguf_weights(patch.config, file, patch.layers)
+    weights = gguf_weights(patch.config, file, patch.places)
     for layer, shift in (item for batch in patch.batches for item in batch.shifts.items()):
         if shift.shape != (shape := matrix_shape(weights[layer])):
             raise PatchMismatchError(
-                f"{file.path}: layer {layer} has a weight of shape {shape}, and the patch shifts one of shape "
+                f"{file.path}: layer {name_of(layer)} has a weight of shape {shape}, and the patch shifts one of shape "
                 f"{shift.shape}. Give the model that the patch was made on."
             )
     stored = {layer: weight.to(patch.weight_dtype) for layer, weight in weights.items()}
-    if patch.sealed and not changed_layers(stored, last_states(patch.batches), patch.layers):
+    if patch.sealed and not changed_layers(stored, last_states(patch.batches), patch.places):
         raise PatchMismatchError(f"{file.path}: it holds this patch already, which would be added a second time.")
     if not rebase:
         advice = " If it is another quantization of that model, add --rebase, and verify the facts on the result."
@@ -92,11 +93,11 @@ def write_merged(
     patch: Patch, file: GGUFFile, weights: dict[int, Tensor], path: str | Path, tensor_type: str | None = None
 ) -> list[MergedTensor]:
     """As `merge_gguf`, of weights that `fitting_gguf_weights` has returned; they hold the patch afterwards."""
-    names = gguf_names(patch.config, patch.layers)
+    names = gguf_names(patch.config, patch.places)
     types = written_types(file, names.values(), tensor_type)
     before = snapshot(weights)
     write_all(weights, patch.batches, patch.written_dtype)
-    write_gguf_model(file, {names[layer]: in_gguf(weight) for layer, weight in weights.items()}, types, path)
+    write_gguf_model(file, {names[place]: in_gguf(weight, place) for place, weight in weights.items()}, types, path)
     merged = []
     for layer, weight in weights.items():
         lost = weight.to(TENSOR_TYPES[types[names[layer]]]).float() - weight

@@ -19,9 +19,10 @@ from factpatch.export.lora import write_lora
 from factpatch.facts import Fact, latest
 from factpatch.model.architectures import SHARED_EXPERT, experts_of
 from factpatch.model.language_model import described_config, editable_names, editable_weights
+from factpatch.model.places import layer_list, layer_of, name_of
 from factpatch.model.weights import changed_layers, restore, snapshot
 from factpatch.patch.algebra import check_summable, same_model, shrunk, summed
-from factpatch.patch.batch import Batch, first_states, last_states, layer_list, states
+from factpatch.patch.batch import Batch, first_states, last_states, states
 from factpatch.patch.compatibility import (
     PatchMismatchError,
     base_weights,
@@ -114,7 +115,12 @@ class Patch:
     @property
     def layers(self) -> tuple[int, ...]:
         """The edited layers, ascending."""
-        return tuple(sorted({layer for batch in self.batches for layer in batch.shifts}))
+        return tuple(sorted({layer_of(place) for place in self.places}))
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The edited weights, ascending: the layers themselves, where down-projections alone are edited."""
+        return tuple(sorted({place for batch in self.batches for place in batch.shifts}))
 
     @property
     def shared_expert(self) -> bool:
@@ -123,7 +129,7 @@ class Patch:
 
     @property
     def ranks(self) -> dict[int, int]:
-        """The rank of the shifts of each layer that are products of factors, summed over batches: keys written."""
+        """The rank of the shifts of each place that are products of factors, summed over batches."""
         found: dict[int, int] = {}
         for layer, shift in ((layer, shift) for batch in self.batches for layer, shift in batch.shifts.items()):
             if isinstance(shift, LowRank):
@@ -172,7 +178,7 @@ class Patch:
         with unchanged_on_failure(weights):
             write_all(weights, self.batches, self.written_dtype)
             # Only the end is compared: what this machine rounds differently on the way shows there or does not matter.
-            rounded = changed_layers(weights, last_states(self.batches), self.layers) if self.sealed else []
+            rounded = changed_layers(weights, last_states(self.batches), self.places) if self.sealed else []
             if rounded:
                 logger.warning(
                     "%s: this machine rounds the shift differently from the one that made the patch; the edit is the "
@@ -205,7 +211,7 @@ class Patch:
             return
         originals = base_weights(self.config, self.weight_dtype, first_states(self.batches), model, base)
         left = last_states(self.batches)
-        if changed_layers(weights, left, self.layers) and not self._made_here(weights, originals):
+        if changed_layers(weights, left, self.places) and not self._made_here(weights, originals):
             check_state(self.config, self.batches, weights, model, wanted=len(self.batches))
         with unchanged_on_failure(weights):
             restore(weights, originals)
@@ -223,7 +229,7 @@ class Patch:
             yield
         finally:
             # Looked up again, since the block may have moved the model to another device.
-            restore(editable_weights(transformers_model(model), self.layers, self.shared_expert), copies)
+            restore(editable_weights(transformers_model(model), self.places, self.shared_expert), copies)
 
     @classmethod
     def join(cls, patches: Sequence[Patch]) -> Patch:
@@ -273,12 +279,12 @@ class Patch:
         """
         model = transformers_model(base)
         check_config(self.config, model)
-        there = [layer for layer in self.layers if layer in editable_names(model, self.shared_expert)]
+        there = [layer for layer in self.places if layer in editable_names(model, self.shared_expert)]
         dtypes = [weight.dtype for weight in editable_weights(model, there[:1], self.shared_expert).values()]
         dtype = dtypes[0] if dtypes else self.weight_dtype  # without one of the layers, the check below refuses it
         patch = replace(self, config=described_config(model, self.shared_expert), weight_dtype=dtype)
         weights = snapshot(patch._weights_of(model))
-        if self.sealed and not changed_layers(weights, last_states(self.batches), self.layers):
+        if self.sealed and not changed_layers(weights, last_states(self.batches), self.places):
             raise PatchMismatchError("base: it holds this patch already, which would be added a second time.")
         return replace(patch, batches=tuple(rebased(weights, self.batches, self.written_dtype)))
 
@@ -376,15 +382,16 @@ class Patch:
             "batches": [
                 {
                     "facts": [fact.to_dict() for fact in batch.facts],
-                    "before": batch.before,
-                    "after": batch.after,
+                    "before": {name_of(place): digest for place, digest in batch.before.items()},
+                    "after": {name_of(place): digest for place, digest in batch.after.items()},
                     "edits": batch.edits,
                     "conditioned": batch.conditioned,
                 }
                 for batch in self.batches
             ],
         }
-        document["format"] = format_of(fact for batch in document["batches"] for fact in batch["facts"])
+        facts = [fact for batch in document["batches"] for fact in batch["facts"]]
+        document["format"] = format_of(facts, self.places)
         write_patch_file(path, document, tensors_by_name(batch.shifts for batch in self.batches))
 
     @classmethod
@@ -421,7 +428,7 @@ class Patch:
         """Whether applying the patch on this machine gives these weights, though the hashes say otherwise."""
         copies = {layer: original.to(weights[layer].device, copy=True) for layer, original in originals.items()}
         write_all(copies, self.batches, self.written_dtype)
-        return all(torch.equal(copies[layer], weights[layer]) for layer in self.layers)
+        return all(torch.equal(copies[layer], weights[layer]) for layer in self.places)
 
 
 def _check_alike(patches: Sequence[Patch], fields: Sequence[str]) -> Patch:

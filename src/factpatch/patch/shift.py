@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from factpatch.model.places import name_of, place_named
 from factpatch.support.words import quoted
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -170,9 +171,9 @@ def shift_from_tensors(tensors: Mapping[str, Tensor]) -> Shift:
 def tensors_by_name(batches: Iterable[Mapping[int, Shift]]) -> dict[str, Tensor]:
     """Name the parts of all shifts, given by batch and layer, as a file does."""
     return {
-        f"{index}.{layer}.{part}": tensor.detach().to("cpu").contiguous()
+        f"{index}.{name_of(place)}.{part}": tensor.detach().to("cpu").contiguous()
         for index, shifts in enumerate(batches)
-        for layer, shift in shifts.items()
+        for place, shift in shifts.items()
         for part, tensor in shift.tensors().items()
     }
 
@@ -186,13 +187,13 @@ def shifts_by_batch(tensors: Mapping[str, Tensor]) -> dict[int, dict[int, Shift]
     parts: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, layer, part = name.split(".")
-        parts.setdefault((int(index), int(layer)), {})[part] = tensor
+        parts.setdefault((int(index), place_named(layer)), {})[part] = tensor
     batches: dict[int, dict[int, Shift]] = {}
     for place in sorted(parts):
         try:
             batches.setdefault(place[0], {})[place[1]] = shift_from_tensors(parts[place])
         except ValueError as error:
-            raise ValueError(f"batches[{place[0]}], layer {place[1]}: {error}") from error
+            raise ValueError(f"batches[{place[0]}], layer {name_of(place[1])}: {error}") from error
     return batches
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from factpatch.data import demo_facts
 from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.places import layer_list
 from factpatch.model.precision import Precision
 from factpatch.model.replicas import Replicas
 from factpatch.model.weights import content_hash
@@ -100,11 +101,12 @@ class Prepared:
         """
         layers = sorted({*self.layers, *layers})
         missing = [layer for layer in layers if layer not in self._memories]
-        unread = [layer for layer in missing if layer not in self.moments] if self.solver.reads_corpus else []
+        places = [place for layer in missing for place in self.solver.reads(layer)]
+        unread = [place for place in places if place not in self.moments]
         if edited and (unread or (missing and self.solver.ordinary_tokens)):
             raise ValueError(
-                f"layers {unread or missing} have no statistics yet, and the model is edited already; they are of the "
-                "unedited model."
+                f"{layer_list(unread or missing)} have no statistics yet, and the model is edited already; they are of "
+                "the unedited model."
             )
         if unread:
             found = self._read_moments(unread)
@@ -116,12 +118,12 @@ class Prepared:
         if made and self.solver.ordinary_tokens:
             self._warm(made)
         self._memories |= made
-        for layer in missing:
-            self.moments.pop(layer, None)  # only now, so that it survives an error for the next attempt
+        for place in places:
+            self.moments.pop(place, None)  # only now, so that it survives an error for the next attempt
 
     def _made(self, layer: int) -> Memory:
         moment = self.moments.get(layer)
-        made = self.solver.memory(moment)
+        made = self.solver.memory_in(layer, self.moments)
         if self.solver.reads_corpus and moment is not None and moment.dim() == 3:
             if not isinstance(made, RoutedKeys):
                 raise no_experts(self.solver, f"layer {layer}")

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from factpatch.model.batching import TOKEN_BUDGET, batches, padded
 from factpatch.model.experts import Routed, token_rows
@@ -23,6 +24,7 @@ from factpatch.model.fingerprint import fingerprints
 from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.memory import in_pieces
+from factpatch.model.places import layer_of, makes_keys, name_of, order
 from factpatch.model.replicas import Replicas
 from factpatch.model.tokens import tokenize
 from factpatch.statistics.cache import Entry
@@ -54,7 +56,9 @@ class SecondMoment:
 
     matrix: Tensor
     """(d_key, d_key), activations squared, averaged over tokens; float64. Of a layer of experts, (experts, d_key,
-    d_key): for each, of g x, the key times the router's gate, averaged over the tokens that the expert saw."""
+    d_key): for each, of g x, the key times the router's gate, averaged over the tokens that the expert saw. Of a
+    weight that makes keys, (d_value + 1, d_value + 1): of its inputs and a 1 after them; the last column is their
+    mean."""
     tokens: int
     """How many tokens were averaged."""
     counts: Tensor | None = None
@@ -82,7 +86,7 @@ class SecondMoment:
 
         Args:
             lm: The model; it is left as it was.
-            layers: The layers whose keys are read.
+            layers: The layers whose keys are read; or the places of other weights, whose inputs are.
             corpus: The text.
             tokens: How many tokens to read; 5 per key dimension by default. A shorter corpus is read to its end.
             cache: The folder of cached moments; the user's cache by default. False neither reads nor keeps anything.
@@ -100,7 +104,7 @@ class SecondMoment:
         text = _Text(lm, corpus, tokens, replicas)
         if cache is False:
             return _read(text, layers, progress, None)
-        prints = fingerprints(lm, [0, *layers])
+        prints = fingerprints(lm, [0, *map(layer_of, layers)])
         entries, unfinished = _entries(cache or cache_directory() / "second_moment", text, layers, prints)
         found = _kept(entries, layers)
         if len(found) < len(entries):
@@ -216,13 +220,13 @@ def _entries(
     entries = {
         layer: Entry(
             folder,
-            f"the second moment of layer {layer}",
-            {"model": prints[layer], "layer": str(layer), **about},
+            f"the second moment of layer {name_of(layer)}",
+            {"model": prints[layer_of(layer)], "layer": name_of(layer), **about},
         )
         for layer in layers
     }
     # All layers that were asked for, though a pass may be for fewer: those that the cache does not hold.
-    asked = {"model": prints[max(layers)], "layers": " ".join(map(str, sorted(layers)))}
+    asked = {"model": prints[max(map(layer_of, layers))], "layers": " ".join(map(name_of, sorted(layers)))}
     batching = {"batching": text.batching}
     return entries, Entry(folder, "the unfinished second moment", {**asked, **about, **batching}, unfinished=True)
 
@@ -274,8 +278,8 @@ class _Sums:
         for layer, total in self.totals.items():
             if not bool(torch.isfinite(total).all()):
                 raise FloatingPointError(
-                    f"keys of layer {layer} are not finite on the corpus; the model is broken, or its dtype too narrow "
-                    "(load it with dtype bfloat16 or float32)"
+                    f"keys of layer {name_of(layer)} are not finite on the corpus; the model is broken, or its dtype "
+                    "too narrow (load it with dtype bfloat16 or float32)"
                 )
 
 
@@ -326,11 +330,11 @@ class KeySums:
         self, lm: LanguageModel, shard: Sequence[Batch], totals: dict[int, Tensor], counts: dict[int, Tensor]
     ) -> None:
         """Add to what lies on and below the diagonal of (d_key, d_key) float64 sums, and to the counts of experts."""
-        projections = {layer: lm.down_projection(layer) for layer in self.layers}
+        projections = {place: lm.projection(place) for place in self.layers}
 
         def read_keys(windows: Sequence[Sequence[int]]) -> dict[int, list[tuple[int, Tensor]]]:
             ids, mask = padded(windows, device=lm.device)
-            with captured(inputs=projections, stop_at=projections[max(self.layers)]) as keys:
+            with captured(inputs=projections, stop_at=projections[max(self.layers, key=order)]) as keys:
                 lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
             real = {}
             for layer in self.layers:
@@ -339,7 +343,8 @@ class KeySums:
                 if isinstance(found, Routed):
                     real[layer] = [(expert, seen) for expert, _, seen in found.by_expert(places)]
                 else:
-                    real[layer] = [(0, found[places])]
+                    seen = found[places]
+                    real[layer] = [(0, pad(seen, (0, 1), value=1.0) if makes_keys(layer) else seen)]
             return real
 
         with torch.inference_mode(), lm.quiet():
@@ -402,7 +407,7 @@ def _read(text: _Text, layers: Sequence[int], progress: Progress, unfinished: En
     sums.check_finite()
     silent = [layer for layer, total in sums.totals.items() if not bool(total.any())]
     if silent:
-        raise FloatingPointError(f"all keys of layer {silent[0]} are zero on the corpus; the model is broken")
+        raise FloatingPointError(f"all keys of layer {name_of(silent[0])} are zero on the corpus; the model is broken")
     found = {}
     for layer, total in sums.totals.items():
         counts = sums.counts.get(layer)

@@ -2,8 +2,8 @@
 
 from factpatch.strategies.memory import Memory
 from factpatch.strategies.regularizer import CapSingularValues, KeepLargest, Regularizer, SparePrincipal, Unchanged
-from factpatch.strategies.solver import BoundedRidge, Normalized, NullSpace, Ridge, Solver, Whitened
-from factpatch.strategies.spread import Boundary, Each, Even, First, Spread, SquareRoot, Step
+from factpatch.strategies.solver import BoundedRidge, Neurons, Normalized, NullSpace, Ridge, Solver, Whitened
+from factpatch.strategies.spread import Boundary, Each, Even, First, InTurn, Spread, SquareRoot, Step
 from factpatch.strategies.target import (
     AnchoredMlp,
     AnchoredNorm,
@@ -28,9 +28,11 @@ __all__ = [
     "Even",
     "First",
     "HiddenState",
+    "InTurn",
     "KeepLargest",
     "Memory",
     "MlpOutput",
+    "Neurons",
     "Normalized",
     "NullSpace",
     "Regularizer",

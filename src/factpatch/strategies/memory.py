@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,6 +13,30 @@ if TYPE_CHECKING:
 
 Traces = Mapping[str, "Tensor"]
 """What is remembered of one batch in one layer, by name."""
+
+
+class LayerRows(Protocol):
+    """What a batch is to change in one layer."""
+
+    @property
+    def layer(self) -> int: ...
+
+    @property
+    def keys(self) -> Tensor:
+        """K, (n, d_key)."""
+
+    @property
+    def residual(self) -> Tensor:
+        """R, (n, d_value)."""
+
+    def inputs(self) -> list[Tensor]:
+        """What the MLP gets at the subject's last token, for each row (contexts, d_value)."""
+
+    def weight(self, place: int) -> Tensor:
+        """A weight of the layer as it is now, (d_value, d_key)."""
+
+    def activation(self, gates: Tensor) -> Tensor:
+        """σ of what comes out of the gates."""
 
 
 class Memory(ABC):
@@ -52,6 +76,14 @@ class Memory(ABC):
         if len({len(trace) if trace.dim() else -1 for trace in traces.values()}) > 1:
             return traces
         return {name: trace[list(rows)] for name, trace in traces.items()}
+
+    def shifts(self, rows: LayerRows) -> dict[int, Shift]:
+        """Return what one batch of facts changes, by place; by default what `solve` finds for the down-projection.
+
+        Raises:
+            ValueError: As from `solve`.
+        """
+        return {rows.layer: self.solve(rows.keys, rows.residual)}
 
     @abstractmethod
     def solve(self, keys: Tensor, residual: Tensor) -> Shift:

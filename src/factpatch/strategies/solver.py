@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from factpatch.model.places import GATE, UP, place_of
 from factpatch.strategies.later import LATER
 
 if TYPE_CHECKING:
@@ -44,6 +45,18 @@ class Solver(ABC):
     def ordinary_tokens(self) -> int:
         """How many tokens of ordinary text `Memory.warm` gets before the first batch."""
         return 0
+
+    def reads(self, layer: int) -> list[int]:
+        """The places whose second moments `memory_in` needs for a layer; by default its down-projection alone."""
+        return [layer] if self.reads_corpus else []
+
+    def writes(self, layer: int) -> list[int]:
+        """The places that a shift of a layer may change; by default its down-projection alone."""
+        return [layer]
+
+    def memory_in(self, layer: int, moments: Mapping[int, Tensor]) -> Memory:
+        """The memory of a layer before anything is edited, given second moments by place; see `reads`."""
+        return self.memory(moments.get(layer))
 
     @abstractmethod
     def memory(self, second_moment: Tensor | None) -> Memory:
@@ -324,6 +337,49 @@ class Whitened(Normalized):
         from factpatch.strategies.normalization import Whitening
 
         return Whitening(self.rate, self.l2, self.floor)
+
+
+@dataclass(frozen=True)
+class Neurons(Solver):
+    """Give each fact a neuron of its own, in the place of one that matters little to ordinary text.
+
+    It changes the weights that make keys as well, so the MLP needs gates that are apart from what they gate, as in
+    Llama, Qwen and most others. `factpatch.strategies.neurons` has the formulas.
+
+    Source: this package. One neuron for a fact is from Transformer-Patcher (arXiv:2301.09785), which adds neurons to
+    the last layer and trains them; the removal is that of the optimal brain surgeon (Hassibi and Stork, 1993).
+    """
+
+    sharpness: float = 20.0
+    """s: how steeply a neuron answers what is above the threshold."""
+    threshold: float = 0.5
+    """θ: the likeness to the subject, 1 at the subject and 0 on average, below which a neuron keeps silent."""
+    cover: float = 0.1
+    """How much each context of a subject counts against ordinary text when a neuron is aimed."""
+    most: float = 0.5
+    """The largest share of a layer's neurons that facts may take."""
+
+    def __post_init__(self) -> None:
+        for name in ("sharpness", "cover"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be positive and finite.")
+        for name in ("threshold", "most"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be between 0 and 1.")
+
+    def reads(self, layer: int) -> list[int]:
+        return [layer, place_of(layer, GATE)]
+
+    def writes(self, layer: int) -> list[int]:
+        return [layer, place_of(layer, GATE), place_of(layer, UP)]
+
+    def memory_in(self, layer: int, moments: Mapping[int, Tensor]) -> Memory:
+        from factpatch.strategies.neurons import AimedNeurons
+
+        return AimedNeurons.of(self, layer, moments)
+
+    def memory(self, second_moment: Tensor | None) -> Memory:
+        raise ValueError("solver=Neurons: it needs the second moments of keys and of the MLP's inputs; see memory_in.")
 
 
 def no_experts(solver: Solver, layer: str) -> ValueError:

@@ -32,6 +32,10 @@ class Spread(ABC):
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
         """Return one step per write."""
 
+    def turns(self, critical_layers: Sequence[int]) -> list[list[Step]]:
+        """The steps of one batch after another, over and over; by default those of all batches are the same."""
+        return [self.steps(critical_layers)]
+
 
 @dataclass(frozen=True)
 class Even(Spread):
@@ -87,3 +91,21 @@ class First(Spread):
 
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
         return Each().steps(critical_layers[:1])
+
+
+@dataclass(frozen=True)
+class InTurn(Spread):
+    """Write two critical layers, each toward its own target, and with the next batch two others.
+
+    As `Boundary` with layers as far apart, so that no layer takes the facts of all batches: of layers 3 to 10, batches
+    write 3 and 7, 4 and 8, 5 and 9, 6 and 10, and then 3 and 7 again.
+    """
+
+    def steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        return self.turns(critical_layers)[0]
+
+    def turns(self, critical_layers: Sequence[int]) -> list[list[Step]]:
+        half = len(critical_layers) // 2
+        if not half:
+            return [Each().steps(critical_layers)]
+        return [Each().steps(pair) for pair in zip(critical_layers[:half], critical_layers[-half:], strict=True)]

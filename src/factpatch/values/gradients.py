@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -152,6 +152,9 @@ class AnswerRows:
 
     def between(self, lm: LanguageModel, layer: int) -> None:
         """None: every token of an answer is a row."""
+
+    def inputs(self, lm: LanguageModel, layer: int) -> NoReturn:
+        raise ValueError("solver: neurons are aimed at subjects, and a method that follows gradients has none.")
 
     def _read(self, lm: LanguageModel) -> dict[int, Gradients]:
         if not self._found:

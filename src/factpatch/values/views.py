@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -67,6 +67,9 @@ class Rows(Protocol):
 
     def between(self, lm: LanguageModel, layer: int) -> Tensor | None:
         """The keys of further tokens of the batch that are to keep their values, (n, d_key); None if there are none."""
+
+    def inputs(self, lm: LanguageModel, layer: int) -> list[Tensor]:
+        """What the MLP gets where the key of each row is read, in each of its contexts: (contexts, d_value)."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,14 @@ class Views:
         texts = [text for view in self.parts for text in view.anchors.between]
         return read_last(lm, texts, layer, "down_projection", "inputs") if texts else None
 
+    def inputs(self, lm: LanguageModel, layer: int) -> list[Tensor]:
+        """What the MLP gets at the subject's last token of each row, in each of its contexts: (contexts, d_value)."""
+        found: dict[int, Tensor] = {}
+        for view in self.parts:
+            read = read_last(lm, view.subjects.rows, layer, "mlp", "inputs")
+            found |= zip(view.rows, read.view(len(view.rows), -1, read.shape[-1]), strict=True)
+        return [found[row] for row in sorted(found)]
+
     def keys(self, lm: LanguageModel, layer: int) -> Tensor:
         """The keys of all rows, (rows, d_key)."""
         return self._joined([read_keys(lm, view.subjects, layer) for view in self.parts])
@@ -161,6 +172,28 @@ class Views:
             return parts[0]
         rows = torch.tensor([row for view in self.parts for row in view.rows])
         return torch.cat(list(parts))[rows.argsort().to(parts[0].device)]
+
+
+@dataclass(frozen=True)
+class RowsInLayer:
+    """What a batch is to change in one layer; see `factpatch.strategies.memory.LayerRows`."""
+
+    lm: LanguageModel
+    rows: Rows
+    layer: int
+    keys: Tensor
+    residual: Tensor
+
+    def inputs(self) -> list[Tensor]:
+        return self.rows.inputs(self.lm, self.layer)
+
+    def weight(self, place: int) -> Tensor:
+        return self.lm.weight(place)
+
+    def activation(self, gates: Tensor) -> Tensor:
+        activate: Any = self.lm.mlp(self.layer).act_fn
+        activated: Tensor = activate(gates)
+        return activated
 
 
 WantedValues = Callable[[Views, int], Tensor]

@@ -1,0 +1,178 @@
+"""A neuron for each fact: where a layer's keys are full, make new ones.
+
+An MLP with gates puts out W (σ(G x) ⊙ (U x)): neuron j answers an input x with σ(g·x) (u·x), and adds as much of
+column j of W to the stream. A shift of W alone can only use the neurons that are there, which also answer ordinary
+text, and each fact leaves less room for the next. So here a fact gets a neuron that answers its subject and hardly
+anything else, in the place of one that matters little:
+
+1. *Remove* a neuron. Of column j, what the other neurons cannot stand in for costs ordinary text ‖w_j‖² / [C₀⁻¹]_jj;
+   the cheapest goes, and the others take over what they can, W ← W − w_j [C₀⁻¹]_j / [C₀⁻¹]_jj (optimal brain surgeon).
+2. *Aim* the new one at the subject. z(x) = a·x is the linear function that is 1 at the subject's inputs x in all
+   contexts and least on ordinary text, E[z²]; b is the one that is nearest to 1 everywhere (a norm before the MLP
+   leaves one that hardly varies). With g = s (a − θ b) and u = b the neuron answers s (z − θ) to z above θ and next to
+   nothing below: ordinary text, whose z is about 0, hardly gets anything.
+3. *Write* into the columns of the new neurons what the residuals are, which takes a system as small as the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+import torch
+from torch import Tensor
+
+from factpatch.model.places import GATE, UP, place_of
+from factpatch.patch.shift import LowRank, Shift
+from factpatch.strategies.memory import LayerRows, Memory, Traces, check_rows
+
+# Of a mean diagonal entry: what makes second moments of few tokens invertible.
+_KEY_DAMPING, _INPUT_DAMPING = 1e-3, 1e-4
+# Two facts of like subjects share what their neurons answer; without it, these would work against each other.
+_ANSWERS_DAMPING = 1e-2
+_SAME = 0.02
+"""How near the `up` of a neuron is to b, relative to it, if it was aimed; rounding to bfloat16 is within it."""
+_CONSTANT = 0.2
+"""The most of E[(b·x − 1)²], of 1, with which b is of use."""
+
+
+class Settings(Protocol):
+    """Those of `factpatch.strategies.solver.Neurons`."""
+
+    @property
+    def sharpness(self) -> float: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def cover(self) -> float: ...
+    @property
+    def most(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of the inputs of a layer's MLP on ordinary text, in float64."""
+
+    moment: Tensor
+    """E[x xᵀ], damped, (d_value, d_value)."""
+    constant: Tensor
+    """b, (d_value,)."""
+
+    @classmethod
+    def of(cls, moment: Tensor, layer: int) -> Inputs:
+        """From E[(x, 1)(x, 1)ᵀ], (d_value + 1, d_value + 1); ValueError if no linear function of x is constant."""
+        whole = moment.double()
+        mean, plain = whole[:-1, -1], whole[:-1, :-1]
+        damped = _damped(plain, _INPUT_DAMPING)
+        constant = torch.linalg.solve(damped, mean)
+        off = float(constant @ plain @ constant - 2 * constant @ mean + 1)
+        if not off <= _CONSTANT:
+            raise ValueError(
+                f"layer {layer}: no linear function of what its MLP gets is nearly constant (the best is off by "
+                f"{off:.2f} in the mean square), so no neuron can be aimed. Choose another method, such as memit-blue."
+            )
+        return cls(damped, constant)
+
+    def aim(self, subject: Tensor, cover: float) -> Tensor:
+        """a, (d_value,), with the least E[(a·x)²] + cover Σ (a·x_c − 1)²; the subject's x_c are (contexts, d_value)."""
+        toward = torch.linalg.solve(self.moment, subject.T)
+        system = subject @ toward + torch.eye(len(subject), dtype=subject.dtype) / cover
+        aimed: Tensor = toward @ torch.linalg.solve(system, subject.new_ones(len(subject)))
+        return aimed
+
+
+class AimedNeurons(Memory):
+    """What `factpatch.strategies.solver.Neurons` knows of a layer; which neurons are taken, the weights say."""
+
+    def __init__(self, solver: Settings, second_moment: Tensor, inputs: Inputs) -> None:
+        super().__init__()
+        self.solver, self.inputs = solver, inputs
+        damped = second_moment.double()
+        self.second_moment = damped + _KEY_DAMPING * damped.diagonal().mean() * torch.eye(
+            len(damped), dtype=damped.dtype
+        )
+
+    @classmethod
+    def of(cls, solver: Settings, layer: int, moments: Mapping[int, Tensor]) -> AimedNeurons:
+        return cls(solver, moments[layer], Inputs.of(moments[place_of(layer, GATE)], layer))
+
+    def shifts(self, rows: LayerRows) -> dict[int, Shift]:
+        check_rows(rows.keys, rows.residual)
+        places = {part: place_of(rows.layer, part) for part in (GATE, UP)}
+        gates, ups = (rows.weight(place).double().cpu() for place in places.values())
+        weight = rows.weight(rows.layer).double().cpu()
+        new, removed = self._removed(weight, self._free(ups), len(rows.keys), rows.layer)
+        subjects = [inputs.double().cpu() for inputs in rows.inputs()]
+        solver, constant = self.solver, self.inputs.constant
+        aims = torch.stack([self.inputs.aim(subject, solver.cover) for subject in subjects], dim=1)
+        aimed = solver.sharpness * (aims - solver.threshold * constant[:, None])
+        answers = torch.stack(
+            [(rows.activation(subject @ aimed) * (subject @ constant)[:, None]).mean(dim=0) for subject in subjects]
+        )
+        left = rows.residual.double() - rows.keys.double() @ removed.matrix().T
+        system = answers @ answers.T
+        system.diagonal().add_(_ANSWERS_DAMPING * answers.diagonal().square().mean())
+        columns = (answers.T @ torch.linalg.solve(system, left)).T
+        chosen = torch.nn.functional.one_hot(new, weight.shape[1]).to(weight)
+        return {
+            rows.layer: LowRank(torch.cat([removed.up, columns], dim=1), torch.cat([removed.down, chosen])),
+            places[GATE]: LowRank(aimed - gates[:, new], chosen),
+            places[UP]: LowRank(constant[:, None] - ups[:, new], chosen),
+        }
+
+    def _free(self, ups: Tensor) -> Tensor:
+        """Which neurons are those of the model, (d_key,)."""
+        constant = self.inputs.constant[:, None]
+        free: Tensor = (ups - constant).norm(dim=0) > _SAME * constant.norm()
+        return free
+
+    def _removed(self, weight: Tensor, free: Tensor, count: int, layer: int) -> tuple[Tensor, LowRank]:
+        """The neurons to remove, (count,), and the shift that removes them and lets the other free ones take over."""
+        taken = int((~free).sum())
+        most = int(self.solver.most * len(free))
+        if taken + count > most:
+            raise ValueError(
+                f"layer {layer}: {taken} of its {len(free)} neurons are facts', and {count} more would be above "
+                f"solver.most={self.solver.most}, which is {most}. Edit fewer facts at once, or let more layers take "
+                "turns: --layers, critical_layers=."
+            )
+        ours = free.nonzero().flatten()
+        inverse = torch.linalg.inv(self.second_moment[ours][:, ours])
+        whole, columns = inverse.clone(), weight[:, ours].clone()
+        picked: list[int] = []
+        for _ in range(count):
+            cost = columns.square().sum(dim=0) / inverse.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
+            cost[picked] = torch.inf
+            one = int(cost.argmin())
+            row = inverse[one] / inverse[one, one]
+            columns -= torch.outer(columns[:, one], row)
+            inverse = inverse - torch.outer(inverse[:, one], row)
+            picked.append(one)
+        gone = torch.tensor(picked)
+        down = weight.new_zeros(count, len(free))
+        down[:, ours] = whole[gone]
+        up = -torch.linalg.solve(whole[gone][:, gone].T, weight[:, ours[gone]].T).T
+        return ours[gone], LowRank(up, down)
+
+    def solve(self, keys: Tensor, residual: Tensor) -> NoReturn:
+        raise ValueError("solver=Neurons: it shifts three weights of a layer, and no single one.")
+
+    def remember(self, traces: Traces) -> None:
+        """Nothing: a neuron hardly answers what others are for."""
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
+    def fresh(self) -> AimedNeurons:
+        made = AimedNeurons.__new__(AimedNeurons)
+        Memory.__init__(made)
+        made.solver, made.inputs, made.second_moment = self.solver, self.inputs, self.second_moment
+        return made
+
+
+def _damped(moment: Tensor, share: float) -> Tensor:
+    """A second moment with this share of its mean diagonal entry added to the diagonal."""
+    made = moment.clone()
+    made.diagonal().add_(share * moment.diagonal().mean())
+    return made

@@ -1,0 +1,243 @@
+"""Neurons for facts: what is removed, what is aimed at a subject, and what comes of it in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from tests.editors import EXACT, FACTS, LAYERS, input_moments, make
+from tests.models import tiny
+from torch import Tensor
+from torch.nn.functional import silu
+
+from factpatch import Editor, Fact
+from factpatch.model.places import GATE, UP, place_of
+from factpatch.statistics.corpus import corpus_from
+from factpatch.statistics.second_moment import SecondMoment
+from factpatch.strategies import InTurn, Neurons
+from factpatch.strategies.neurons import AimedNeurons, Inputs
+
+WIDTH, INNER, LAYER = 12, 40, 3
+GATES, UPS = place_of(LAYER, GATE), place_of(LAYER, UP)
+
+
+def texts(count: int, seed: int) -> Tensor:
+    """What an MLP gets: one feature is always 3, as a norm leaves one; the others are noise."""
+    inputs = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=EXACT)
+    inputs[:, 0] = 3.0
+    return inputs
+
+
+@dataclass
+class Rows:
+    """An MLP with random weights, and what a batch is to change of it."""
+
+    subjects: Sequence[Tensor]
+    """(contexts, WIDTH) of each."""
+    residual: Tensor
+    layer: int = LAYER
+    weights: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        for place in (LAYER, GATES, UPS):
+            weight = torch.randn(WIDTH, INNER, generator=generator, dtype=EXACT) / WIDTH**0.5
+            self.weights.setdefault(place, weight)
+
+    @property
+    def keys(self) -> Tensor:
+        return torch.stack([self.neurons(subject).mean(dim=0) for subject in self.subjects])
+
+    def inputs(self) -> list[Tensor]:
+        return list(self.subjects)
+
+    def weight(self, place: int) -> Tensor:
+        return self.weights[place]
+
+    def activation(self, gates: Tensor) -> Tensor:
+        return silu(gates)
+
+    def neurons(self, inputs: Tensor) -> Tensor:
+        return silu(inputs @ self.weights[GATES]) * (inputs @ self.weights[UPS])
+
+    def output(self, inputs: Tensor) -> Tensor:
+        return self.neurons(inputs) @ self.weights[LAYER].T
+
+    def written(self, shifts: Any) -> Rows:
+        changed = {place: weight + shifts[place].matrix() for place, weight in self.weights.items()}
+        return Rows(self.subjects, self.residual, weights=changed)
+
+
+def batch(facts: int = 3, seed: int = 1, contexts: int = 2) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    subjects = []
+    for subject in 3 * texts(facts, seed):
+        subject[0] = 3.0
+        nearly = subject + 0.05 * torch.randn(contexts, WIDTH, generator=generator, dtype=EXACT)
+        nearly[:, 0] = 3.0
+        subjects.append(nearly)
+    return Rows(subjects, torch.randn(facts, WIDTH, generator=generator, dtype=EXACT))
+
+
+def memory(rows: Rows, solver: Neurons | None = None) -> AimedNeurons:
+    ordinary = texts(4000, 0)
+    keys = rows.neurons(ordinary)
+    ones = torch.nn.functional.pad(ordinary, (0, 1), value=1.0)
+    moments = {LAYER: keys.T @ keys / len(keys), GATES: ones.T @ ones / len(ones)}
+    return AimedNeurons.of(solver or Neurons(), LAYER, moments)
+
+
+def test_subjects_move_by_their_residuals_in_all_contexts_and_ordinary_text_stays() -> None:
+    rows = batch()
+    written = rows.written(memory(rows).shifts(rows))
+    for subject, residual in zip(rows.subjects, rows.residual, strict=True):
+        moved = written.output(subject) - rows.output(subject)
+        # In each context; the neurons that were removed make what is left of the difference.
+        assert float((moved - residual).norm(dim=1).max()) < 0.3 * float(residual.norm())
+        assert float((moved.mean(dim=0) - residual).norm()) < 0.05 * float(residual.norm())
+    ordinary = texts(500, 7)
+    moved = written.output(ordinary) - rows.output(ordinary)
+    assert float(moved.norm(dim=1).mean()) < 0.1 * float(rows.output(ordinary).norm(dim=1).mean())
+
+
+def test_what_is_removed_is_what_a_search_by_least_squares_removes() -> None:
+    """One neuron after another: the one whose loss, once all others are fitted anew, is least."""
+    rows = batch()
+    known = memory(rows)
+    shifts = known.shifts(rows)
+    moment, weight = known.second_moment, rows.weights[LAYER]
+
+    def fitted(gone: list[int]) -> tuple[float, Tensor]:
+        """The weight nearest to the present one in what it makes of ordinary keys, without some columns."""
+        left = [one for one in range(INNER) if one not in gone]
+        made = torch.zeros_like(weight)
+        made[:, left] = torch.linalg.solve(moment[left][:, left], (weight @ moment)[:, left].T).T
+        off = made - weight
+        return float((off @ moment * off).sum()), made
+
+    gone: list[int] = []
+    for _ in rows.subjects:
+        gone.append(min((one for one in range(INNER) if one not in gone), key=lambda one: fitted([*gone, one])[0]))
+    new = shifts[GATES].matrix().norm(dim=0).nonzero().flatten().tolist()
+    assert sorted(new) == sorted(gone)
+    left = [one for one in range(INNER) if one not in gone]
+    torch.testing.assert_close((weight + shifts[LAYER].matrix())[:, left], fitted(gone)[1][:, left])
+
+
+def test_an_aim_is_one_at_its_subject_and_least_elsewhere() -> None:
+    ordinary = texts(2000, 3)
+    ones = torch.nn.functional.pad(ordinary, (0, 1), value=1.0)
+    inputs = Inputs.of(ones.T @ ones / len(ones), LAYER)
+    torch.testing.assert_close(ordinary @ inputs.constant, torch.ones(2000, dtype=EXACT), rtol=0.01, atol=0.01)
+    subject = batch(1).subjects[0]
+    aim = inputs.aim(subject, 100.0)
+    torch.testing.assert_close(subject @ aim, torch.ones(2, dtype=EXACT), rtol=0.01, atol=0.01)
+    objective = lambda one: float(one @ inputs.moment @ one + 100 * (subject @ one - 1).square().sum())  # noqa: E731
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        other = aim + 1e-3 * torch.randn(WIDTH, generator=generator, dtype=EXACT)
+        assert objective(other) > objective(aim)
+
+
+def test_inputs_without_a_constant_are_refused() -> None:
+    noise = torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(0), dtype=EXACT)
+    ones = torch.nn.functional.pad(noise, (0, 1), value=1.0)
+    with pytest.raises(ValueError, match="layer 3: no linear function of what its MLP gets is nearly constant"):
+        Inputs.of(ones.T @ ones / len(ones), LAYER)
+
+
+def test_neurons_of_facts_are_not_taken_again_and_the_layer_runs_out_of_room() -> None:
+    rows = batch(4)
+    known = memory(rows)
+    taken: set[int] = set()
+    for seed in range(5):
+        rows = Rows(batch(4, seed + 1).subjects, rows.residual, weights=rows.weights)
+        shifts = known.shifts(rows)
+        new = set(shifts[GATES].matrix().norm(dim=0).nonzero().flatten().tolist())
+        assert len(new) == 4
+        assert not new & taken
+        # Those of earlier batches keep what they say.
+        assert float(shifts[LAYER].matrix()[:, sorted(taken)].abs().sum()) == 0.0
+        taken |= new
+        rows = rows.written(shifts)
+    with pytest.raises(ValueError, match=r"layer 3: 20 of its 40 neurons are facts', and 4 more .* which is 20\."):
+        known.shifts(rows)
+
+
+def test_facts_of_one_subject_do_not_work_against_each_other() -> None:
+    rows = batch(2)
+    rows.subjects = [rows.subjects[0], rows.subjects[0].clone()]
+    columns = memory(rows).shifts(rows)[LAYER].matrix()
+    plain = batch(2)
+    assert float(columns.norm()) < 2 * float(memory(plain).shifts(plain)[LAYER].matrix().norm())
+
+
+def test_batches_take_turns_at_pairs_of_layers() -> None:
+    turns = InTurn().turns([3, 4, 5, 6, 7, 8, 9, 10])
+    assert [[(step.layer, step.target_layer, step.share) for step in turn] for turn in turns[:2]] == [
+        [(3, 3, 1.0), (7, 7, 1.0)],
+        [(4, 4, 1.0), (8, 8, 1.0)],
+    ]
+    assert [[step.layer for step in turn] for turn in turns[2:]] == [[5, 9], [6, 10]]
+    assert [[step.layer for step in turn] for turn in InTurn().turns([4])] == [[4]]
+    assert [[step.layer for step in turn] for turn in InTurn().turns([4, 6, 8])] == [[4, 8]]
+
+
+def in_turn(dtype: torch.dtype = EXACT, family: str = "llama", **options: Any) -> Editor:
+    return make("neurons", family, dtype, critical_layers=(0, 1, 2, 3), settings={"target.steps": 8}, **options)
+
+
+def test_batches_of_an_editor_take_turns_and_a_batch_taken_back_gives_its_turn_back() -> None:
+    editor = in_turn()
+    assert [editor.edit([fact]).layers for fact in FACTS] == [(0, 2), (1, 3), (0, 2), (1, 3)]
+    editor.undo()
+    assert editor.edit(FACTS[3:]).layers == (1, 3)
+    editor.undo_fact(FACTS[0])
+    assert [edit.patch.layers for edit in editor.edits] == [(1, 3), (0, 2), (1, 3)]
+    assert editor.edit(FACTS[:1]).layers == (0, 2)
+
+
+def test_an_edit_changes_three_weights_of_each_layer_that_it_writes() -> None:
+    editor = in_turn()
+    patch = editor.edit(FACTS)
+    assert patch.layers == (0, 2)
+    assert patch.places == tuple(sorted(place for one in (0, 2) for place in editor.method.solver.writes(one)))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+def test_a_model_without_gates_of_their_own_is_refused(family: str) -> None:
+    with pytest.raises(ValueError, match="has no gate_proj and up_proj that make its keys"):
+        make("neurons", family)
+
+
+def test_second_moments_of_inputs_are_those_of_what_the_gates_get() -> None:
+    lm = tiny("llama", dtype=EXACT)
+    words = ["The tower in the city.", "The capital of Finland is Helsinki."]
+    place = place_of(2, GATE)
+    found = SecondMoment.read(lm, [1, place], corpus_from(words), 1000, cache=False)
+    seen: list[Tensor] = []
+    handle = lm.projection(place).register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, 1)))
+    for text in words:
+        lm.model(torch.tensor([lm.tokenizer(text)["input_ids"]]))
+    handle.remove()
+    inputs = torch.nn.functional.pad(torch.cat(seen), (0, 1), value=1.0)
+    torch.testing.assert_close(found[place].matrix, inputs.T @ inputs / len(inputs))
+    assert found[1].matrix.shape == (lm.d_key, lm.d_key)
+
+
+def test_of_inputs_that_were_given_for_fewer_layers_the_others_are_read() -> None:
+    given = input_moments(layers=LAYERS[:1])
+    with pytest.raises(ValueError, match="corpus=None"):
+        Editor(tiny("llama"), method="neurons", critical_layers=LAYERS, second_moments=given)
+
+
+def test_the_same_fact_again_gets_another_neuron_and_its_new_answer() -> None:
+    editor = in_turn()
+    editor.edit(FACTS[:2])
+    again = Fact(FACTS[0].prompt, FACTS[0].subject, "Italian")
+    patch = editor.edit([again])
+    assert patch.facts == [again]
+    assert [fact.target_new for fact in editor.patch.facts if fact.subject == FACTS[0].subject] == ["Italian"]
