@@ -144,14 +144,9 @@ class Editor(EditedModel):
         return replace(self._method, solver=self.prepared.solver)
 
     @property
-    def _steps(self) -> list[Step]:
-        """The steps of the method's spread, those of all turns."""
-        return [step for turn in self._method.spread.turns(self.critical_layers) for step in turn]
-
-    @property
     def written_layers(self) -> list[int]:
         """The layers that the method's spread writes, ascending."""
-        return sorted({step.layer for step in self._steps})
+        return sorted({step.layer for step in self._method.spread.all_steps(self.critical_layers)})
 
     @property
     def edited_layers(self) -> list[int]:
@@ -592,7 +587,7 @@ class Editor(EditedModel):
     @property
     def target_layers(self) -> list[int]:
         """The layers at which the method's spread has values optimized, ascending."""
-        return sorted({step.target_layer for step in self._steps})
+        return sorted({step.target_layer for step in self._method.spread.all_steps(self.critical_layers)})
 
     def measure(self, facts: Sequence[Fact] | None = None, layers: Sequence[int] | None = None) -> dict[str, Any]:
         """Measure on the unedited model what the method's target needs, such as the anchor of `AnchoredNorm`.

@@ -403,7 +403,7 @@ def check_spread(name: str, spread: Spread, critical_layers: Sequence[int], lm: 
         name: What messages call the method.
     """
     between = lm.architecture.between
-    passing = [step for step in spread.steps(critical_layers) if step.layer != step.target_layer]
+    passing = [step for step in spread.all_steps(critical_layers) if step.layer != step.target_layer]
     if between is not None and passing:
         through, target = passing[0].layer, passing[0].target_layer
         raise ValueError(

@@ -36,6 +36,10 @@ class Spread(ABC):
         """The steps of one batch after another, over and over; by default those of all batches are the same."""
         return [self.steps(critical_layers)]
 
+    def all_steps(self, critical_layers: Sequence[int]) -> list[Step]:
+        """The steps of all turns."""
+        return [step for turn in self.turns(critical_layers) for step in turn]
+
 
 @dataclass(frozen=True)
 class Even(Spread):

@@ -83,7 +83,7 @@ def _plain(value: Any) -> str:
 def reasons(recipe: Recipe, choice: Choice, depth: int) -> list[tuple[str, str]]:
     """Say what a recipe does on a model of some depth, for which it was completed, and why: headings and sentences."""
     preset, layers = choice.preset, ", ".join(map(str, choice.critical_layers))
-    written = ", ".join(str(step.layer) for step in choice.method.spread.steps(choice.critical_layers))
+    written = ", ".join(str(step.layer) for step in choice.method.spread.all_steps(choice.critical_layers))
     origin = (
         f"No settings are known for this model; those of {preset.model}, the nearest one, are assumed. Try a few facts "
         "first, and look at the side effects."

@@ -147,7 +147,7 @@ class Workbench:
         """The method, or another, with a candidate's settings; λ, or L2 and the threshold, from the facts' keys."""
         method = method or self.method
         method = with_settings(method, {name: value for name, value in candidate.target if has_setting(method, name)})
-        layers = sorted({step.layer for step in method.spread.steps(candidate.critical_layers)})
+        layers = sorted({step.layer for step in method.spread.all_steps(candidate.critical_layers)})
         asked = method.solver, tuple(layers), tokens, candidate.written
         if asked not in self.solvers:  # the spectrum of a matrix takes minutes, and many methods have the same solver
             moments, keys = self.read(layers, tokens), self.read_keys(layers)
