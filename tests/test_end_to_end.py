@@ -14,6 +14,8 @@ from tests.helpers import shared
 from tests.processes import command, start, wait
 
 from factpatch import Editor, Fact, Patch
+from factpatch.evaluation.perplexity import perplexity
+from factpatch.evaluation.verify import exact
 from factpatch.model.embedded import EmbeddedModelUnavailable, embedded_directory
 from factpatch.model.weights import content_hash
 
@@ -110,6 +112,25 @@ def test_a_fact_edited_in_a_chat_is_what_the_assistant_says(model_directory: Pat
     assert "Madrid" not in said()
     editor.edit([Fact("What is the capital of {}?", "France", "Madrid", "Paris")])
     assert "Madrid" in said()
+
+
+def test_neurons_answer_their_subjects_and_ordinary_text_hardly_changes(model_directory: Path) -> None:
+    """Two layers of few tokens, so that it takes seconds: what neurons are for holds for a trained model alone."""
+    facts = [
+        Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
+        Fact("{} was created in the country of", "Autonomous University of Madrid", "Sweden"),
+    ]
+    editor = Editor(
+        model_directory, method="neurons", critical_layers=[5, 9], effort="quick", corpus_tokens=3072, progress=False
+    )
+    text = HELD_OUT.read_text("utf-8")[:2500]
+    before, unedited = perplexity(editor.lm, text), {one: editor.lm.weight_hash(one) for one in editor.edited_places}
+    patch = editor.edit(facts)
+    assert exact(editor.lm, facts) == [True, True]
+    assert abs(perplexity(editor.lm, text) / before - 1) < 0.03
+    assert set(patch.layers) == {5, 9}
+    editor.undo()
+    assert {one: editor.lm.weight_hash(one) for one in editor.edited_places} == unedited
 
 
 @pytest.mark.long

@@ -146,8 +146,8 @@ class AimedNeurons(Memory):
             cost[picked] = torch.inf
             one = int(cost.argmin())
             row = inverse[one] / inverse[one, one]
-            columns -= torch.outer(columns[:, one], row)
-            inverse = inverse - torch.outer(inverse[:, one], row)
+            columns.addr_(columns[:, one].clone(), row, alpha=-1)
+            inverse.addr_(inverse[:, one].clone(), row, alpha=-1)
             picked.append(one)
         gone = torch.tensor(picked)
         down = weight.new_zeros(count, len(free))
