@@ -72,7 +72,8 @@ class Editor(EditedModel):
         recipe: Method, preset, layers, settings and so on; see `factpatch.Recipe`. Its fields can also be given one by
             one: `Editor(model, method="memit-blue", seed=1)`. The method alone is a recipe too.
         contexts: Templates with one `{}` for the prompt, the bare one first; by default the model generates them.
-        second_moments: E[k kᵀ] by layer, (d_key, d_key), if already known.
+        second_moments: E[k kᵀ] by layer, (d_key, d_key), if already known; and what else the solver reads, by place,
+            as `SecondMoment.matrix` has it.
         optimize: Finds target values instead of `optimize_values`, such as `SharedTargets`.
         written_dtype: What a shift is rounded to before it is added; float32, or float64 for a float64 model.
         progress: Show progress during long work.

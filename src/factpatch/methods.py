@@ -81,7 +81,11 @@ _sphere = replace(
 _lyaplock = Method("lyaplock", HiddenState(), Even(), BoundedRidge(weight=1000.0), source="LyapLock, arXiv:2505.15702")
 _ultraedit = Method("ultraedit", AnswerGradients(), Each(), Normalized(), source="UltraEdit, arXiv:2505.14679")
 _neurons = Method(
-    "neurons", HiddenState(), InTurn(), Neurons(), source="a neuron for each fact; after T-Patcher, arXiv:2301.09785"
+    "neurons",
+    HiddenState(apart=True),
+    InTurn(),
+    Neurons(),
+    source="a neuron for each fact; after T-Patcher, arXiv:2301.09785",
 )
 _stableedit = Method("stableedit", AnswerGradients(), Each(), Whitened(), source="StableEdit, arXiv:2605.11836")
 

@@ -28,6 +28,8 @@ from factpatch.presets.own_methods import own_settings
 from factpatch.presets.preset import Preset, load_preset, preset_for
 from factpatch.statistics.corpus import Corpus, check_corpus
 from factpatch.strategies import Spread
+from factpatch.strategies.regularizer import Unchanged
+from factpatch.strategies.target import Target
 from factpatch.support.words import named, suggestion
 
 if TYPE_CHECKING:
@@ -423,11 +425,18 @@ def _check_gates(method: Method, layers: Sequence[int], lm: LanguageModel) -> No
             f"method={method.name!r}: it replaces neurons, which is not possible beside quantized weights. Edit the "
             "model that it was made from, or choose another method, such as memit-blue."
         )
+    if written and not (isinstance(method.target, Target) and isinstance(method.regularizer, Unchanged)):
+        raise ValueError(
+            f"method={method.name!r}: {type(method.solver).__name__} aims neurons at subjects, whose values have to be "
+            f"optimized, and {type(method.regularizer).__name__} would change them. Take a target such as HiddenState, "
+            "and no regularizer."
+        )
     without = [layer for layer in written if not lm.gated(layer)]
     if without:
         raise ValueError(
             f"method={method.name!r}: it gives each fact a neuron of the MLP, and layer {without[0]} of {lm.name} has "
-            "no gate_proj and up_proj that make its keys. Choose another method, such as memit-blue."
+            "no gate_proj and up_proj, without biases, that alone make its keys. Choose another method, such as "
+            "memit-blue."
         )
 
 

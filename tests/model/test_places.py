@@ -50,4 +50,4 @@ def test_what_makes_keys_stands_beside_the_down_projection() -> None:
 
 def test_messages_name_places() -> None:
     assert layer_list([4]) == "layer 4"
-    assert layer_list([place_of(4, GATE), 8, 4]) == "layers 4, 8, 4-gate"
+    assert layer_list([place_of(4, GATE), 8, 4]) == "layers 4, 4-gate, 8"

@@ -209,7 +209,7 @@ def test_an_edit_changes_three_weights_of_each_layer_that_it_writes() -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])
 def test_a_model_without_gates_of_their_own_is_refused(family: str) -> None:
-    with pytest.raises(ValueError, match="has no gate_proj and up_proj that make its keys"):
+    with pytest.raises(ValueError, match="has no gate_proj and up_proj, without biases"):
         make("neurons", family)
 
 

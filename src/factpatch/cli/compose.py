@@ -79,13 +79,14 @@ def compose(
 
 def _show(patch: factpatch.Patch) -> None:
     """Print the rank of every layer, and the error of those that were shrunk."""
+    from factpatch.model.places import name_of
     from factpatch.patch.shift import LowRank
 
     (batch,) = patch.batches
     shrunk = patch.settings.get("shrunk", {}).get("layers", {})
     for layer, shift in batch.shifts.items():
         rank = f"rank {shift.up.shape[1]}" if isinstance(shift, LowRank) else "no low rank"
-        kept = shrunk.get(str(layer))
+        kept = shrunk.get(name_of(layer))
         if kept is not None:
             rank = f"rank {kept['rank']}, relative error {100 * kept['error']:.2g} %"
-        render.say(f"Layer {layer}: {rank}")
+        render.say(f"Layer {name_of(layer)}: {rank}")

@@ -339,8 +339,10 @@ def _beside(out: Path, modelfile: str) -> Iterator[None]:
 
 
 def _show_adapter(out: Path, weights: Path, factors: LowRankFactors) -> None:
+    from factpatch.model.places import name_of
+
     for layer, count in factors.ranks.items():
-        render.say(f"Layer {layer}: rank {count}")
+        render.say(f"Layer {name_of(layer)}: rank {count}")
     error = factors.largest_error()
     lost = f", relative error at most {100 * error:.2g} %" if error else ""
     render.say(f"Adapter: {out} ({render.size(weights)}; rank {factors.rank}{lost})", "bold")

@@ -59,7 +59,9 @@ def second_moment(
     with checks.pooled(workers) as pool, bar("reading the second moment", expected) as advance:
         with checks.argument():
             replicas = None if pool is None else Replicas(lm, pool)
-        moments = SecondMoment.read(lm, chosen.critical_layers, opened, tokens, progress=advance, replicas=replicas)
+        places = [place for layer in chosen.critical_layers for place in chosen.method.solver.reads(layer)]
+        places = sorted({*chosen.critical_layers, *places})
+        moments = SecondMoment.read(lm, places, opened, tokens, progress=advance, replicas=replicas)
     columns = ("layer", "tokens", "trace", "largest", "median", "smallest", "condition", f"below {limit:g}")
     made = render.table(*columns)
     for column in made.columns:
@@ -77,9 +79,11 @@ def second_moment(
 
 def _matrices(moments: Mapping[int, SecondMoment]) -> Iterator[tuple[str, int, Tensor]]:
     """The name, the number of tokens and the matrix of each layer, or of each of its experts."""
+    from factpatch.model.places import name_of
+
     for layer, moment in moments.items():
         if moment.counts is None:
-            yield str(layer), moment.tokens, moment.matrix
+            yield name_of(layer), moment.tokens, moment.matrix
         else:
             for expert, (count, matrix) in enumerate(zip(moment.counts.tolist(), moment.matrix, strict=True)):
                 yield f"{layer}, expert {expert}", count, matrix

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from factpatch.model.places import makes_keys, name_of
+from factpatch.model.places import makes_keys, name_of, part_of, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,12 @@ class LowRankFactors:
         return max(1, math.floor(1e4 * min(shares))) / 1e4
 
     def with_every_layer(self, count: int) -> LowRankFactors:
-        """The same with zeros for those of the model's `count` layers whose down-projection has no shift."""
+        """The same with zeros for the layers, of the model's `count`, that lack a kind of shift that others have."""
         d_value, d_key = self.shape(next(iter(self.parts)))
         nothing = torch.zeros(d_value, 1), torch.zeros(1), torch.zeros(1, d_key)
-        parts = {**{layer: self.parts.get(layer, nothing) for layer in range(count)}, **self.parts}
+        kinds = {part_of(place) for place in self.parts}
+        places = sorted(place_of(layer, kind) for kind in kinds for layer in range(count))
+        parts = {place: self.parts.get(place, nothing) for place in places}
         needed, ranks = ({layer: known.get(layer, 1) for layer in parts} for known in (self.needed, self.ranks))
         return LowRankFactors(parts, needed, ranks, self.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from factpatch.export.factors import LowRankFactors
 from factpatch.model.architectures import alike
+from factpatch.model.places import part_of
 
 SERVED_NAME = "edited"
 """What the commands call the edited model."""
@@ -152,11 +154,12 @@ def _obstacle(engine: Engine, served: Served) -> str:
             f"(relative error {error:.2g} %) or --energy {factors.energy(most):g}, or merge the edit: --to safetensors"
         )
     count = layers_of(served.config)
-    if engine.every_layer and len(factors.ranks) < count:
+    held = min(Counter(map(part_of, factors.ranks)).values())  # of a kind of projection, it takes all or none
+    if engine.every_layer and held < count:
         fits = alike(served.config, count)
         return (
             f"ignores an adapter silently if it lacks some of the model's layers, and this one has "
-            f"{len(factors.ranks)} of {count}. "
+            f"{held} of {count}. "
             + ("Export it with --every-layer, which adds zeros" if fits else "Merge the edit: --to safetensors")
         )
     return ""

@@ -239,6 +239,10 @@ def _projections(model: Any, layers: Sequence[int], shared_expert: bool) -> dict
     return {layer: modules[layer][1] for layer in layers}
 
 
+def _is_plain_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and module.bias is None
+
+
 def first_path(block: nn.Module, paths: str) -> str:
     """The first of some paths, with `|` between them, that leads to a module of a block; the last if none does."""
     *others, last = paths.split("|")
@@ -348,13 +352,14 @@ class LanguageModel:
         return self.blocks[layer_of(place)].get_submodule(path_at(place, path))
 
     def gated(self, layer: int) -> bool:
-        """Whether a layer's MLP makes its keys of two weights that can be edited, σ(G x) ⊙ (U x)."""
+        """Whether a layer's MLP makes its keys of two weights that can be edited, σ(G x) ⊙ (U x), and nothing else."""
+        mlp = self.mlp(layer)
         try:
             parts = [self.projection(place_of(layer, part)) for part in (GATE, UP)]
         except AttributeError:
             return False
-        plain = all(isinstance(part, nn.Linear) and part.bias is None for part in parts)
-        return plain and callable(getattr(self.mlp(layer), "act_fn", None)) and not self.experts(layer)
+        alone = {*parts, self.down_projection(layer), getattr(mlp, "act_fn", None)} >= set(mlp.children())
+        return alone and callable(getattr(mlp, "act_fn", None)) and all(map(_is_plain_linear, parts))
 
     def block(self, layer: int) -> nn.Module:
         return self.blocks[layer]

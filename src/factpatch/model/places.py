@@ -7,7 +7,7 @@ whatever holds weights, shifts or hashes by layer holds these as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 _STRIDE = 1_000_000  # no model has as many layers
 DOWN, GATE, UP = "down", "gate", "up"
@@ -40,9 +40,9 @@ def makes_keys(place: int) -> bool:
     return place >= _STRIDE
 
 
-def order(place: int) -> tuple[int, bool]:
-    """A key to sort places by, in the order in which a forward pass comes to them."""
-    return layer_of(place), not makes_keys(place)
+def order(place: int) -> tuple[int, int]:
+    """A key to sort places by, in the order in which a forward pass comes to them: gate, up, down."""
+    return layer_of(place), place if makes_keys(place) else len(_PARTS) * _STRIDE
 
 
 def path_at(place: int, down_projection: str) -> str:
@@ -68,7 +68,7 @@ def place_named(name: str) -> int:
     raise ValueError("must be the number of a layer")
 
 
-def layer_list(places: Sequence[int]) -> str:
-    """Places as messages name them: `layer 4`, `layers 4, 8`, `layers 4, 4-gate`."""
-    names = ", ".join(map(name_of, sorted(places)))
+def layer_list(places: Collection[int]) -> str:
+    """Places as messages name them: `layer 4`, `layers 4, 8`, `layers 4, 4-gate, 8`."""
+    names = ", ".join(map(name_of, sorted(places, key=lambda place: (layer_of(place), place))))
     return f"layer {names}" if len(places) == 1 else f"layers {names}"

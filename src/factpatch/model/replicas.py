@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from factpatch.model.language_model import LanguageModel
+from factpatch.model.language_model import LanguageModel, editable_names
 from factpatch.model.loading import check_device, load_language_model
 from factpatch.model.tokens import tokenize
 from factpatch.model.weights import content_hash, model_hash, restore, snapshot
@@ -118,12 +118,12 @@ class _Copy:
     def _take_over(self, wanted: Mapping[int, Tensor]) -> None:
         if wanted is self.taken_over:
             return
-        hashes = {layer: content_hash(weight) for layer, weight in wanted.items()}
-        stale = [layer for layer, held in self.held.items() if hashes.get(layer) != held]
-        fresh = [layer for layer, found in hashes.items() if self.held.get(layer) != found]
+        hashes = {place: content_hash(weight) for place, weight in wanted.items()}
+        stale = [place for place, held in self.held.items() if hashes.get(place) != held]
+        fresh = [place for place, found in hashes.items() if self.held.get(place) != found]
         weights = self.lm.weights(sorted({*stale, *fresh}))
-        self.unedited |= snapshot({layer: weights[layer] for layer in weights if layer not in self.unedited})
-        restore(weights, {layer: wanted.get(layer, self.unedited[layer]) for layer in weights})
+        self.unedited |= snapshot({place: weights[place] for place in weights if place not in self.unedited})
+        restore(weights, {place: wanted.get(place, self.unedited[place]) for place in weights})
         self.held, self.taken_over = hashes, wanted
 
 
@@ -131,7 +131,7 @@ class Replicas:
     """A model, and as many copies of it as a pool has workers.
 
     Args:
-        lm: The model, as it was loaded; later edits of its down-projections reach the copies with every `map`.
+        lm: The model, as it was loaded; later edits reach the copies with every `map`.
         pool: Runs the tasks. A `Local` one runs them on `lm` itself.
 
     Raises:
@@ -154,7 +154,7 @@ class Replicas:
         device = "auto" if lm.spread else None if lm.device.type == "cpu" else lm.device.type
         dtype = str(lm.dtype).removeprefix("torch.")
         self.named = Named(name, device, dtype, lm.frame.chat, model_hash(lm.model), lm.device.type, lm.shared_expert)
-        self._unedited = [lm.weight_hash(layer) for layer in range(lm.num_layers)]
+        self._unedited = {place: lm.weight_hash(place) for place in editable_names(lm.model, lm.shared_expert)}
 
     def map(
         self,
@@ -189,8 +189,8 @@ class Replicas:
 
     def _edited(self) -> dict[int, Tensor]:
         """The weights that are not as they were."""
-        layers = [layer for layer, before in enumerate(self._unedited) if self.lm.weight_hash(layer) != before]
-        return {layer: weight.cpu().contiguous() for layer, weight in self.lm.weights(layers).items()}
+        places = [place for place, before in self._unedited.items() if self.lm.weight_hash(place) != before]
+        return {place: weight.cpu().contiguous() for place, weight in self.lm.weights(places).items()}
 
 
 def check_worker(device: str) -> None:

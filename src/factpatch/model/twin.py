@@ -33,16 +33,16 @@ def twin(lm: LanguageModel, chat: bool = False) -> LanguageModel:
     return made
 
 
-def own(lm: LanguageModel, layers: Iterable[int]) -> None:
-    """Give a twin editable weights of its own in some layers, with the same content.
+def own(lm: LanguageModel, places: Iterable[int]) -> None:
+    """Give a twin weights of its own at some places, with the same content.
 
     Of a quantized model nothing has to be copied: what is edited lies beside it, in its own modules.
     """
     if lm.quantized:
         return
     with torch.no_grad():
-        for layer in layers:
-            projection = lm.down_projection(layer)
+        for place in places:
+            projection = lm.projection(place)
             name = weight_name(projection)
             weight = getattr(projection, name)
             assert isinstance(weight, torch.Tensor)

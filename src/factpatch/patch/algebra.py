@@ -10,7 +10,7 @@ import torch
 
 from factpatch.export.factors import check_energy, holding
 from factpatch.facts import Fact
-from factpatch.model.places import layer_list
+from factpatch.model.places import layer_list, makes_keys, name_of
 from factpatch.patch.batch import Batch, first_states, last_states
 from factpatch.patch.history import total_shifts
 from factpatch.patch.shift import LowRank, Shift, decomposed, distance, norm, smaller
@@ -46,6 +46,12 @@ def check_summable(parts: Sequence[Sequence[Batch]]) -> dict[int, str]:
                 "NEW, or patch.rebase(model) in Python."
             )
         # If two patches share no layer, no hash shows which came first.
+        replaced = sorted(place for place in present.keys() & before.keys() if makes_keys(place))
+        if not successive and replaced:
+            raise ValueError(
+                f"patches[{index}] and those before it replace neurons of {layer_list(replaced)}, and were not made "
+                "one after another, so they replace the same ones. Edit their facts in one session."
+            )
         if not successive or not present.keys() & before.keys():
             _check_apart(_facts(batch for part in parts[:index] for batch in part), _facts(batches), index)
         base = {**before, **base}
@@ -86,7 +92,7 @@ def shrunk(whole: Batch, rank: int | None, energy: float | None) -> tuple[Batch,
         short = _as_stored(smaller(LowRank(left[:, :size] * singular[:size], right[:size])), [whole])
         whole_norm = norm(shift)
         shifts[layer] = short
-        about[str(layer)] = {"rank": size, "error": distance(short, shift) / whole_norm if whole_norm else 0.0}
+        about[name_of(layer)] = {"rank": size, "error": distance(short, shift) / whole_norm if whole_norm else 0.0}
     return replace(whole, shifts=shifts), about
 
 

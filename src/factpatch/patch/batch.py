@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from factpatch.facts import Fact
+from factpatch.model.places import layer_list
 
 if TYPE_CHECKING:
     from factpatch.patch.description import BatchDescription
@@ -42,7 +43,9 @@ class Batch:
         for name in ("before", "after") if self.after else ("before",):
             layers = sorted(getattr(self, name))
             if layers != sorted(self.shifts):
-                raise ValueError(f"{name} holds the layers {layers} and shifts {sorted(self.shifts)}; they must agree.")
+                raise ValueError(
+                    f"{name} holds {layer_list(layers)} and shifts {layer_list(self.shifts)}; they must agree."
+                )
 
     @property
     def left(self) -> dict[int, str]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from factpatch.facts import Fact
-from factpatch.model.places import layer_list
+from factpatch.model.places import layer_list, name_of
 from factpatch.model.weights import add_shift, changed_layers, content_hash, restore, snapshot
 from factpatch.patch.batch import Batch, first_states, last_states
 from factpatch.patch.shift import Shift, total
@@ -55,7 +55,7 @@ def write(weights: Mapping[int, Tensor], shifts: Mapping[int, Shift], written_dt
         try:
             add_shift(weights[layer], shift.matrix().to(written_dtype))
         except FloatingPointError as error:
-            raise FloatingPointError(f"layer {layer}: {error}") from error
+            raise FloatingPointError(f"layer {name_of(layer)}: {error}") from error
 
 
 def write_all(weights: Mapping[int, Tensor], batches: Iterable[Batch], written_dtype: torch.dtype) -> None:
@@ -82,7 +82,8 @@ def subtract_all(weights: Mapping[int, Tensor], batches: Sequence[Batch], writte
         restored = left.to(weight.dtype)
         if not bool(torch.isfinite(restored).all()):
             raise FloatingPointError(
-                f"layer {layer}: without the patch the weight is not finite in {weight.dtype}; nothing was changed"
+                f"layer {name_of(layer)}: without the patch the weight is not finite in {weight.dtype}; nothing was "
+                "changed"
             )
         weight.copy_(restored)
 

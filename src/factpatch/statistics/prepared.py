@@ -15,7 +15,7 @@ from torch import Tensor
 from factpatch.data import demo_facts
 from factpatch.model.findings import Findings
 from factpatch.model.language_model import LanguageModel
-from factpatch.model.places import layer_list
+from factpatch.model.places import layer_list, name_of
 from factpatch.model.precision import Precision
 from factpatch.model.replicas import Replicas
 from factpatch.model.weights import content_hash
@@ -57,7 +57,7 @@ class Prepared:
     tokens: int | None = None
     """How many of its tokens to read; by default the preset's number, or five per key dimension."""
     moments: dict[int, Tensor] = field(default_factory=dict)
-    """Second moments that no memory has taken yet, (d_key, d_key) by layer."""
+    """Second moments that no memory has taken yet, by place; see `SecondMoment.matrix`."""
     underived: bool = False
     """Whether to derive the solver's settings from the model's own keys."""
     progress: bool = True
@@ -68,7 +68,7 @@ class Prepared:
     """What is known of the model, where settings that are derived are kept."""
 
     def __post_init__(self) -> None:
-        given = {str(layer): content_hash(moment) for layer, moment in self.moments.items()}
+        given = {name_of(place): content_hash(moment) for place, moment in self.moments.items()}
         self.about: dict[str, Any] = {"corpus": "given as matrices", "sha256": given}
         """The origin of the second moments, JSON-able."""
         self.counts: dict[int, Tensor] = {}
@@ -145,7 +145,10 @@ class Prepared:
             or self.preset.shipped_corpus
         ):
             return
-        if not {*self.layers} <= {*self.moments, *self._memories}:
+        unread = [layer for layer in self.layers if layer not in self._memories]
+        if self.solver.ordinary_tokens or not {one for layer in unread for one in self.solver.reads(layer)} <= {
+            *self.moments
+        }:
             raise ValueError(no_corpus(self.lm))
 
     def _scale(self, contexts: Sequence[str]) -> None:

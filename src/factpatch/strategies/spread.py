@@ -102,7 +102,7 @@ class InTurn(Spread):
     """Write two critical layers, each toward its own target, and with the next batch two others.
 
     As `Boundary` with layers as far apart, so that no layer takes the facts of all batches: of layers 3 to 10, batches
-    write 3 and 7, 4 and 8, 5 and 9, 6 and 10, and then 3 and 7 again.
+    write 3 and 7, 4 and 8, 5 and 9, 6 and 10, and then 3 and 7 again. Of an odd number, the middle one is left out.
     """
 
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:

@@ -197,7 +197,7 @@ class Desk:
     def _new_editor(self, recipe: Recipe) -> Editor:
         lm = twin(self.shared.original(self.model), recipe.chat)
         editor = Editor(lm, recipe=recipe)
-        own(editor.lm, {*editor.critical_layers, *editor.edited_layers})
+        own(editor.lm, {*editor.critical_layers, *editor.edited_places})
         return editor
 
     def _attached(self, path: Path) -> tuple[Session, Editor]:

@@ -171,6 +171,11 @@ def check_study(editor: Editor, facts: Sequence[Fact], spreads: Sequence[str], b
             f"method={editor.method.name!r}: its regularizer changes the shifts that are compared; analyze the "
             "method that it regularizes, such as memit."
         )
+    if editor.method.solver.writes(0) != [0]:
+        raise ValueError(
+            f"method={editor.method.name!r}: it shifts several weights of a layer, and the bound is of one; analyze "
+            "another method, such as memit-blue."
+        )
     if not editor.recipe.remember_keys:
         raise ValueError(
             "remember_keys=False: the bound is of an editor that preserves the keys of earlier facts; make it with "

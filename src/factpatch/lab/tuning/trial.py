@@ -180,6 +180,8 @@ class Workbench:
             critical_layers=candidate.critical_layers,
             contexts=self.contexts,
             second_moments=self.read(candidate.critical_layers, tokens),
+            corpus=self.corpus,
+            corpus_tokens=tokens,
             optimize=self.optimize,
             seed=self.seed,
             progress=False,
