@@ -18,7 +18,7 @@ from factpatch import Editor, Patch
 from factpatch.export.changed import write_changed
 from factpatch.model.gguf import open_gguf
 from factpatch.model.loading import load_language_model
-from factpatch.model.places import GATE, UP, layer_of, place_of
+from factpatch.model.places import DOWN, GATE, UP, layer_of, place_of
 from factpatch.patch.file import FORMAT, describe
 from factpatch.patch.history import total_shifts
 from factpatch.patch.merge import merge_gguf
@@ -100,3 +100,17 @@ def test_a_composed_and_a_shrunk_patch_keep_all_places(tmp_path: Path) -> None:
     model = tiny_model("llama")
     one.apply(model)
     torch.testing.assert_close(logits(model), logits(editor.model), **NEAR)
+
+
+def test_patches_that_were_not_made_one_after_another_are_not_summed() -> None:
+    """Each has replaced the neuron that mattered least, which is the same one."""
+    parts = [make("neurons", dtype=torch.float32).edit([fact]) for fact in FACTS[:2]]
+    with pytest.raises(ValueError, match="replace neurons of layers 1-gate, 1-up, 3-gate, 3-up, and"):
+        Patch.compose(parts)
+
+
+def test_of_every_layer_each_kind_of_projection_gets_zeros() -> None:
+    _, patch = edited("llama")
+    whole = patch.factors().with_every_layer(4)
+    assert sorted(whole.ranks) == sorted(place_of(layer, part) for layer in range(4) for part in (DOWN, GATE, UP))
+    assert float(whole.up(place_of(0, GATE)).norm() + whole.down(0).norm()) == 0.0

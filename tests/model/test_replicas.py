@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from tests.editors import input_moments, second_moments
 from tests.models import SENTENCES, save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -80,6 +81,20 @@ def edited(folder: Path, pool: Pool) -> tuple[list[str], tuple[Reading, ...]]:
 
 def test_edits_and_what_is_said_have_the_same_bits_whoever_computes_them(folder: Path, pool: Pool) -> None:
     assert edited(folder, pool) == edited(folder, Local())
+
+
+def test_workers_hold_what_makes_keys_too(folder: Path, pool: Pool) -> None:
+    with threads(pool.threads):
+        editor = Editor(
+            str(folder), method="neurons", critical_layers=(1, 2), progress=False, pool=pool,
+            second_moments={**second_moments(layers=(1, 2)), **input_moments(layers=(1, 2))},
+            settings={"target.steps": 3, "target.learning_rate": 0.3, "target.apart": False},
+        )  # fmt: skip
+        unedited = verify(editor.lm, None, FACTS).after
+        editor.edit(FACTS[:3])
+        found = verify(editor.lm, None, FACTS, replicas=editor.replicas).after
+        assert found == verify(editor.lm, None, FACTS, replicas=Replicas(editor.lm, Local())).after
+        assert found != unedited
 
 
 def test_second_moments_have_the_same_bits_and_nearly_those_of_one_pass(folder: Path, pool: Pool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.editors import CONTEXTS, FACTS, QUICK, second_moments
+from tests.editors import CONTEXTS, FACTS, QUICK, input_moments, second_moments
 from tests.models import FAMILIES, tiny
 
 from factpatch import Editor
@@ -15,16 +15,19 @@ from factpatch.model.weights import model_hash
 PROMPTS = ["The capital of Finland is", "Messi plays the sport of"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_twin_is_edited_and_the_other_model_is_not(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "method", "settings"),
+    [*((family, "memit", {"solver.weight": 5.0}) for family in FAMILIES), ("llama", "neurons", {})],
+)
+def test_a_twin_is_edited_and_the_other_model_is_not(family: str, method: str, settings: dict[str, float]) -> None:
     lm = tiny(family)
     before, said = model_hash(lm.model), greedy_answers(lm, PROMPTS)
     other = twin(lm)
     editor = Editor(
-        other, method="memit", critical_layers=(1, 2), settings={**QUICK, "solver.weight": 5.0},
-        contexts=CONTEXTS, second_moments=second_moments(layers=(1, 2)),
+        other, method=method, critical_layers=(1, 2), settings={**QUICK, **settings, "target.apart": False},
+        contexts=CONTEXTS, second_moments={**second_moments(layers=(1, 2)), **input_moments(layers=(1, 2))},
     )  # fmt: skip
-    own(other, editor.edited_layers)
+    own(other, editor.edited_places)
     editor.edit(FACTS)
     assert model_hash(lm.model) == before != model_hash(other.model)
     assert greedy_answers(lm, PROMPTS) == said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,11 +13,11 @@ from tests.models import tiny
 from torch import Tensor
 from torch.nn.functional import silu
 
-from factpatch import Editor, Fact
+from factpatch import METHODS, Editor, Fact
 from factpatch.model.places import GATE, UP, place_of
 from factpatch.statistics.corpus import corpus_from
 from factpatch.statistics.second_moment import SecondMoment
-from factpatch.strategies import InTurn, Neurons
+from factpatch.strategies import AnswerGradients, InTurn, KeepLargest, Neurons
 from factpatch.strategies.neurons import AimedNeurons, Inputs
 
 WIDTH, INNER, LAYER = 12, 40, 3
@@ -167,6 +167,29 @@ def test_neurons_of_facts_are_not_taken_again_and_the_layer_runs_out_of_room() -
         known.shifts(rows)
 
 
+def test_a_neuron_of_a_fact_is_known_by_statistics_of_another_text() -> None:
+    rows = batch(4)
+    written = rows.written(memory(rows).shifts(rows))
+    other = texts(60, 11)
+    ones = torch.nn.functional.pad(other, (0, 1), value=1.0)
+    again = AimedNeurons(Neurons(), memory(rows).second_moment, Inputs.of(ones.T @ ones / len(ones), LAYER))
+    first = set(memory(rows).shifts(rows)[GATES].matrix().norm(dim=0).nonzero().flatten().tolist())
+    second = set(again.shifts(written)[GATES].matrix().norm(dim=0).nonzero().flatten().tolist())
+    assert len(second) == 4
+    assert not first & second
+
+
+def test_a_subject_like_ordinary_text_gets_no_long_column() -> None:
+    """Its neuron would not reach the threshold, and what little it answered be made up for by the column."""
+    rows = batch(1)
+    rows.subjects = [texts(2, 9)]
+    shifts = memory(rows, Neurons(cover=1e-3)).shifts(rows)
+    new = shifts[GATES].matrix().norm(dim=0).argmax()
+    answers = rows.written(shifts).neurons(rows.subjects[0])[:, new]
+    assert float(answers.mean()) > 1
+    assert float(shifts[LAYER].matrix()[:, new].norm()) < float(rows.residual.norm()) + 5
+
+
 def test_facts_of_one_subject_do_not_work_against_each_other() -> None:
     rows = batch(2)
     rows.subjects = [rows.subjects[0], rows.subjects[0].clone()]
@@ -207,10 +230,19 @@ def test_an_edit_changes_three_weights_of_each_layer_that_it_writes() -> None:
     assert patch.places == tuple(sorted(place for one in (0, 2) for place in editor.method.solver.writes(one)))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "bitnet"])
 def test_a_model_without_gates_of_their_own_is_refused(family: str) -> None:
     with pytest.raises(ValueError, match="has no gate_proj and up_proj, without biases"):
         make("neurons", family)
+
+
+CHANGES = {"rect": {"regularizer": KeepLargest()}, "gradients": {"target": AnswerGradients()}}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_would_change_neurons_or_has_no_subjects_is_refused(change: Any) -> None:
+    with pytest.raises(ValueError, match="aims neurons at subjects"):
+        make(replace(METHODS["neurons"], name="mine", **change))
 
 
 def test_second_moments_of_inputs_are_those_of_what_the_gates_get() -> None:
