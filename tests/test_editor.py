@@ -570,7 +570,7 @@ def test_a_shift_too_large_for_half_precision_stops_the_edit() -> None:
     editor = make("memit-blue", dtype=torch.float16)
     editor.lm.weight(1)[0, 0] = 65504.0
     before = state(editor)
-    editor._solve = lambda *given: Dense(torch.full((32, INNER), 1e5))  # type: ignore[method-assign]
+    editor._solve = lambda *given: {1: Dense(torch.full((32, INNER), 1e5))}  # type: ignore[method-assign]
     with pytest.raises(FloatingPointError, match="float16"):
         editor.edit(FACTS)
     assert same(editor, before)

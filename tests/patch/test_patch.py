@@ -396,7 +396,7 @@ def test_incomplete_patches_are_refused() -> None:
         replace(patch, batches=())
     with pytest.raises(ValueError, match="at least one patch"):
         Patch.join([])
-    with pytest.raises(ValueError, match=r"before holds the layers \[\] and shifts \[1, 2\]"):
+    with pytest.raises(ValueError, match="before holds no layers and shifts layers 1, 2"):
         replace(patch.batches[0], before={})
     with pytest.raises(ValueError, match=r"edits=\(1,\) count 1 facts, but there are 2"):
         replace(patch.batches[0], edits=(1,))

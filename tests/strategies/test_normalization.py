@@ -212,7 +212,7 @@ def test_the_warm_up_writes_nothing_and_is_of_the_unedited_model() -> None:
     editor.prepare()
     assert all(torch.equal(value, before[name]) for name, value in editor.model.state_dict().items())
     editor.edit(FACTS)
-    with pytest.raises(ValueError, match=r"layers \[0\] have no statistics yet, and the model is edited already"):
+    with pytest.raises(ValueError, match="layer 0: there are no statistics yet, and the model is edited already"):
         editor.prepare([0])
 
 

@@ -70,5 +70,7 @@ def place_named(name: str) -> int:
 
 def layer_list(places: Collection[int]) -> str:
     """Places as messages name them: `layer 4`, `layers 4, 8`, `layers 4, 4-gate, 8`."""
+    if not places:
+        return "no layers"
     names = ", ".join(map(name_of, sorted(places, key=lambda place: (layer_of(place), place))))
     return f"layer {names}" if len(places) == 1 else f"layers {names}"

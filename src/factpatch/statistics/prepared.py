@@ -105,8 +105,8 @@ class Prepared:
         unread = [place for place in places if place not in self.moments]
         if edited and (unread or (missing and self.solver.ordinary_tokens)):
             raise ValueError(
-                f"{layer_list(unread or missing)} have no statistics yet, and the model is edited already; they are of "
-                "the unedited model."
+                f"{layer_list(unread or missing)}: there are no statistics yet, and the model is edited already; they "
+                "are of the unedited model."
             )
         if unread:
             found = self._read_moments(unread)
