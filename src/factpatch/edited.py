@@ -52,11 +52,6 @@ class Edit:
         return self.patch.batches
 
     @property
-    def places(self) -> set[int]:
-        """The weights that it has shifted."""
-        return {place for batch in self.batches for place in batch.shifts}
-
-    @property
     def keys(self) -> dict[int, Tensor]:
         """The keys of the facts in every written layer, (n, d_key), which later edits will preserve."""
         return {layer: traces["keys"] for layer, traces in self.traces.items() if "keys" in traces}

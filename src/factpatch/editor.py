@@ -315,7 +315,7 @@ class Editor(EditedModel):
         turns = self._method.spread.turns(self.critical_layers)
         if written is not None:
             return turns[_turn_of(turns, written)]
-        taken = [_turn_of(turns, edit.places) for edit in self.edits]
+        taken = [_turn_of(turns, edit.patch.places) for edit in self.edits]
         return turns[min(range(len(turns)), key=taken.count)]
 
     def target_values(self, facts: Sequence[Fact], layer: int) -> TargetValues:
@@ -517,7 +517,7 @@ class Editor(EditedModel):
             left = tuple(fact for place, fact in enumerate(edit.facts) if (index, place) not in gone)
             if left:
                 again.append(
-                    (left, self._plan(left, edit.places), self._kept(index, left, known.get(index, edit.values)))
+                    (left, self._plan(left, edit.patch.places), self._kept(index, left, known.get(index, edit.values)))
                 )
         self._seconds = {}
         with self.history.attempt():
@@ -534,7 +534,7 @@ class Editor(EditedModel):
         kept: dict[int, Tensor] = {}
         if not self._method.target.has_values:
             return kept
-        for step, rows in self._plan(self.edits[index].facts, self.edits[index].places):
+        for step, rows in self._plan(self.edits[index].facts, self.edits[index].patch.places):
             if step.target_layer not in values:
                 raise ValueError(
                     f"undo_fact: the target values of batch {index + 1} are not known, since it was replayed. Give "

@@ -135,7 +135,8 @@ def test_an_aim_is_one_at_its_subject_and_least_elsewhere() -> None:
     subject = batch(1).subjects[0]
     aim = inputs.aim(subject, 100.0)
     torch.testing.assert_close(subject @ aim, torch.ones(2, dtype=EXACT), rtol=0.01, atol=0.01)
-    objective = lambda one: float(one @ inputs.moment @ one + 100 * (subject @ one - 1).square().sum())  # noqa: E731
+    moment = inputs.factor @ inputs.factor.T
+    objective = lambda one: float(one @ moment @ one + 100 * (subject @ one - 1).square().sum())  # noqa: E731
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         other = aim + 1e-3 * torch.randn(WIDTH, generator=generator, dtype=EXACT)

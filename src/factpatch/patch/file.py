@@ -123,7 +123,8 @@ def ranks(path: str | Path) -> dict[int, int]:
         for name in list(file.keys()):
             layer, _, part = name.partition(".")[2].partition(".")
             if part == "down":
-                found[place_named(layer)] = found.get(place_named(layer), 0) + int(file.get_slice(name).get_shape()[0])
+                place = place_named(layer)
+                found[place] = found.get(place, 0) + int(file.get_slice(name).get_shape()[0])
     return dict(sorted(found.items()))
 
 

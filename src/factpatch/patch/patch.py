@@ -279,7 +279,8 @@ class Patch:
         """
         model = transformers_model(base)
         check_config(self.config, model)
-        there = [layer for layer in self.places if layer in editable_names(model, self.shared_expert)]
+        known = editable_names(model, self.shared_expert)
+        there = [place for place in self.places if place in known]
         dtypes = [weight.dtype for weight in editable_weights(model, there[:1], self.shared_expert).values()]
         dtype = dtypes[0] if dtypes else self.weight_dtype  # without one of the layers, the check below refuses it
         patch = replace(self, config=described_config(model, self.shared_expert), weight_dtype=dtype)

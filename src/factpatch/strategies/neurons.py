@@ -57,8 +57,8 @@ class Inputs:
     """E[x xᵀ], (d_value, d_value)."""
     mean: Tensor
     """E[x], (d_value,)."""
-    moment: Tensor
-    """E[x xᵀ], damped."""
+    factor: Tensor
+    """The lower Cholesky factor of E[x xᵀ], damped."""
     constant: Tensor
     """b, (d_value,)."""
 
@@ -67,9 +67,10 @@ class Inputs:
         """From E[(x, 1)(x, 1)ᵀ], (d_value + 1, d_value + 1); ValueError if no linear function of x is constant."""
         whole = moment.double()
         mean, plain = whole[:-1, -1], whole[:-1, :-1]
-        damped = _damped(plain, _INPUT_DAMPING)
-        made = cls(plain, mean, damped, torch.linalg.solve(damped, mean))
-        off = float(made.off(made.constant[:, None]))
+        factor = torch.linalg.cholesky(_damped(plain, _INPUT_DAMPING))
+        constant = torch.cholesky_solve(mean[:, None], factor)
+        made = cls(plain, mean, factor, constant[:, 0])
+        off = float(made.off(constant))
         if not off <= _CONSTANT:
             raise ValueError(
                 f"layer {layer}: no linear function of what its MLP gets is nearly constant (the best is off by "
@@ -87,7 +88,7 @@ class Inputs:
 
         Scaled to be 1 on average over the contexts: of a subject like ordinary text it would be below the threshold.
         """
-        toward = torch.linalg.solve(self.moment, subject.T)
+        toward = torch.cholesky_solve(subject.T, self.factor)
         system = subject @ toward + torch.eye(len(subject), dtype=subject.dtype) / cover
         aimed: Tensor = toward @ torch.linalg.solve(system, subject.new_ones(len(subject)))
         return aimed / (subject @ aimed).mean()
@@ -118,7 +119,7 @@ class AimedNeurons(Memory):
         answers = torch.stack(
             [(rows.activation(subject @ aimed) * (subject @ constant)[:, None]).mean(dim=0) for subject in subjects]
         )
-        left = rows.residual.double() - rows.keys.double() @ removed.matrix().T
+        left = rows.residual.double() - rows.keys.double() @ removed.down.T @ removed.up.T
         system = answers @ answers.T
         system.diagonal().add_(_ANSWERS_DAMPING * answers.diagonal().square().mean())
         columns = (answers.T @ torch.linalg.solve(system, left)).T
