@@ -34,11 +34,11 @@ def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what `stableedit` begins with, and what models were asked, for the session alone: another version of the
     code may have found something else."""
     from factpatch.model import findings
-    from factpatch.statistics import gradients
+    from factpatch.statistics import ordinary
 
-    folder, found = tmp_path_factory.mktemp("kept"), gradients.cache_directory
+    folder, found = tmp_path_factory.mktemp("kept"), ordinary.cache_directory
     with pytest.MonkeyPatch.context() as patched:
-        for module in (findings, gradients):
+        for module in (findings, ordinary):
             patched.setattr(module, "cache_directory", lambda: found() if os.environ.get("FACTPATCH_CACHE") else folder)
         yield
 

@@ -287,8 +287,10 @@ class Editor(EditedModel):
             self._write(draft.rewrite, shifts)
             if self.recipe.remember_keys:  # the layers below have changed since the keys were read
                 traces = self._traces(plan, residuals)
+        if traces and self.method.solver.remembers_inputs:
+            traces = self._met(plan)
         patch = self.describe(draft.batch(facts, shifts))
-        return Edit(patch, targets, traces, self._seconds, values, {step.layer: rows.facts for step, rows in plan})
+        return Edit(patch, targets, traces, self._seconds, values, _facts_of_rows(plan, traces))
 
     @property
     def _apart(self) -> bool:
@@ -359,7 +361,7 @@ class Editor(EditedModel):
 
     def _preserved(self, step: Step, rows: Rows) -> list[Traces]:
         """What a layer preserves before any batch: the first one, what other first tokens do."""
-        if step is not FIRST_STEP or not isinstance(rows, Views):
+        if step is not FIRST_STEP or not isinstance(rows, Views) or self.method.solver.remembers_inputs:
             return []
         tokens = other_first_tokens(self.lm, rows)
         if tokens not in self._first_tokens:
@@ -370,7 +372,7 @@ class Editor(EditedModel):
 
     def _between(self, layer: int, rows: Rows) -> list[Traces]:
         """What a layer preserves of the batch itself: the tokens of long answers between the anchors."""
-        keys = rows.between(self.lm, layer)
+        keys = None if self.method.solver.remembers_inputs else rows.between(self.lm, layer)
         if keys is None:
             return []
         return [self.prepared.memory(layer).trace(keys.cpu(), keys.new_zeros(len(keys), self.lm.d_value).cpu())]
@@ -415,8 +417,17 @@ class Editor(EditedModel):
     def _write(self, write: Callable[[Mapping[int, Shift]], None], shifts: Mapping[int, Shift]) -> None:
         write(shifts)
 
+    @staged("keys")
+    def _met(self, plan: Plan) -> dict[int, Traces]:
+        """What to remember of a batch where inputs are remembered, in all layers; read on the present weights."""
+        main = plan[-1][1]  # not what goes to the first layer
+        found = main.inputs(self.lm, self.written_layers, prompts=True)
+        return {layer: self.prepared.memory(layer).met(inputs) for layer, inputs in found.items()}
+
     def _traces(self, plan: Plan, residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:
         """What to remember of facts in some layers, with keys read on the present weights."""
+        if self.method.solver.remembers_inputs:
+            return self._met(plan)
         written = {step.layer: rows for step, rows in plan}
         return {
             layer: self.prepared.memory(layer).trace(self._read_keys(written[layer], layer), residual)
@@ -474,7 +485,7 @@ class Editor(EditedModel):
                 found = {} if traces is None else traces[index]
                 if traces is None and self.recipe.remember_keys:
                     found = self._traces(plan, dict.fromkeys(step.layer for step, _ in plan))
-                facts = {step.layer: rows.facts for step, rows in plan}
+                facts = _facts_of_rows(plan, found)
                 draft.keep(Edit(replace(patch, batches=(batch,)), {}, found, rows=facts))
 
     def undo_fact(self, *which: Fact | str, values: Mapping[int, Mapping[int, Tensor]] | None = None) -> list[Patch]:
@@ -697,6 +708,12 @@ def _warn_of_whole_answers(method: Method, facts: Sequence[Fact]) -> None:
             "target.chunk=12.",
             "1 fact has an answer" if len(long) == 1 else f"{len(long)} facts have answers", LONG,
         )  # fmt: skip
+
+
+def _facts_of_rows(plan: Plan, traces: Iterable[int]) -> dict[int, tuple[Fact, ...]]:
+    """The fact of each row of traces, by layer; in layers that no step writes, the rows are those of the last one."""
+    of_step = {step.layer: rows.facts for step, rows in plan}
+    return {layer: of_step.get(layer, plan[-1][1].facts) for layer in {*of_step, *traces}}
 
 
 def _turn_of(turns: Sequence[Sequence[Step]], written: Iterable[int]) -> int:

@@ -15,10 +15,13 @@ from torch.nn.functional import silu
 
 from factpatch import METHODS, Editor, Fact
 from factpatch.model.places import GATE, UP, place_of
+from factpatch.model.precision import precision_for
 from factpatch.statistics.corpus import corpus_from
+from factpatch.statistics.ordinary import ordinary_inputs
 from factpatch.statistics.second_moment import SecondMoment
 from factpatch.strategies import AnswerGradients, InTurn, KeepLargest, Neurons
-from factpatch.strategies.neurons import AimedNeurons, Inputs
+from factpatch.strategies.memory import ENDING, Inputs
+from factpatch.strategies.neurons import AimedNeurons, OrdinaryInputs
 
 WIDTH, INNER, LAYER = 12, 40, 3
 GATES, UPS = place_of(LAYER, GATE), place_of(LAYER, UP)
@@ -51,11 +54,17 @@ class Rows:
     def keys(self) -> Tensor:
         return torch.stack([self.neurons(subject).mean(dim=0) for subject in self.subjects])
 
-    def inputs(self) -> list[Tensor]:
-        return list(self.subjects)
+    def inputs(self) -> list[Inputs]:
+        """The tokens end with the number of the subject."""
+        return [
+            Inputs(subject, torch.full((len(subject), ENDING), number)) for number, subject in enumerate(self.subjects)
+        ]
 
     def weight(self, place: int) -> Tensor:
         return self.weights[place]
+
+    def names_subject(self, row: int, ends: Tensor) -> Tensor:
+        return ends[:, -1] == row
 
     def activation(self, gates: Tensor) -> Tensor:
         return silu(gates)
@@ -130,10 +139,10 @@ def test_what_is_removed_is_what_a_search_by_least_squares_removes() -> None:
 def test_an_aim_is_one_at_its_subject_and_least_elsewhere() -> None:
     ordinary = texts(2000, 3)
     ones = torch.nn.functional.pad(ordinary, (0, 1), value=1.0)
-    inputs = Inputs.of(ones.T @ ones / len(ones), LAYER)
+    inputs = OrdinaryInputs.of(ones.T @ ones / len(ones), LAYER)
     torch.testing.assert_close(ordinary @ inputs.constant, torch.ones(2000, dtype=EXACT), rtol=0.01, atol=0.01)
     subject = batch(1).subjects[0]
-    aim = inputs.aim(subject, 100.0)
+    aim = inputs.aim(subject, subject[:0], 100.0)
     torch.testing.assert_close(subject @ aim, torch.ones(2, dtype=EXACT), rtol=0.01, atol=0.01)
     moment = inputs.factor @ inputs.factor.T
     objective = lambda one: float(one @ moment @ one + 100 * (subject @ one - 1).square().sum())  # noqa: E731
@@ -147,7 +156,7 @@ def test_inputs_without_a_constant_are_refused() -> None:
     noise = torch.randn(500, WIDTH, generator=torch.Generator().manual_seed(0), dtype=EXACT)
     ones = torch.nn.functional.pad(noise, (0, 1), value=1.0)
     with pytest.raises(ValueError, match="layer 3: no linear function of what its MLP gets is nearly constant"):
-        Inputs.of(ones.T @ ones / len(ones), LAYER)
+        OrdinaryInputs.of(ones.T @ ones / len(ones), LAYER)
 
 
 def test_neurons_of_facts_are_not_taken_again_and_the_layer_runs_out_of_room() -> None:
@@ -173,7 +182,8 @@ def test_a_neuron_of_a_fact_is_known_by_statistics_of_another_text() -> None:
     written = rows.written(memory(rows).shifts(rows))
     other = texts(60, 11)
     ones = torch.nn.functional.pad(other, (0, 1), value=1.0)
-    again = AimedNeurons(Neurons(), memory(rows).second_moment, Inputs.of(ones.T @ ones / len(ones), LAYER))
+    inputs = OrdinaryInputs.of(ones.T @ ones / len(ones), LAYER)
+    again = AimedNeurons(Neurons(), memory(rows).second_moment, inputs)
     first = set(memory(rows).shifts(rows)[GATES].matrix().norm(dim=0).nonzero().flatten().tolist())
     second = set(again.shifts(written)[GATES].matrix().norm(dim=0).nonzero().flatten().tolist())
     assert len(second) == 4
@@ -199,19 +209,134 @@ def test_facts_of_one_subject_do_not_work_against_each_other() -> None:
     assert float(columns.norm()) < 2 * float(memory(plain).shifts(plain)[LAYER].matrix().norm())
 
 
-def test_batches_take_turns_at_pairs_of_layers() -> None:
-    turns = InTurn().turns([3, 4, 5, 6, 7, 8, 9, 10])
+def answered(known: AimedNeurons, rows: Rows, inputs: Tensor) -> float:
+    """What the new neurons make of some inputs at most, as a share of what they make of their subjects."""
+    shifts = known.shifts(rows)
+    new = shifts[GATES].matrix().norm(dim=0).nonzero().flatten()
+    written = rows.written(shifts)
+    of_subjects = torch.cat([written.neurons(subject)[:, new] for subject in rows.subjects])
+    return float(written.neurons(inputs)[:, new].max() / of_subjects.max())
+
+
+def strangers(rows: Rows, count: int = 3) -> Tensor:
+    """Inputs that have most of a subject."""
+    generator = torch.Generator().manual_seed(8)
+    near = 0.9 * rows.subjects[0][0] + 2 * torch.randn(1, WIDTH, generator=generator, dtype=EXACT)
+    near = near + 0.1 * torch.randn(count, WIDTH, generator=generator, dtype=EXACT)
+    near[:, 0] = 3.0
+    return near
+
+
+def ending_with(tokens: Sequence[int]) -> Tensor:
+    return torch.tensor([[-1] * (ENDING - 1) + [token] for token in tokens])
+
+
+def test_what_of_ordinary_text_is_like_a_subject_is_not_answered() -> None:
+    rows = batch()
+    near = strangers(rows)
+    known = memory(rows)
+    assert answered(known, rows, near) > 0.7
+    known.warm(near, ending_with([10, 11, 12]))
+    assert answered(known, rows, near) < 0.2
+    # But where the text names the subject, it is the subject.
+    named = memory(rows)
+    named.warm(near, ending_with([0, 0, 0]))
+    assert answered(named, rows, near) > 0.7
+
+
+def test_subjects_of_earlier_batches_are_not_answered_until_they_are_taken_back() -> None:
+    rows = batch()
+    near = strangers(rows)
+    known = memory(rows)
+    first = known.shifts(rows)
+    earlier = known.met([Inputs(near[:2], ending_with([10, 10])), Inputs(near[2:], ending_with([11]))])
+    assert {name: tuple(trace.shape) for name, trace in earlier.items()} == {
+        "values": (2, 2, WIDTH),
+        "ends": (2, 2, ENDING),
+    }
+    known.follow([earlier])
+    assert answered(known, rows, near) < 0.2
+    # Of a replaced fact, which is the first here, nothing is left.
+    known.follow([known.without(earlier, [1])])
+    assert answered(known, rows, near[:2]) > 0.7
+    known.follow([])
+    for place, shift in known.shifts(rows).items():
+        assert torch.equal(shift.matrix(), first[place].matrix())
+
+
+def test_of_ordinary_text_a_few_tokens_of_each_kind_are_kept() -> None:
+    known = memory(batch())
+    for start in (0, 10):
+        known.warm(texts(10, start), ending_with([7, 7, 7, 8, 7, 7, 7, 7, 8, start]))
+    kept = known.learned()
+    assert kept is not None
+    assert kept["ends"][:, -1].tolist() == [7, 7, 7, 8, 7, 8, 0, 8, 8, 10]
+    torch.testing.assert_close(kept["values"][0].to(EXACT), texts(10, 0)[0], rtol=0.01, atol=0.01)
+    again = memory(batch())
+    again.learn(kept)
+    assert again.learned() == kept
+    assert again.fresh().learned() == kept
+
+
+def test_inputs_on_ordinary_text_are_those_of_the_model_and_know_what_they_end_with() -> None:
+    lm = tiny("llama", dtype=EXACT)
+    words = ["The tower in the city.", "The capital of Finland is Helsinki."]
+    read = list(ordinary_inputs(lm, [1, 2], corpus_from(words), 1000, precision_for(lm, "exact")))
+    ids = [lm.tokenizer(text)["input_ids"] for text in words]
+    ends = torch.cat([beside for found in read for _, beside in (found[2],)])
+    assert sorted(end[-1] for end in ends.tolist()) == sorted(token for text in ids for token in text[1:])
+    assert [-1] * (ENDING - 2) + ids[0][:2] in ends.tolist()
+    for layer in (1, 2):
+        seen: list[Tensor] = []
+        handle = lm.mlp(layer).register_forward_pre_hook(lambda module, args: seen.append(args[0][0, 1:]))  # noqa: B023
+        for text in ids:
+            lm.model(torch.tensor([text]))
+        handle.remove()
+        found = torch.cat([some[layer][0] for some in read])
+        torch.testing.assert_close(found.sum(dim=0), torch.cat(seen).sum(dim=0))
+
+
+def test_a_batch_is_remembered_in_all_layers_and_a_replay_restores_what_is_remembered() -> None:
+    editor = in_turn()
+    for facts in (FACTS[:2], FACTS[2:]):
+        editor.edit(facts)
+    assert [sorted(edit.traces) for edit in editor.edits] == [[0, 1, 2, 3]] * 2
+    again = in_turn()
+    again.replay(editor.patch)
+    for mine, other in zip(editor.edits, again.edits, strict=True):
+        for layer, traces in mine.traces.items():
+            assert traces["values"].shape[:2] == (2, 2 * len(editor.contexts))
+            assert all(torch.equal(trace, other.traces[layer][name]) for name, trace in traces.items())
+    new = Fact("The river of {} is", "Bern", "red")
+    assert shifted(editor.edit([new])) == shifted(again.edit([new]))
+
+
+def shifted(patch: Any) -> dict[int, list[list[float]]]:
+    return {place: shift.matrix().tolist() for place, shift in patch.batches[0].shifts.items()}
+
+
+def test_batches_take_turns_at_layers() -> None:
+    alone = InTurn().turns([3, 4, 5])
+    assert [[(step.layer, step.target_layer, step.share) for step in turn] for turn in alone] == [
+        [(3, 3, 1.0)],
+        [(4, 4, 1.0)],
+        [(5, 5, 1.0)],
+    ]
+    turns = InTurn(at_once=2).turns([3, 4, 5, 6, 7, 8, 9, 10])
     assert [[(step.layer, step.target_layer, step.share) for step in turn] for turn in turns[:2]] == [
         [(3, 3, 1.0), (7, 7, 1.0)],
         [(4, 4, 1.0), (8, 8, 1.0)],
     ]
     assert [[step.layer for step in turn] for turn in turns[2:]] == [[5, 9], [6, 10]]
-    assert [[step.layer for step in turn] for turn in InTurn().turns([4])] == [[4]]
-    assert [[step.layer for step in turn] for turn in InTurn().turns([4, 6, 8])] == [[4, 8]]
+    assert [[step.layer for step in turn] for turn in InTurn(at_once=2).turns([4])] == [[4]]
+    assert [[step.layer for step in turn] for turn in InTurn(at_once=2).turns([4, 6, 8])] == [[4, 8]]
+    with pytest.raises(ValueError, match=r"at_once=0: a batch writes at least one layer"):
+        InTurn(at_once=0)
 
 
 def in_turn(dtype: torch.dtype = EXACT, family: str = "llama", **options: Any) -> Editor:
-    return make("neurons", family, dtype, critical_layers=(0, 1, 2, 3), settings={"target.steps": 8}, **options)
+    settings = {"target.steps": 8, "spread.at_once": 2}
+    return make("neurons", family, dtype, critical_layers=(0, 1, 2, 3), settings=settings, **options)
 
 
 def test_batches_of_an_editor_take_turns_and_a_batch_taken_back_gives_its_turn_back() -> None:

@@ -17,9 +17,11 @@ from factpatch import METHODS, Editor, Fact, Method, Patch, Ridge, Session
 from factpatch.methods import with_settings
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import precision_for
-from factpatch.statistics.gradients import ordinary_gradients
+from factpatch.statistics import ordinary
+from factpatch.statistics.ordinary import ordinary_gradients
 from factpatch.strategies import AnswerGradients, Each
 from factpatch.strategies.normalization import Normalizing, Statistics, Whitening
+from factpatch.strategies.solver import Ordinary
 from factpatch.values.gradients import Text, read_gradients
 
 RATE, L2 = 0.003, 0.7
@@ -141,7 +143,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
         found.append(list(layers))
         return ordinary_gradients(lm, layers, *given)
 
-    monkeypatch.setattr("factpatch.statistics.gradients.ordinary_gradients", counted)
+    monkeypatch.setitem(ordinary._READERS, Ordinary.GRADIENTS, counted)
     return found
 
 

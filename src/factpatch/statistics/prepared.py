@@ -21,7 +21,7 @@ from factpatch.model.replicas import Replicas
 from factpatch.model.weights import content_hash
 from factpatch.presets.preset import Preset
 from factpatch.statistics.corpus import Corpus, corpus_from
-from factpatch.statistics.gradients import warm
+from factpatch.statistics.ordinary import warm
 from factpatch.statistics.second_moment import TOKENS_PER_DIMENSION, CorpusError, SecondMoment, no_corpus
 from factpatch.strategies.experts import RoutedKeys
 from factpatch.strategies.memory import Memory
@@ -134,9 +134,10 @@ class Prepared:
         """Let memories learn from ordinary text, as the unedited model reads it."""
         corpus = corpus_from(self.corpus)
         tokens = self.solver.ordinary_tokens
-        with bar("reading gradients on ordinary text", tokens, self.progress) as advance:
+        read = self.solver.ordinary.value
+        with bar(f"reading {read} on ordinary text", tokens, self.progress) as advance:
             warm(self.lm, memories, self.solver, corpus, self.precision, advance)
-        self.about = {"corpus": corpus.identity, "gradient_tokens": tokens}
+        self.about |= {"corpus": corpus.identity, f"{read.removesuffix('s')}_tokens": tokens}
 
     def _check_corpus(self) -> None:
         if (

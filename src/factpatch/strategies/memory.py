@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
 
 Traces = Mapping[str, "Tensor"]
 """What is remembered of one batch in one layer, by name."""
+
+
+ENDING = 16
+"""By how many tokens it is told where an input was read."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an MLP gets at some tokens."""
+
+    values: Tensor
+    """(n, d_value)."""
+    ends: Tensor
+    """The ids of the last tokens up to each, its own at the end and −1 before the text begins: (n, `ENDING`)."""
 
 
 class LayerRows(Protocol):
@@ -29,11 +44,14 @@ class LayerRows(Protocol):
     def residual(self) -> Tensor:
         """R, (n, d_value)."""
 
-    def inputs(self) -> list[Tensor]:
-        """What the MLP gets at the subject's last token, for each row (contexts, d_value)."""
+    def inputs(self) -> list[Inputs]:
+        """What the MLP gets at the subject's last token of each row, in all contexts."""
 
     def weight(self, place: int) -> Tensor:
         """A weight of the layer as it is now, (d_value, d_key)."""
+
+    def names_subject(self, row: int, ends: Tensor) -> Tensor:
+        """Whether ids of tokens, (n, m), end with the subject of a row: (n,)."""
 
     def activation(self, gates: Tensor) -> Tensor:
         """σ of what comes out of the gates."""
@@ -61,6 +79,15 @@ class Memory(ABC):
             residual: R, (n, d_value), as `solve` took it; None if only keys were read again.
         """
         return {"keys": keys}
+
+    def met(self, inputs: Sequence[Inputs]) -> Traces:
+        """What to remember of a batch in place of `trace`, for solvers with `remembers_inputs`.
+
+        Args:
+            inputs: What the MLP of the layer gets of each row once the batch is written: at the subject's last token
+                and where the prompt ends, in all contexts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} remembers no inputs.")
 
     def without(self, traces: Traces, rows: Sequence[int]) -> Traces:
         """What to remember of a batch of whose facts a later batch has replaced some.
@@ -100,14 +127,16 @@ class Memory(ABC):
             ValueError: `keys` and `residual` hold different numbers of facts, or the widths disagree.
         """
 
-    def warm(self, keys: Tensor, residual: Tensor) -> None:
+    def warm(self, rows: Tensor, beside: Tensor) -> None:
         """Learn from tokens of ordinary text, before any batch; for solvers with `ordinary_tokens`.
 
         Called for some of the tokens at a time, in the order of the text, until `Solver.ordinary_tokens` are read.
 
         Args:
-            keys: (n, d_key), of tokens of the text.
-            residual: (n, d_value), their negative gradients, as if the text were an answer.
+            rows: Of n tokens of the text, what `Solver.ordinary` says: the keys, (n, d_key), where gradients are read,
+                or the inputs of the MLP, (n, d_value).
+            beside: Of the same tokens: the negative gradients, (n, d_value), as if the text were an answer, or the ids
+                of the last tokens up to each, its own at the end, (n, m), −1 before the text begins.
         """
         raise NotImplementedError(f"{type(self).__name__} learns nothing from ordinary text.")
 

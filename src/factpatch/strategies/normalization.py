@@ -97,8 +97,8 @@ class Normalizing(Memory):
         scatter = (rows - mean).square().sum(dim=0)
         return {"count": torch.tensor(len(rows)), "mean": mean, "scatter": scatter}
 
-    def warm(self, keys: Tensor, residual: Tensor) -> None:
-        self.remember(self.trace(keys, residual))
+    def warm(self, rows: Tensor, beside: Tensor) -> None:
+        self.remember(self.trace(rows, beside))
         self.first = self.seen
 
     def learned(self) -> Traces | None:

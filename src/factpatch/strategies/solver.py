@@ -13,6 +13,7 @@ import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 from factpatch.model.places import GATE, UP, place_of
@@ -35,15 +36,29 @@ UNUSED = 0.3
 0.02 leaves 0.21 to 0.47 in layers 4 to 8 of SmolLM2-135M."""
 
 
+class Ordinary(Enum):
+    """What of ordinary text a memory learns from; see `Memory.warm`."""
+
+    GRADIENTS = "gradients"
+    INPUTS = "inputs"
+
+
 class Solver(ABC):
     """Find the shift of one weight that sends keys to their residuals and changes as little as possible otherwise."""
 
     reads_corpus: ClassVar[bool] = True
     """Whether `memory` needs the second moment of keys on ordinary text."""
 
+    remembers_inputs: ClassVar[bool] = False
+    """Whether memories remember what MLPs get at a batch's tokens, in all layers that any batch may write, once it is
+    written; by default they remember its keys, in those that it writes itself."""
+
+    ordinary: ClassVar[Ordinary] = Ordinary.GRADIENTS
+    """What `Memory.warm` learns from, where there are `ordinary_tokens`."""
+
     @property
     def ordinary_tokens(self) -> int:
-        """How many tokens of ordinary text `Memory.warm` gets before the first batch."""
+        """Of how many tokens of ordinary text `Memory.warm` learns before the first batch."""
         return 0
 
     def reads(self, layer: int) -> list[int]:
@@ -350,6 +365,9 @@ class Neurons(Solver):
     the last layer and trains them; the removal is that of the optimal brain surgeon (Hassibi and Stork, 1993).
     """
 
+    remembers_inputs: ClassVar[bool] = True
+    ordinary: ClassVar[Ordinary] = Ordinary.INPUTS
+
     sharpness: float = 20.0
     """s: how steeply a neuron answers what is above the threshold."""
     threshold: float = 0.5
@@ -358,6 +376,9 @@ class Neurons(Solver):
     """How much each context of a subject counts against ordinary text when a neuron is aimed."""
     most: float = 0.5
     """The largest share of a layer's neurons that facts may take."""
+    searched: int = 76_800
+    """How many tokens of ordinary text are searched for strangers, which a neuron would answer as it does its subject;
+    a shorter text to its end. 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("sharpness", "cover"):
@@ -366,6 +387,12 @@ class Neurons(Solver):
         for name in ("threshold", "most"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be between 0 and 1.")
+        if not self.searched >= 0:
+            raise ValueError(f"searched={self.searched!r}: must not be negative.")
+
+    @property
+    def ordinary_tokens(self) -> int:
+        return self.searched
 
     def reads(self, layer: int) -> list[int]:
         return [layer, place_of(layer, GATE)]

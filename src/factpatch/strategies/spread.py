@@ -99,17 +99,25 @@ class First(Spread):
 
 @dataclass(frozen=True)
 class InTurn(Spread):
-    """Write two critical layers, each toward its own target, and with the next batch two others.
+    """Write one critical layer, toward its own target, and with the next batch the next one.
 
-    As `Boundary` with layers as far apart, so that no layer takes the facts of all batches: of layers 3 to 10, batches
-    write 3 and 7, 4 and 8, 5 and 9, 6 and 10, and then 3 and 7 again. Of an odd number, the middle one is left out.
+    So no layer takes the facts of all batches. With `at_once` = 2, a batch writes two, as far apart as those of others:
+    of layers 3 to 10, batches write 3 and 7, 4 and 8, 5 and 9, 6 and 10, and then 3 and 7 again.
     """
+
+    at_once: int = 1
+    """How many layers a batch writes: one of each of as many parts of the critical layers, of equal length. Where they
+    do not come out even, the parts are the first ones and those at the end, and what is between is left out."""
+
+    def __post_init__(self) -> None:
+        if not self.at_once >= 1:
+            raise ValueError(f"at_once={self.at_once!r}: a batch writes at least one layer.")
 
     def steps(self, critical_layers: Sequence[int]) -> list[Step]:
         return self.turns(critical_layers)[0]
 
     def turns(self, critical_layers: Sequence[int]) -> list[list[Step]]:
-        half = len(critical_layers) // 2
-        if not half:
-            return [Each().steps(critical_layers)]
-        return [Each().steps(pair) for pair in zip(critical_layers[:half], critical_layers[-half:], strict=True)]
+        count = min(self.at_once, len(critical_layers))
+        length = len(critical_layers) // count
+        parts = [critical_layers[start * length :][:length] for start in range(count - 1)]
+        return [Each().steps(layers) for layers in zip(*parts, critical_layers[-length:], strict=True)]

@@ -153,7 +153,7 @@ class AnswerRows:
     def between(self, lm: LanguageModel, layer: int) -> None:
         """None: every token of an answer is a row."""
 
-    def inputs(self, lm: LanguageModel, layer: int) -> NoReturn:
+    def inputs(self, lm: LanguageModel, layers: Sequence[int], prompts: bool = False) -> NoReturn:
         raise ValueError("solver: neurons are aimed at subjects, and a method that follows gradients has none.")
 
     def _read(self, lm: LanguageModel) -> dict[int, Gradients]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class SubjectRows:
     contexts: int
     bare_first: bool = True
     """Whether the first context is the bare prompt, which counts for half of a key."""
+    whole: list[list[int]] = field(default_factory=list)
+    """The same prompts to their ends, where they are cut at subjects."""
 
     @classmethod
     def of(cls, lm: LanguageModel, facts: Sequence[Fact], contexts: Sequence[str]) -> SubjectRows:
@@ -39,10 +41,11 @@ class SubjectRows:
                 texts.append(lm.frame.wrap(placed.text))
                 ends.append(lm.frame.offset(placed.text) + placed.end)
         chats = [in_chat(lm, text) for text in texts]
-        rows = [ids[: index + 1] for ids, index in locate(lm.tokenizer, texts, ends, lm.frame, chats)]
+        found = list(locate(lm.tokenizer, texts, ends, lm.frame, chats))
+        rows = [ids[: index + 1] for ids, index in found]
         for number, row in enumerate(rows):
             lm.check_length(row, facts[number // len(contexts)].text)
-        return cls(rows, len(contexts), contexts[0] == BARE)
+        return cls(rows, len(contexts), contexts[0] == BARE, [list(ids) for ids, _ in found])
 
     def bare(self) -> list[list[int]]:
         return self.rows[:: self.contexts]
@@ -56,24 +59,34 @@ def read_last(lm: LanguageModel, rows: Sequence[Sequence[int]], layer: int, site
         site: The module's name among the methods of `LanguageModel`, as "block" or "down_projection".
         side: "inputs" or "outputs".
     """
-    module = getattr(lm, site)(layer)
+    return read_last_in(lm, rows, [layer], site, side)[layer]
+
+
+def read_last_in(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], layers: Sequence[int], site: str, side: str
+) -> dict[int, Tensor]:
+    """As `read_last`, of several layers at once."""
+    modules = {layer: getattr(lm, site)(layer) for layer in layers}
     texts = [tuple(row) for row in rows]
 
-    def read_batch(batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    def read_batch(batch: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[Tensor]]:
         tree = Tree(batch)
-        inputs, outputs = ({0: module}, None) if side == "inputs" else (None, {0: module})
-        with captured(inputs, outputs, stop_after=lm.block(layer)) as read:
+        inputs, outputs = (modules, None) if side == "inputs" else (None, modules)
+        with captured(inputs, outputs, stop_after=lm.block(max(layers))) as read:
             run_tree(lm, tree)
+        activations = [token_rows(read[layer]) for layer in layers]
         # Copied, so that a row does not keep the whole pass alive.
-        activation = token_rows(read[0])
-        return {text: activation[tree.places[text][-1]].to(lm.work_dtype, copy=True) for text in batch}
+        return {
+            text: [one[tree.places[text][-1]].to(lm.work_dtype, copy=True) for one in activations] for text in batch
+        }
 
-    found: dict[tuple[int, ...], Tensor] = {}
+    found: dict[tuple[int, ...], list[Tensor]] = {}
     with torch.inference_mode(), lm.quiet(), packed_attention(lm):
         for batch in tree_batches(texts):
             for _, activations in in_pieces(read_batch, batch):
                 found.update(activations)
-    return torch.stack([found[text] for text in texts]).clone()
+    stacked = {layer: torch.stack([found[text][place] for text in texts]) for place, layer in enumerate(layers)}
+    return {layer: values.clone() for layer, values in stacked.items()}
 
 
 def read_keys(lm: LanguageModel, subjects: SubjectRows, layer: int) -> Tensor:

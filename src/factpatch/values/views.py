@@ -31,12 +31,13 @@ from factpatch.facts import Fact
 from factpatch.model.language_model import LanguageModel
 from factpatch.model.precision import Precision
 from factpatch.model.tokens import tokenize
+from factpatch.strategies.memory import ENDING, Inputs
 from factpatch.strategies.spread import Step
 from factpatch.strategies.target import HiddenState, Silence, Target
 from factpatch.values.chunks import Anchors, check_anchors
 from factpatch.values.gradients import AnswerRows
 from factpatch.values.optimize import TargetValues
-from factpatch.values.reading import SubjectRows, read_keys, read_last, read_values
+from factpatch.values.reading import SubjectRows, read_keys, read_last, read_last_in, read_values
 
 FIRST_LAYER = 0
 # The hidden state after the first layer is short and has to move by more than its own length. Chosen on twelve facts
@@ -68,8 +69,12 @@ class Rows(Protocol):
     def between(self, lm: LanguageModel, layer: int) -> Tensor | None:
         """The keys of further tokens of the batch that are to keep their values, (n, d_key); None if there are none."""
 
-    def inputs(self, lm: LanguageModel, layer: int) -> list[Tensor]:
-        """What the MLP gets where the key of each row is read, in each of its contexts: (contexts, d_value)."""
+    def inputs(self, lm: LanguageModel, layers: Sequence[int], prompts: bool = False) -> dict[int, list[Inputs]]:
+        """What the MLPs of layers get where the key of each row is read, in each of its contexts.
+
+        Args:
+            prompts: Whether to add what they get where each prompt ends, where an answer has but one chunk.
+        """
 
 
 @dataclass(frozen=True)
@@ -141,13 +146,26 @@ class Views:
         texts = [text for view in self.parts for text in view.anchors.between]
         return read_last(lm, texts, layer, "down_projection", "inputs") if texts else None
 
-    def inputs(self, lm: LanguageModel, layer: int) -> list[Tensor]:
-        """What the MLP gets at the subject's last token of each row, in each of its contexts: (contexts, d_value)."""
-        found: dict[int, Tensor] = {}
+    def inputs(self, lm: LanguageModel, layers: Sequence[int], prompts: bool = False) -> dict[int, list[Inputs]]:
+        """What the MLPs of layers get at the subject's last token of each row, in each of its contexts.
+
+        Args:
+            prompts: Whether to add what they get where each prompt ends, where an answer has but one chunk.
+        """
+        texts: dict[int, list[list[int]]] = {}
         for view in self.parts:
-            read = read_last(lm, view.subjects.rows, layer, "mlp", "inputs")
-            found |= zip(view.rows, read.view(len(view.rows), -1, read.shape[-1]), strict=True)
-        return [found[row] for row in sorted(found)]
+            within = [view.subjects.rows, *([view.subjects.whole] if prompts and view.subjects.whole else [])]
+            for place, row in enumerate(view.rows):
+                some = slice(place * len(view.contexts), (place + 1) * len(view.contexts))
+                texts[row] = [ids for part in within for ids in part[some]]
+        ordered = [texts[row] for row in sorted(texts)]
+        ends = [torch.tensor([_ending(ids) for ids in some]) for some in ordered]
+        counts = list(map(len, ordered))
+        read = read_last_in(lm, [ids for some in ordered for ids in some], layers, "mlp", "inputs")
+        return {
+            layer: [Inputs(*both) for both in zip(torch.split(values, counts), ends, strict=True)]
+            for layer, values in read.items()
+        }
 
     def keys(self, lm: LanguageModel, layer: int) -> Tensor:
         """The keys of all rows, (rows, d_key)."""
@@ -184,16 +202,27 @@ class RowsInLayer:
     keys: Tensor
     residual: Tensor
 
-    def inputs(self) -> list[Tensor]:
-        return self.rows.inputs(self.lm, self.layer)
+    def inputs(self) -> list[Inputs]:
+        return self.rows.inputs(self.lm, [self.layer])[self.layer]
 
     def weight(self, place: int) -> Tensor:
         return self.lm.weight(place)
+
+    def names_subject(self, row: int, ends: Tensor) -> Tensor:
+        subject = self.rows.facts[row].subject
+        ids = [[one for one in end if one >= 0] for end in ends.tolist()]
+        texts = self.lm.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
+        return torch.tensor([text.endswith(subject) for text in texts], dtype=torch.bool)
 
     def activation(self, gates: Tensor) -> Tensor:
         activate: Any = self.lm.mlp(self.layer).act_fn
         activated: Tensor = activate(gates)
         return activated
+
+
+def _ending(ids: Sequence[int]) -> list[int]:
+    """The last `ENDING` tokens of a text, with −1 before it begins."""
+    return [*[-1] * (ENDING - len(ids)), *ids[-ENDING:]]
 
 
 WantedValues = Callable[[Views, int], Tensor]

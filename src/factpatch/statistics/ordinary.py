@@ -1,19 +1,29 @@
-"""Keys and gradients on ordinary text: what a solver's statistics begin with, kept in the cache."""
+"""What memories learn from tokens of ordinary text before any batch, kept in the cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import torch
+from torch import Tensor
+
+from factpatch.model.batching import padded
 from factpatch.model.fingerprint import fingerprint
+from factpatch.model.hooks import captured
 from factpatch.model.language_model import LanguageModel
+from factpatch.model.memory import in_pieces
+from factpatch.model.places import GATE, place_of
 from factpatch.model.precision import Precision
 from factpatch.statistics.cache import Entry
 from factpatch.statistics.corpus import Corpus
 from factpatch.statistics.second_moment import WINDOW, CorpusError, shown, text_batches
-from factpatch.strategies.memory import Memory
-from factpatch.strategies.solver import Solver
+from factpatch.strategies.memory import ENDING, Memory
+from factpatch.strategies.solver import Ordinary, Solver
 from factpatch.support.cache import cache_directory
-from factpatch.values.gradients import Gradients, Text, read_gradients
+from factpatch.values.gradients import Text, read_gradients
+
+Read = dict[int, tuple[Tensor, Tensor]]
+"""What is read at some tokens, by layer, as `Memory.warm` takes it."""
 
 
 def warm(
@@ -30,13 +40,13 @@ def warm(
 
     Args:
         memories: New ones of the solver, by layer.
-        solver: Says at how many tokens of the text keys and gradients are read, its `ordinary_tokens`.
+        solver: Says what is read, and at how many tokens of the text: `ordinary` and `ordinary_tokens`.
         corpus: The text.
         precision: Of the gradients.
         progress: Called with the number of tokens read since the last call.
 
     Raises:
-        CorpusError: The text has fewer tokens. The memories are of no use then.
+        CorpusError: The text has too few tokens. The memories are of no use then.
     """
     tokens = solver.ordinary_tokens
     entries = _entries(lm, memories, solver, corpus, precision)
@@ -48,18 +58,10 @@ def warm(
     if not missing:
         progress(tokens)
         return
-    read = 0
-    for gradients in ordinary_gradients(lm, missing, corpus, tokens, precision):
-        for layer, of_layer in gradients.items():
-            memories[layer].warm(of_layer.keys.cpu(), -of_layer.slopes.cpu())
-        rows = len(next(iter(gradients.values())).keys)
-        progress(rows)
-        read += rows
-    if read < tokens:
-        raise CorpusError(
-            f"corpus: it holds {read} tokens after the first of a text, fewer than warm_up={tokens}; give a longer "
-            "text, or set solver.warm_up to less."
-        )
+    for seen in _READERS[solver.ordinary](lm, missing, corpus, tokens, precision):
+        for layer, (rows, beside) in seen.items():
+            memories[layer].warm(rows.cpu(), beside.cpu())
+        progress(len(next(iter(seen.values()))[0]))
     for layer in missing:
         learned = memories[layer].learned()
         if learned is not None and layer in entries:
@@ -94,14 +96,17 @@ def _entries(
 
 def ordinary_gradients(
     lm: LanguageModel, layers: Sequence[int], corpus: Corpus, tokens: int, precision: Precision
-) -> Iterator[dict[int, Gradients]]:
-    """Read keys and gradients of layers at tokens of a text, each of which is predicted from those before it.
+) -> Iterator[Read]:
+    """Read keys and negative gradients of layers at tokens of a text, each predicted from those before it.
 
     Args:
-        tokens: How many tokens are predicted, in all; a shorter corpus is read to its end.
+        tokens: How many tokens are predicted, in all.
 
     Yields:
-        By layer, what some of the tokens have.
+        By layer, (n, d_key) and (n, d_value) of some of the tokens.
+
+    Raises:
+        CorpusError: At the end, if the corpus has fewer tokens.
     """
     left = tokens
     # A window has a first token, which nothing predicts: so twice as many hold enough, even with two tokens each.
@@ -114,6 +119,45 @@ def ordinary_gradients(
                 some.append(Text(text.ids[:kept], text.targets[:kept]))
                 left -= kept
         if some:
-            yield read_gradients(lm, some, layers, precision)
+            gradients = read_gradients(lm, some, layers, precision)
+            yield {layer: (read.keys, -read.slopes) for layer, read in gradients.items()}
         if left == 0:
             return
+    raise CorpusError(
+        f"corpus: it holds {tokens - left} tokens after the first of a text, fewer than warm_up={tokens}; give a "
+        "longer text, or set solver.warm_up to less."
+    )
+
+
+def ordinary_inputs(
+    lm: LanguageModel, layers: Sequence[int], corpus: Corpus, tokens: int, precision: Precision
+) -> Iterator[Read]:
+    """Read what the MLPs of layers get at tokens of a text, except at those that begin a window.
+
+    Args:
+        tokens: How many tokens are read; a shorter corpus is read to its end.
+        precision: Of gradients, which are not read here.
+
+    Yields:
+        By layer, (n, d_value) of some of the tokens, and (n, `ENDING`), the ids of the last tokens up to each, −1
+        before the window begins.
+    """
+    gates = {layer: lm.projection(place_of(layer, GATE)) for layer in layers}
+
+    def read(windows: Sequence[Sequence[int]]) -> Read:
+        ids, mask = padded(windows, device=lm.device)
+        with captured(inputs=gates, stop_at=gates[max(layers)]) as inputs:
+            lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
+        # All tokens attend to the first, whose activations are like no other's.
+        kept = mask[:, 1:].bool().cpu()
+        before = torch.cat([ids.new_full((len(ids), ENDING - 1), -1), ids], dim=1).cpu()
+        ends = before.unfold(1, ENDING, 1)[:, 1:][kept]
+        return {layer: (inputs[layer][:, 1:][kept.to(inputs[layer].device)], ends) for layer in layers}
+
+    with torch.inference_mode(), lm.quiet():
+        for windows in text_batches(lm, corpus, tokens):
+            for _, found in in_pieces(read, windows):
+                yield found
+
+
+_READERS = {Ordinary.GRADIENTS: ordinary_gradients, Ordinary.INPUTS: ordinary_inputs}
