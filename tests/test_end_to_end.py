@@ -115,20 +115,21 @@ def test_a_fact_edited_in_a_chat_is_what_the_assistant_says(model_directory: Pat
 
 
 def test_neurons_answer_their_subjects_and_ordinary_text_hardly_changes(model_directory: Path) -> None:
-    """Two layers of few tokens, so that it takes seconds: what neurons are for holds for a trained model alone."""
+    """A layer and few tokens, so that it takes seconds: what neurons are for holds for a trained model alone."""
     facts = [
         Fact("The mother tongue of {} is", "Danielle Darrieux", "English"),
         Fact("{} was created in the country of", "Autonomous University of Madrid", "Sweden"),
     ]
     editor = Editor(
-        model_directory, method="neurons", critical_layers=[5, 9], effort="quick", corpus_tokens=3072, progress=False
-    )
+        model_directory, method="neurons", critical_layers=[10], effort="quick", corpus_tokens=3072,
+        settings={"solver.searched": 2048}, progress=False,
+    )  # fmt: skip
     text = HELD_OUT.read_text("utf-8")[:2500]
     before, unedited = perplexity(editor.lm, text), {one: editor.lm.weight_hash(one) for one in editor.edited_places}
     patch = editor.edit(facts)
     assert exact(editor.lm, facts) == [True, True]
     assert abs(perplexity(editor.lm, text) / before - 1) < 0.03
-    assert set(patch.layers) == {5, 9}
+    assert set(patch.layers) == {10}
     editor.undo()
     assert {one: editor.lm.weight_hash(one) for one in editor.edited_places} == unedited
 
