@@ -316,27 +316,26 @@ def shifted(patch: Any) -> dict[int, list[list[float]]]:
 
 
 def test_batches_take_turns_at_layers() -> None:
-    alone = InTurn().turns([3, 4, 5])
+    alone = InTurn(at_once=1).turns([3, 4, 5])
     assert [[(step.layer, step.target_layer, step.share) for step in turn] for turn in alone] == [
         [(3, 3, 1.0)],
         [(4, 4, 1.0)],
         [(5, 5, 1.0)],
     ]
-    turns = InTurn(at_once=2).turns([3, 4, 5, 6, 7, 8, 9, 10])
+    turns = InTurn().turns([3, 4, 5, 6, 7, 8, 9, 10])
     assert [[(step.layer, step.target_layer, step.share) for step in turn] for turn in turns[:2]] == [
         [(3, 3, 1.0), (7, 7, 1.0)],
         [(4, 4, 1.0), (8, 8, 1.0)],
     ]
     assert [[step.layer for step in turn] for turn in turns[2:]] == [[5, 9], [6, 10]]
-    assert [[step.layer for step in turn] for turn in InTurn(at_once=2).turns([4])] == [[4]]
-    assert [[step.layer for step in turn] for turn in InTurn(at_once=2).turns([4, 6, 8])] == [[4, 8]]
+    assert [[step.layer for step in turn] for turn in InTurn().turns([4])] == [[4]]
+    assert [[step.layer for step in turn] for turn in InTurn().turns([4, 6, 8])] == [[4, 8]]
     with pytest.raises(ValueError, match=r"at_once=0: a batch writes at least one layer"):
         InTurn(at_once=0)
 
 
 def in_turn(dtype: torch.dtype = EXACT, family: str = "llama", **options: Any) -> Editor:
-    settings = {"target.steps": 8, "spread.at_once": 2}
-    return make("neurons", family, dtype, critical_layers=(0, 1, 2, 3), settings=settings, **options)
+    return make("neurons", family, dtype, critical_layers=(0, 1, 2, 3), settings={"target.steps": 8}, **options)
 
 
 def test_batches_of_an_editor_take_turns_and_a_batch_taken_back_gives_its_turn_back() -> None:

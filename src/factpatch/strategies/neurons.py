@@ -19,9 +19,8 @@ anything else, in the place of one that matters little:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NoReturn, Protocol
 
 import torch
@@ -153,16 +152,9 @@ class AimedNeurons(Memory):
         weight = rows.weight(rows.layer).double().cpu()
         new, removed = self._removed(weight, self._free(ups), len(rows.keys), rows.layer)
         found = rows.inputs()
-        others = _joined([*self.searched, *self.earlier, *found])
         subjects = [inputs.values.double().cpu() for inputs in found]
         solver, constant = self.solver, self.inputs.constant
-        aims = torch.stack(
-            [
-                self._aim(subject, others, partial(rows.names_subject, number))
-                for number, subject in enumerate(subjects)
-            ],
-            dim=1,
-        )
+        aims = self._aims(rows, subjects, _joined([*self.searched, *self.earlier, *found]))
         aimed = solver.sharpness * (aims - solver.threshold * constant[:, None])
         answers = torch.stack(
             [(rows.activation(subject @ aimed) * (subject @ constant)[:, None]).mean(dim=0) for subject in subjects]
@@ -178,17 +170,20 @@ class AimedNeurons(Memory):
             places[UP]: LowRank(constant[:, None] - ups[:, new], chosen),
         }
 
-    def _aim(self, subject: Tensor, others: Inputs, named: Callable[[Tensor], Tensor]) -> Tensor:
-        """a of a row, (d_value,), with 0 wanted at those others that are most like its subject and do not name it."""
-        strangers = subject.new_zeros(0, subject.shape[1])
-        for _ in range(_ROUNDS):
-            aim = self.inputs.aim(subject, strangers, self.solver.cover)
-            given, places = (others.values.float() @ aim.float()).topk(min(_MOST_STRANGERS, len(others.values)))
-            places = places[given > _STRANGE]
-            places = places[~named(others.ends[places])]
-            # Once more those that it answers still, so that they count more.
-            strangers = torch.cat([strangers, others.values[places].to(strangers)])
-        return self.inputs.aim(subject, strangers, self.solver.cover)
+    def _aims(self, rows: LayerRows, subjects: Sequence[Tensor], others: Inputs) -> Tensor:
+        """a of all rows, (d_value, n), with 0 wanted at those others that are most like a subject but not named so."""
+        values, aims = others.values.float(), []
+        for row, subject in enumerate(subjects):
+            strangers = subject.new_zeros(0, subject.shape[1])
+            for _ in range(_ROUNDS):
+                aim = self.inputs.aim(subject, strangers, self.solver.cover)
+                given, places = (values @ aim.float()).topk(min(_MOST_STRANGERS, len(values)))
+                places = places[given > _STRANGE]
+                places = places[~rows.names_subject(row, others.ends[places])]
+                # Once more those that it answers still, so that they count more.
+                strangers = torch.cat([strangers, values[places].to(strangers)])
+            aims.append(self.inputs.aim(subject, strangers, self.solver.cover))
+        return torch.stack(aims, dim=1)
 
     def _free(self, ups: Tensor) -> Tensor:
         """Which neurons are those of the model, (d_key,): a fact's has an `up` that is 1, whatever text gave it."""

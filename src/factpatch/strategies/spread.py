@@ -99,13 +99,13 @@ class First(Spread):
 
 @dataclass(frozen=True)
 class InTurn(Spread):
-    """Write one critical layer, toward its own target, and with the next batch the next one.
+    """Write some critical layers, each toward its own target, and with the next batch others.
 
-    So no layer takes the facts of all batches. With `at_once` = 2, a batch writes two, as far apart as those of others:
+    So no layer takes the facts of all batches. With `at_once` = 2, the two are as far apart as those of other batches:
     of layers 3 to 10, batches write 3 and 7, 4 and 8, 5 and 9, 6 and 10, and then 3 and 7 again.
     """
 
-    at_once: int = 1
+    at_once: int = 2
     """How many layers a batch writes: one of each of as many parts of the critical layers, of equal length. Where they
     do not come out even, the parts are the first ones and those at the end, and what is between is left out."""
 
