@@ -284,11 +284,12 @@ def test_inputs_on_ordinary_text_are_those_of_the_model_and_know_what_they_end_w
     read = list(ordinary_inputs(lm, [1, 2], corpus_from(words), 1000, precision_for(lm, "exact")))
     ids = [lm.tokenizer(text)["input_ids"] for text in words]
     ends = torch.cat([beside for found in read for _, beside in (found[2],)])
-    assert sorted(end[-1] for end in ends.tolist()) == sorted(token for text in ids for token in text[1:])
+    assert sorted(end[-1] for end in ends.tolist()) == sorted(token for text in ids for token in text)
     assert [-1] * (ENDING - 2) + ids[0][:2] in ends.tolist()
+    assert [-1] * (ENDING - 1) + ids[1][:1] in ends.tolist()
     for layer in (1, 2):
         seen: list[Tensor] = []
-        handle = lm.mlp(layer).register_forward_pre_hook(lambda module, args: seen.append(args[0][0, 1:]))  # noqa: B023
+        handle = lm.mlp(layer).register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))  # noqa: B023
         for text in ids:
             lm.model(torch.tensor([text]))
         handle.remove()

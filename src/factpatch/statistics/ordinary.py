@@ -132,7 +132,7 @@ def ordinary_gradients(
 def ordinary_inputs(
     lm: LanguageModel, layers: Sequence[int], corpus: Corpus, tokens: int, precision: Precision
 ) -> Iterator[Read]:
-    """Read what the MLPs of layers get at tokens of a text, except at those that begin a window.
+    """Read what the MLPs of layers get at tokens of a text.
 
     Args:
         tokens: How many tokens are read; a shorter corpus is read to its end.
@@ -148,11 +148,10 @@ def ordinary_inputs(
         ids, mask = padded(windows, device=lm.device)
         with captured(inputs=gates, stop_at=gates[max(layers)]) as inputs:
             lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
-        # All tokens attend to the first, whose activations are like no other's.
-        kept = mask[:, 1:].bool().cpu()
+        kept = mask.bool().cpu()
         before = torch.cat([ids.new_full((len(ids), ENDING - 1), -1), ids], dim=1).cpu()
-        ends = before.unfold(1, ENDING, 1)[:, 1:][kept]
-        return {layer: (inputs[layer][:, 1:][kept.to(inputs[layer].device)], ends) for layer in layers}
+        ends = before.unfold(1, ENDING, 1)[kept]
+        return {layer: (inputs[layer][kept.to(inputs[layer].device)], ends) for layer in layers}
 
     with torch.inference_mode(), lm.quiet():
         for windows in text_batches(lm, corpus, tokens):
