@@ -88,7 +88,7 @@ def test_workers_hold_what_makes_keys_too(folder: Path, pool: Pool) -> None:
         editor = Editor(
             str(folder), method="neurons", critical_layers=(1, 2), progress=False, pool=pool,
             second_moments={**second_moments(layers=(1, 2)), **input_moments(layers=(1, 2))},
-            settings={"target.steps": 3, "target.learning_rate": 0.3, "target.apart": False},
+            settings={"target.steps": 3, "target.learning_rate": 0.3, "target.apart": False, "solver.searched": 0},
         )  # fmt: skip
         unedited = verify(editor.lm, None, FACTS).after
         editor.edit(FACTS[:3])

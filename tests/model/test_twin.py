@@ -17,7 +17,7 @@ PROMPTS = ["The capital of Finland is", "Messi plays the sport of"]
 
 @pytest.mark.parametrize(
     ("family", "method", "settings"),
-    [*((family, "memit", {"solver.weight": 5.0}) for family in FAMILIES), ("llama", "neurons", {})],
+    [*((family, "memit", {"solver.weight": 5.0}) for family in FAMILIES), ("llama", "neurons", {"solver.searched": 0})],
 )
 def test_a_twin_is_edited_and_the_other_model_is_not(family: str, method: str, settings: dict[str, float]) -> None:
     lm = tiny(family)
