@@ -32,7 +32,7 @@ class Edit:
     """The outcome of the value optimization, by target layer; empty for a batch that was replayed or solved again, and
     for a method that follows gradients."""
     traces: dict[int, Traces]
-    """What the solver remembers of the batch in every written layer."""
+    """What the solver remembers of the batch, by layer."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by stage."""
     values: Mapping[int, Tensor] = field(default_factory=dict)

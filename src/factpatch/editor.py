@@ -279,16 +279,15 @@ class Editor(EditedModel):
                 solved = self._solve(step, rows, keys, residuals[layer], facts)
                 solved = self._regularized(Acts.LAYER, solved, draft.before)
                 shifts |= solved
-                if self.recipe.remember_keys:
+                if self.recipe.remember_keys and not self.method.solver.remembers_inputs:
                     traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
                 self._write(draft.write, solved)
         if self.method.regularizer.acts is Acts.BATCH:
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)
-            if self.recipe.remember_keys:  # the layers below have changed since the keys were read
-                traces = self._traces(plan, residuals)
-        if traces and self.method.solver.remembers_inputs:
-            traces = self._met(plan)
+        late = self.method.regularizer.acts is Acts.BATCH or self.method.solver.remembers_inputs
+        if self.recipe.remember_keys and late:  # the layers below have changed since the keys were read
+            traces = self._traces(plan, residuals)
         patch = self.describe(draft.batch(facts, shifts))
         return Edit(patch, targets, traces, self._seconds, values, _facts_of_rows(plan, traces))
 
@@ -420,8 +419,9 @@ class Editor(EditedModel):
     @staged("keys")
     def _met(self, plan: Plan) -> dict[int, Traces]:
         """What to remember of a batch where inputs are remembered, in all layers; read on the present weights."""
-        main = plan[-1][1]  # not what goes to the first layer
-        found = main.inputs(self.lm, self.written_layers, prompts=True)
+        found = plan[-1][1].inputs(self.lm, self.written_layers, prompts=True)
+        if plan[0][0] is FIRST_STEP:
+            found |= plan[0][1].inputs(self.lm, [FIRST_LAYER])
         return {layer: self.prepared.memory(layer).met(inputs) for layer, inputs in found.items()}
 
     def _traces(self, plan: Plan, residuals: Mapping[int, Tensor | None]) -> dict[int, Traces]:

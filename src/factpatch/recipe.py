@@ -141,7 +141,7 @@ class MethodFields(Section):
     remember_keys: Annotated[
         bool, Flag("--no-remember-keys", kind=bool, help="Do not preserve the keys of earlier batches.")
     ] = True
-    """Whether to preserve the keys of facts that were edited before."""
+    """Whether to preserve the keys of facts that were edited before, or whatever the solver remembers of them."""
 
 
 class ModelFields(Section):

@@ -59,8 +59,8 @@ def warm(
         progress(tokens)
         return
     for seen in _READERS[solver.ordinary](lm, missing, corpus, tokens, precision):
-        for layer, (rows, beside) in seen.items():
-            memories[layer].warm(rows.cpu(), beside.cpu())
+        for layer, (rows, with_rows) in seen.items():
+            memories[layer].warm(rows.cpu(), with_rows.cpu())
         progress(len(next(iter(seen.values()))[0]))
     for layer in missing:
         learned = memories[layer].learned()
@@ -80,15 +80,18 @@ def _entries(
         "corpus": corpus.identity,
         "window": str(lm.window(WINDOW)),
         "dtype": str(lm.dtype).removeprefix("torch."),
-        "precision": repr(precision),
-        "solver": repr(solver),
         **shown(lm),
     }
     return {
         layer: Entry(
             cache_directory() / "warm_up",
             f"what layer {layer} begins with",
-            {**about, "layer": str(layer), "memory": f"{type(memory).__module__}.{type(memory).__qualname__}"},
+            {
+                **about,
+                "layer": str(layer),
+                "memory": f"{type(memory).__module__}.{type(memory).__qualname__}",
+                "learns_from": memory.learns_from() or f"{solver!r} {precision!r}",
+            },
         )
         for layer, memory in memories.items()
     }
@@ -146,17 +149,17 @@ def ordinary_inputs(
 
     def read(windows: Sequence[Sequence[int]]) -> Read:
         ids, mask = padded(windows, device=lm.device)
-        with captured(inputs=gates, stop_at=gates[max(layers)]) as inputs:
+        with torch.inference_mode(), lm.quiet(), captured(inputs=gates, stop_at=gates[max(layers)]) as inputs:
             lm.body(input_ids=ids, attention_mask=mask, use_cache=False)
         kept = mask.bool().cpu()
         before = torch.cat([ids.new_full((len(ids), ENDING - 1), -1), ids], dim=1).cpu()
         ends = before.unfold(1, ENDING, 1)[kept]
-        return {layer: (inputs[layer][kept.to(inputs[layer].device)], ends) for layer in layers}
+        # Copies, which are no inference tensors.
+        return {layer: (inputs[layer][kept.to(inputs[layer].device)].clone(), ends) for layer in layers}
 
-    with torch.inference_mode(), lm.quiet():
-        for windows in text_batches(lm, corpus, tokens):
-            for _, found in in_pieces(read, windows):
-                yield found
+    for windows in text_batches(lm, corpus, tokens):
+        for _, found in in_pieces(read, windows):
+            yield found
 
 
 _READERS = {Ordinary.GRADIENTS: ordinary_gradients, Ordinary.INPUTS: ordinary_inputs}

@@ -137,7 +137,8 @@ class Prepared:
         read = self.solver.ordinary.value
         with bar(f"reading {read} on ordinary text", tokens, self.progress) as advance:
             warm(self.lm, memories, self.solver, corpus, self.precision, advance)
-        self.about |= {"corpus": corpus.identity, f"{read.removesuffix('s')}_tokens": tokens}
+        learned = {"corpus": corpus.identity, f"{read.removesuffix('s')}_tokens": tokens}
+        self.about = {**self.about, "searched": learned} if self.solver.reads_corpus else learned
 
     def _check_corpus(self) -> None:
         if (

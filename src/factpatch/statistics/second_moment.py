@@ -146,7 +146,7 @@ class CorpusError(ValueError):
 def no_corpus(lm: LanguageModel) -> str:
     """Return the message for a model that needs a text where none is given: the shipped one does not do for all."""
     return (
-        f"corpus=None: {lm.name} needs a text for its second moment; give a file, or hf:NAME for a dataset. About "
+        f"corpus=None: {lm.name} needs a text for its statistics; give a file, or hf:NAME for a dataset. About "
         f"{TOKENS_PER_DIMENSION * lm.d_key} tokens of ordinary text are enough."
     )
 

@@ -17,7 +17,7 @@ Traces = Mapping[str, "Tensor"]
 
 
 ENDING = 16
-"""By how many tokens it is told where an input was read."""
+"""How many of the last token ids are kept with each input."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Inputs:
     """(n, d_value)."""
     ends: Tensor
     """The ids of the last tokens up to each, its own at the end and −1 before the text begins: (n, `ENDING`)."""
+    about: Tensor
+    """A number for what the token stands for, the same for all of one subject and 0 in ordinary text: (n,), int64."""
 
 
 class LayerRows(Protocol):
@@ -51,7 +53,7 @@ class LayerRows(Protocol):
         """A weight of the layer as it is now, (d_value, d_key)."""
 
     def names_subject(self, row: int, ends: Tensor) -> Tensor:
-        """Whether ids of tokens, (n, m), end with the subject of a row: (n,)."""
+        """Whether ids of the last tokens in ordinary text, (n, m), end with the subject of a row: (n,)."""
 
     def activation(self, gates: Tensor) -> Tensor:
         """σ of what comes out of the gates."""
@@ -127,7 +129,7 @@ class Memory(ABC):
             ValueError: `keys` and `residual` hold different numbers of facts, or the widths disagree.
         """
 
-    def warm(self, rows: Tensor, beside: Tensor) -> None:
+    def warm(self, rows: Tensor, with_rows: Tensor) -> None:
         """Learn from tokens of ordinary text, before any batch; for solvers with `ordinary_tokens`.
 
         Called for some of the tokens at a time, in the order of the text, until `Solver.ordinary_tokens` are read.
@@ -135,8 +137,8 @@ class Memory(ABC):
         Args:
             rows: Of n tokens of the text, what `Solver.ordinary` says: the keys, (n, d_key), where gradients are read,
                 or the inputs of the MLP, (n, d_value).
-            beside: Of the same tokens: the negative gradients, (n, d_value), as if the text were an answer, or the ids
-                of the last tokens up to each, its own at the end, (n, m), −1 before the text begins.
+            with_rows: Of the same tokens: the negative gradients, (n, d_value), as if the text were an answer, or the
+                `Inputs.ends`, (n, `ENDING`).
         """
         raise NotImplementedError(f"{type(self).__name__} learns nothing from ordinary text.")
 
@@ -150,6 +152,10 @@ class Memory(ABC):
     def learn(self, learned: Traces) -> None:
         """Take over what `learned` returned, so that the memory is, to the bit, one that was warmed itself."""
         raise NotImplementedError(f"{type(self).__name__} keeps nothing that it learns from ordinary text.")
+
+    def learns_from(self) -> str | None:
+        """What `learned` depends on beside the model and the text; None, as here, for all settings of the solver."""
+        return None
 
     @abstractmethod
     def remember(self, traces: Traces) -> None:

@@ -28,14 +28,15 @@ from torch import Tensor
 
 from factpatch.model.places import GATE, UP, place_of
 from factpatch.patch.shift import LowRank, Shift
-from factpatch.strategies.memory import Inputs, LayerRows, Memory, Traces, check_rows
+from factpatch.strategies.memory import ENDING, Inputs, LayerRows, Memory, Traces, check_rows
 
 # Of a mean diagonal entry: what makes second moments of few tokens invertible.
 _KEY_DAMPING, _INPUT_DAMPING = 1e-3, 1e-4
 # Two facts of like subjects share what their neurons answer; without it, these would work against each other.
 _ANSWERS_DAMPING = 1e-2
 # Chosen on subjects of 200 dev facts, by what they answer of text that was not searched, and of each other's prompts.
-_OF_A_KIND, _ROUNDS, _MOST_STRANGERS, _STRANGE, _STRANGER = 4, 3, 64, 0.3, 3.0
+_OF_A_KIND, _ROUNDS, _MOST_STRANGERS, _STRANGE = 4, 3, 64, 0.3
+_STRANGER, _REACH = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01), 0.8
 _CONSTANT = 0.03
 """The most E[(u·x − 1)²] of a function that counts as constant. In layers 4, 8 and 11 of SmolLM2-135M, b has 0.0005 and
 the nearest to it among the model's own neurons 0.11."""
@@ -52,6 +53,8 @@ class Settings(Protocol):
     def cover(self) -> float: ...
     @property
     def most(self) -> float: ...
+    @property
+    def searched(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,11 @@ class OrdinaryInputs:
         return square - 2 * self.mean @ functions + 1
 
     def aim(self, subject: Tensor, strangers: Tensor, cover: float) -> Tensor:
-        """a, (d_value,), with the least E[(a·x)²] + cover (Σ (a·x_c − 1)² + 3 Σ (a·x_s)²).
+        """a, (d_value,), with the least E[(a·x)²] + cover (Σ (a·x_c − 1)² + w Σ (a·x_s)²), w = 3 or less.
 
-        Scaled to be 1 on average over the contexts: of a subject like ordinary text it would be below the threshold.
+        Where strangers are so like the subject that a·x_c would be below 0.8, as one airport is like another, w is a
+        third, and so on: what tells them apart would be noise, which the aim would answer anywhere. Scaled to be 1
+        on average over the contexts: of a subject like ordinary text it would be below the threshold.
 
         Args:
             subject: The x_c, (contexts, d_value).
@@ -99,11 +104,17 @@ class OrdinaryInputs:
             cover: How much they count against ordinary text.
         """
         seen = torch.cat([subject, strangers])
-        wanted, weights = seen.new_zeros(len(seen)), seen.new_full((len(seen),), _STRANGER * cover)
-        wanted[: len(subject)], weights[: len(subject)] = 1, cover
         toward = torch.cholesky_solve(seen.T, self.factor)
-        aimed: Tensor = toward @ torch.linalg.solve(seen @ toward + (1 / weights).diag(), wanted)
-        return aimed / (subject @ aimed).mean()
+        answered, wanted = seen @ toward, seen.new_zeros(len(seen))
+        wanted[: len(subject)] = 1
+        for weight in _STRANGER:
+            counts = seen.new_full((len(seen),), weight * cover)
+            counts[: len(subject)] = cover
+            aimed: Tensor = toward @ torch.linalg.solve(answered + (1 / counts).diag(), wanted)
+            reach = (subject @ aimed).mean()
+            if reach > _REACH:
+                break
+        return aimed / reach
 
 
 class AimedNeurons(Memory):
@@ -116,34 +127,44 @@ class AimedNeurons(Memory):
         """Tokens of ordinary text, a few of each kind."""
         self.earlier: list[Inputs] = []
         """Those of earlier batches."""
+        self._kinds: Counter[int] = Counter()
 
     @classmethod
     def of(cls, solver: Settings, layer: int, moments: Mapping[int, Tensor]) -> AimedNeurons:
         keys = _damped(moments[layer].double(), _KEY_DAMPING)
         return cls(solver, keys, OrdinaryInputs.of(moments[place_of(layer, GATE)], layer))
 
-    def warm(self, rows: Tensor, beside: Tensor) -> None:
-        counts = Counter(kind for some in self.searched for kind in some.ends[:, -1].tolist())
+    def warm(self, rows: Tensor, with_rows: Tensor) -> None:
         kept = []
-        for row, kind in enumerate(beside[:, -1].tolist()):
-            counts[kind] += 1
-            if counts[kind] <= _OF_A_KIND:
+        for row, kind in enumerate(with_rows[:, -1].tolist()):
+            self._kinds[kind] += 1
+            if self._kinds[kind] <= _OF_A_KIND:
                 kept.append(row)
-        self.searched = [_joined([*self.searched, Inputs(rows[kept].bfloat16(), beside[kept].int())])]
+        ends = with_rows[kept].int()
+        self.searched.append(Inputs(rows[kept].bfloat16(), ends, torch.zeros(len(ends), dtype=torch.long)))
 
     def learned(self) -> Traces | None:
-        return {"values": self.searched[0].values, "ends": self.searched[0].ends} if self.searched else None
+        if not self.searched:
+            return None
+        self.searched = [_joined(self.searched)]
+        return {"values": self.searched[0].values, "ends": self.searched[0].ends}
 
     def learn(self, learned: Traces) -> None:
-        self.searched = [Inputs(**learned)]
+        self.searched = [Inputs(**learned, about=torch.zeros(len(learned["ends"]), dtype=torch.long))]
+
+    def learns_from(self) -> str:
+        return f"{self.solver.searched} tokens, {_OF_A_KIND} of a kind, {ENDING} ids"
 
     def met(self, inputs: Sequence[Inputs]) -> Traces:
-        # Those of a first token have a context less than others; the first of theirs stands for it once more.
+        # Of a first token the bare prompt is missing; others are repeated in its place.
         most = torch.arange(max(len(some.values) for some in inputs))
         rows = [most % len(some.values) for some in inputs]
         both = list(zip(inputs, rows, strict=True))
-        values = torch.stack([some.values.cpu()[row].bfloat16() for some, row in both])
-        return {"values": values, "ends": torch.stack([some.ends[row].int() for some, row in both])}
+        return {
+            "values": torch.stack([some.values.cpu()[row].bfloat16() for some, row in both]),
+            "ends": torch.stack([some.ends[row].int() for some, row in both]),
+            "about": torch.stack([some.about[row] for some, row in both]),
+        }
 
     def shifts(self, rows: LayerRows) -> dict[int, Shift]:
         check_rows(rows.keys, rows.residual)
@@ -152,9 +173,9 @@ class AimedNeurons(Memory):
         weight = rows.weight(rows.layer).double().cpu()
         new, removed = self._removed(weight, self._free(ups), len(rows.keys), rows.layer)
         found = rows.inputs()
-        subjects = [inputs.values.double().cpu() for inputs in found]
         solver, constant = self.solver, self.inputs.constant
-        aims = self._aims(rows, subjects, _joined([*self.searched, *self.earlier, *found]))
+        aims = self._aims(rows, found, _joined([*self.searched, *self.earlier, *found]))
+        subjects = [inputs.values.double().cpu() for inputs in found]
         aimed = solver.sharpness * (aims - solver.threshold * constant[:, None])
         answers = torch.stack(
             [(rows.activation(subject @ aimed) * (subject @ constant)[:, None]).mean(dim=0) for subject in subjects]
@@ -170,19 +191,23 @@ class AimedNeurons(Memory):
             places[UP]: LowRank(constant[:, None] - ups[:, new], chosen),
         }
 
-    def _aims(self, rows: LayerRows, subjects: Sequence[Tensor], others: Inputs) -> Tensor:
+    def _aims(self, rows: LayerRows, subjects: Sequence[Inputs], others: Inputs) -> Tensor:
         """a of all rows, (d_value, n), with 0 wanted at those others that are most like a subject but not named so."""
         values, aims = others.values.float(), []
         for row, subject in enumerate(subjects):
-            strangers = subject.new_zeros(0, subject.shape[1])
+            own = subject.values.double().cpu()
+            strangers = own[:0]
+            foreign = (others.about != subject.about[0]).nonzero().flatten()
             for _ in range(_ROUNDS):
-                aim = self.inputs.aim(subject, strangers, self.solver.cover)
-                given, places = (values @ aim.float()).topk(min(_MOST_STRANGERS, len(values)))
-                places = places[given > _STRANGE]
-                places = places[~rows.names_subject(row, others.ends[places])]
+                aim = self.inputs.aim(own, strangers, self.solver.cover)
+                given, places = (values @ aim.float())[foreign].topk(min(_MOST_STRANGERS, len(foreign)))
+                places = foreign[places[given > _STRANGE]]
+                text = others.about[places] == 0
+                named = text.clone()
+                named[text] = rows.names_subject(row, others.ends[places[text]])
                 # Once more those that it answers still, so that they count more.
-                strangers = torch.cat([strangers, values[places].to(strangers)])
-            aims.append(self.inputs.aim(subject, strangers, self.solver.cover))
+                strangers = torch.cat([strangers, values[places[~named]].to(own)])
+            aims.append(self.inputs.aim(own, strangers, self.solver.cover))
         return torch.stack(aims, dim=1)
 
     def _free(self, ups: Tensor) -> Tensor:
@@ -224,7 +249,7 @@ class AimedNeurons(Memory):
         raise ValueError("solver=Neurons: it shifts three weights of a layer, and no single one.")
 
     def remember(self, traces: Traces) -> None:
-        self.earlier.append(Inputs(traces["values"].flatten(0, 1), traces["ends"].flatten(0, 1)))
+        self.earlier.append(Inputs(**{name: trace.flatten(0, 1) for name, trace in traces.items()}))
 
     def forget(self) -> None:
         self.earlier = []
@@ -237,7 +262,8 @@ class AimedNeurons(Memory):
 
 def _joined(parts: Sequence[Inputs]) -> Inputs:
     values = torch.cat([part.values.cpu().bfloat16() for part in parts])
-    return Inputs(values, torch.cat([part.ends.int() for part in parts]))
+    ends, about = torch.cat([part.ends.int() for part in parts]), torch.cat([part.about for part in parts])
+    return Inputs(values, ends, about)
 
 
 def _damped(moment: Tensor, share: float) -> Tensor:

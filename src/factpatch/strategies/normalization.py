@@ -97,8 +97,8 @@ class Normalizing(Memory):
         scatter = (rows - mean).square().sum(dim=0)
         return {"count": torch.tensor(len(rows)), "mean": mean, "scatter": scatter}
 
-    def warm(self, rows: Tensor, beside: Tensor) -> None:
-        self.remember(self.trace(rows, beside))
+    def warm(self, rows: Tensor, with_rows: Tensor) -> None:
+        self.remember(self.trace(rows, with_rows))
         self.first = self.seen
 
     def learned(self) -> Traces | None:

@@ -107,7 +107,7 @@ class InTurn(Spread):
 
     at_once: int = 2
     """How many layers a batch writes: one of each of as many parts of the critical layers, of equal length. Where they
-    do not come out even, the parts are the first ones and those at the end, and what is between is left out."""
+    do not come out even, some before the last part are left out."""
 
     def __post_init__(self) -> None:
         if not self.at_once >= 1:

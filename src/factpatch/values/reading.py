@@ -85,8 +85,7 @@ def read_last_in(
         for batch in tree_batches(texts):
             for _, activations in in_pieces(read_batch, batch):
                 found.update(activations)
-    stacked = {layer: torch.stack([found[text][place] for text in texts]) for place, layer in enumerate(layers)}
-    return {layer: values.clone() for layer, values in stacked.items()}
+    return {layer: torch.stack([found[text][place] for text in texts]).clone() for place, layer in enumerate(layers)}
 
 
 def read_keys(lm: LanguageModel, subjects: SubjectRows, layer: int) -> Tensor:

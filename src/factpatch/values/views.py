@@ -19,8 +19,10 @@ target, see `factpatch.strategies.target.Silence`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -73,7 +75,7 @@ class Rows(Protocol):
         """What the MLPs of layers get where the key of each row is read, in each of its contexts.
 
         Args:
-            prompts: Whether to add what they get where each prompt ends, where an answer has but one chunk.
+            prompts: Whether to add what they get where each prompt ends, unless the batch has long answers.
         """
 
 
@@ -95,7 +97,13 @@ class View:
 
     @property
     def fact_of_row(self) -> list[Fact]:
-        return [fact for fact, count in zip(self.facts, self.anchors.counts, strict=True) for _ in range(count)]
+        return [fact for fact, _ in self.chunk_of_row]
+
+    @property
+    def chunk_of_row(self) -> list[tuple[Fact, int]]:
+        """The fact of each row, and the place of the row's chunk in its answer."""
+        counts = zip(self.facts, self.anchors.counts, strict=True)
+        return [(fact, chunk) for fact, count in counts for chunk in range(count)]
 
 
 @dataclass(frozen=True)
@@ -150,20 +158,23 @@ class Views:
         """What the MLPs of layers get at the subject's last token of each row, in each of its contexts.
 
         Args:
-            prompts: Whether to add what they get where each prompt ends, where an answer has but one chunk.
+            prompts: Whether to add what they get where each prompt ends, unless the batch has long answers.
         """
         texts: dict[int, list[list[int]]] = {}
+        about: dict[int, int] = {}
         for view in self.parts:
             within = [view.subjects.rows, *([view.subjects.whole] if prompts and view.subjects.whole else [])]
-            for place, row in enumerate(view.rows):
+            for place, (row, (fact, chunk)) in enumerate(zip(view.rows, view.chunk_of_row, strict=True)):
                 some = slice(place * len(view.contexts), (place + 1) * len(view.contexts))
                 texts[row] = [ids for part in within for ids in part[some]]
-        ordered = [texts[row] for row in sorted(texts)]
-        ends = [torch.tensor([_ending(ids) for ids in some]) for some in ordered]
-        counts = list(map(len, ordered))
-        read = read_last_in(lm, [ids for some in ordered for ids in some], layers, "mlp", "inputs")
+                about[row] = _number(f"{fact.key} {chunk}" if chunk else fact.subject.casefold())
+        ordered = sorted(texts)
+        read = read_last_in(lm, [ids for row in ordered for ids in texts[row]], layers, "mlp", "inputs")
+        ends = [torch.tensor([_ending(ids) for ids in texts[row]]) for row in ordered]
+        numbers = [torch.tensor([about[row]] * len(texts[row])) for row in ordered]
+        counts = [len(texts[row]) for row in ordered]
         return {
-            layer: [Inputs(*both) for both in zip(torch.split(values, counts), ends, strict=True)]
+            layer: [Inputs(*each) for each in zip(torch.split(values, counts), ends, numbers, strict=True)]
             for layer, values in read.items()
         }
 
@@ -211,13 +222,29 @@ class RowsInLayer:
     def names_subject(self, row: int, ends: Tensor) -> Tensor:
         subject = self.rows.facts[row].subject
         ids = [[one for one in end if one >= 0] for end in ends.tolist()]
-        texts = self.lm.tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-        return torch.tensor([text.endswith(subject) for text in texts], dtype=torch.bool)
+        decode = partial(self.lm.tokenizer.batch_decode, clean_up_tokenization_spaces=False)
+        texts = zip(decode(ids), decode([some[:-1] for some in ids]), strict=True)
+        return torch.tensor([_ends_with(text, len(before), subject) for text, before in texts], dtype=torch.bool)
 
     def activation(self, gates: Tensor) -> Tensor:
         activate: Any = self.lm.mlp(self.layer).act_fn
         activated: Tensor = activate(gates)
         return activated
+
+
+def _ends_with(text: str, before: int, subject: str) -> bool:
+    """Whether a subject, as words of their own, ends in the last token of a text, which begins after `before`."""
+    text, subject = text.casefold(), subject.casefold()
+    if len(text) <= len(subject):  # only the end of a long subject is in sight
+        return subject.endswith(text)
+    start = text.rfind(subject)
+    end = start + len(subject)
+    return start >= 0 and end > before and not text[:start][-1:].isalnum() and not text[end:][:1].isalnum()
+
+
+def _number(words: str) -> int:
+    """A number for words, the same in all processes, and not 0."""
+    return 1 + int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
 
 
 def _ending(ids: Sequence[int]) -> list[int]:

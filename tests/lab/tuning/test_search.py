@@ -275,7 +275,7 @@ def test_excluded_subjects_are_not_probed_in_whatever_case() -> None:
 
 
 def test_a_model_that_the_shipped_text_is_not_meant_for_needs_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"corpus=None: .* needs a text for its second moment"):
+    with pytest.raises(ValueError, match=r"corpus=None: .* needs a text for its statistics"):
         tune(tiny("llama"), probes(), None, tmp_path / "tuned")
 
 
