@@ -270,6 +270,8 @@ class Editor(EditedModel):
         targets: dict[int, TargetValues] = {}
         residuals: dict[int, Tensor] = {}
         traces: dict[int, Traces] = {}
+        # Where a batch is read once it is written, since layers below have changed by then.
+        late = self.method.regularizer.acts is Acts.BATCH or self.method.solver.remembers_inputs
         several = self.method.target.has_values and len({step.target_layer for step, _ in plan}) > 1
         with sharing_copies() if several else nullcontext():
             for step, rows in plan:
@@ -279,14 +281,13 @@ class Editor(EditedModel):
                 solved = self._solve(step, rows, keys, residuals[layer], facts)
                 solved = self._regularized(Acts.LAYER, solved, draft.before)
                 shifts |= solved
-                if self.recipe.remember_keys and not self.method.solver.remembers_inputs:
+                if self.recipe.remember_keys and not late:
                     traces[layer] = self.prepared.memory(layer).trace(keys, residuals[layer])
                 self._write(draft.write, solved)
         if self.method.regularizer.acts is Acts.BATCH:
             shifts = self._regularized(Acts.BATCH, shifts, draft.before)
             self._write(draft.rewrite, shifts)
-        late = self.method.regularizer.acts is Acts.BATCH or self.method.solver.remembers_inputs
-        if self.recipe.remember_keys and late:  # the layers below have changed since the keys were read
+        if self.recipe.remember_keys and late:
             traces = self._traces(plan, residuals)
         patch = self.describe(draft.batch(facts, shifts))
         return Edit(patch, targets, traces, self._seconds, values, _facts_of_rows(plan, traces))
@@ -360,7 +361,7 @@ class Editor(EditedModel):
 
     def _preserved(self, step: Step, rows: Rows) -> list[Traces]:
         """What a layer preserves before any batch: the first one, what other first tokens do."""
-        if step is not FIRST_STEP or not isinstance(rows, Views) or self.method.solver.remembers_inputs:
+        if step is not FIRST_STEP or not isinstance(rows, Views):
             return []
         tokens = other_first_tokens(self.lm, rows)
         if tokens not in self._first_tokens:
@@ -371,7 +372,7 @@ class Editor(EditedModel):
 
     def _between(self, layer: int, rows: Rows) -> list[Traces]:
         """What a layer preserves of the batch itself: the tokens of long answers between the anchors."""
-        keys = None if self.method.solver.remembers_inputs else rows.between(self.lm, layer)
+        keys = rows.between(self.lm, layer)
         if keys is None:
             return []
         return [self.prepared.memory(layer).trace(keys.cpu(), keys.new_zeros(len(keys), self.lm.d_value).cpu())]
@@ -384,7 +385,10 @@ class Editor(EditedModel):
         _check_finite(f"residual of layer {layer}", residual)
         memory = self.prepared.memory(layer)
         try:
-            memory.follow([*self._preserved(step, rows), *self._earlier(layer, facts), *self._between(layer, rows)])
+            kept = self._earlier(layer, facts)
+            if not self.method.solver.remembers_inputs:
+                kept = [*self._preserved(step, rows), *kept, *self._between(layer, rows)]
+            memory.follow(kept)
             found = memory.shifts(RowsInLayer(self.lm, rows, layer, keys, residual))
             shifts = {place: smaller(shift).to(self._stored_dtype) for place, shift in found.items()}
         except UnknownExpert as error:

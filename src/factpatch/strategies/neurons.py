@@ -197,17 +197,20 @@ class AimedNeurons(Memory):
         for row, subject in enumerate(subjects):
             own = subject.values.double().cpu()
             strangers = own[:0]
+            aim = self.inputs.aim(own, strangers, self.solver.cover)
             foreign = (others.about != subject.about[0]).nonzero().flatten()
             for _ in range(_ROUNDS):
-                aim = self.inputs.aim(own, strangers, self.solver.cover)
                 given, places = (values @ aim.float())[foreign].topk(min(_MOST_STRANGERS, len(foreign)))
                 places = foreign[places[given > _STRANGE]]
                 text = others.about[places] == 0
                 named = text.clone()
                 named[text] = rows.names_subject(row, others.ends[places[text]])
+                if bool(named.all()):  # the next round would find the same, which is nothing
+                    break
                 # Once more those that it answers still, so that they count more.
                 strangers = torch.cat([strangers, values[places[~named]].to(own)])
-            aims.append(self.inputs.aim(own, strangers, self.solver.cover))
+                aim = self.inputs.aim(own, strangers, self.solver.cover)
+            aims.append(aim)
         return torch.stack(aims, dim=1)
 
     def _free(self, ups: Tensor) -> Tensor:

@@ -41,11 +41,11 @@ class SubjectRows:
                 texts.append(lm.frame.wrap(placed.text))
                 ends.append(lm.frame.offset(placed.text) + placed.end)
         chats = [in_chat(lm, text) for text in texts]
-        found = list(locate(lm.tokenizer, texts, ends, lm.frame, chats))
+        found = locate(lm.tokenizer, texts, ends, lm.frame, chats)
         rows = [ids[: index + 1] for ids, index in found]
         for number, row in enumerate(rows):
             lm.check_length(row, facts[number // len(contexts)].text)
-        return cls(rows, len(contexts), contexts[0] == BARE, [list(ids) for ids, _ in found])
+        return cls(rows, len(contexts), contexts[0] == BARE, [ids for ids, _ in found])
 
     def bare(self) -> list[list[int]]:
         return self.rows[:: self.contexts]
